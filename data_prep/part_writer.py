@@ -1,0 +1,220 @@
+"""One part of the corpus to MDS shards: what a worker process does, and how it survives being killed.
+
+A part is written into a staging folder of this process, flushed to disk, moved into its place by a rename per
+split, and marked as done last. What a killed worker leaves is a staging folder, or splits without the mark: the
+next run writes that part again, to the same bytes.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.files import write_json
+from common.tokenizers import Tokenizer, load_tokenizer
+from data_prep.documents import Document, Dropped, Piece, read_piece
+from data_prep.filters import DIGEST_BYTES, Digests, FilterOptions, digest, is_validation, reason_to_drop
+from data_prep.packing import TokenArray, WindowPacker, WindowShape
+from data_prep.workers import report
+
+SPLITS = ("train", "val")
+WORK_FOLDER = "work"
+_TOKENS_BETWEEN_FLUSHES = 1 << 20
+
+
+@dataclass(frozen=True)
+class PartOptions:
+    """What every part is written with. `out` is the root of the shards."""
+
+    out: Path
+    tokenizer: str
+    text_field: str
+    shape: WindowShape
+    val_fraction: float
+    compression: str | None
+    filters: FilterOptions
+
+
+@dataclass(frozen=True)
+class Part:
+    """The `index`-th share of the corpus, in order."""
+
+    index: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def name(self) -> str:
+        return f"part-{self.index:05}"
+
+
+@dataclass
+class SplitCounts:
+    """Of one split: documents, their UTF-8 bytes, their tokens with EOS, windows, and the tokens no window holds."""
+
+    documents: int = 0
+    tokens: int = 0
+    windows: int = 0
+    bytes: int = 0
+    tail_tokens: int = 0
+
+    def add(self, other: "SplitCounts") -> None:
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass
+class PartResult:
+    """What a part came to. `examples` names the first source of each reason to drop."""
+
+    splits: dict[str, SplitCounts] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    input_bytes: int = 0
+
+
+class _SplitWriter:
+    """One split of one part: gathers tokens, writes windows."""
+
+    def __init__(self, folder: Path, options: PartOptions) -> None:
+        from common.mds import streaming
+
+        self.counts = SplitCounts()
+        self._packer = WindowPacker(options.shape)
+        self._pending: list[TokenArray] = []
+        self._pending_tokens = 0
+        self._mds = streaming.MDSWriter(
+            columns={"tokens": f"ndarray:uint16:{options.shape.length}"},
+            out=str(folder),
+            compression=options.compression,
+            hashes=["xxh64"],
+        )
+
+    def add(self, document: Document, tokens: TokenArray) -> None:
+        self.counts.documents += 1
+        self.counts.bytes += len(document.utf8)
+        self.counts.tokens += len(tokens)
+        self._pending.append(tokens)
+        self._pending_tokens += len(tokens)
+        if self._pending_tokens >= _TOKENS_BETWEEN_FLUSHES:
+            self._flush()
+
+    def finish(self) -> SplitCounts:
+        self._flush()
+        self._mds.finish()
+        self.counts.tail_tokens = self._packer.tail_tokens
+        return self.counts
+
+    def _flush(self) -> None:
+        windows = self._packer.add(self._pending)
+        self._pending, self._pending_tokens = [], 0
+        self.counts.windows += len(windows)
+        for window in windows:
+            self._mds.write({"tokens": window})
+
+
+def read_part(part: Part, *, text_field: str) -> Iterator[Document | Dropped]:
+    """Yield the documents of a part, and what was dropped in reading it, in order."""
+    for piece in part.pieces:
+        yield from read_piece(piece, text_field=text_field)
+
+
+def digests_of_part(part: Part, text_field: str) -> Digests:
+    """Return the digests of a part's documents, an array (documents,) of 16-byte `np.void`, for deduplication."""
+    joined = bytearray()
+    for record in read_part(part, text_field=text_field):
+        if isinstance(record, Document):
+            joined += digest(record.utf8)
+        report(documents=int(isinstance(record, Document)), input_bytes=record.input_bytes)
+    return np.frombuffer(bytes(joined), dtype=np.dtype((np.void, DIGEST_BYTES)))
+
+
+def finished_parts(parts: Sequence[Part], out: Path) -> dict[int, PartResult]:
+    """Return the results of the parts that are marked as done, by index."""
+    results = {}
+    for part in parts:
+        with contextlib.suppress(FileNotFoundError):
+            saved: dict[str, Any] = json.loads(_mark(part, out).read_text(encoding="utf-8"))
+            splits = {name: SplitCounts(**counts) for name, counts in saved["splits"].items()}
+            results[part.index] = PartResult(**saved | {"splits": splits})
+    return results
+
+
+def write_part(part: Part, options: PartOptions, is_first: npt.NDArray[np.bool_] | None) -> PartResult:
+    """Write one part and mark it as done.
+
+    Args:
+        part: what to read.
+        options: how to write it.
+        is_first: (documents,) which documents of the part are no duplicates; None keeps all.
+    """
+    staging = options.out / WORK_FOLDER / f"{part.name}.staging-{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    names = SPLITS if options.val_fraction > 0 else SPLITS[:1]
+    writers = {name: _SplitWriter(staging / name, options) for name in names}
+    result = _fill(writers, part, options, is_first)
+    result.splits = {name: writer.finish() for name, writer in writers.items()}
+    for name in names:
+        _publish(staging / name, options.out / name / part.name)
+    staging.rmdir()
+    write_json(_mark(part, options.out), asdict(result))
+    return result
+
+
+def _fill(
+    writers: dict[str, _SplitWriter], part: Part, options: PartOptions, is_first: npt.NDArray[np.bool_] | None
+) -> PartResult:
+    tokenizer = load_tokenizer(options.tokenizer)
+    result = PartResult()
+    dropped: Counter[str] = Counter()
+    keeps = repeat(True) if is_first is None else iter(is_first)
+    for record in read_part(part, text_field=options.text_field):
+        result.input_bytes += record.input_bytes
+        n_tokens = 0
+        if isinstance(record, Dropped):
+            reason: str | None = record.reason
+        else:
+            is_duplicate = not next(keeps)
+            reason = reason_to_drop(record, options.filters) or ("duplicate" if is_duplicate else None)
+        if reason is not None:
+            dropped[reason] += 1
+            result.examples.setdefault(reason, record.source)
+        elif isinstance(record, Document):
+            tokens = tokens_with_eos(record.text, tokenizer)
+            n_tokens = len(tokens)
+            is_val = is_validation(digest(record.utf8), val_fraction=options.val_fraction)
+            writers[SPLITS[is_val]].add(record, tokens)
+        report(documents=int(reason is None), input_bytes=record.input_bytes, tokens=n_tokens)
+    result.dropped = dict(sorted(dropped.items()))
+    return result
+
+
+def tokens_with_eos(text: str, tokenizer: Tokenizer) -> TokenArray:
+    """Return the ids of one document followed by EOS, (tokens + 1,) uint16."""
+    ids = tokenizer.encode_array(text)
+    tokens = np.empty(len(ids) + 1, dtype=np.uint16)
+    tokens[:-1] = ids
+    tokens[-1] = tokenizer.eos_id
+    return tokens
+
+
+def _mark(part: Part, out: Path) -> Path:
+    return out / WORK_FOLDER / f"{part.name}.json"
+
+
+def _publish(staged: Path, target: Path) -> None:
+    """Flush a staged folder to disk and move it to `target`, over what an unmarked try left there."""
+    for path in sorted(staged.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(exist_ok=True)
+    staged.replace(target)

@@ -1,0 +1,183 @@
+"""Train a SentencePiece tokenizer on a corpus: BPE with byte fallback, the kind that Llama 2 has.
+
+Any text comes back from its tokens unchanged: nothing is normalised, no space is dropped, digits are single tokens, and
+what has no token of its own becomes bytes. Unlike Llama 2's, line ends may be parts of tokens, which code gains from.
+Documents are read in a random but fixed order, so that --max_bytes of them stand for all; the same input gives the
+same model.
+"""
+
+import argparse
+import io
+import os
+import random
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+from tqdm import tqdm
+
+from common.command_line import UserError, exit_on_user_error, raise_if_any
+from common.files import written_whole
+from data_prep.documents import Document, Source, add_source_arguments, list_sources, read_piece
+from data_prep.filters import FilterOptions, reason_to_drop
+
+_MIB = 1 << 20
+_MOST_IDS = 1 << 16  # of uint16, which shards hold
+_FEWEST_IDS = 3 + 256  # unk, bos, eos, and the bytes
+# SentencePiece skips, silently, a sentence of more than `max_sentence_length` bytes; a character has up to four.
+_SENTENCE_CHARACTERS = 2048
+_EXAMPLES = """examples:
+  python -m data_prep.train_tokenizer --input ~/src/cpython --extensions .py .c --output tokenizer.model
+  python -m data_prep.train_tokenizer --input corpus/*.jsonl.zst --output tokenizer.model --max_bytes 100000000"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        UserError: the arguments are wrong, the corpus is empty, or too small for the vocabulary.
+    """
+    arguments = _parse(argv)
+    _check(arguments)
+    started = time.monotonic()
+    sources = list_sources(arguments.input, extensions=arguments.extensions, piece_bytes=_MIB)
+    documents = read_sample(sources, text_field=arguments.text_field, max_bytes=arguments.max_bytes)
+    if not documents:
+        raise UserError(f"no readable documents in {' '.join(arguments.input)}; nothing to train on")
+    sample_mb = sum(len(document.utf8) for document in documents) / 1e6
+    print(f"training {arguments.vocab_size} ids on {len(documents):,} documents, {sample_mb:.1f} MB ...", flush=True)
+    sentences = (sentence for document in documents for sentence in sentences_of(document.text))
+    model = train(sentences, vocab_size=arguments.vocab_size, num_threads=arguments.num_threads)
+    with written_whole(arguments.output) as partial:
+        partial.write_bytes(model)
+    ratio = bytes_per_token(model, documents[:200])
+    print(f"{arguments.output} is finished in {time.monotonic() - started:.1f} s; {ratio:.2f} bytes per token")
+
+
+def read_sample(sources: Sequence[Source], *, text_field: str, max_bytes: int) -> list[Document]:
+    """Return documents of all sources up to `max_bytes` of text, in a random but fixed order of their pieces.
+
+    One piece gives at most its share of `max_bytes`, or 1 MiB, so that one compressed file of many, which cannot be
+    cut, does not make up the sample alone.
+    """
+    pieces = [piece for source in sources for piece in source.pieces]
+    random.Random(0).shuffle(pieces)
+    most_of_piece = max(_MIB, max_bytes // len(pieces))
+    documents: list[Document] = []
+    n_bytes = 0
+    with tqdm(desc="reading", total=max_bytes, unit="B", unit_scale=True, leave=False) as bar:
+        for piece in pieces:
+            n_piece_bytes = 0
+            for record in read_piece(piece, text_field=text_field):
+                if isinstance(record, Document) and reason_to_drop(record, FilterOptions()) is None:
+                    documents.append(record)
+                    n_piece_bytes += len(record.utf8)
+                if n_piece_bytes >= most_of_piece or n_bytes + n_piece_bytes >= max_bytes:
+                    break
+            n_bytes += n_piece_bytes
+            bar.update(n_piece_bytes)
+            if n_bytes >= max_bytes:
+                break
+    return documents
+
+
+def sentences_of(text: str) -> Iterator[str]:
+    """Cut `text` into runs of at most 2048 characters, after a line end where there is one; joined they are `text`."""
+    start = 0
+    while start < len(text):
+        stop = start + _SENTENCE_CHARACTERS
+        line_end = text.rfind("\n", start, stop) + 1
+        if stop < len(text) and line_end > start:
+            stop = line_end
+        yield text[start:stop]
+        start = stop
+
+
+def train(sentences: Iterator[str], *, vocab_size: int, num_threads: int) -> bytes:
+    """Return a serialized SentencePiece model.
+
+    Raises:
+        UserError: the sample does not give `vocab_size` ids, or has more characters than that.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            character_coverage=0.99995,  # Llama 2's; the rest becomes bytes
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=True,
+            allow_whitespace_only_pieces=True,  # runs of spaces: the indentation of code
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            max_sentence_length=4 * _SENTENCE_CHARACTERS,
+            num_threads=num_threads,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _as_user_error(error, vocab_size) from error
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())  # type: ignore[attr-defined]
+    proto.trainer_spec.ClearField("num_threads")  # does not change a piece; the file's hash must not depend on it
+    return proto.SerializeToString(deterministic=True)
+
+
+def bytes_per_token(model: bytes, documents: Sequence[Document]) -> float:
+    """Return how many UTF-8 bytes a token of `model` stands for in `documents`."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    n_tokens = sum(len(processor.encode(document.text)) for document in documents)
+    return sum(len(document.utf8) for document in documents) / n_tokens
+
+
+def _as_user_error(error: RuntimeError, vocab_size: int) -> Exception:
+    if found := re.search(r"too high .*<= (\d+)", str(error)):
+        advice = f"the sample gives at most {found[1]} ids: lower --vocab_size, raise --max_bytes, or add input"
+    elif found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
+        advice = f"bytes and the characters of the sample alone need {found[1]} ids: raise --vocab_size"
+    else:
+        return error
+    return UserError(f"--vocab_size {vocab_size} does not fit the corpus; {advice}")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.train_tokenizer",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_source_arguments(parser)
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    add("--output", required=True, type=Path, metavar="FILE", help="the model to write, e.g. tokenizer.model")
+    add("--vocab_size", type=int, default=32000, metavar="N", help="number of ids (default: %(default)s)")
+    bytes_help = "train on about this much text; more costs time and memory in proportion (default: %(default)s)"
+    add("--max_bytes", type=int, default=10_000_000, metavar="N", help=bytes_help)
+    add("--num_threads", type=int, default=os.cpu_count(), metavar="N", help="threads (default: one per CPU)")
+    return parser.parse_args(argv)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    problems = [
+        f"--{name} must be at least 1, not {getattr(arguments, name)}"
+        for name in ("max_bytes", "num_threads")
+        if getattr(arguments, name) < 1
+    ]
+    if not _FEWEST_IDS < arguments.vocab_size <= _MOST_IDS:
+        problems.append(f"--vocab_size must be {_FEWEST_IDS + 1} to {_MOST_IDS}, not {arguments.vocab_size}")
+    if arguments.output.is_dir() or not arguments.output.absolute().parent.is_dir():
+        problems.append(f"--output {arguments.output} must be a file in a folder that exists")
+    raise_if_any(problems, heading="bad arguments")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main, program="train_tokenizer")

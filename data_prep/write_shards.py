@@ -1,0 +1,251 @@
+"""Tokenize a corpus and write it as MDS shards that pipeline.train reads.
+
+1. The corpus is cut into parts, which depend on the input alone, not on the number of workers.
+2. Worker processes write each part by itself; a part that an earlier, killed run finished is reused.
+3. The parts' indexes are merged per split, and metadata.json, written last, says that all is there.
+
+The same command on the same input writes the same bytes, however many workers it had and however often it was killed.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common.command_line import UserError, exit_on_user_error, raise_if_any
+from common.tokenizers import BYTES, Tokenizer, load_tokenizer
+from data_prep.documents import Source, add_source_arguments, cut_into_parts, list_sources
+from data_prep.filters import add_filter_arguments, filter_options, first_occurrences
+from data_prep.packing import WindowShape
+from data_prep.part_writer import (
+    Part,
+    PartOptions,
+    PartResult,
+    SplitCounts,
+    digests_of_part,
+    finished_parts,
+    write_part,
+)
+from data_prep.shard_folder import FORMAT_VERSION, Identity, abandon, claim, finish, is_finished, locked
+from data_prep.workers import results_of, worker_pool
+
+_MIB = 1 << 20
+_MOST_IDS = 1 << 16  # of uint16
+_NOT_IDENTITY = ("out", "num_workers")  # what does not change the bytes that are written
+_EXAMPLES = """examples:
+  python -m data_prep.write_shards --input ~/src/cpython --extensions .py .c --tokenizer tokenizer.model --out data/code
+  python -m data_prep.write_shards --input corpus/*.jsonl.zst --tokenizer bytes --out data/bytes --dedup exact
+
+A killed run is continued by the same command. A finished folder is left as it is."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        UserError: the arguments, the input or the output folder do not allow it; the message says which and why.
+    """
+    arguments = _parse(argv)
+    _check(arguments)
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    if tokenizer.vocab_size > _MOST_IDS:
+        raise UserError(f"tokenizer {arguments.tokenizer!r} has {tokenizer.vocab_size} ids; shards hold {_MOST_IDS}")
+    smallest_part = arguments.part_bytes or 8 * _MIB
+    sources = list_sources(arguments.input, extensions=arguments.extensions, piece_bytes=smallest_part)
+    identity = _identity(arguments, tokenizer, sources)
+    with locked(arguments.out):
+        if is_finished(arguments.out, identity):
+            print(f"{arguments.out} is already finished, with the same arguments; nothing to do")
+            return
+        parts = _cut(sources, part_bytes=arguments.part_bytes)
+        claim(arguments.out, identity, parts)
+        started = time.monotonic()
+        earlier = finished_parts(parts, arguments.out)
+        _announce(identity, n_parts=len(parts), n_earlier=len(earlier))
+        written = _write_parts(parts, arguments, skip=earlier.keys())
+        total = _sum_of([(earlier | written)[part.index] for part in parts], sources=sources)
+        _check_splits(total, arguments)
+        model = None if arguments.tokenizer == BYTES else Path(arguments.tokenizer)
+        finish(arguments.out, _metadata(identity, total), parts=parts, tokenizer_model=model)
+        n_bytes = sum(result.input_bytes for result in written.values())
+        print(_summary(total, out=arguments.out, n_bytes=n_bytes, seconds=time.monotonic() - started))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.write_shards",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_source_arguments(parser)
+    group = parser.add_argument_group("shards")
+    add = group.add_argument
+    add("--tokenizer", required=True, help="a SentencePiece model file, or the word 'bytes'")
+    add("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    add("--seq_len", type=int, default=4096, metavar="N", help="positions per window (default: %(default)s)")
+    lookahead_help = "tokens by which windows overlap: the most future tokens to train on (default: 8; 32 for bytes)"
+    add("--lookahead", type=int, metavar="N", help=lookahead_help)
+    val_help = "fraction of documents for val/, chosen by a hash of their text (default: %(default)s)"
+    add("--val_fraction", type=float, default=0.005, metavar="F", help=val_help)
+    add("--compression", metavar="zstd[:LEVEL]", help="compress the shards (default: not)")
+    add_filter_arguments(parser)
+    group = parser.add_argument_group("work")
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    group.add_argument("--num_workers", type=int, default=cpus, metavar="N", help="processes (default: one per CPU)")
+    part_help = "input bytes per part, the unit of work and of restart (default: 1/256 of the input, 8 to 512 MiB)"
+    group.add_argument("--part_bytes", type=int, metavar="N", help=part_help)
+    arguments = parser.parse_args(argv)
+    if arguments.lookahead is None:
+        arguments.lookahead = 32 if arguments.tokenizer == BYTES else 8
+    return arguments
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    problems = [
+        f"--{name} must be at least 1, not {getattr(arguments, name)}"
+        for name in ("seq_len", "lookahead", "num_workers", "part_bytes")
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1
+    ]
+    if not 0 <= arguments.val_fraction < 1:
+        problems.append(f"--val_fraction must be at least 0 and less than 1, not {arguments.val_fraction}")
+    if arguments.compression and not re.fullmatch(r"zstd(:([1-9]|1\d|2[0-2]))?", arguments.compression):
+        problems.append(f"--compression must be zstd, or zstd:1 to zstd:22, not {arguments.compression!r}")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        problems.append(f"--out {arguments.out} is a file; give a folder")
+    raise_if_any(problems, heading="bad arguments")
+
+
+def _identity(arguments: argparse.Namespace, tokenizer: Tokenizer, sources: Sequence[Source]) -> Identity:
+    return {
+        "format_version": FORMAT_VERSION,
+        "seq_len": arguments.seq_len,
+        "lookahead": arguments.lookahead,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": {name: getattr(tokenizer, name) for name in ("kind", "sha256", "bos_id", "eos_id")},
+        "sources": [source.summary() for source in sources],
+        "arguments": {name: value for name, value in vars(arguments).items() if name not in _NOT_IDENTITY},
+    }
+
+
+def _cut(sources: Sequence[Source], *, part_bytes: int | None) -> list[Part]:
+    pieces = [piece for source in sources for piece in source.pieces]
+    n_bytes = sum(piece.size for piece in pieces)
+    part_bytes = part_bytes or min(max(n_bytes // 256, 8 * _MIB), 512 * _MIB)
+    return [Part(i, tuple(share)) for i, share in enumerate(cut_into_parts(pieces, part_bytes=part_bytes))]
+
+
+def _announce(identity: Identity, *, n_parts: int, n_earlier: int) -> None:
+    n_files, n_bytes = (sum(source[name] for source in identity["sources"]) for name in ("files", "bytes"))
+    reused = f", of which {n_earlier} are finished already" if n_earlier else ""
+    print(f"{n_files:,} files, {n_bytes / 1e6:,.1f} MB, in {n_parts} parts{reused}; starting workers", flush=True)
+
+
+def _write_parts(
+    parts: Sequence[Part], arguments: argparse.Namespace, *, skip: Collection[int]
+) -> dict[int, PartResult]:
+    """Write the parts whose index is not in `skip`; return their results by index."""
+    options = PartOptions(
+        out=arguments.out.absolute(),
+        tokenizer=arguments.tokenizer,
+        text_field=arguments.text_field,
+        shape=WindowShape(arguments.seq_len, arguments.lookahead),
+        val_fraction=arguments.val_fraction,
+        compression=arguments.compression,
+        filters=filter_options(arguments),
+    )
+    missing = [part for part in parts if part.index not in skip]
+    if not missing:
+        return {}
+    with worker_pool(min(arguments.num_workers, len(missing))) as (pool, progress):
+        keeps: list[Any] = [None] * len(parts)
+        if arguments.dedup == "exact":
+            digests = [pool.submit(digests_of_part, part, options.text_field) for part in parts]
+            keeps = first_occurrences(results_of(digests, progress, input_bytes=_input_bytes(parts), verb="hashing"))
+        futures = [pool.submit(write_part, part, options, keeps[part.index]) for part in missing]
+        results = results_of(futures, progress, input_bytes=_input_bytes(missing), verb="writing")
+    return dict(zip((part.index for part in missing), results, strict=True))
+
+
+def _input_bytes(parts: Sequence[Part]) -> int | None:
+    """Return how many bytes reading these parts will count, or None if compression hides it."""
+    pieces = [piece for part in parts for piece in part.pieces]
+    return None if any(piece.is_compressed for piece in pieces) else sum(piece.size for piece in pieces)
+
+
+def _sum_of(results: Sequence[PartResult], *, sources: Sequence[Source]) -> PartResult:
+    total = PartResult(splits={name: SplitCounts() for name in results[0].splits})
+    dropped: Counter[str] = Counter()
+    for source in sources:
+        for folder in source.unreadable:
+            dropped["unreadable_folder"] += 1
+            total.examples.setdefault("unreadable_folder", folder)
+    for result in results:
+        for name, counts in result.splits.items():
+            total.splits[name].add(counts)
+        dropped.update(result.dropped)
+        total.examples = result.examples | total.examples
+        total.input_bytes += result.input_bytes
+    total.dropped = dict(sorted(dropped.items()))
+    return total
+
+
+def _check_splits(total: PartResult, arguments: argparse.Namespace) -> None:
+    """Refuse shards that nothing can be trained or evaluated on, and remove them."""
+    n_documents = sum(counts.documents for counts in total.splits.values())
+    problem = ""
+    if n_documents == 0:
+        problem = f"no documents in {' '.join(arguments.input)}; dropped: {_dropped_text(total) or 'none'}"
+    for name, counts in total.splits.items():
+        if n_documents and counts.windows == 0:
+            problem = (
+                f"split {name!r} would have no window of {arguments.seq_len} + {arguments.lookahead} tokens "
+                f"(it has {counts.documents} documents, {counts.tokens} tokens, in several parts): "
+                f"change --val_fraction ({arguments.val_fraction}), lower --seq_len, or add input"
+            )
+            break
+    if problem:
+        abandon(arguments.out)
+        raise UserError(problem)
+
+
+def _metadata(identity: Identity, total: PartResult) -> dict[str, Any]:
+    late = ("sources", "arguments")
+    packages = ("mosaicml-streaming", "numpy", "sentencepiece")
+    return {
+        **{name: value for name, value in identity.items() if name not in late},
+        "splits": {name: asdict(counts) for name, counts in total.splits.items()},
+        "dropped": total.dropped,
+        **{name: identity[name] for name in late},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _dropped_text(total: PartResult) -> str:
+    return ", ".join(f"{count:,} {reason} (first: {total.examples[reason]})" for reason, count in total.dropped.items())
+
+
+def _summary(total: PartResult, *, out: Path, n_bytes: int, seconds: float) -> str:
+    lines = [f"{out} is finished: {n_bytes / 1e6:,.1f} MB read in {seconds:.1f} s, {n_bytes / 1e6 / seconds:.1f} MB/s"]
+    for name, counts in total.splits.items():
+        lines.append(
+            f"  {name:<8}{counts.documents:>12,} documents {counts.tokens:>16,} tokens {counts.windows:>12,} windows"
+            f"   {counts.bytes / max(1, counts.tokens):.2f} bytes/token, {counts.tail_tokens:,} tokens left over"
+        )
+    lines += [
+        f"  dropped {count:>12,} {reason:<26} first: {total.examples[reason]}"
+        for reason, count in total.dropped.items()
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main, program="write_shards")

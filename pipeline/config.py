@@ -1,0 +1,368 @@
+"""What a run is: one dataclass per recipe section, and how a recipe becomes a checked `Config`.
+
+Precedence, lowest first: the defaults below, the recipe file, `section.field=value` on the command
+line. Every problem of a recipe is reported at once. Checks that need the world size, the shards or the DeepSpeed
+JSON live beside those (`batch_problems` here, `data.shard_problems`, `engine.fill_deepspeed_config`); `train`
+raises all of them together.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from common.command_line import UserError, raise_if_any
+
+# Paper, Table S14: name -> (dim, n_layers, n_heads). `n_layers` counts the heads.
+MODEL_SIZES = {
+    "0.3B": (1024, 18, 16),
+    "0.6B": (1280, 27, 20),
+    "1.3B": (2048, 24, 16),
+    "3B": (2560, 36, 20),
+    "7B": (4096, 32, 32),
+    "13B": (5120, 40, 40),
+}
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RunConfig:
+    """Where a run lives: `dir/name`.
+
+    dir: parent folder of all runs.
+    name: the run's own folder.
+    """
+
+    dir: str = "runs"
+    name: str = Field(default="run", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelConfig:
+    """Architecture (paper §2 and Table S14; Llama 2's block). Field names are Meta's params.json.
+
+    size: a row of `MODEL_SIZES`, which fills dim, n_layers and n_heads; or None to give those three.
+    dim: width of the residual stream.
+    n_layers: transformer layers in all, the heads' included; the trunk has n_layers - n_future_tokens.
+    n_heads: attention heads.  n_kv_heads: key/value heads (grouped queries); None means n_heads.
+    vocab_size: tokens; at most 65,536, since shards hold uint16.
+    n_future_tokens: prediction heads; 1 is the ordinary next-token baseline.
+    head_type: one transformer layer per head.  head_order: every head reads the trunk's output.
+    multiple_of, ffn_dim_multiplier: Llama's rule for the feed-forward width (see `ffn_dim`).
+    norm_eps: epsilon of RMSNorm.  rope_theta: base of the rotary frequencies.
+    """
+
+    size: Literal["0.3B", "0.6B", "1.3B", "3B", "7B", "13B"] | None = None
+    dim: int = Field(default=0, ge=0)
+    n_layers: int = Field(default=0, ge=0)
+    n_heads: int = Field(default=0, ge=0)
+    n_kv_heads: int | None = Field(default=None, gt=0)
+    vocab_size: int = Field(default=32_000, gt=0, le=65_536)
+    n_future_tokens: int = Field(default=4, gt=0)
+    head_type: Literal["transformer"] = "transformer"
+    head_order: Literal["parallel"] = "parallel"
+    multiple_of: int = Field(default=256, gt=0)
+    ffn_dim_multiplier: float | None = Field(default=None, gt=0)
+    norm_eps: float = Field(default=1e-5, gt=0)
+    rope_theta: float = Field(default=10_000.0, gt=0)
+
+    @property
+    def n_trunk_layers(self) -> int:
+        """Layers that all heads share."""
+        return self.n_layers - self.n_future_tokens
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads, the default resolved."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Width of SwiGLU's hidden layer: 8/3 dim, scaled, rounded up to `multiple_of` (Llama 2's rule)."""
+        hidden = int((self.ffn_dim_multiplier or 1.0) * int(8 * self.dim / 3))
+        return self.multiple_of * -(-hidden // self.multiple_of)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DataConfig:
+    """Which shards, in which order.
+
+    shards: folder written by `data_prep.write_shards` (with metadata.json).
+    seq_len: tokens a sequence; must be the shards' own.
+    shuffle_seed: seed of the sample order; the order also depends on the next three.
+    shuffle_algo: streaming's shuffling algorithm.  shuffle_block_size: samples that are shuffled together.
+    num_canonical_nodes: streaming's partitions of the sample space. Fixed, so that the order does not
+        depend on the number of machines; must divide or be divided by it.
+    num_workers: loader processes per rank; 0 loads in the training process.
+    """
+
+    shards: str = ""
+    seq_len: int = Field(default=4096, gt=0)
+    shuffle_seed: int = Field(default=1, ge=0)
+    shuffle_algo: Literal["py1e", "py1s", "py1br", "py2s"] = "py1e"
+    shuffle_block_size: int = Field(default=1 << 18, gt=0)
+    num_canonical_nodes: int = Field(default=64, gt=0)
+    num_workers: int = Field(default=2, ge=0)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainConfig:
+    """How much, in which portions.
+
+    total_tokens: tokens of the whole run, rounded up to whole steps.
+    batch_tokens: tokens of one optimizer step over all ranks.
+    micro_batch_size: sequences of one forward on one rank; gradient accumulation is derived.
+    seed: of the initial weights.
+    eval_every_steps: steps between validations; 0 never validates.
+    eval_tokens: validation tokens looked at each time (at most; whole micro batches on every rank).
+    activation_checkpointing: recompute each trunk layer in the backward instead of keeping its activations.
+    """
+
+    total_tokens: int = Field(default=1, gt=0)
+    batch_tokens: int = Field(default=8 * 2**20, gt=0)
+    micro_batch_size: int = Field(default=1, gt=0)
+    seed: int = Field(default=1, ge=0)
+    eval_every_steps: int = Field(default=500, ge=0)
+    eval_tokens: int = Field(default=2**20, gt=0)
+    activation_checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay (paper, Table S13).
+
+    lr: peak learning rate.  min_lr_ratio: final over peak.  warmup_steps: steps of linear warm-up.
+    beta1, beta2, eps: Adam's (the paper does not print eps).
+    weight_decay: decoupled; not applied to norms.  clip: L2 norm to which gradients are clipped.
+    """
+
+    lr: float = Field(default=3e-4, gt=0)
+    min_lr_ratio: float = Field(default=0.03, ge=0, le=1)
+    warmup_steps: int = Field(default=2000, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ParallelConfig:
+    """How the model is spread beyond ZeRO, which the DeepSpeed JSON owns.
+
+    pipeline_stages: 1 keeps every layer on every rank.
+    """
+
+    pipeline_stages: Literal[1] = 1
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CheckpointConfig:
+    """When the training state is saved, besides the run's last step.
+
+    every_steps: steps between checkpoints.  keep: how many of the newest whole ones stay.
+    """
+
+    every_steps: int = Field(default=1000, gt=0)
+    keep: int = Field(default=3, gt=0)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class LogConfig:
+    """What is reported how often.
+
+    every_steps: steps between log lines, TensorBoard points and metrics.jsonl objects.
+    """
+
+    every_steps: int = Field(default=10, gt=0)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Config:
+    """A whole run, one section per concern."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory."""
+        return Path(self.run.dir) / self.run.name
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return -(-self.train.total_tokens // self.train.batch_tokens)
+
+    def accumulation_steps(self, data_ranks: int) -> int:
+        """Micro batches per rank and optimizer step, for `data_ranks` model replicas."""
+        return self.train.batch_tokens // (self.data.seq_len * self.train.micro_batch_size * data_ranks)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """The resolved config as plain values, ready for YAML."""
+        return dataclasses.asdict(self)
+
+
+def load_config(recipe: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe, apply `section.field=value` overrides, and check all of it.
+
+    Raises:
+        UserError: the recipe cannot be read, or any key or value is wrong; lists every problem.
+    """
+    config, problems = read_config(recipe, overrides)
+    raise_if_any(problems, heading=f"recipe {recipe}")
+    return config
+
+
+def read_config(recipe: Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
+    """Like `load_config`, but return the problems, for a caller who has more to add.
+
+    Where there are problems, the config holds defaults in the place of what is wrong.
+
+    Raises:
+        UserError: the recipe cannot be read at all.
+    """
+    values, problems = _read_recipe(recipe), []
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        section, dot, field = key.partition(".")
+        if not (separator and dot and field):
+            problems.append(f"{override!r} is not of the form section.field=value")
+            continue
+        try:
+            values.setdefault(section, {})[field] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            problems.append(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}")
+    config, invalid = _validated(values)
+    config = dataclasses.replace(config, model=resolve_model(config.model))
+    return config, problems + invalid + _inconsistencies(config, given=values)
+
+
+def config_from_dict(values: dict[str, dict[str, Any]]) -> Config:
+    """Return the config that `Config.as_dict` turned into plain values."""
+    return _ADAPTER.validate_python(values)
+
+
+def resolve_model(model: ModelConfig) -> ModelConfig:
+    """Return `model` with `size` expanded into dim, n_layers and n_heads."""
+    if model.size is None:
+        return model
+    dim, n_layers, n_heads = MODEL_SIZES[model.size]
+    return dataclasses.replace(model, dim=dim, n_layers=n_layers, n_heads=n_heads)
+
+
+def model_from_dict(values: dict[str, Any], *, source: str = "model") -> ModelConfig:
+    """Return the architecture that plain values describe, such as the model section of a saved config.
+
+    Raises:
+        UserError: a value is wrong; the message begins with `source`.
+    """
+    try:
+        return resolve_model(TypeAdapter(ModelConfig).validate_python(values))
+    except ValidationError as error:
+        problems = [f"{details['loc'][-1]}={details['input']!r}: {details['msg']}" for details in error.errors()]
+        raise UserError(f"{source}: {'; '.join(problems)}") from error
+
+
+def model_problems(model: ModelConfig) -> list[str]:
+    """Return what is impossible about a resolved architecture, one line each."""
+    if 0 in (model.dim, model.n_layers, model.n_heads):
+        return ["model: give model.size, or all of model.dim, model.n_layers and model.n_heads"]
+    problems = []
+    if model.dim % (2 * model.n_heads):
+        problems.append(f"model.dim={model.dim} over model.n_heads={model.n_heads} must be an even head width")
+    if model.n_heads % model.kv_heads:
+        problems.append(f"model.n_heads={model.n_heads} must be a multiple of model.n_kv_heads={model.kv_heads}")
+    if model.n_layers < model.n_future_tokens:
+        problems.append(
+            f"model.n_future_tokens={model.n_future_tokens} heads need as many layers, but model.n_layers="
+            f"{model.n_layers} (heads are counted in it)"
+        )
+    return problems
+
+
+def batch_problems(config: Config, *, data_ranks: int) -> list[str]:
+    """Return why `train.batch_tokens` cannot be split over `data_ranks` replicas, one line each."""
+    per_micro_step = config.data.seq_len * config.train.micro_batch_size * data_ranks
+    if config.train.batch_tokens % per_micro_step == 0:
+        return []
+    nearest = max(1, round(config.train.batch_tokens / per_micro_step)) * per_micro_step
+    return [
+        f"train.batch_tokens={config.train.batch_tokens} is not a multiple of data.seq_len={config.data.seq_len} x "
+        f"train.micro_batch_size={config.train.micro_batch_size} x {data_ranks} ranks = {per_micro_step}; "
+        f"the nearest that is: {nearest}"
+    ]
+
+
+def _read_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
+    try:
+        values = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {recipe} cannot be read ({error}); see pipeline/recipes/") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
+        raise UserError(f"recipe {recipe} must map sections (model, data, train, ...) to their fields")
+    return values
+
+
+def _validated(values: dict[str, dict[str, Any]]) -> tuple[Config, list[str]]:
+    """Build the config from plain values; what cannot be used is named, and left at its default."""
+    try:
+        return _ADAPTER.validate_python(values), []
+    except ValidationError as error:
+        errors = error.errors()
+    bad_keys = {tuple(details["loc"][:2]) for details in errors}
+    usable = {
+        section: {key: value for key, value in fields.items() if (section, key) not in bad_keys}
+        for section, fields in values.items()
+        if (section,) not in bad_keys
+    }
+    return _ADAPTER.validate_python(usable), [_sentence(details) for details in errors]
+
+
+def _inconsistencies(config: Config, *, given: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what is wrong between fields that are each right, one line each."""
+    problems = []
+    clash = [name for name in ("dim", "n_layers", "n_heads") if config.model.size and name in given.get("model", {})]
+    if clash:
+        problems.append(f"model.size={config.model.size!r} already sets {', '.join(clash)}; give one or the other")
+    problems += model_problems(config.model)
+    if "total_tokens" not in given.get("train", {}):
+        problems.append("train.total_tokens is missing: the token budget of the run")
+    if "shards" not in given.get("data", {}):
+        problems.append("data.shards is missing: the folder that data_prep.write_shards wrote")
+    if "total_tokens" in given.get("train", {}) and config.optim.warmup_steps >= config.total_steps:
+        problems.append(
+            f"optim.warmup_steps={config.optim.warmup_steps} must be below the run's {config.total_steps} steps"
+        )
+    return problems
+
+
+def _sentence(details: Any) -> str:
+    """Turn one of pydantic's errors into `section.field=value: what is wrong`."""
+    location = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "unexpected_keyword_argument":
+        section = details["loc"][0] if len(details["loc"]) > 1 else None
+        known = [field.name for field in dataclasses.fields(getattr(Config(), section) if section else Config)]
+        return f"unknown key {location}; {section or 'a recipe'} has {', '.join(known)}"
+    return f"{location}={details['input']!r}: {details['msg']}"
+
+
+_ADAPTER = TypeAdapter(Config)

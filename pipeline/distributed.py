@@ -1,0 +1,100 @@
+"""Rank and world from whichever launcher started us, means over ranks, and rank-0 logging."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the launcher's variables do not need it
+    import torch
+    from torch import Tensor
+
+logger = logging.getLogger("pipeline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process's place: `rank` of `world_size`, and `local_rank` of `local_world_size` on its node."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank speaks for all."""
+        return self.rank == 0
+
+
+def world_from_environment() -> World:
+    """Read the launcher's variables, and complete them for the libraries that read them too.
+
+    The deepspeed launcher sets LOCAL_SIZE where torchrun sets LOCAL_WORLD_SIZE; mosaicml-streaming knows only
+    the latter, and without it every rank believes that it owns the node (mosaicml/streaming #717). Without any
+    launcher this is a world of one.
+    """
+    env = os.environ
+    env.setdefault("RANK", "0")
+    env.setdefault("LOCAL_RANK", "0")
+    env.setdefault("WORLD_SIZE", "1")
+    env.setdefault("LOCAL_WORLD_SIZE", env.get("LOCAL_SIZE", "1"))
+    env.setdefault("MASTER_ADDR", "127.0.0.1")
+    env.setdefault("MASTER_PORT", "29500")
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    rank, local_rank, world_size, local_world_size = (int(env[name]) for name in names)
+    return World(rank=rank, local_rank=local_rank, world_size=world_size, local_world_size=local_world_size)
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Return the mean of `values` over all ranks, in fp32; every rank must call it."""
+    import torch.distributed as dist
+
+    mean = values.detach().float().clone()
+    dist.all_reduce(mean)
+    return mean / dist.get_world_size()
+
+
+def any_rank(flag: bool, *, device: torch.device) -> bool:
+    """Return whether `flag` is set on any rank; every rank must call it."""
+    import torch
+    import torch.distributed as dist
+
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return bool(flags.item())
+
+
+def from_main(value: Any) -> Any:
+    """Return rank 0's `value` on every rank; every rank must call it."""
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def configure_logging(world: World, *, handlers: Iterable[logging.Handler]) -> None:
+    """Let rank 0 log to `handlers`; the other ranks keep only warnings, on stderr with their rank."""
+    logger.handlers.clear()
+    logger.propagate = False
+    if world.is_main:
+        logger.setLevel(logging.INFO)
+        for handler in handlers:
+            logger.addHandler(handler)
+    else:
+        logger.setLevel(logging.WARNING)
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(f"[rank {world.rank}] %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+
+
+def log_file_handler(path: Path) -> logging.Handler:
+    """Return a handler that appends dated lines to `path`."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return handler

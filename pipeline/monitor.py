@@ -1,0 +1,272 @@
+"""What people see of a run: console, TensorBoard and metrics.jsonl, and the figures in them.
+
+All three show the same numbers under the same tags. Only rank 0 has sinks; on the other ranks a `Monitor`
+takes part in the collectives and stays silent. Throughput counts training alone: validation and saving are
+`paused`.
+"""
+
+import json
+import logging
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline.config import Config
+from pipeline.distributed import World, logger
+from pipeline.inputs import Inputs, zero_stage
+from pipeline.model import parameter_count, training_flops_per_token
+
+Scalars = dict[str, float]
+GIB = 2**30
+
+# Dense bf16 peak, FLOP/s, from the makers' data sheets; the first name found in the device's name counts.
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "MI300X": 1307e12,
+}
+
+
+class Sink(Protocol):
+    """A place that scalars go to."""
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        """Record the scalars of one optimizer step."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release."""
+        ...
+
+
+class TensorBoard:
+    """Event files; after a resume, points beyond the resumed step are dropped."""
+
+    def __init__(self, directory: Path, *, resumed_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=resumed_step + 1, flush_secs=10)
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class MetricsFile:
+    """metrics.jsonl: one object per step; after a resume, lines beyond the resumed step are dropped."""
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= resumed_step]
+        path.write_text("".join(kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        tokens = {"tokens": int(scalars["progress/tokens"])} if "progress/tokens" in scalars else {}
+        self._file.write(json.dumps({"step": step, **tokens, **scalars}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Console:
+    """One tidy line per logged step, above a progress bar where stdout is a terminal."""
+
+    def __init__(self, *, total_steps: int, resumed_step: int) -> None:
+        self._total_steps = total_steps
+        self._bar = tqdm(
+            total=total_steps, initial=resumed_step, unit="step", file=sys.stdout, disable=None, leave=False
+        )
+        self._start_s, self._start_step = time.perf_counter(), resumed_step
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        self._bar.update(step - self._bar.n)
+        logger.info(_console_line(step, scalars, total_steps=self._total_steps, eta_s=self._eta_s(step)))
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _eta_s(self, step: int) -> float:
+        per_step_s = (time.perf_counter() - self._start_s) / max(1, step - self._start_step)
+        return per_step_s * (self._total_steps - step)
+
+
+class Monitor:
+    """Turns a step's results into scalars and hands them to the sinks."""
+
+    def __init__(self, config: Config, *, sinks: list[Sink], device: torch.device, step: int) -> None:
+        self._config, self._sinks, self._device = config, sinks, device
+        self._step, self._wait_s, self._start_s = step, 0.0, time.perf_counter()
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+    def log_step(
+        self, step: int, *, losses_N: Tensor, learning_rate: float, gradient_norm: float, wait_s: float
+    ) -> None:
+        """Report one optimizer step.
+
+        Args:
+            step: 1-based.
+            losses_N: mean loss of each head over all ranks, nats per token.
+            learning_rate, gradient_norm: of this step, the norm before clipping.
+            wait_s: seconds that the loop has waited for data since the run began.
+        """
+        batch_tokens = self._config.train.batch_tokens
+        tokens_per_s = (step - self._step) * batch_tokens / (time.perf_counter() - self._start_s)
+        losses = losses_N.tolist()
+        scalars = {
+            "loss/total": sum(losses),
+            **{f"loss/head_{head}": loss for head, loss in enumerate(losses, start=1)},
+            "optim/lr": learning_rate,
+            "optim/grad_norm": gradient_norm,
+            "throughput/tokens_per_s": tokens_per_s,
+            **self._mfu(tokens_per_s),
+            "memory/peak_GiB": peak_memory_bytes(self._device) / GIB,
+            "data/wait_s": wait_s - self._wait_s,
+            "progress/tokens": float(step * batch_tokens),
+        }
+        self._write(step, scalars)
+        self._step, self._wait_s, self._start_s = step, wait_s, time.perf_counter()
+
+    def log_validation(self, step: int, losses_N: Tensor) -> None:
+        """Report the mean validation loss of each head, nats per token."""
+        self._write(step, {f"val/loss_head_{head}": loss for head, loss in enumerate(losses_N.tolist(), start=1)})
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep what happens inside (validation, saving) out of the throughput."""
+        start_s = time.perf_counter()
+        yield
+        self._start_s += time.perf_counter() - start_s
+
+    def _write(self, step: int, scalars: Scalars) -> None:
+        for sink in self._sinks:
+            sink.write(step, scalars)
+
+    def _mfu(self, tokens_per_s: float) -> Scalars:
+        peak = peak_flops(self._device)
+        if peak is None:
+            return {}
+        flops = tokens_per_s * training_flops_per_token(self._config.model, seq_len=self._config.data.seq_len)
+        return {"throughput/mfu": flops / (peak * dist.get_world_size())}
+
+
+def sinks_for(config: Config, *, world: World, resumed_step: int) -> list[Sink]:
+    """Return the sinks of this rank: all of them on rank 0, none elsewhere."""
+    if not world.is_main:
+        return []
+    run_dir = config.run_dir
+    return [
+        Console(total_steps=config.total_steps, resumed_step=resumed_step),
+        TensorBoard(run_dir / "tensorboard", resumed_step=resumed_step),
+        MetricsFile(run_dir / "metrics.jsonl", resumed_step=resumed_step),
+    ]
+
+
+def header(inputs: Inputs, *, world: World, device: torch.device) -> str:
+    """Return the lines that open a run: model, layout, batch arithmetic."""
+    config = inputs.config
+    model, train, data = config.model, config.train, config.data
+    accumulation_steps = config.accumulation_steps(world.world_size)
+    return "\n".join(
+        (
+            f"model    {parameter_count(model) / 1e6:,.1f}M parameters: {model.n_trunk_layers} trunk layers and "
+            f"{model.n_future_tokens} heads of one layer, dim {model.dim}, vocabulary {model.vocab_size:,}",
+            f"layout   {world.world_size} ranks on {device.type}, ZeRO-{zero_stage(inputs.deepspeed_config)}",
+            f"batch    {train.batch_tokens:,} tokens = {world.world_size} ranks x {accumulation_steps} micro batches x "
+            f"{train.micro_batch_size} sequences x {data.seq_len} tokens",
+            f"budget   {train.total_tokens:,} tokens = {config.total_steps:,} steps",
+            f"watch    tensorboard --logdir {config.run_dir / 'tensorboard'}",
+        )
+    )
+
+
+class _AboveProgressBar(logging.Handler):
+    """Prints records on stdout without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def console_handler() -> logging.Handler:
+    """Return the handler of what rank 0 says on stdout: the bare message."""
+    return _AboveProgressBar()
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result depends on besides the config: versions and git commit. No variables, no host."""
+    packages = ("torch", "deepspeed", "mosaicml-streaming", "numpy", "sentencepiece")
+    return {
+        "python": sys.version.split()[0],
+        "packages": {name: metadata.version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "git_commit": _git_commit(),
+    }
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Return the device's dense bf16 peak in FLOP/s, or None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak of the device's allocator, or of this process's resident memory on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _console_line(step: int, scalars: Scalars, *, total_steps: int, eta_s: float) -> str:
+    heads = [f"{value:.3f}" for tag, value in scalars.items() if "/head_" in tag or "/loss_head_" in tag]
+    if "loss/total" not in scalars:
+        return f"step {step}/{total_steps}  validation loss per head [{' '.join(heads)}]"
+    mfu = f"  MFU {scalars['throughput/mfu']:.1%}" if "throughput/mfu" in scalars else ""
+    return (
+        f"step {step}/{total_steps}  tokens {scalars['progress/tokens'] / 1e6:,.2f}M"
+        f"  loss {scalars['loss/total']:.3f} [{' '.join(heads)}]  lr {scalars['optim/lr']:.1e}"
+        f"  grad {scalars['optim/grad_norm']:.2f}  {scalars['throughput/tokens_per_s']:,.0f} tok/s{mfu}"
+        f"  mem {scalars['memory/peak_GiB']:.1f} GiB  wait {scalars['data/wait_s']:.2f}s"
+        f"  ETA {timedelta(seconds=round(eta_s))}"
+    )
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Return the lines of a file that a kill may have cut in the last one; none if there is no file."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,62 @@
+"""Shared by all tests: a CPU environment, tiny real shards, and a way to run this project's commands."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+# Some virtual machines advertise AMX and then fault on its instructions; bf16 on the CPU needs none of it.
+# Set before torch is imported, and inherited by every process that a test starts.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_module(
+    module: str, *arguments: object, timeout_s: float = 120, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m module arguments` from the repository root, as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def launch_deepspeed(module: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start `deepspeed --num_gpus 2 --module module arguments` in a process group of its own."""
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--module", module]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def byte_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Byte-level shards of a real package (json of the standard library): seq_len 32, lookahead 32, 258 ids."""
+    from data_prep import write_shards
+
+    out = tmp_path_factory.mktemp("shards") / "bytes"
+    source = Path(sysconfig.get_path("stdlib")) / "json"
+    write_shards.main(
+        ["--input", str(source), "--tokenizer", "bytes", "--out", str(out), "--seq_len", "32", "--val_fraction", "0.2",
+         "--num_workers", "1"]
+    )  # fmt: skip
+    return out

@@ -1,0 +1,174 @@
+"""Whole runs through the deepspeed CLI on 2 CPU ranks: kill and resume, damage, stop requests, refusals."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY, launch_deepspeed, run_module
+
+STEPS, EVERY = 12, 4
+Metrics = dict[int, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, byte_shards: Path) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    path = folder / "tiny.yaml"
+    values = {
+        "run": {"dir": str(folder / "runs"), "name": "tiny"},
+        "model": {"dim": 32, "n_layers": 6, "n_heads": 4, "vocab_size": 258, "n_future_tokens": 4, "multiple_of": 16},
+        "data": {"shards": str(byte_shards), "seq_len": 32, "num_workers": 1, "num_canonical_nodes": 2},
+        "train": {"total_tokens": STEPS * 256, "batch_tokens": 256, "micro_batch_size": 2,
+                  "eval_every_steps": EVERY, "eval_tokens": 1024},
+        "optim": {"lr": 1e-2, "warmup_steps": 2},
+        "checkpoint": {"every_steps": EVERY, "keep": 2},
+        "log": {"every_steps": 1},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def start(recipe: Path, name: str, *overrides: str, deepspeed_json: str = "zero1_fp32") -> subprocess.Popen[str]:
+    return launch_deepspeed(
+        "pipeline.train", "--config", recipe, "--deepspeed_config", f"ds_configs/{deepspeed_json}.json",
+        f"run.name={name}", *overrides,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def metrics(run_dir: Path) -> Metrics:
+    """Training lines of metrics.jsonl by step; each step must be there once."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "loss/total" in line]
+    assert len({line["step"] for line in training}) == len(training)
+    return {line["step"]: line for line in training}
+
+
+def exact(line: dict[str, Any]) -> dict[str, Any]:
+    """What must not depend on interruptions: everything but times and memory."""
+    return {tag: value for tag, value in line.items() if not tag.startswith(("throughput/", "memory/", "data/"))}
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 240) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(recipe: Path) -> Path:
+    returncode, output = finish(start(recipe, "uninterrupted"))
+    assert returncode == 0, output
+    return recipe.parent / "runs" / "uninterrupted"
+
+
+def test_run_directory_is_as_documented(uninterrupted: Path) -> None:
+    assert {path.name for path in uninterrupted.iterdir()} == {
+        "config.yaml", "ds_config.json", "environment.json", "train.log", "metrics.jsonl", "tensorboard", "checkpoints",
+    }  # fmt: skip
+    assert sorted(path.name for path in (uninterrupted / "checkpoints").iterdir()) == ["step_00000008", "step_00000012"]
+    assert yaml.safe_load((uninterrupted / "config.yaml").read_text())["optim"]["beta2"] == 0.95
+    assert json.loads((uninterrupted / "ds_config.json").read_text())["gradient_accumulation_steps"] == 2
+    lines = metrics(uninterrupted)
+    assert list(lines) == list(range(1, STEPS + 1))
+    assert lines[STEPS]["tokens"] == STEPS * 256
+    assert lines[STEPS]["loss/total"] < lines[1]["loss/total"] - 2
+
+
+def test_kill_9_and_restart_is_bit_identical(recipe: Path, uninterrupted: Path) -> None:
+    run_dir = recipe.parent / "runs" / "killed"
+    process = start(recipe, "killed")
+    wait_until(lambda: (run_dir / "metrics.jsonl").exists() and max(metrics(run_dir), default=0) >= 6, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    killed_at = max(metrics(run_dir))
+    assert killed_at < STEPS, "the kill came too late to test anything"
+    returncode, output = finish(start(recipe, "killed"))
+    assert returncode == 0, output
+    assert "resumed from" in output
+    expected, actual = metrics(uninterrupted), metrics(run_dir)
+    assert {step: exact(line) for step, line in actual.items()} == {s: exact(line) for s, line in expected.items()}
+
+
+def test_a_damaged_checkpoint_is_named_and_the_older_one_used(recipe: Path, uninterrupted: Path) -> None:
+    run_dir = recipe.parent / "runs" / "damaged"
+    shutil.copytree(uninterrupted, run_dir)
+    victim = run_dir / "checkpoints" / "step_00000012" / "deepspeed" / "mp_rank_00_model_states.pt"
+    damaged = bytearray(victim.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    victim.write_bytes(damaged)
+    returncode, output = finish(start(recipe, "damaged"))
+    assert returncode == 0, output
+    assert "step_00000012 is damaged (deepspeed/mp_rank_00_model_states.pt has another hash" in output
+    assert "resumed from" in output
+    assert exact(metrics(run_dir)[STEPS]) == exact(metrics(uninterrupted)[STEPS])
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(recipe: Path, uninterrupted: Path) -> None:
+    """Also under ZeRO-3, where every rank holds a third of nothing whole: save, load and evaluation included."""
+    run_dir = recipe.parent / "runs" / "stopped"
+    process = start(recipe, "stopped", deepspeed_json="zero3_fp32")
+    wait_until(lambda: (run_dir / "metrics.jsonl").exists() and max(metrics(run_dir), default=0) >= 2, process)
+    os.kill(process.pid, signal.SIGTERM)
+    returncode, output = finish(process)
+    assert returncode != 0
+    assert "stopped on request after step" in output
+    assert list((run_dir / "checkpoints").glob("step_*"))
+    returncode, output = finish(start(recipe, "stopped", deepspeed_json="zero3_fp32"))
+    assert returncode == 0, output
+    assert "resumed from" in output
+    losses, expected = metrics(run_dir), metrics(uninterrupted)
+    for step in range(1, STEPS + 1):
+        assert losses[step]["loss/total"] == pytest.approx(expected[step]["loss/total"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("model.n_future_tokens=2", "model.n_future_tokens=4, and this run has 2"),
+        ("data.shuffle_seed=7", "data.shuffle_seed=1, and this run has 7"),
+        ("train.micro_batch_size=4", "it was saved by 2 ranks, and this run has 1"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    recipe: Path, uninterrupted: Path, override: str, complaint: str
+) -> None:
+    before = sorted(
+        path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file() and path.name != "train.log"
+    )
+    done = run_module(
+        "pipeline.train", "--config", recipe, "--deepspeed_config", "ds_configs/zero1_fp32.json",
+        "run.name=uninterrupted", override, MASTER_PORT="29671",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    after = sorted(
+        path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file() and path.name != "train.log"
+    )
+    assert before == after
+
+
+def test_a_finished_run_says_so_and_no_resume_refuses_it(recipe: Path, uninterrupted: Path) -> None:
+    returncode, output = finish(start(recipe, "uninterrupted"))
+    assert returncode == 0
+    assert "is the run's last step" in output
+    returncode, output = finish(start(recipe, "uninterrupted", "--no-resume"))
+    assert returncode == 2
+    assert "set another run.name" in output
+    assert (REPOSITORY / "runs" / "uninterrupted").exists() is False

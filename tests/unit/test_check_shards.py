@@ -1,0 +1,211 @@
+"""check_shards against shards that are whole, and against every kind of damage."""
+
+import json
+import shutil
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xxhash
+
+from common.command_line import UserError
+from common.tokenizers import ByteTokenizer
+from data_prep import check_shards, train_tokenizer, write_shards
+from data_prep.check_shards import marked_text
+from tests.conftest import run_module
+
+JSON_PACKAGE = Path(sysconfig.get_path("stdlib")) / "json"
+SHARD = "train/part-00000/shard.00000.mds"
+
+
+@pytest.fixture(scope="module")
+def zstd_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    model = folder / "tokenizer.model"
+    train_tokenizer.main(["--input", str(JSON_PACKAGE), "--output", str(model), "--vocab_size", "500"])
+    write_shards.main(
+        ["--input", str(JSON_PACKAGE), "--tokenizer", str(model), "--out", str(folder / "out"), "--seq_len", "32",
+         "--val_fraction", "0.2", "--num_workers", "1", "--compression", "zstd"]
+    )  # fmt: skip
+    return folder / "out"
+
+
+@pytest.fixture
+def shards(byte_shards: Path, tmp_path: Path) -> Path:
+    """A copy of whole byte shards, to damage."""
+    return Path(shutil.copytree(byte_shards, tmp_path / "shards"))
+
+
+def _flip_a_byte(root: Path) -> None:
+    data = bytearray((root / SHARD).read_bytes())
+    data[len(data) // 2] ^= 1
+    (root / SHARD).write_bytes(data)
+
+
+def _rewrite(root: Path, change: Callable[[np.ndarray[Any, Any]], None]) -> None:
+    """Change the windows of a shard, and its hash with them: damage that hashes do not show."""
+    index = json.loads((root / "train" / "index.json").read_text())
+    info = index["shards"][0]["raw_data"]
+    data = bytearray((root / SHARD).read_bytes())
+    metadata = json.loads((root / "metadata.json").read_text())
+    length = metadata["seq_len"] + metadata["lookahead"]
+    n_windows = index["shards"][0]["samples"]
+    change(np.frombuffer(data, dtype=np.uint16, offset=len(data) - 2 * length * n_windows).reshape(n_windows, length))
+    (root / SHARD).write_bytes(data)
+    info["hashes"]["xxh64"] = xxhash.xxh64_hexdigest(bytes(data))
+    (root / "train" / "index.json").write_text(json.dumps(index))
+
+
+def _change_json(path: Path, *keys: str | int, value: object) -> None:
+    whole = inner = json.loads(path.read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(whole))
+
+
+def _break_overlap(windows: np.ndarray[Any, Any]) -> None:
+    windows[3, 0] ^= 1
+
+
+def _beyond_vocabulary(windows: np.ndarray[Any, Any]) -> None:
+    windows[0, 5] = 258  # neither in the overlap of the first window nor in the vocabulary
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped byte": (_flip_a_byte, rf"{SHARD}: its xxh64 hash is not the one in its index"),
+    "cut short": (lambda root: (root / SHARD).write_bytes(b"short"), rf"{SHARD} has 5 bytes, its index says \d+"),
+    "shard missing": (lambda root: (root / SHARD).unlink(), rf"{SHARD} cannot be read: No such file"),
+    "index missing": (lambda root: (root / "val/index.json").unlink(), r"val/index\.json is missing"),
+    "index damaged": (lambda root: (root / "val/index.json").write_text("{"), r"val/index\.json is not an index"),
+    "no overlap": (lambda root: _rewrite(root, _break_overlap), rf"{SHARD}: windows do not overlap by 32 tokens"),
+    "beyond": (lambda root: _rewrite(root, _beyond_vocabulary), rf"{SHARD} holds id 258, beyond vocab_size 258"),
+    "other seq_len": (
+        lambda root: _change_json(root / "metadata.json", "seq_len", value=31),
+        rf"{SHARD} does not hold \d+ windows of 63 tokens",
+    ),
+    "other count": (
+        lambda root: _change_json(root / "metadata.json", "splits", "val", "windows", value=1),
+        r"val holds \d+ windows; metadata\.json says 1",
+    ),
+    "shard not in index": (
+        lambda root: _change_json(root / "train/index.json", "shards", value=[]),
+        r"train holds 0 windows; metadata\.json says \d+",
+    ),
+    "metadata missing": (lambda root: (root / "metadata.json").unlink(), r"metadata\.json is missing: .*not finished"),
+    "metadata damaged": (lambda root: (root / "metadata.json").write_text("x"), r"metadata\.json is not JSON"),
+    "other version": (
+        lambda root: _change_json(root / "metadata.json", "format_version", value=99),
+        r"has format_version 99, this program 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_found_and_named(name: str, shards: Path) -> None:
+    damage, message = DAMAGE[name]
+    damage(shards)
+    with pytest.raises(UserError, match=message):
+        check_shards.main([str(shards)])
+
+
+def test_whole_shards_pass(byte_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_shards.main([str(byte_shards)])
+    header, train, val = capsys.readouterr().out.splitlines()
+    metadata = json.loads((byte_shards / "metadata.json").read_text())
+    assert header.split()[:4] == ["split", "documents", "tokens", "windows"]
+    for line, split in [(train, "train"), (val, "val")]:
+        counts = metadata["splits"][split]
+        assert line.replace(",", "").split()[:4] == [
+            split,
+            *(str(counts[k]) for k in ("documents", "tokens", "windows")),
+        ]
+        assert line.endswith("ok")
+
+
+def test_compressed_shards_pass_and_their_damage_is_found(zstd_shards: Path, tmp_path: Path) -> None:
+    check_shards.main([str(zstd_shards)])
+    root = Path(shutil.copytree(zstd_shards, tmp_path / "shards"))
+    [path] = (root / "train" / "part-00000").glob("*.zstd")
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(UserError, match=r"shard\.00000\.mds\.zstd: its xxh64 hash"):
+        check_shards.main([str(root)])
+
+
+def test_another_tokenizer_is_found(zstd_shards: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(zstd_shards, tmp_path / "shards"))
+    with (root / "tokenizer.model").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(UserError, match=r"tokenizer\.model is not the tokenizer of these shards"):
+        check_shards.main([str(root)])
+    (root / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.model is missing"):
+        check_shards.main([str(root)])
+
+
+def test_the_overlap_is_checked_across_the_shards_of_a_part(tmp_path: Path) -> None:
+    """Two shards of one part, each right by itself, of which the second does not follow the first."""
+    from common.mds import streaming
+
+    def write(folder: Path, starts: list[int]) -> list[int]:
+        """Write windows of 4 + 2 consecutive ids into small shards; return the number of windows of each shard."""
+        out = folder / "train" / "part-00000"
+        writer = streaming.MDSWriter(
+            columns={"tokens": "ndarray:uint16:6"}, out=str(out), hashes=["xxh64"], size_limit=400
+        )
+        for start in starts:
+            writer.write({"tokens": np.arange(start, start + 6, dtype=np.uint16)})
+        writer.finish()
+        index = json.loads((out / "index.json").read_text())
+        for shard in index["shards"]:
+            shard["raw_data"]["basename"] = f"part-00000/{shard['raw_data']['basename']}"
+        (folder / "train" / "index.json").write_text(json.dumps(index))
+        return [shard["samples"] for shard in index["shards"]]
+
+    metadata = {"seq_len": 4, "lookahead": 2, "vocab_size": 300}
+    right = list(range(0, 4 * 20, 4))
+    first, *others = write(tmp_path / "right", right)
+    assert others
+    assert check_shards.check_split(tmp_path / "right" / "train", metadata, expected_windows=20).problems == []
+    write(tmp_path / "wrong", right[:first] + [start + 1 for start in right[first:]])
+    problems = check_shards.check_split(tmp_path / "wrong" / "train", metadata, expected_windows=20).problems
+    [problem] = problems
+    assert problem.endswith("shard.00001.mds: windows do not overlap by 2 tokens")
+
+
+def test_every_problem_is_listed(shards: Path) -> None:
+    _flip_a_byte(shards)
+    (shards / "val" / "index.json").unlink()
+    with pytest.raises(UserError) as error:
+        check_shards.main([str(shards)])
+    assert str(error.value).count("\n  - ") == 2
+
+
+def test_a_sample_shows_text_and_where_documents_end(zstd_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    check_shards.main([str(zstd_shards), "--sample", "100000"])  # more than there are: all of them
+    shown = capsys.readouterr().out
+    metadata = json.loads((zstd_shards / "metadata.json").read_text())
+    assert shown.count("--- train, window ") == metadata["splits"]["train"]["windows"]
+    assert shown.count("--- val, window ") == metadata["splits"]["val"]["windows"]
+    assert "⟦EOS⟧" in shown
+    with pytest.raises(UserError, match="--sample must be at least 0, not -1"):
+        check_shards.main([str(zstd_shards), "--sample", "-1"])
+
+
+def test_the_mark_stands_where_the_document_ends() -> None:
+    window = np.array([*b"ab", 257, *b"c\n", 257, 257, *b"d"], dtype=np.uint16)
+    assert marked_text(window, ByteTokenizer()) == "ab⟦EOS⟧\nc\n⟦EOS⟧\n⟦EOS⟧\nd"
+
+
+def test_damage_is_exit_code_2_without_a_traceback(shards: Path) -> None:
+    _flip_a_byte(shards)
+    done = run_module("data_prep.check_shards", shards)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        f"check_shards: error: {shards} is damaged: {shards / SHARD}: its xxh64 hash is not the one in its index"
+    )

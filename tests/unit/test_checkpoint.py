@@ -1,0 +1,208 @@
+"""Checkpoint folders: damage is found and named, whole ones are chosen and kept, other runs are refused."""
+
+import copy
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+
+from pipeline.checkpoint import checkpoint_damage, identity_problems, newest_whole_checkpoint, prune_checkpoints
+from pipeline.config import Config, ModelConfig, resolve_model
+
+FILES = {"deepspeed/weights.pt": b"weights" * 1000, "latest": b"deepspeed", "training_state.json": b'{"step": 1}'}
+
+
+def write_checkpoint(directory: Path, step: int) -> Path:
+    """Write the folder that the module's docstring describes, independently of the code that saves."""
+    path = directory / f"step_{step:08d}"
+    for name, content in FILES.items():
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    manifest = {
+        name: {"bytes": len(content), "xxh64": xxhash.xxh64(content).hexdigest()} for name, content in FILES.items()
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return path
+
+
+def flip_one_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="pipeline")
+    return caplog
+
+
+def test_a_whole_checkpoint_has_no_damage(tmp_path: Path) -> None:
+    assert checkpoint_damage(write_checkpoint(tmp_path, 1)) is None
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    path = write_checkpoint(tmp_path, 1)
+    (path / name).unlink()
+    assert checkpoint_damage(path) == f"{name} is missing"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_cut_file_is_named(tmp_path: Path, name: str) -> None:
+    path = write_checkpoint(tmp_path, 1)
+    (path / name).write_bytes(FILES[name][:-1])
+    assert checkpoint_damage(path) == f"{name} has {len(FILES[name]) - 1} bytes instead of {len(FILES[name])}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
+    path = write_checkpoint(tmp_path, 1)
+    flip_one_bit(path / name)
+    assert checkpoint_damage(path) == f"{name} has another hash than when it was written"
+
+
+def test_a_folder_without_readable_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, 1)
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8")[:-5], encoding="utf-8")
+    assert checkpoint_damage(path) == "no readable manifest.json"
+    manifest.unlink()
+    assert checkpoint_damage(path) == "no readable manifest.json"
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        write_checkpoint(tmp_path, step)
+    assert newest_whole_checkpoint(tmp_path) == tmp_path / "step_00000010"
+
+
+def test_damaged_ones_are_passed_over_aloud(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
+    whole, flipped, unsealed = (write_checkpoint(tmp_path, step) for step in (1, 2, 3))
+    flip_one_bit(flipped / "latest")
+    (unsealed / "manifest.json").unlink()
+    assert newest_whole_checkpoint(tmp_path) == whole
+    assert [record.getMessage() for record in warnings.records] == [
+        f"checkpoint {unsealed} is damaged (no readable manifest.json); looking for an older one",
+        f"checkpoint {flipped} is damaged (latest has another hash than when it was written); looking for an older one",
+    ]
+
+
+def test_what_a_killed_save_left_is_no_checkpoint(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
+    write_checkpoint(tmp_path, 2).rename(tmp_path / ".step_00000002.partial")
+    assert newest_whole_checkpoint(tmp_path) is None
+    assert warnings.records == []
+
+
+def test_no_folder_means_no_checkpoint(tmp_path: Path) -> None:
+    assert newest_whole_checkpoint(tmp_path / "checkpoints") is None
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, [10]), (2, [9, 10]), (4, [1, 2, 9, 10]), (9, [1, 2, 9, 10])])
+def test_the_newest_are_kept(tmp_path: Path, keep: int, kept: list[int]) -> None:
+    for step in (1, 2, 9, 10):
+        newest = write_checkpoint(tmp_path, step)
+    prune_checkpoints(tmp_path, newest=newest, keep=keep)
+    assert names(tmp_path) == [f"step_{step:08d}" for step in kept]
+
+
+def test_a_damaged_later_one_does_not_cost_the_one_just_saved(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 200)
+    flip_one_bit(write_checkpoint(tmp_path, 300) / "latest")  # so the run went on from 200, and was stopped at 250
+    newest = write_checkpoint(tmp_path, 250)
+    prune_checkpoints(tmp_path, newest=newest, keep=1)
+    assert newest_whole_checkpoint(tmp_path) == newest
+    assert names(tmp_path) == ["step_00000250"]
+
+
+def test_what_killed_saves_left_is_cleared_away(tmp_path: Path) -> None:
+    shutil.move(write_checkpoint(tmp_path, 7), tmp_path / ".step_00000007.partial")
+    newest = write_checkpoint(tmp_path, 8)
+    prune_checkpoints(tmp_path, newest=newest, keep=3)
+    assert names(tmp_path) == ["step_00000008"]
+
+
+@pytest.fixture
+def saved() -> dict[str, Any]:
+    return Config(model=resolve_model(ModelConfig(size="0.3B"))).as_dict()
+
+
+IDENTITY_CHANGES = [
+    ("model", "dim", 512),
+    ("model", "n_layers", 20),
+    ("model", "n_heads", 8),
+    ("model", "n_kv_heads", 8),
+    ("model", "vocab_size", 258),
+    ("model", "n_future_tokens", 1),
+    ("model", "head_type", "linear"),
+    ("model", "head_order", "causal"),
+    ("model", "multiple_of", 64),
+    ("model", "ffn_dim_multiplier", 1.5),
+    ("model", "norm_eps", 1e-6),
+    ("model", "rope_theta", 1e6),
+    ("data", "seq_len", 2048),
+    ("data", "shuffle_seed", 2),
+    ("data", "shuffle_algo", "py1s"),
+    ("data", "shuffle_block_size", 1024),
+    ("data", "num_canonical_nodes", 8),
+    ("train", "batch_tokens", 4096),
+    ("train", "seed", 2),
+]
+
+
+@pytest.mark.parametrize(("section", "field", "value"), IDENTITY_CHANGES)
+def test_another_run_is_told_by_name(saved: dict[str, Any], section: str, field: str, value: Any) -> None:
+    now = copy.deepcopy(saved)
+    now[section][field] = value
+    assert identity_problems(saved=saved, now=now) == [
+        f"it was saved with {section}.{field}={saved[section][field]!r}, and this run has {value!r}"
+    ]
+
+
+def test_every_difference_is_told_at_once(saved: dict[str, Any]) -> None:
+    now = copy.deepcopy(saved)
+    for section, field, value in IDENTITY_CHANGES:
+        now[section][field] = value
+    problems = identity_problems(saved=saved, now=now)
+    assert len(problems) == len(IDENTITY_CHANGES)
+    for section, field, _ in IDENTITY_CHANGES:
+        assert any(f" {section}.{field}=" in problem for problem in problems)
+
+
+def test_every_field_of_the_architecture_is_tried_above(saved: dict[str, Any]) -> None:
+    tried = {field for section, field, _ in IDENTITY_CHANGES if section == "model"}
+    assert tried == set(saved["model"]) - {"size"}
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("run", "dir", "elsewhere"),
+        ("model", "size", None),  # shorthand for the dimensions that follow from it
+        ("data", "shards", "moved"),
+        ("data", "num_workers", 0),
+        ("train", "total_tokens", 10**9),
+        ("train", "micro_batch_size", 8),
+        ("train", "eval_every_steps", 0),
+        ("train", "activation_checkpointing", True),
+        ("optim", "lr", 1e-4),
+        ("optim", "warmup_steps", 5),
+        ("checkpoint", "keep", 9),
+        ("log", "every_steps", 1),
+    ],
+)
+def test_what_may_change_in_a_run_is_ignored(saved: dict[str, Any], section: str, field: str, value: Any) -> None:
+    now = copy.deepcopy(saved)
+    assert now[section][field] != value
+    now[section][field] = value
+    assert identity_problems(saved=saved, now=now) == []

@@ -1,0 +1,34 @@
+import pytest
+
+from common.command_line import USER_ERROR_EXIT_CODE, UserError, exit_on_user_error, raise_if_any
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        print("some output")
+        raise UserError("--seq_len must be at least 1, not 0")
+
+    with pytest.raises(SystemExit) as stopped:
+        exit_on_user_error(main, program="write_shards")
+    assert stopped.value.code == USER_ERROR_EXIT_CODE == 2
+    assert capsys.readouterr().err == "write_shards: error: --seq_len must be at least 1, not 0\n"
+
+
+def test_our_own_defects_keep_their_traceback() -> None:
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        exit_on_user_error(main, program="p")
+
+
+def test_success_does_not_exit() -> None:
+    exit_on_user_error(lambda: None, program="p")
+
+
+def test_all_problems_come_in_one_error() -> None:
+    raise_if_any([], heading="bad arguments")
+    with pytest.raises(UserError, match=r"^bad arguments: a$"):
+        raise_if_any(["a"], heading="bad arguments")
+    with pytest.raises(UserError, match=r"^bad arguments:\n  - a\n  - b$"):
+        raise_if_any(["a", "b"], heading="bad arguments")

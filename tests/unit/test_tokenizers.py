@@ -1,0 +1,69 @@
+"""Tokenizers against what they stand for: bytes, and the sentencepiece library called directly."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+
+from common.command_line import UserError
+from common.tokenizers import ByteTokenizer, load_tokenizer
+
+TEXTS = ["", "a", "def f(x):\n\treturn x  # é☃\n", "  two  spaces  ", "</s><s>\0", "\r\n\n", "数" * 50]
+
+
+def _model(path: Path, **options: Any) -> str:
+    model = io.BytesIO()
+    settings: dict[str, Any] = {
+        "model_type": "bpe",
+        "vocab_size": 290,
+        "byte_fallback": True,
+        "minloglevel": 2,
+    } | options
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["def f(x): return x + 1", "hello world " * 9]), model_writer=model, **settings
+    )
+    path.write_bytes(model.getvalue())
+    return str(path)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_bytes_are_the_bytes_and_come_back(text: str) -> None:
+    tokenizer = load_tokenizer("bytes")
+    assert tokenizer.encode(text) == list(text.encode())
+    assert tokenizer.encode_array(text).tolist() == list(text.encode())
+    assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]) == text
+
+
+def test_special_ids_of_bytes_come_after_the_bytes() -> None:
+    assert (ByteTokenizer.bos_id, ByteTokenizer.eos_id, ByteTokenizer.vocab_size) == (256, 257, 258)
+    assert ByteTokenizer().decode([0xC3, 0x28]) == "\N{REPLACEMENT CHARACTER}("
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_sentencepiece_ids_are_sentencepieces(text: str, tmp_path: Path) -> None:
+    name = _model(tmp_path / "tokenizer.model")
+    reference = sentencepiece.SentencePieceProcessor(model_file=name)
+    tokenizer = load_tokenizer(name)
+    assert tokenizer.encode(text) == reference.encode(text, out_type=int)
+    assert tokenizer.encode_array(text).tolist() == reference.encode(text, out_type=int)
+    assert tokenizer.decode(tokenizer.encode(text)) == reference.decode(reference.encode(text, out_type=int))
+    assert tokenizer.eos_id not in tokenizer.encode("</s>")  # control tokens are not parsed from text
+    assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == ("sentencepiece", 290, 1, 2)
+
+
+def test_what_is_no_tokenizer_is_a_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("not a model")
+    (tmp_path / "nothing").touch()
+    for path, message in [
+        (tmp_path / "missing", "is not a file"),
+        (tmp_path, "is not a file"),
+        (tmp_path / "text", "is not a SentencePiece model"),
+        (tmp_path / "nothing", "is not a SentencePiece model"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            load_tokenizer(str(path))
+    without_eos = _model(tmp_path / "without_eos", eos_id=-1)
+    with pytest.raises(UserError, match="has no EOS id"):
+        load_tokenizer(without_eos)
