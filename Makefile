@@ -34,9 +34,9 @@ ON_CPU := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH"
 
 demo: setup
 	@$(MAKE) --no-print-directory $(DEMO_EXPORT)
-	@echo "[5/5] Complete a function, self-speculatively and, to compare, one token at a time"
+	@echo "[5/5] Complete two lines of code, self-speculatively and, to compare, one token at a time"
 	@$(BIN)/python -m pipeline.generate --ckpt_dir exports/demo --tokenizer_path exports/demo/tokenizer.model \
-	    --first_token eos --prompt 'def __init__(self, ' --max_seq_len 200 --compare
+	    --first_token eos --prompt 'def __init__(self, ' --prompt 'class ' --max_seq_len 100 --compare
 	@echo
 	@echo "Curves: $(BIN)/tensorboard --logdir runs/demo/tensorboard"
 	@echo "Finished stages are kept (data/demo, runs/demo, exports/demo); make demo reuses them."

@@ -4,6 +4,7 @@ A `UserError` says what is wrong, which value was given, and what to do. Any oth
 defect of ours and keeps its traceback.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,12 +16,16 @@ class UserError(ValueError):
 
 
 def exit_on_user_error(main: Callable[[], None], *, program: str) -> None:
-    """Run `main`; a `UserError` becomes `program: error: message` on stderr and exit code 2."""
+    """Run `main`; a `UserError` becomes `program: error: message` on stderr and exit code 2.
+
+    Of many ranks that meet the same mistake, one per node says so.
+    """
     try:
         main()
     except UserError as error:
         sys.stdout.flush()
-        print(f"{program}: error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
 
 

@@ -1,7 +1,8 @@
 """Train a SentencePiece tokenizer on a corpus: BPE with byte fallback, the kind that Llama 2 has.
 
-Any text comes back from its tokens unchanged: nothing is normalised, no space is dropped, digits are single tokens, and
-what has no token of its own becomes bytes. Unlike Llama 2's, line ends may be parts of tokens, which code gains from.
+Text comes back from its tokens unchanged: nothing is normalised, no space is dropped, and what has no token of its own
+becomes bytes. (Only U+2581, which SentencePiece writes for a space, comes back as one.) Digits are single tokens.
+Unlike Llama 2's, line ends may be parts of tokens, which code gains from.
 Documents are read in a random but fixed order, so that --max_bytes of them stand for all; the same input gives the
 same model.
 """

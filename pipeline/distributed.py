@@ -44,7 +44,7 @@ def world_from_environment() -> World:
     env.setdefault("WORLD_SIZE", "1")
     env.setdefault("LOCAL_WORLD_SIZE", env.get("LOCAL_SIZE", "1"))
     env.setdefault("MASTER_ADDR", "127.0.0.1")
-    env.setdefault("MASTER_PORT", "29500")
+    env.setdefault("MASTER_PORT", "0" if env["WORLD_SIZE"] == "1" else "29500")  # 0: any free port
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     rank, local_rank, world_size, local_world_size = (int(env[name]) for name in names)
     return World(rank=rank, local_rank=local_rank, world_size=world_size, local_world_size=local_world_size)

@@ -3,14 +3,17 @@
 The JSON that it is given comes filled with the recipe's numbers from `inputs.fill_deepspeed_config`.
 """
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from common.command_line import UserError
 from pipeline.config import Config
 from pipeline.data import Batch
 from pipeline.distributed import World, mean_over_ranks
@@ -22,7 +25,11 @@ _DEEPSPEED_TAG = "deepspeed"
 
 
 def initialise_distributed(world: World) -> torch.device:
-    """Join the process group and return this rank's device: its GPU, or the CPU with gloo."""
+    """Join the process group and return this rank's device: its GPU, or the CPU with gloo.
+
+    Raises:
+        UserError: the launcher's rendezvous port is taken, for instance by another run on this machine.
+    """
     deepspeed = _import_deepspeed()
     accelerator = deepspeed.accelerator.get_accelerator()
     if accelerator.is_available() and accelerator.device_name() != "cpu":
@@ -30,7 +37,14 @@ def initialise_distributed(world: World) -> torch.device:
         device = torch.device(accelerator.device_name(world.local_rank))
     else:
         device = torch.device("cpu")
-    deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else None, verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else None, verbose=False)
+    except torch.distributed.DistNetworkError as error:
+        port = os.environ.get("MASTER_PORT")
+        raise UserError(
+            f"the ranks cannot meet on port {port} ({' '.join(str(error).split())[:160]}); if another run uses it,"
+            " give the launcher another --master_port"
+        ) from error
     return device
 
 
@@ -113,7 +127,8 @@ def consolidated_weights(checkpoint: Path) -> dict[str, Tensor]:
 
     folder = checkpoint / _DEEPSPEED_TAG
     if any(folder.glob("*_optim_states.pt")):
-        return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=_DEEPSPEED_TAG)
+        with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):  # it narrates
+            return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=_DEEPSPEED_TAG)
     states = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
     return {name: weight.float() for name, weight in states["module"].items()}
 

@@ -1,6 +1,7 @@
 """Shared by all tests: a CPU environment, tiny real shards, and a way to run this project's commands."""
 
 import os
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -34,9 +35,17 @@ def run_module(
     )
 
 
+def free_port() -> int:
+    """Return a TCP port that nobody listens on now: other runs on this machine use the launchers' default."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def launch_deepspeed(module: str, *arguments: object) -> subprocess.Popen[str]:
     """Start `deepspeed --num_gpus 2 --module module arguments` in a process group of its own."""
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--module", module]
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2"]
+    command += ["--master_port", str(free_port()), "--module", module]
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         cwd=REPOSITORY,

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.model import MultiTokenModel, initialise
 from pipeline.optim import learning_rate, parameter_groups
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, free_port
 from tests.distributed.zero_modes import ACCUMULATION, RANKS, STEPS, micro_batches, tiny_config
 
 JSONS = sorted((REPOSITORY / "ds_configs").glob("*.json"))
@@ -20,8 +20,9 @@ JSONS = sorted((REPOSITORY / "ds_configs").glob("*.json"))
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("zero_modes") / "results.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(RANKS), "--master_port", "29611",
-               "-m", "tests.distributed.zero_modes", str(out), *map(str, JSONS)]  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(RANKS)]
+    worker = ["--master_port", str(free_port()), "-m", "tests.distributed.zero_modes", str(out), *map(str, JSONS)]
+    command = [*launcher, *worker]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return torch.load(out)

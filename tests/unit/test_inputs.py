@@ -92,7 +92,7 @@ def test_the_recipes_own_numbers_are_no_contradiction() -> None:
 
 def test_every_contradiction_is_named_at_once() -> None:
     values = {
-        **{key: 3 for key in OWNED},
+        **dict.fromkeys(OWNED, 3),
         "optimizer": {"type": "AdamW", "params": {"lr": 1.0, "betas": [0.9, 0.9], "eps": 1.0, "weight_decay": 0}},
     }
     _, problems = fill_deepspeed_config(values, config_of(), data_ranks=2)

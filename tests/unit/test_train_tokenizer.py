@@ -61,9 +61,9 @@ def test_the_model_is_of_llama_2s_kind(model: Path) -> None:
 
 
 def test_digits_are_single_tokens(tmp_path: Path) -> None:
-    (tmp_path / "a.py").write_text("x = 2024 + 2024 - 2024\n" * 50)
+    (tmp_path / "a.py").write_text("value = 2024\nreturn 2024\n" * 50)
     path = tmp_path / "tokenizer.model"
-    train_tokenizer.main(["--input", str(tmp_path), "--output", str(path), "--vocab_size", "277"])
+    train_tokenizer.main(["--input", str(tmp_path), "--output", str(path), "--vocab_size", "280"])
     processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
     assert [piece for piece in processor.encode_as_pieces("2024") if piece != "▁"] == ["2", "0", "2", "4"]
 

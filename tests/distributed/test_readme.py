@@ -1,0 +1,69 @@
+"""The README is true: its commands run as printed, and its tree and run directory are what is there."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+CODE = ("common", "data_prep", "pipeline", "ds_configs")
+# The commands as printed train for minutes; the same run is cut short by overrides of the same kind as theirs.
+SHORTER = " train.total_tokens=16384 optim.warmup_steps=1 train.eval_every_steps=4 train.eval_tokens=4096"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the repository, so that what the commands write lands in it."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in CODE:
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_every_command_runs(workplace: Path) -> None:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "CORPUS": str(Path(sysconfig.get_path("stdlib")) / "asyncio"),
+    }
+    outputs = {}
+    for command in readme_commands():
+        done = subprocess.run(
+            ["bash", "-c", command + (SHORTER if "pipeline.train" in command else "")],
+            cwd=workplace, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        outputs[command] = done.stdout
+    assert len(outputs) == 7
+    assert "tokens per forward" in outputs[readme_commands()[-1]]
+    assert {path.name for path in (workplace / "exports" / "mine").iterdir()} == {
+        "consolidated.pth", "params.json", "tokenizer.model",
+    }  # fmt: skip
+
+
+def test_make_targets_exist() -> None:
+    for target in re.findall(r"^    make (\w+)", README, flags=re.MULTILINE):
+        done = subprocess.run(["make", "-n", target], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_tree_names_what_is_there() -> None:
+    tree = README.split("## The tree")[1]
+    folders = re.findall(r"^    ([\w/]+)/  ", tree, flags=re.MULTILINE)
+    assert folders == ["pipeline", "pipeline/recipes", "ds_configs", "data_prep", "common", "tests", "docs"]
+    for folder in ("pipeline", "data_prep"):
+        for module in (REPOSITORY / folder).glob("*.py"):
+            assert module.stem == "__init__" or re.search(rf"\b{module.stem}\b", tree), f"{module} is not in the tree"
+    for folder in folders:
+        assert (REPOSITORY / folder).is_dir()
