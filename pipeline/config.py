@@ -340,9 +340,14 @@ def _validated(values: dict[str, dict[str, Any]]) -> tuple[Config, list[str]]:
 def _inconsistencies(config: Config, *, given: dict[str, dict[str, Any]]) -> list[str]:
     """Return what is wrong between fields that are each right, one line each."""
     problems = []
-    clash = [name for name in ("dim", "n_layers", "n_heads") if config.model.size and name in given.get("model", {})]
-    if clash:
-        problems.append(f"model.size={config.model.size!r} already sets {', '.join(clash)}; give one or the other")
+    own = given.get("model", {})
+    clash = [
+        name for name in ("dim", "n_layers", "n_heads") if own.get(name, 0) not in (0, getattr(config.model, name))
+    ]
+    if config.model.size and clash:
+        problems.append(
+            f"model.size={config.model.size!r} already sets {', '.join(clash)} otherwise; give one or the other"
+        )
     problems += model_problems(config.model)
     if "total_tokens" not in given.get("train", {}):
         problems.append("train.total_tokens is missing: the token budget of the run")

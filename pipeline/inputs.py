@@ -27,14 +27,21 @@ class Inputs:
     metadata: dict[str, Any]
 
 
-def load_inputs(recipe: Path, deepspeed_json: Path, *, overrides: list[str], data_ranks: int) -> Inputs:
-    """Read and check everything for a run on `data_ranks` model replicas.
+def load_inputs(
+    recipe: Path, deepspeed_json: Path, *, overrides: list[str], data_ranks: int, n_nodes: int = 1
+) -> Inputs:
+    """Read and check everything for a run on `data_ranks` model replicas, spread over `n_nodes` machines.
 
     Raises:
         UserError: anything is wrong with any of the inputs, or between them; lists all problems.
     """
     config, problems = read_config(recipe, overrides)
     problems += batch_problems(config, data_ranks=data_ranks)
+    canonical = config.data.num_canonical_nodes
+    if canonical % n_nodes and n_nodes % canonical:
+        problems.append(
+            f"data.num_canonical_nodes={canonical} must divide, or be divided by, the {n_nodes} nodes of the run"
+        )
     deepspeed_config: dict[str, Any] = {}
     try:
         values = read_deepspeed_config(deepspeed_json)
@@ -67,7 +74,7 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
         raise UserError(f"DeepSpeed config {path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"DeepSpeed config {path} must be a JSON object, not {type(values).__name__}")
-    for section in ("optimizer", "bf16", "fp16", "zero_optimization", "data_types"):
+    for section in ("optimizer", "bf16", "bfloat16", "fp16", "zero_optimization", "data_types"):
         if not isinstance(values.get(section, {}), dict):
             raise UserError(f"DeepSpeed config {path}: {section}={values[section]!r} must be a JSON object")
     return values
@@ -122,7 +129,7 @@ def _unsupported(values: dict[str, Any], optimizer: dict[str, Any]) -> list[str]
             " use bf16 or fp32"
         )
     stage = zero_stage(values)
-    is_bf16 = values.get("bf16", {}).get("enabled", False)
+    is_bf16 = values.get("bf16", values.get("bfloat16", {})).get("enabled", False)  # DeepSpeed takes both names
     if stage == 0 and is_bf16:
         # DeepSpeed 0.19.8's wrapper for this case was seen to leave the plain-PyTorch losses at the second step.
         problems.append(
@@ -162,6 +169,9 @@ def read_metadata(shards: str) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as shard metadata ({error!r}); write the shards again") from error
     if version != SUPPORTED_FORMAT_VERSION:
         raise UserError(f"{path} has format_version={version!r}, but this code reads {SUPPORTED_FORMAT_VERSION}")
+    missing = [key for key in ("seq_len", "lookahead", "vocab_size", "tokenizer", "splits") if key not in metadata]
+    if missing:
+        raise UserError(f"{path} cannot be read as shard metadata: no {', '.join(missing)}; write the shards again")
     return metadata
 
 

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from common.files import write_text
 from pipeline.config import Config
 from pipeline.distributed import World, logger
 from pipeline.inputs import Inputs, zero_stage
@@ -35,6 +36,7 @@ GIB = 2**30
 PEAK_FLOPS = {
     "A100": 312e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "B200": 2250e12,
@@ -75,7 +77,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= resumed_step]
-        path.write_text("".join(kept), encoding="utf-8")
+        write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, scalars: Scalars) -> None:

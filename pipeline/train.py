@@ -37,7 +37,11 @@ def main() -> None:
     arguments = _parser().parse_args()
     world = world_from_environment()
     inputs = load_inputs(
-        arguments.config, arguments.deepspeed_config, overrides=arguments.overrides, data_ranks=world.world_size
+        arguments.config,
+        arguments.deepspeed_config,
+        overrides=arguments.overrides,
+        data_ranks=world.world_size,
+        n_nodes=world.world_size // world.local_world_size,
     )
     exit_code = run(inputs, world=world, resume=arguments.resume)
     sys.exit(exit_code)

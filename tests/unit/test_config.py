@@ -99,7 +99,7 @@ optim: {beta1: 2.0}
         "train.seed='many': Input should be a valid integer",
         "optim.beta1=2.0: Input should be less than 1",
         "optim.lr=-1: Input should be greater than 0",
-        "model.size='7B' already sets dim; give one or the other",
+        "model.size='7B' already sets dim otherwise; give one or the other",
         "model.n_heads=32 must be a multiple of model.n_kv_heads=5",
         "model.n_future_tokens=40 heads need as many layers, but model.n_layers=32 (heads are counted in it)",
         "train.total_tokens is missing: the token budget of the run",
@@ -199,6 +199,15 @@ def test_no_size_is_left_out_above() -> None:
 )
 def test_ffn_dim_is_llamas_rule(dim: int, multiple_of: int, multiplier: float | None, ffn_dim: int) -> None:
     assert ModelConfig(dim=dim, multiple_of=multiple_of, ffn_dim_multiplier=multiplier).ffn_dim == ffn_dim
+
+
+def test_the_resolved_config_of_a_run_is_a_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "sized.yaml"
+    recipe.write_text("model: {size: 7B}\ndata: {shards: s}\ntrain: {total_tokens: 209715200000}\n")
+    config = load_config(recipe)
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(yaml.safe_dump(config.as_dict()))
+    assert load_config(resolved) == config
 
 
 def test_model_from_dict_resolves_and_names_its_source() -> None:

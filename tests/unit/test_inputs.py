@@ -278,6 +278,30 @@ def test_evaluation_windows(val_windows: int, data_ranks: int, expected: int) ->
     assert evaluation_windows(metadata, config_of(), data_ranks=data_ranks) == expected
 
 
+@pytest.mark.parametrize(("n_nodes", "fits"), [(1, True), (8, True), (128, True), (6, False), (100, False)])
+def test_canonical_nodes_must_divide_or_be_divided_by_the_nodes(
+    tmp_path: Path, byte_shards: Path, n_nodes: int, fits: bool
+) -> None:
+    def load() -> None:
+        load_inputs(write_recipe(tmp_path, byte_shards), ZERO1, overrides=[], data_ranks=1, n_nodes=n_nodes)
+
+    if fits:
+        load()
+    else:
+        with pytest.raises(
+            UserError, match=f"num_canonical_nodes=64 must divide, or be divided by, the {n_nodes} nodes"
+        ):
+            load()
+
+
+def test_metadata_without_a_key_that_is_needed(tmp_path: Path, byte_shards: Path) -> None:
+    metadata = read_metadata(str(byte_shards))
+    del metadata["lookahead"]
+    write_json(tmp_path / "metadata.json", metadata)
+    with pytest.raises(UserError, match="cannot be read as shard metadata"):
+        read_metadata(str(tmp_path))
+
+
 def test_the_command_answers_mistakes_before_it_imports_torch(tmp_path: Path, byte_shards: Path) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(byte_shards, shards)
