@@ -33,10 +33,10 @@ DEMO_EXPORT := exports/demo/params.json
 ON_CPU := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH"
 
 demo: setup
-	@$(MAKE) --no-print-directory $(DEMO_EXPORT)
-	@echo "[5/5] Complete two lines of code, self-speculatively and, to compare, one token at a time"
+	@$(MAKE) --no-print-directory --silent $(DEMO_EXPORT)
+	@echo "[5/5] Complete code, self-speculatively and, to compare, one token at a time (after minutes of training it repeats itself)"
 	@$(BIN)/python -m pipeline.generate --ckpt_dir exports/demo --tokenizer_path exports/demo/tokenizer.model \
-	    --first_token eos --prompt 'def __init__(self, ' --prompt 'class ' --max_seq_len 100 --compare
+	    --first_token eos --prompt 'def __init__(self, ' --prompt 'if __name__ == ' --max_seq_len 64 --compare
 	@echo
 	@echo "Curves: $(BIN)/tensorboard --logdir runs/demo/tensorboard"
 	@echo "Finished stages are kept (data/demo, runs/demo, exports/demo); make demo reuses them."
