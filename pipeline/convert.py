@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint = find_checkpoint(arguments.input)
     state = json.loads((checkpoint / "training_state.json").read_text(encoding="utf-8"))
     config = model_from_dict(state["config"]["model"])
-    tokenizer = Path(state["config"]["data"]["shards"]) / TOKENIZER
+    shards = Path(state["config"]["data"]["shards"])
+    tokenizer = shards / TOKENIZER
+    if not shards.is_dir():
+        print(f"warning: the run's shards, {shards}, are not here, so their {TOKENIZER} is not copied", file=sys.stderr)
 
     from pipeline.engine import consolidated_weights
 

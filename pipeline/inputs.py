@@ -12,7 +12,8 @@ from typing import Any
 
 from common.command_line import UserError, raise_if_any
 from common.files import sha256_of_file
-from pipeline.config import Config, batch_problems, read_config
+from pipeline.config import Config, batch_problems
+from pipeline.recipe import read_config
 
 AUTO = "auto"
 SUPPORTED_FORMAT_VERSION = 1

@@ -18,7 +18,7 @@ SHORTER = " train.total_tokens=16384 optim.warmup_steps=1 train.eval_every_steps
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like the repository, so that what the commands write lands in it."""
     folder = tmp_path_factory.mktemp("readme")
     for name in CODE:
@@ -31,7 +31,7 @@ def readme_commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
-def test_every_command_runs(workplace: Path) -> None:
+def test_every_command_runs(sandbox: Path) -> None:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -41,13 +41,13 @@ def test_every_command_runs(workplace: Path) -> None:
     for command in readme_commands():
         done = subprocess.run(
             ["bash", "-c", command + (SHORTER if "pipeline.train" in command else "")],
-            cwd=workplace, env=environment, capture_output=True, text=True, timeout=300, check=False,
+            cwd=sandbox, env=environment, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         outputs[command] = done.stdout
     assert len(outputs) == 7
     assert "tokens per forward" in outputs[readme_commands()[-1]]
-    assert {path.name for path in (workplace / "exports" / "mine").iterdir()} == {
+    assert {path.name for path in (sandbox / "exports" / "mine").iterdir()} == {
         "consolidated.pth", "params.json", "tokenizer.model",
     }  # fmt: skip
 

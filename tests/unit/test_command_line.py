@@ -23,7 +23,23 @@ def test_our_own_defects_keep_their_traceback() -> None:
 
 
 def test_success_does_not_exit() -> None:
-    exit_on_user_error(lambda: None, program="p")
+    calls: list[str] = []
+    exit_on_user_error(lambda: calls.append("ran"), program="p")
+    assert calls == ["ran"]
+
+
+@pytest.mark.parametrize(("local_rank", "speaks"), [("0", True), ("1", False)])
+def test_one_rank_per_node_speaks(
+    local_rank: str, speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise UserError("wrong")
+
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    with pytest.raises(SystemExit) as exit_info:
+        exit_on_user_error(main, program="p")
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == ("p: error: wrong\n" if speaks else "")
 
 
 def test_all_problems_come_in_one_error() -> None:

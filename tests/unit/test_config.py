@@ -15,11 +15,10 @@ from pipeline.config import (
     TrainConfig,
     batch_problems,
     config_from_dict,
-    load_config,
     model_from_dict,
-    read_config,
     resolve_model,
 )
+from pipeline.recipe import load_config, read_config
 
 COMPLETE = """
 model: {dim: 64, n_layers: 6, n_heads: 4}

@@ -117,6 +117,13 @@ def test_a_run_is_exported_from_its_newest_whole_checkpoint(run_dir: Path, tmp_p
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
+def test_shards_that_are_gone_are_missed_aloud(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(run_dir, tmp_path / "out")
+    assert f"{tmp_path}/shards, are not here, so their tokenizer.model is not copied" in capsys.readouterr().err
+
+
 def test_one_checkpoint_with_its_tokenizer_in_half_precision(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

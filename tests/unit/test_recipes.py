@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config import Config, batch_problems, load_config
+from pipeline.config import Config, batch_problems
 from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
 from pipeline.model import MultiTokenModel, parameter_count
+from pipeline.recipe import load_config
 from tests.conftest import REPOSITORY
 
 RECIPES = sorted((REPOSITORY / "pipeline" / "recipes").glob("*.yaml"))
