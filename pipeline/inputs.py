@@ -132,7 +132,7 @@ def _unsupported(values: dict[str, Any], optimizer: dict[str, Any]) -> list[str]
     stage = zero_stage(values)
     is_bf16 = values.get("bf16", values.get("bfloat16", {})).get("enabled", False)  # DeepSpeed takes both names
     if stage == 0 and is_bf16:
-        # DeepSpeed 0.19.8's wrapper for this case was seen to leave the plain-PyTorch losses at the second step.
+        # DeepSpeed 0.19.8's FP16_UnfusedOptimizer spends Adam's first step on zero gradients: docs/decisions.md.
         problems.append(
             "bf16 without ZeRO does not train exactly; use ZeRO-1 (ds_configs/zero1_bf16.json), also on one rank"
         )
