@@ -214,11 +214,6 @@ class Config:
         return dataclasses.asdict(self)
 
 
-def config_from_dict(values: dict[str, dict[str, Any]]) -> Config:
-    """Return the config that `Config.as_dict` turned into plain values."""
-    return TypeAdapter(Config).validate_python(values)
-
-
 def resolve_model(model: ModelConfig) -> ModelConfig:
     """Return `model` with `size` expanded into dim, n_layers and n_heads."""
     if model.size is None:
@@ -268,3 +263,11 @@ def batch_problems(config: Config, *, data_ranks: int) -> list[str]:
         f"train.micro_batch_size={config.train.micro_batch_size} x {data_ranks} ranks = {per_micro_step}; "
         f"the nearest that is: {nearest}"
     ]
+
+
+def node_problems(config: Config, *, n_nodes: int) -> list[str]:
+    """Return why streaming cannot deal the samples to `n_nodes` machines, one line each."""
+    canonical = config.data.num_canonical_nodes
+    if canonical % n_nodes == 0 or n_nodes % canonical == 0:
+        return []
+    return [f"data.num_canonical_nodes={canonical} must divide, or be divided by, the {n_nodes} nodes of the run"]

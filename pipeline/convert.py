@@ -48,14 +48,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parse(argv)
     check_output(arguments.output)
     checkpoint = find_checkpoint(arguments.input)
-    state = json.loads((checkpoint / "training_state.json").read_text(encoding="utf-8"))
+
+    from pipeline.checkpoint import read_checkpoint
+    from pipeline.engine import consolidated_weights
+
+    state = read_checkpoint(checkpoint).state
     config = model_from_dict(state["config"]["model"])
     shards = Path(state["config"]["data"]["shards"])
     tokenizer = shards / TOKENIZER
     if not shards.is_dir():
         print(f"warning: the run's shards, {shards}, are not here, so their {TOKENIZER} is not copied", file=sys.stderr)
-
-    from pipeline.engine import consolidated_weights
 
     with published_folder(arguments.output) as folder:
         print(f"reading {checkpoint} (step {state['step']:,})", flush=True)

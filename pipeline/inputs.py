@@ -12,7 +12,7 @@ from typing import Any
 
 from common.command_line import UserError, raise_if_any
 from common.files import sha256_of_file
-from pipeline.config import Config, batch_problems
+from pipeline.config import Config, batch_problems, node_problems
 from pipeline.recipe import read_config
 
 AUTO = "auto"
@@ -38,11 +38,7 @@ def load_inputs(
     """
     config, problems = read_config(recipe, overrides)
     problems += batch_problems(config, data_ranks=data_ranks)
-    canonical = config.data.num_canonical_nodes
-    if canonical % n_nodes and n_nodes % canonical:
-        problems.append(
-            f"data.num_canonical_nodes={canonical} must divide, or be divided by, the {n_nodes} nodes of the run"
-        )
+    problems += node_problems(config, n_nodes=n_nodes)
     deepspeed_config: dict[str, Any] = {}
     try:
         values = read_deepspeed_config(deepspeed_json)

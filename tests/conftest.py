@@ -1,5 +1,6 @@
 """Shared by all tests: a CPU environment, tiny real shards, and a way to run this project's commands."""
 
+import logging
 import os
 import socket
 import subprocess
@@ -55,6 +56,14 @@ def launch_deepspeed(module: str, *arguments: object) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+@pytest.fixture
+def pipeline_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What `pipeline` logs, from INFO up; its logger keeps its records from pytest otherwise."""
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="pipeline")
+    return caplog
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.config import Config, ModelConfig, OptimConfig, TrainConfig, config_from_dict
+from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from pipeline.data import Batch
 from pipeline.distributed import from_main, mean_over_ranks, world_from_environment
 from pipeline.engine import Engine, consolidated_weights, initialise_distributed
@@ -27,8 +27,8 @@ def tiny_config() -> Config:
     batch_tokens = SEQ_LEN * MICRO_BATCH * RANKS * ACCUMULATION
     model = ModelConfig(dim=32, n_layers=6, n_heads=4, vocab_size=256, n_future_tokens=4, multiple_of=16)
     train = TrainConfig(total_tokens=STEPS * batch_tokens, batch_tokens=batch_tokens, micro_batch_size=MICRO_BATCH)
-    config = Config(model=model, train=train, optim=OptimConfig(lr=1e-2, warmup_steps=1, clip=0.5))
-    return config_from_dict({**config.as_dict(), "data": {"seq_len": SEQ_LEN}})
+    optim = OptimConfig(lr=1e-2, warmup_steps=1, clip=0.5)
+    return Config(model=model, data=DataConfig(seq_len=SEQ_LEN), train=train, optim=optim)
 
 
 def micro_batches(rank: int) -> Iterator[Batch]:

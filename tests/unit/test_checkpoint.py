@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,13 +37,6 @@ def flip_one_bit(file: Path) -> None:
 
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
-
-
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
-    caplog.set_level(logging.WARNING, logger="pipeline")
-    return caplog
 
 
 def test_a_whole_checkpoint_has_no_damage(tmp_path: Path) -> None:
@@ -87,21 +79,21 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     assert newest_whole_checkpoint(tmp_path) == tmp_path / "step_00000010"
 
 
-def test_damaged_ones_are_passed_over_aloud(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
+def test_damaged_ones_are_passed_over_aloud(tmp_path: Path, pipeline_log: pytest.LogCaptureFixture) -> None:
     whole, flipped, unsealed = (write_checkpoint(tmp_path, step) for step in (1, 2, 3))
     flip_one_bit(flipped / "latest")
     (unsealed / "manifest.json").unlink()
     assert newest_whole_checkpoint(tmp_path) == whole
-    assert [record.getMessage() for record in warnings.records] == [
+    assert [record.getMessage() for record in pipeline_log.records] == [
         f"checkpoint {unsealed} is damaged (no readable manifest.json); looking for an older one",
         f"checkpoint {flipped} is damaged (latest has another hash than when it was written); looking for an older one",
     ]
 
 
-def test_what_a_killed_save_left_is_no_checkpoint(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
+def test_what_a_killed_save_left_is_no_checkpoint(tmp_path: Path, pipeline_log: pytest.LogCaptureFixture) -> None:
     write_checkpoint(tmp_path, 2).rename(tmp_path / ".step_00000002.partial")
     assert newest_whole_checkpoint(tmp_path) is None
-    assert warnings.records == []
+    assert pipeline_log.records == []
 
 
 def test_no_folder_means_no_checkpoint(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What people see of a run: the same numbers under the design's tags in all three places, resumed without doubles."""
 
 import json
-import logging
 import math
 import re
 import subprocess
@@ -57,13 +56,6 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
-
-
-@pytest.fixture
-def messages(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="pipeline")
-    return caplog
 
 
 def config_in(directory: Path) -> Config:
@@ -139,7 +131,7 @@ def test_what_is_paused_is_not_in_the_throughput(tmp_path: Path, clock: Clock) -
     assert sink.points[0] == (5, {"val/loss_head_1": 1.5, "val/loss_head_2": 2.5})
 
 
-def test_all_sinks_show_the_designs_tags_and_the_same_numbers(tmp_path: Path, messages: object) -> None:
+def test_all_sinks_show_the_designs_tags_and_the_same_numbers(tmp_path: Path, pipeline_log: object) -> None:
     config = config_in(tmp_path)
     config.run_dir.mkdir()
     with Monitor(config, sinks=sinks_for(config, world=MAIN, resumed_step=0), device=CPU, step=0) as it:
@@ -218,7 +210,7 @@ def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path: Path) -> None:
     assert points["val/loss_head_1"] == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
-def test_the_console_line(clock: Clock, messages: pytest.LogCaptureFixture) -> None:
+def test_the_console_line(clock: Clock, pipeline_log: pytest.LogCaptureFixture) -> None:
     console = Console(total_steps=4000, resumed_step=1000)
     clock.now_s += 20
     scalars = {
@@ -230,7 +222,7 @@ def test_the_console_line(clock: Clock, messages: pytest.LogCaptureFixture) -> N
     console.write(1010, {**scalars, "throughput/mfu": 0.4567})
     console.write(1010, {"val/loss_head_1": 1.2345, "val/loss_head_2": 2.5})
     console.close()
-    plain, with_mfu, validation = (record.getMessage() for record in messages.records)
+    plain, with_mfu, validation = (record.getMessage() for record in pipeline_log.records)
     assert plain == (
         "step 1010/4000  tokens 1,234.57M  loss 5.500 [2.000 3.500]  lr 3.0e-04  grad 0.76  12,346 tok/s"
         "  mem 1.3 GiB  wait 0.03s  ETA 1:39:40"  # 2 s a step since the resume, 2,990 to go
