@@ -1,15 +1,14 @@
 """Training state on disk: save beside and rename, verify by manifest, find the newest whole one, load, prune.
 
     checkpoints/step_00001000/
-        deepspeed/                  DeepSpeed's own files: weights, optimizer, one part per rank
-        latest, zero_to_fp32.py     what DeepSpeed's tools expect beside them
-        rng_rank_00000.pt ...       each rank's random state
-        training_state.json         step, tokens, data position, resolved config, number of ranks
+        weights_and_moments/        fp32 weights and Adam's moments, each rank's slices in one file (sharded_state.py)
+        training_state.json         step, tokens, data position, resolved config
         manifest.json               size and hash of every file above; written last
 
-A folder without a manifest, or with files that differ from it, is not a checkpoint. The state that one process
-needs to go on exactly is: weights and optimizer (DeepSpeed's), random state, and the data loader's position;
-the learning rate is a function of the step.
+A folder without a manifest, or with files that differ from it, is not a checkpoint. What a run needs to go on exactly
+is: weights, moments, and the data loader's position. The learning rate is a function of the step, and after the
+initialisation nothing is random but the order of samples, which has a seed of its own. Nothing there depends on how
+many ranks there were or how they shared the model: a run goes on with any other number, ZeRO stage or pipeline.
 """
 
 import json
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import xxhash
 
@@ -30,7 +28,7 @@ from pipeline.data import TrainingData
 from pipeline.distributed import World, from_main, logger
 from pipeline.engine import Engine
 
-MANIFEST, STATE = "manifest.json", "training_state.json"
+MANIFEST, STATE, SHARDED = "manifest.json", "training_state.json", "weights_and_moments"
 
 # What makes a run that run: with another value, a checkpoint belongs to another one.
 IDENTITY = {
@@ -38,6 +36,7 @@ IDENTITY = {
     "data": ("seq_len", "shuffle_seed", "shuffle_algo", "shuffle_block_size", "num_canonical_nodes"),
     "train": ("batch_tokens", "seed"),
 }
+_NO_IDENTITY = {"size", "init_from", "new_heads"}  # shorthand for other fields, and where the weights once came from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +72,15 @@ class CheckpointFolder:
             raise UserError(f"--no-resume, but {path} exists; set another run.name, or delete the old run")
         found = read_checkpoint(path)
         problems = identity_problems(saved=found.state["config"], now=self._config.as_dict())
-        if found.state["world_size"] != self._world.world_size:
-            problems.append(
-                f"it was saved by {found.state['world_size']} ranks, and this run has {self._world.world_size}"
-            )
+        if not (path / SHARDED).is_dir():
+            problems.append(f"it has no {SHARDED}: an earlier version wrote it")
         raise_if_any(problems, heading=f"cannot go on from {path}; set another run.name, or undo the change")
         return found
 
     def load(self, checkpoint: Checkpoint, *, engine: Engine, data: TrainingData) -> None:
-        """Restore weights, optimizer, random state and data position."""
-        engine.load(checkpoint.path)
+        """Restore weights, moments and data position."""
+        engine.load(checkpoint.path / SHARDED, step=checkpoint.step)
         data.load_state_dict(checkpoint.state["data"])
-        random_state = torch.load(checkpoint.path / _rng_name(self._world.rank), weights_only=True)
-        torch.set_rng_state(random_state["cpu"])
-        if "cuda" in random_state:
-            torch.cuda.set_rng_state(random_state["cuda"])
 
     def save(self, step: int, *, engine: Engine, data: TrainingData) -> None:
         """Write the state beside its place, seal it with a manifest, rename it, and prune the oldest."""
@@ -97,24 +90,27 @@ class CheckpointFolder:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         dist.barrier()
-        engine.save(partial)
-        torch.save(_random_state(), partial / _rng_name(self._world.rank))
+        engine.save(partial / SHARDED)
         dist.barrier()
         if self._world.is_main:
             state = {
                 "step": step,
                 "tokens": step * self._config.train.batch_tokens,
                 "data": data.state_dict(),
-                "world_size": self._world.world_size,
                 "config": self._config.as_dict(),
             }
-            write_json(partial / STATE, state)
-            write_json(partial / MANIFEST, _manifest(partial))
+            seal(partial, state)
             shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step, which `find` passed over
             os.replace(partial, final)
             prune_checkpoints(self._directory, newest=final, keep=self._config.checkpoint.keep)
             logger.info("saved %s", final)
         dist.barrier()
+
+
+def seal(directory: Path, state: dict[str, Any]) -> None:
+    """Write training_state.json, and then the manifest that makes of the folder a whole checkpoint."""
+    write_json(directory / STATE, state)
+    write_json(directory / MANIFEST, _manifest(directory))
 
 
 def newest_whole_checkpoint(directory: Path) -> Path | None:
@@ -164,22 +160,11 @@ def identity_problems(*, saved: dict[str, Any], now: dict[str, Any]) -> list[str
     """Return where two resolved configs are not the same run, one line each."""
     problems = []
     for section, fields in IDENTITY.items():
-        for field in fields or sorted(set(now[section]) - {"size"}):  # size is shorthand for fields that are here
-            before, after = saved[section].get(field), now[section][field]
+        for field in fields or sorted(set(now[section]) - _NO_IDENTITY):
+            before, after = saved.get(section, {}).get(field), now[section][field]
             if before != after:
                 problems.append(f"it was saved with {section}.{field}={before!r}, and this run has {after!r}")
     return problems
-
-
-def _rng_name(rank: int) -> str:
-    return f"rng_rank_{rank:05d}.pt"
-
-
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
 
 
 def _manifest(directory: Path) -> dict[str, dict[str, Any]]:

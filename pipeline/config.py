@@ -43,13 +43,21 @@ class ModelConfig:
 
     size: a row of `MODEL_SIZES`, which fills dim, n_layers and n_heads; or None to give those three.
     dim: width of the residual stream.
-    n_layers: transformer layers in all, the heads' included; the trunk has n_layers - n_future_tokens.
+    n_layers: transformer layers of the n = 1 model, its head included. Heads of more tokens take the place of
+        trunk layers, so that every n has as many parameters.
     n_heads: attention heads.  n_kv_heads: key/value heads (grouped queries); None means n_heads.
     vocab_size: tokens; at most 65,536, since shards hold uint16.
     n_future_tokens: prediction heads; 1 is the ordinary next-token baseline.
-    head_type: one transformer layer per head.  head_order: every head reads the trunk's output.
+    head_type: one transformer layer per head, or one matrix (then all n_layers are the trunk's).
+    head_order: every head reads the trunk's output (parallel); or the head before it, from the nearest token to the
+        furthest (causal) or back (anticausal) (appendix B).
+    replicated_unembedding: an unembedding of its own for each head, as byte-level models have (Table S13).
+    shorten_trunk: false keeps the trunk of n = 1: n - 1 layers more in all ("+layers" of Tables S4 and S6).
     multiple_of, ffn_dim_multiplier: Llama's rule for the feed-forward width (see `ffn_dim`).
     norm_eps: epsilon of RMSNorm.  rope_theta: base of the rotary frequencies.
+    init_from: weights to start from instead of random ones: a run, a checkpoint or an export with the same trunk. It
+        may have fewer heads (to finetune a baseline, appendix D) or more, which are dropped (§3.6).
+    new_heads: how heads begin that init_from lacks: as copies of its next-token head, or fresh, which is random.
     """
 
     size: Literal["0.3B", "0.6B", "1.3B", "3B", "7B", "13B"] | None = None
@@ -59,17 +67,33 @@ class ModelConfig:
     n_kv_heads: int | None = Field(default=None, gt=0)
     vocab_size: int = Field(default=32_000, gt=0, le=65_536)
     n_future_tokens: int = Field(default=4, gt=0)
-    head_type: Literal["transformer"] = "transformer"
-    head_order: Literal["parallel"] = "parallel"
+    head_type: Literal["transformer", "linear"] = "transformer"
+    head_order: Literal["parallel", "causal", "anticausal"] = "parallel"
+    replicated_unembedding: bool = False
+    shorten_trunk: bool = True
     multiple_of: int = Field(default=256, gt=0)
     ffn_dim_multiplier: float | None = Field(default=None, gt=0)
     norm_eps: float = Field(default=1e-5, gt=0)
     rope_theta: float = Field(default=10_000.0, gt=0)
+    init_from: str | None = None
+    new_heads: Literal["copy", "fresh"] = "copy"
 
     @property
     def n_trunk_layers(self) -> int:
-        """Layers that all heads share."""
-        return self.n_layers - self.n_future_tokens
+        """Transformer layers that all heads share."""
+        if self.head_type == "linear":
+            return self.n_layers
+        return self.n_layers - (self.n_future_tokens if self.shorten_trunk else 1)
+
+    @property
+    def n_transformer_layers(self) -> int:
+        """Transformer layers of trunk and heads together."""
+        return self.n_trunk_layers + (self.n_future_tokens if self.head_type == "transformer" else 0)
+
+    @property
+    def n_unembeddings(self) -> int:
+        """Unembedding matrices: one for all heads, or one for each."""
+        return self.n_future_tokens if self.replicated_unembedding else 1
 
     @property
     def head_dim(self) -> int:
@@ -120,7 +144,8 @@ class TrainConfig:
     seed: of the initial weights.
     eval_every_steps: steps between validations; 0 never validates.
     eval_tokens: validation tokens looked at each time (at most; whole micro batches on every rank).
-    activation_checkpointing: recompute each trunk layer in the backward instead of keeping its activations.
+    activation_checkpointing: recompute each layer in the backward instead of keeping its activations.
+    compile: let torch.compile fuse each transformer layer (minutes at the start, and a C++ compiler on the CPU).
     """
 
     total_tokens: int = Field(default=1, gt=0)
@@ -130,6 +155,7 @@ class TrainConfig:
     eval_every_steps: int = Field(default=500, ge=0)
     eval_tokens: int = Field(default=2**20, gt=0)
     activation_checkpointing: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -155,10 +181,22 @@ class OptimConfig:
 class ParallelConfig:
     """How the model is spread beyond ZeRO, which the DeepSpeed JSON owns.
 
-    pipeline_stages: 1 keeps every layer on every rank.
+    pipeline_stages: consecutive ranks that hold one replica of the model, its layers dealt out by `stages.py`;
+        1 keeps every layer on every rank.
+    sequence_parallel_size: consecutive ranks that share the positions of each sequence, for sequences that are too
+        long for one (Ulysses).
+    tensor_parallel_size: consecutive ranks that share each layer's matrices (Megatron's way, by DeepSpeed's AutoTP).
+        Only one of the three may be above 1.
     """
 
-    pipeline_stages: Literal[1] = 1
+    pipeline_stages: int = Field(default=1, gt=0)
+    sequence_parallel_size: int = Field(default=1, gt=0)
+    tensor_parallel_size: int = Field(default=1, gt=0)
+
+    @property
+    def ranks_per_replica(self) -> int:
+        """Consecutive ranks that together hold, and read samples for, one replica of the model."""
+        return self.pipeline_stages * self.sequence_parallel_size * self.tensor_parallel_size
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -244,30 +282,11 @@ def model_problems(model: ModelConfig) -> list[str]:
         problems.append(f"model.dim={model.dim} over model.n_heads={model.n_heads} must be an even head width")
     if model.n_heads % model.kv_heads:
         problems.append(f"model.n_heads={model.n_heads} must be a multiple of model.n_kv_heads={model.kv_heads}")
-    if model.n_layers < model.n_future_tokens:
+    if model.n_trunk_layers < 0:
         problems.append(
             f"model.n_future_tokens={model.n_future_tokens} heads need as many layers, but model.n_layers="
             f"{model.n_layers} (heads are counted in it)"
         )
+    if model.head_type == "linear" and not model.shorten_trunk:
+        problems.append("model.shorten_trunk=false means nothing with model.head_type=linear, which shortens no trunk")
     return problems
-
-
-def batch_problems(config: Config, *, data_ranks: int) -> list[str]:
-    """Return why `train.batch_tokens` cannot be split over `data_ranks` replicas, one line each."""
-    per_micro_step = config.data.seq_len * config.train.micro_batch_size * data_ranks
-    if config.train.batch_tokens % per_micro_step == 0:
-        return []
-    nearest = max(1, round(config.train.batch_tokens / per_micro_step)) * per_micro_step
-    return [
-        f"train.batch_tokens={config.train.batch_tokens} is not a multiple of data.seq_len={config.data.seq_len} x "
-        f"train.micro_batch_size={config.train.micro_batch_size} x {data_ranks} ranks = {per_micro_step}; "
-        f"the nearest that is: {nearest}"
-    ]
-
-
-def node_problems(config: Config, *, n_nodes: int) -> list[str]:
-    """Return why streaming cannot deal the samples to `n_nodes` machines, one line each."""
-    canonical = config.data.num_canonical_nodes
-    if canonical % n_nodes == 0 or n_nodes % canonical == 0:
-        return []
-    return [f"data.num_canonical_nodes={canonical} must divide, or be divided by, the {n_nodes} nodes of the run"]

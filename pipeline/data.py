@@ -2,9 +2,11 @@
 
 A window holds seq_len + lookahead tokens; its first seq_len are the inputs, and target i of position t is
 token t + 1 + i, so every position has all its targets. Sample order is streaming's: fixed by the shuffle seed,
-algorithm and block size and by num_canonical_nodes, whatever the number of ranks.
+algorithm and block size and by num_canonical_nodes, whatever the number of ranks. An epoch is a whole number of
+optimizer steps: where a step would span two epochs, its samples would depend on the number of ranks.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +18,6 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config
-from pipeline.distributed import World
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,23 @@ class TrainingData:
         from common.mds import streaming
 
         self._config = config
+        sharers = config.parallel.ranks_per_replica
+        # streaming warns to account for what ranks share; its StreamingDataLoader, whose position is kept, does
+        logging.getLogger("streaming.base.dataset").addFilter(lambda record: "`replication`" not in record.getMessage())
+        dataset = streaming.StreamingDataset(
+            local=str(Path(config.data.shards) / "train"),
+            shuffle=True,
+            shuffle_algo=config.data.shuffle_algo,
+            shuffle_seed=config.data.shuffle_seed,
+            shuffle_block_size=config.data.shuffle_block_size,
+            num_canonical_nodes=config.data.num_canonical_nodes,
+            batch_size=config.train.micro_batch_size,
+            replication=sharers if sharers > 1 else None,  # the ranks of one replica read the same samples
+        )
+        self._windows_per_epoch = windows_per_epoch(dataset.num_samples, config)
+        assert self._windows_per_epoch, "a step needs more windows than there are; `inputs.shard_problems` says so"
         self._loader = streaming.StreamingDataLoader(
-            streaming.StreamingDataset(
-                local=str(Path(config.data.shards) / "train"),
-                shuffle=True,
-                shuffle_algo=config.data.shuffle_algo,
-                shuffle_seed=config.data.shuffle_seed,
-                shuffle_block_size=config.data.shuffle_block_size,
-                num_canonical_nodes=config.data.num_canonical_nodes,
-                batch_size=config.train.micro_batch_size,
-            ),
+            dataset,
             batch_size=config.train.micro_batch_size,
             num_workers=config.data.num_workers,
             collate_fn=_stack_windows,
@@ -87,25 +95,37 @@ class TrainingData:
         seq_len, n_future_tokens = self._config.data.seq_len, self._config.model.n_future_tokens
         while True:
             for windows_BW in self._loader:
-                yield batch_from_windows(windows_BW, seq_len=seq_len, n_future_tokens=n_future_tokens)
+                # the position counts what all replicas have read, this batch included
+                if self.state_dict()["sample_in_epoch"] <= self._windows_per_epoch:
+                    yield batch_from_windows(windows_BW, seq_len=seq_len, n_future_tokens=n_future_tokens)
+
+
+def windows_per_epoch(n_windows: int, config: Config) -> int:
+    """Return how many windows of the train split an epoch has: whole steps of what streaming deals out.
+
+    Streaming repeats windows until every canonical node has as many.
+    """
+    n_nodes = config.data.num_canonical_nodes
+    dealt = n_nodes * -(-n_windows // n_nodes)
+    per_step = config.train.batch_tokens // config.data.seq_len
+    return dealt // per_step * per_step
 
 
 class ValidationData:
-    """The first `n_windows` of the val split, dealt to the ranks; the same batches at every iteration."""
+    """The first `n_windows` of the val split, dealt to the replicas; the same batches at every iteration."""
 
-    def __init__(self, config: Config, *, n_windows: int, world: World) -> None:
+    def __init__(self, config: Config, *, n_windows: int, replica: int, n_replicas: int) -> None:
         from common.mds import streaming
 
-        self._config, self._n_windows, self._world = config, n_windows, world
+        self._config, self._mine = config, range(replica, n_windows, n_replicas)
         self._dataset = streaming.StreamingDataset(
             local=str(Path(config.data.shards) / "val"), batch_size=config.train.micro_batch_size
         )
 
     def __iter__(self) -> Iterator[Batch]:
         config = self._config
-        mine = range(self._world.rank, self._n_windows, self._world.world_size)
-        for start in range(0, len(mine), config.train.micro_batch_size):
-            samples = [self._dataset[index] for index in mine[start : start + config.train.micro_batch_size]]
+        for start in range(0, len(self._mine), config.train.micro_batch_size):
+            samples = [self._dataset[index] for index in self._mine[start : start + config.train.micro_batch_size]]
             yield batch_from_windows(
                 _stack_windows(samples), seq_len=config.data.seq_len, n_future_tokens=config.model.n_future_tokens
             )

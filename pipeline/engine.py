@@ -3,29 +3,39 @@
 The JSON that it is given comes filled with the recipe's numbers from `inputs.fill_deepspeed_config`.
 """
 
+import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.command_line import UserError
+from pipeline.balance import balanced_stages
 from pipeline.config import Config
 from pipeline.data import Batch
 from pipeline.distributed import World, mean_over_ranks
+from pipeline.formats.source import Source, fill
 from pipeline.inputs import zero_stage
-from pipeline.model import Heads, MultiTokenModel, initialise
+from pipeline.layers import TransformerBlock
+from pipeline.model import Heads, MultiTokenModel, initialise, weight_shapes
 from pipeline.optim import parameter_groups
+from pipeline.sequence import positions_of, share_sequences
+from pipeline.sharded_state import load_state, save_state
+from pipeline.stages import StageModule, pipeline_of
 
-_DEEPSPEED_TAG = "deepspeed"
 
+@contextmanager
+def process_group(world: World) -> Iterator[torch.device]:
+    """Join the process group, yield this rank's device (its GPU, or the CPU with gloo), and leave the group.
 
-def initialise_distributed(world: World) -> torch.device:
-    """Join the process group and return this rank's device: its GPU, or the CPU with gloo.
+    Who exits without leaving races gloo's threads: one that frees its last tensor while the interpreter shuts down
+    aborts the process ("terminate called without an active exception"), and the exit code is lost. All ranks end or
+    meet a user's mistake together; on any other error the rest may wait in a collective, and leaving would join them.
 
     Raises:
         UserError: the launcher's rendezvous port is taken, for instance by another run on this machine.
@@ -45,103 +55,221 @@ def initialise_distributed(world: World) -> torch.device:
             f"the ranks cannot meet on port {port} ({' '.join(str(error).split())[:160]}); if another run uses it,"
             " give the launcher another --master_port"
         ) from error
-    return device
+    try:
+        yield device
+    except UserError:
+        torch.distributed.destroy_process_group()
+        raise
+    torch.distributed.destroy_process_group()
 
 
 class Engine:
-    """A model that trains under DeepSpeed: steps, evaluation, learning rate, checkpoint parts."""
+    """A model that trains under DeepSpeed: steps, evaluation, learning rate, checkpoint parts. ZeRO of any stage."""
 
-    def __init__(self, config: Config, deepspeed_config: dict[str, Any], *, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, deepspeed_config: dict[str, Any], *, device: torch.device, start: Source | None = None
+    ) -> None:
         """Build and initialise the model on `device`, and hand it to DeepSpeed. Every rank must call it.
 
         Args:
             config: the run.
             deepspeed_config: filled by `fill_deepspeed_config`.
-            device: from `initialise_distributed`.
+            device: from `process_group`.
+            start: weights to begin with, which fit (`formats.source.check_start`); None begins with random ones.
+
+        Raises:
+            UserError: `train.compile` is set, and the CPU's compiler is missing.
         """
         deepspeed = _import_deepspeed()
-        with device:
-            model = MultiTokenModel(config.model, activation_checkpointing=config.train.activation_checkpointing)
-        initialise(model, seed=config.train.seed)
-        if zero_stage(deepspeed_config) == 3:
-            # The loss op uses every head inside one forward: ZeRO-3 must gather the module whole around it.
-            deepspeed.utils.set_z3_leaf_modules(model, [Heads])
+        if config.train.compile and device.type == "cpu":
+            _check_compiler()
+        self._accumulation_steps = deepspeed_config["gradient_accumulation_steps"]
+        self._start = start
+        self._device, self._clip = device, config.optim.clip
+        self._positions = slice(None)  # of every sequence, that this rank works on
+        self._shapes = weight_shapes(config.model)
+        self._tensor_parallel_rank = torch.distributed.get_rank() % config.parallel.tensor_parallel_size
+        module = self._build(config, deepspeed_config)
+        if config.train.compile:
+            _compile_layers(module)
         self._engine, *_ = deepspeed.initialize(
-            model=model,
-            model_parameters=parameter_groups(model, weight_decay=config.optim.weight_decay),
+            model=module,
+            model_parameters=parameter_groups(module, weight_decay=config.optim.weight_decay),
             config=deepspeed_config,
         )
-        self._accumulation_steps = deepspeed_config["gradient_accumulation_steps"]
-        self._device = device
+        # Without ZeRO DeepSpeed clips fp32 gradients, but keeps no norm.
+        self._engine.clip_fp32_gradients = self._clip_whole_gradients
 
     def train_step(self, batches: Iterator[Batch], *, learning_rate: float) -> Tensor:
-        """Take one optimizer step over the next micro batches; return this rank's mean losses (N,), fp32."""
+        """Take one optimizer step over the next micro batches; return losses (N,), fp32.
+
+        Their mean over all ranks is the mean over the batch; a single rank's losses are its own part of it.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        sums: list[Tensor] = []
-        for _ in range(self._accumulation_steps):
-            batch = next(batches).to(self._device)
-            loss, losses_N = self._engine(batch.tokens_BT, batch.targets_BTN)
-            self._engine.backward(loss)
-            self._measure_gradient_norm()
-            self._engine.step()
-            sums.append(losses_N)
-        return torch.stack(sums).mean(dim=0)
+        return self._step(itertools.islice(batches, self._accumulation_steps))
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Tensor:
         """Return the mean losses (N,) over all ranks' batches, fp32; every rank must bring as many."""
         self._engine.eval()
-        losses = [self._engine(*_tensors(batch.to(self._device)))[1] for batch in batches]
+        losses_N = self._losses(batches)
         self._engine.train()
-        return mean_over_ranks(torch.stack(losses).mean(dim=0))
+        return mean_over_ranks(losses_N)
 
     @property
     def gradient_norm(self) -> float:
         """The L2 norm of the last step's gradient before clipping."""
         norm = self._engine.get_global_grad_norm()
-        return float(self._unsharded_gradient_norm if norm is None else norm)
+        return float(self._whole_gradient_norm if norm is None else norm)
 
     def save(self, directory: Path) -> None:
-        """Write model and optimizer into `directory`, with DeepSpeed's own `latest` file; every rank must call it."""
-        self._engine.save_checkpoint(str(directory), tag=_DEEPSPEED_TAG)
+        """Write weights and optimizer state into `directory`; every rank must call it."""
+        save_state(self._engine, directory, shapes=self._shapes, tensor_parallel_rank=self._tensor_parallel_rank)
 
-    def load(self, directory: Path) -> None:
-        """Restore what `save` wrote; every rank must call it."""
-        self._engine.load_checkpoint(str(directory), tag=_DEEPSPEED_TAG)
+    def load(self, directory: Path, *, step: int) -> None:
+        """Restore what `save` wrote after `step` steps, from any way of sharding; every rank must call it."""
+        load_state(
+            self._engine, directory, step=step, shapes=self._shapes, tensor_parallel_rank=self._tensor_parallel_rank
+        )
 
-    def _measure_gradient_norm(self) -> None:
-        # Without ZeRO and in fp32 DeepSpeed clips, but keeps no norm. Its gradients are whole and already
-        # averaged over the ranks here.
-        if self._engine.is_gradient_accumulation_boundary() and not hasattr(
-            self._engine.optimizer, "_global_grad_norm"
-        ):
-            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-            self._unsharded_gradient_norm = torch.nn.utils.get_total_norm(gradients)
+    def _build(self, config: Config, deepspeed_config: dict[str, Any]) -> nn.Module:
+        import deepspeed
+
+        with self._device:
+            model = MultiTokenModel(config.model, activation_checkpointing=config.train.activation_checkpointing)
+        self._initialise(model, config)
+        group_size = config.parallel.sequence_parallel_size
+        if group_size > 1:
+            self._positions = share_sequences(model, group_size=group_size, seq_len=config.data.seq_len)
+        if zero_stage(deepspeed_config) == 3:
+            # The loss op uses every head inside one forward: ZeRO-3 must gather the module whole around it.
+            # And no hook of ZeRO's may lie inside a compiled layer.
+            compiled = [TransformerBlock] if config.train.compile else []
+            deepspeed.utils.set_z3_leaf_modules(model, [Heads, *compiled])
+        return model
+
+    def _initialise(self, model: MultiTokenModel, config: Config) -> None:
+        initialise(model, seed=config.train.seed)
+        if self._start is not None:
+            fill(model, self._start, new_heads=config.model.new_heads)
+
+    def _step(self, batches: Iterator[Batch]) -> Tensor:
+        losses: list[Tensor] = []
+        for batch in batches:
+            loss, losses_N = self._engine(*self._tensors(batch))
+            self._engine.backward(loss)
+            self._engine.step()
+            losses.append(losses_N)
+        return torch.stack(losses).mean(dim=0)
+
+    def _losses(self, batches: Iterable[Batch]) -> Tensor:
+        losses = [self._engine(*self._tensors(batch))[1] for batch in batches]
+        return torch.stack(losses).mean(dim=0)
+
+    def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        mine = positions_of(batch, self._positions).to(self._device)
+        return mine.tokens_BT, mine.targets_BTN
+
+    def _clip_whole_gradients(self) -> None:
+        parameters = [p for p in self._engine.module.parameters() if p.grad is not None]
+        self._whole_gradient_norm = self._norm_over_stages(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+        torch.nn.utils.clip_grads_with_norm_(parameters, self._clip, self._whole_gradient_norm)
+
+    def _norm_over_stages(self, norm: Tensor) -> Tensor:
+        return norm
 
 
-def consolidated_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Return the whole model's fp32 weights, on the CPU, from a checkpoint folder of any ZeRO stage."""
-    _import_deepspeed()
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+class PipelineEngine(Engine):
+    """The same over pipeline stages: DeepSpeed's 1F1B schedule, with ZeRO-0 or ZeRO-1."""
 
-    folder = checkpoint / _DEEPSPEED_TAG
-    if any(folder.glob("*_optim_states.pt")):
-        with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):  # it narrates
-            return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=_DEEPSPEED_TAG)
-    states = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
-    return {name: weight.float() for name, weight in states["module"].items()}
+    def _build(self, config: Config, deepspeed_config: dict[str, Any]) -> nn.Module:
+        self._n_stages, rank = config.parallel.pipeline_stages, torch.distributed.get_rank()
+        index = rank % self._n_stages
+        with self._device:
+            self._stage = StageModule(
+                config.model,
+                balanced_stages(config)[index].share,
+                activation_checkpointing=config.train.activation_checkpointing,
+            )
+        self._initialise(self._stage, config)
+        n_replicas = torch.distributed.get_world_size() // self._n_stages
+        with _silenced():
+            return pipeline_of(self._stage, index=index, n_stages=self._n_stages, n_replicas=n_replicas)
+
+    def _step(self, batches: Iterator[Batch]) -> Tensor:
+        # Read before the schedule begins, on every stage: loaders wait for each other where an epoch starts, and inside
+        # the schedule stages wait for each other too.
+        inputs = [_as_pipeline_input(batch) for batch in batches]
+        self._engine.train_batch(iter(inputs))
+        return self._collected_losses(self._accumulation_steps)
+
+    def _losses(self, batches: Iterable[Batch]) -> Tensor:
+        inputs = [_as_pipeline_input(batch) for batch in batches]
+        self._engine.eval_batch(iter(inputs), num_micro_batches=len(inputs))
+        return self._collected_losses(len(inputs))
+
+    def _collected_losses(self, n_batches: int) -> Tensor:
+        """Return this rank's part of the mean losses (N,): the last stage has all, times the stages, others none."""
+        losses, self._stage.losses = self._stage.losses, []
+        if not losses:
+            return torch.zeros(self._stage.config.n_future_tokens, device=self._device)
+        return torch.stack(losses).sum(dim=0) * (self._n_stages / n_batches)
+
+    def _norm_over_stages(self, norm: Tensor) -> Tensor:
+        return (mean_over_ranks(norm**2) * self._n_stages).sqrt()
 
 
-def _tensors(batch: Batch) -> tuple[Tensor, Tensor]:
-    return batch.tokens_BT, batch.targets_BTN
+def build_engine(
+    config: Config, deepspeed_config: dict[str, Any], *, device: torch.device, start: Source | None = None
+) -> Engine:
+    """Return the engine that the config asks for; see `Engine`. Every rank must call it."""
+    engine = PipelineEngine if config.parallel.pipeline_stages > 1 else Engine
+    return engine(config, deepspeed_config, device=device, start=start)
+
+
+def _as_pipeline_input(batch: Batch) -> tuple[tuple[Tensor, Tensor], tuple[()]]:
+    """What the first stage reads, and labels for the last one, which needs none."""
+    return (batch.tokens_BT, batch.targets_BTN), ()
+
+
+def _compile_layers(module: nn.Module) -> None:
+    """Let torch.compile fuse each transformer layer.
+
+    The layers' forwards, and not the modules: that would compile ZeRO-3's hooks too. All layers share one graph;
+    `fullgraph` makes it an error where it could not be one.
+    """
+    for layer in module.modules():
+        if isinstance(layer, TransformerBlock):
+            layer.forward = torch.compile(layer.forward, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise UserError(f"train.compile=true needs a C++ compiler on the CPU ({error}); install g++") from error
+    warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep DeepSpeed from narrating on stdout and stderr."""
+    with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
+        yield
 
 
 def _import_deepspeed() -> Any:
     """Import deepspeed, which takes seconds, when it is first needed."""
     import deepspeed
     import deepspeed.accelerator
+    import deepspeed.ops
 
+    # The native ops that DeepSpeed may build: none. Joining gloo's group would compile one that only its inference
+    # uses, under a lock file which a start that is killed meanwhile leaves, and every later start waits for.
+    deepspeed.ops.__compatible_ops__ = {}
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 deprecates, once per rank and run.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     return deepspeed

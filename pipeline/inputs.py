@@ -12,7 +12,8 @@ from typing import Any
 
 from common.command_line import UserError, raise_if_any
 from common.files import sha256_of_file
-from pipeline.config import Config, batch_problems, node_problems
+from pipeline.config import Config
+from pipeline.layout import batch_problems, node_problems, parallel_problems, tensor_parallel_section
 from pipeline.recipe import read_config
 
 AUTO = "auto"
@@ -21,29 +22,35 @@ SUPPORTED_FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Checked inputs: the resolved config, the filled DeepSpeed JSON, the shards' metadata.json."""
+    """Checked inputs: the resolved config, the filled DeepSpeed JSON, the shards' metadata.json, the replicas.
+
+    data_ranks: model replicas, each of `parallel.ranks_per_replica` ranks.
+    """
 
     config: Config
     deepspeed_config: dict[str, Any]
     metadata: dict[str, Any]
+    data_ranks: int
 
 
 def load_inputs(
-    recipe: Path, deepspeed_json: Path, *, overrides: list[str], data_ranks: int, n_nodes: int = 1
+    recipe: Path, deepspeed_json: Path, *, overrides: list[str], world_size: int, n_nodes: int = 1
 ) -> Inputs:
-    """Read and check everything for a run on `data_ranks` model replicas, spread over `n_nodes` machines.
+    """Read and check everything for a run on `world_size` ranks, spread over `n_nodes` machines.
 
     Raises:
         UserError: anything is wrong with any of the inputs, or between them; lists all problems.
     """
     config, problems = read_config(recipe, overrides)
+    problems += parallel_problems(config, world_size=world_size)
+    data_ranks = max(1, world_size // config.parallel.ranks_per_replica)
     problems += batch_problems(config, data_ranks=data_ranks)
     problems += node_problems(config, n_nodes=n_nodes)
     deepspeed_config: dict[str, Any] = {}
     try:
         values = read_deepspeed_config(deepspeed_json)
         deepspeed_config, disagreements = fill_deepspeed_config(values, config, data_ranks=data_ranks)
-        problems += disagreements
+        problems += disagreements + unsupported(values, config)
     except UserError as error:
         problems.append(str(error))
     metadata: dict[str, Any] = {}
@@ -54,7 +61,7 @@ def load_inputs(
         except UserError as error:
             problems.append(str(error))
     raise_if_any(problems, heading=f"recipe {recipe} with {deepspeed_json}")
-    return Inputs(config=config, deepspeed_config=deepspeed_config, metadata=metadata)
+    return Inputs(config=config, deepspeed_config=deepspeed_config, metadata=metadata, data_ranks=data_ranks)
 
 
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
@@ -99,9 +106,14 @@ def fill_deepspeed_config(
     optimizer = values.get("optimizer", {"type": "AdamW"})
     parameters, problems = _filled(optimizer.get("params", {}), owned_by_optimizer, prefix="optimizer.params.")
     filled, more = _filled(values, owned)
-    problems += more + _unsupported(values, optimizer)
-    filled["optimizer"] = {**optimizer, "params": parameters}
+    problems += more
+    filled["optimizer"] = {**optimizer, "params": {"torch_adam": True, **parameters}}
     filled["steps_per_print"] = None  # the monitor speaks for the run
+    if config.parallel.pipeline_stages > 1:  # DeepSpeed's pipelines do not overlap, and would say so on every rank
+        filled["zero_optimization"] = {**values.get("zero_optimization", {}), "overlap_comm": False}
+    if config.parallel.tensor_parallel_size > 1:
+        filled["tensor_parallel"] = tensor_parallel_section(config)
+    del filled["train_batch_size"]  # follows from the others; DeepSpeed's would count ranks that share a sequence
     return filled, problems
 
 
@@ -114,10 +126,14 @@ def _filled(values: dict[str, Any], owned: dict[str, Any], *, prefix: str = "") 
     return {**values, **owned}, problems
 
 
-def _unsupported(values: dict[str, Any], optimizer: dict[str, Any]) -> list[str]:
+def unsupported(values: dict[str, Any], config: Config) -> list[str]:
+    """Return what in a DeepSpeed JSON this project cannot train with, one line each; docs/decisions.md has the why."""
     problems = []
+    optimizer = values.get("optimizer", {"type": "AdamW"})
     if optimizer.get("type") != "AdamW":
         problems.append(f"optimizer.type={optimizer.get('type')!r} is not the recipe's AdamW (decoupled weight decay)")
+    if not optimizer.get("params", {}).get("torch_adam", True):
+        problems.append("optimizer.params.torch_adam must be true: checkpoints hold the state of torch's AdamW")
     if "scheduler" in values:
         problems.append("scheduler: the learning rate belongs to the recipe's optim section; remove it")
     if values.get("fp16", {}).get("enabled"):
@@ -128,18 +144,24 @@ def _unsupported(values: dict[str, Any], optimizer: dict[str, Any]) -> list[str]
     stage = zero_stage(values)
     is_bf16 = values.get("bf16", values.get("bfloat16", {})).get("enabled", False)  # DeepSpeed takes both names
     if stage == 0 and is_bf16:
-        # DeepSpeed 0.19.8's FP16_UnfusedOptimizer spends Adam's first step on zero gradients: docs/decisions.md.
+        # DeepSpeed 0.19.8's FP16_UnfusedOptimizer spends Adam's first step on zero gradients.
         problems.append(
             "bf16 without ZeRO does not train exactly; use ZeRO-1 (ds_configs/zero1_bf16.json), also on one rank"
         )
-    if stage == 1 and is_bf16 and values.get("data_types", {}).get("grad_accum_dtype") == "fp32":
-        # DeepSpeed 0.19.8 then selects BF16_Optimizer, whose checkpoints its own zero_to_fp32 cannot read.
-        problems.append(
-            "bf16 with ZeRO-1 and data_types.grad_accum_dtype=fp32 writes checkpoints that cannot be converted;"
-            " use ZeRO-2 for fp32 accumulation (ds_configs/zero2_bf16.json)"
-        )
     if stage not in (0, 1, 2, 3):
         problems.append(f"zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
+    if stage == 0 and config.parallel.tensor_parallel_size > 1:
+        problems.append("parallel.tensor_parallel_size above 1 needs ZeRO-1, 2 or 3 (ds_configs/zero1_fp32.json)")
+    if "tensor_parallel" in values:
+        problems.append("tensor_parallel: belongs to the recipe (parallel.tensor_parallel_size); remove it")
+    if stage in (2, 3) and config.parallel.pipeline_stages > 1:
+        problems.append(
+            f"parallel.pipeline_stages={config.parallel.pipeline_stages} with ZeRO-{stage}: pipelines accumulate whole"
+            " gradients over their micro batches, so they work with ZeRO-0 or ZeRO-1 (ds_configs/zero1_bf16.json)"
+        )
+    for part in ("offload_optimizer", "offload_param"):
+        if values.get("zero_optimization", {}).get(part, {}).get("device") == "nvme":
+            problems.append(f"zero_optimization.{part}.device=nvme: checkpoints need the state in memory; use cpu")
     return problems
 
 
@@ -191,16 +213,18 @@ def shard_problems(metadata: dict[str, Any], config: Config, *, data_ranks: int)
         problems.append(
             f"{tokenizer} is not the tokenizer that wrote the shards (its SHA-256 differs from metadata.json)"
         )
+    windows = {split: metadata["splits"].get(split, {}).get("windows", 0) for split in ("train", "val")}
+    per_step = config.train.batch_tokens // config.data.seq_len
     micro_batches = config.train.micro_batch_size * data_ranks
-    splits = ["train", "val"] if config.train.eval_every_steps else ["train"]
-    for split in splits:
-        windows = metadata["splits"].get(split, {}).get("windows", 0)
-        if windows < micro_batches:
-            advice = " or set train.eval_every_steps=0" if split == "val" else ""
-            problems.append(
-                f"the {split} split has {windows} windows, but one micro batch on each of {data_ranks} ranks takes "
-                f"{micro_batches}; write more data{advice}"
-            )
+    if windows["train"] < per_step:
+        problems.append(
+            f"the train split has {windows['train']} windows, but one step takes {per_step}; write more data"
+        )
+    if config.train.eval_every_steps and windows["val"] < micro_batches:
+        problems.append(
+            f"the val split has {windows['val']} windows, but one micro batch on each of {data_ranks} replicas takes "
+            f"{micro_batches}; write more data or set train.eval_every_steps=0"
+        )
     return problems
 
 

@@ -20,20 +20,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Piece = Callable[[int, Tensor], Tensor]
-"""Maps (index, x) to one scalar summand of the loss."""
+Piece = Callable[..., Tensor]
+"""Maps (index, *inputs) to one scalar summand of the loss."""
 
 MIN_CHUNK_POSITIONS = 256  # below this, matrix products get too thin to be fast
 
 
-def sum_of_pieces(piece: Piece, x: Tensor, *, n_pieces: int, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the sum () of `piece(0, x) .. piece(n_pieces - 1, x)`, and the pieces (n_pieces,) without gradient.
+def sum_of_pieces(
+    piece: Piece, inputs: Sequence[Tensor], *, n_pieces: int, parameters: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the sum () of `piece(0, *inputs) .. piece(n_pieces - 1, *inputs)`, and the pieces (n_pieces,) detached.
 
     With gradients enabled, each piece is back-propagated, and its graph freed, before the next is computed.
 
     Args:
-        piece: computes one summand; called once for each index, in order.
-        x: the input that all pieces read, for instance the trunk's output z.
+        piece: computes one summand; called once for each index, in order; need not use every input.
+        inputs: what the pieces read, for instance the trunk's output z. They get them cut off from their history.
         n_pieces: how many summands.
         parameters: every other tensor that `piece` uses and that may want a gradient; explicit, so that
             autograd, and the hooks that ZeRO hangs on parameters, see them as inputs of one op.
@@ -42,9 +44,9 @@ def sum_of_pieces(piece: Piece, x: Tensor, *, n_pieces: int, parameters: Sequenc
         RuntimeError: on a second backward; the gradients are handed out once, to save their copies.
     """
     if not torch.is_grad_enabled():
-        values = torch.stack([piece(index, x) for index in range(n_pieces)])
+        values = torch.stack([piece(index, *inputs) for index in range(n_pieces)])
         return values.sum(), values
-    return _SumOfPieces.apply(piece, n_pieces, x, *parameters)
+    return _SumOfPieces.apply(piece, n_pieces, len(inputs), *inputs, *parameters)
 
 
 def cross_entropy(hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ def cross_entropy(hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor
         logits_XV = at_least_fp32(F.linear(hidden_XD[positions], unembedding_VD))
         return F.cross_entropy(logits_XV, targets_X[positions], reduction="sum") / n_positions
 
-    loss, _ = sum_of_pieces(chunk_loss, hidden_XD, n_pieces=-(-n_positions // chunk), parameters=[unembedding_VD])
+    loss, _ = sum_of_pieces(chunk_loss, [hidden_XD], n_pieces=-(-n_positions // chunk), parameters=[unembedding_VD])
     return loss
 
 
@@ -76,21 +78,23 @@ class _SumOfPieces(torch.autograd.Function):
     """Forward computes the pieces and their gradients one by one; backward scales the summed gradients."""
 
     @staticmethod
-    def forward(ctx: Any, piece: Piece, n_pieces: int, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        needs_gradient = ctx.needs_input_grad[2:]
-        inputs = [x.detach().requires_grad_(x.requires_grad), *parameters]
-        wanted = [tensor for tensor, needed in zip(inputs, needs_gradient, strict=True) if needed]
+    def forward(ctx: Any, piece: Piece, n_pieces: int, n_inputs: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        needs_gradient = ctx.needs_input_grad[3:]
+        inputs = [x.detach().requires_grad_(x.requires_grad) for x in tensors[:n_inputs]]
+        leaves = [*inputs, *tensors[n_inputs:]]
+        wanted = [tensor for tensor, needed in zip(leaves, needs_gradient, strict=True) if needed]
         sums: list[Tensor | None] = [None] * len(wanted)
         values = []
         for index in range(n_pieces):
             with torch.enable_grad():
-                value = piece(index, inputs[0])
+                value = piece(index, *inputs)
             for slot, gradient in enumerate(torch.autograd.grad(value, wanted, allow_unused=True)):
                 total = sums[slot]
                 if total is None:
                     sums[slot] = gradient
                 elif gradient is not None:
                     total.add_(gradient)
+            del gradient, total  # or the last one, as large as the unembedding, lives through the next piece
             values.append(value.detach())
         remaining = iter(sums)
         ctx.gradients = [next(remaining) if needed else None for needed in needs_gradient]
@@ -104,4 +108,4 @@ class _SumOfPieces(torch.autograd.Function):
             raise RuntimeError("the head-sequential loss was back-propagated twice; its gradients are handed out once")
         gradients, ctx.gradients = ctx.gradients, None
         # In place: the stored gradients are as large as the heads, and nobody else holds them.
-        return None, None, *(g if g is None else g.mul_(output_gradients[0]) for g in gradients)
+        return None, None, None, *(g if g is None else g.mul_(output_gradients[0]) for g in gradients)

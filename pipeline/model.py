@@ -4,205 +4,168 @@
 
 Head 0 is the next-token head. Every head reads the same z; norm and unembedding are shared; embedding
 and unembedding are not tied (paper §2, footnote 1). `n_layers` counts the heads, so that models with
-different n have the same number of parameters. The block is Llama 2's: RMSNorm, rotary positions on
-interleaved pairs, SwiGLU, no biases. Architecture only: distribution is applied from outside.
+different n have the same number of parameters. The paper's other heads (appendix B) differ in what
+`head_inputs`, `LinearHead` and `Heads.unembedding` say.
+
+Architecture only: distribution is applied from outside. A model may hold a `Share` of the layers, under the
+names that they have in the whole; the others are None.
 
 Shape suffixes: B sequences, T positions, S cached positions, D model width, H query heads,
-K key/value heads, E head width, N prediction heads, V vocabulary.
+K key/value heads, E head width, N prediction heads, V vocabulary, P hidden states (z and heads' outputs).
 """
 
+import hashlib
 import math
-from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from pipeline.architecture import Share, head_inputs, whole
 from pipeline.config import ModelConfig
-from pipeline.loss import at_least_fp32, cross_entropy, sum_of_pieces
+from pipeline.layers import RMSNorm, TransformerBlock, run_layer, training_rotary
+from pipeline.loss import cross_entropy, sum_of_pieces
 
 
-class KeyValueCache(Protocol):
-    """What attention asks of a decoding cache: store new keys and values, return all visible ones."""
-
-    def update(self, key_BKTE: Tensor, value_BKTE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the block's keys and values; return those of all cached positions, (B, K, S, E) each."""
-        ...
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in fp32 for low-precision inputs (as Llama does)."""
-
-    def __init__(self, dim: int, *, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        normed = F.rms_norm(at_least_fp32(hidden_BTD), (hidden_BTD.shape[-1],), eps=self.eps)
-        return normed.to(hidden_BTD.dtype) * self.weight
-
-
-def rotary_factors(positions: Tensor, *, head_dim: int, theta: float) -> Tensor:
-    """Return the rotary embedding's e^(i angle), complex64, shape `positions.shape + (head_dim / 2,)`.
-
-    Computed where it is used instead of kept as a buffer: a buffer would be cast with the model to bf16,
-    which garbles the angles of late positions.
-    """
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions.unsqueeze(-1).float() * theta**-exponents
-    return torch.complex(angles.cos(), angles.sin())
-
-
-def rotate(x_BTHE: Tensor, rotary: Tensor) -> Tensor:
-    """Rotate adjacent pairs of the last dimension (Meta's layout, not Hugging Face's halves) in fp32.
-
-    One complex product: bit for bit what four real ones give, and on a CPU 2.5 (1 token) to 9 times (256) as fast.
-    """
-    pairs = torch.view_as_complex(at_least_fp32(x_BTHE).unflatten(-1, (-1, 2)))
-    rotated = torch.view_as_real(pairs * rotary.unsqueeze(-2))  # one axis for the attention heads
-    return rotated.flatten(-2).to(x_BTHE.dtype)
-
-
-class Attention(nn.Module):
-    """Causal self-attention with rotary positions and optional grouped queries."""
+class LinearHead(nn.Linear):
+    """A head of one matrix and no nonlinearity (paper, appendix B); called like a layer."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.head_dim = config.head_dim
-        self.is_grouped = config.kv_heads != config.n_heads
-        self.wq = nn.Linear(config.dim, config.n_heads * self.head_dim, bias=False)
-        self.wk = nn.Linear(config.dim, config.kv_heads * self.head_dim, bias=False)
-        self.wv = nn.Linear(config.dim, config.kv_heads * self.head_dim, bias=False)
-        self.wo = nn.Linear(config.n_heads * self.head_dim, config.dim, bias=False)
+        super().__init__(config.dim, config.dim, bias=False)
 
-    def forward(
-        self,
-        hidden_BTD: Tensor,
-        rotary: Tensor,
-        cache: KeyValueCache | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Attend causally, or, with a cache, to the cached positions that `mask` (B, 1, T, S) allows.
-
-        The mask is boolean, or added to the scores. Without one a single query attends to everything cached.
-        """
-        query, key, value = (
-            project(hidden_BTD).unflatten(-1, (-1, self.head_dim)) for project in (self.wq, self.wk, self.wv)
-        )
-        query, key = rotate(query, rotary), rotate(key, rotary)
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        if cache is not None:
-            key, value = cache.update(key, value)
-        is_causal = mask is None and query.shape[2] > 1
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped
-        )
-        return self.wo(mixed.transpose(1, 2).flatten(-2))
+    def forward(self, hidden_BTD: Tensor, *_positions_and_cache: object) -> Tensor:
+        return super().forward(hidden_BTD)
 
 
-class FeedForward(nn.Module):
-    """SwiGLU: w2(silu(w1 x) * w3 x)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(hidden_BTD)) * self.w3(hidden_BTD))
-
-
-class TransformerBlock(nn.Module):
-    """One pre-norm layer; the trunk is a stack of these, and so is each head, one deep."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.attention = Attention(config)
-        self.feed_forward = FeedForward(config)
-        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
-
-    def forward(
-        self,
-        hidden_BTD: Tensor,
-        rotary: Tensor,
-        cache: KeyValueCache | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        hidden_BTD = hidden_BTD + self.attention(self.attention_norm(hidden_BTD), rotary, cache, mask)
-        return hidden_BTD + self.feed_forward(self.ffn_norm(hidden_BTD))
+HEAD_TYPES: dict[str, type[TransformerBlock] | type[LinearHead]] = {
+    "transformer": TransformerBlock,
+    "linear": LinearHead,
+}
 
 
 class Trunk(nn.Module):
     """Token embedding and the layers that all heads share."""
 
-    def __init__(self, config: ModelConfig, *, activation_checkpointing: bool = False) -> None:
+    def __init__(self, config: ModelConfig, share: Share, *, activation_checkpointing: bool) -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_trunk_layers))
+        self.first_position = 0  # of the tokens given; more where several ranks share a sequence
+        self.tok_embeddings: nn.Embedding = (
+            nn.Embedding(config.vocab_size, config.dim) if share.embedding else None  # type: ignore[assignment]
+        )
+        self.layers = nn.ModuleList(
+            TransformerBlock(config) if index in share.trunk_layers else None  # type: ignore[misc]
+            for index in range(config.n_trunk_layers)
+        )
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Return z (B, T, D) for token ids (B, T), int64."""
-        hidden_BTD = self.tok_embeddings(tokens_BT)
-        rotary = training_rotary(tokens_BT.shape[1], self.config, device=tokens_BT.device)
+    def forward(self, tokens_or_hidden: Tensor) -> Tensor:
+        """Return z (B, T, D) for token ids (B, T), int64, or for what the layers before this share gave (B, T, D)."""
+        hidden_BTD = tokens_or_hidden if self.tok_embeddings is None else self.tok_embeddings(tokens_or_hidden)
+        rotary = training_rotary(hidden_BTD.shape[1], self.config, device=hidden_BTD.device, first=self.first_position)
         for layer in self.layers:
-            if self.activation_checkpointing:
-                hidden_BTD = checkpoint(layer, hidden_BTD, rotary, use_reentrant=False)
-            else:
-                hidden_BTD = layer(hidden_BTD, rotary)
+            if layer is not None:
+                hidden_BTD = run_layer(layer, hidden_BTD, rotary, recompute=self.activation_checkpointing)
         return hidden_BTD
 
 
 class Heads(nn.Module):
-    """The n prediction heads with their shared norm and unembedding, and their loss.
+    """The n prediction heads with their norm and unembedding, and their loss.
 
     One module, because the loss runs all of them inside one op: under ZeRO-3 it is gathered as a whole.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, share: Share, *, activation_checkpointing: bool) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_future_tokens))
-        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.activation_checkpointing = activation_checkpointing
+        self.first_position = 0  # as in the trunk
+        head = HEAD_TYPES[config.head_type]
+        self.layers = nn.ModuleList(
+            head(config) if index in share.heads else None  # type: ignore[misc]
+            for index in range(config.n_future_tokens)
+        )
+        if share.unembedding:
+            self.norm = RMSNorm(config.dim, eps=config.norm_eps)
+            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.extra_outputs = nn.ModuleList(
+                nn.Linear(config.dim, config.vocab_size, bias=False) for _ in range(config.n_unembeddings - 1)
+            )
 
-    def forward(self, z_BTD: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:
+    def unembedding(self, head: int) -> nn.Linear:
+        """Return the unembedding of one head: the shared one, or its own."""
+        own = self.extra_outputs[head - 1] if head and self.config.replicated_unembedding else self.output
+        assert isinstance(own, nn.Linear)
+        return own
+
+    def advance(self, hidden_PBTD: Tensor) -> Tensor:
+        """Append the outputs of the heads that this share holds; for a pipeline stage that hands them on.
+
+        `hidden_PBTD` is the trunk's output z and the outputs of the heads before, in the order of `head_inputs`.
+        """
+        return torch.stack(self._run(list(hidden_PBTD.unbind())))
+
+    def forward(self, hidden_PBTD: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:
         """Return the summed loss () and the per-head losses (N,), nats per token, fp32.
 
-        `targets_BTN[b, t, i]` is the id of token t + 1 + i.
+        Heads that read the trunk's output are computed inside the head-sequential op. Heads that read each other
+        keep their activations as any layer does (n = 1 has as many), and only what comes after them, the logits,
+        is computed inside the op; the backward then runs from the head furthest from the trunk (appendix B).
+
+        Args:
+            hidden_PBTD: z, and the outputs of the heads that earlier pipeline stages have computed (see `advance`).
+            targets_BTN: `targets_BTN[b, t, i]` is the id of token t + 1 + i.
         """
-        rotary = training_rotary(z_BTD.shape[1], self.config, device=z_BTD.device)
+        hidden = list(hidden_PBTD.unbind())
+        if self.config.head_order != "parallel":
+            hidden = self._run(hidden)
+        position_of = {head: position for position, head in enumerate(head_inputs(self.config), start=1)}
+        rotary = self._rotary(hidden[0])
 
-        def head_loss(head: int, hidden_BTD: Tensor) -> Tensor:
-            normed_BTD = self.norm(self.layers[head](hidden_BTD, rotary))
-            return cross_entropy(normed_BTD, self.output.weight, targets_BTN[..., head])
+        def head_loss(head: int, *hidden: Tensor) -> Tensor:
+            is_done = position_of[head] < len(hidden)
+            output_BTD = hidden[position_of[head]] if is_done else self.layers[head](hidden[0], rotary)
+            return cross_entropy(self.norm(output_BTD), self.unembedding(head).weight, targets_BTN[..., head])
 
-        return sum_of_pieces(head_loss, z_BTD, n_pieces=self.config.n_future_tokens, parameters=list(self.parameters()))
+        return sum_of_pieces(
+            head_loss, hidden, n_pieces=self.config.n_future_tokens, parameters=list(self.parameters())
+        )
+
+    def _run(self, hidden: list[Tensor]) -> list[Tensor]:
+        """Append the outputs of the heads that are here and not yet computed."""
+        rotary = self._rotary(hidden[0])
+        order = list(head_inputs(self.config).items())
+        for head, source in order[len(hidden) - 1 :]:
+            if self.layers[head] is None:
+                break
+            read = hidden[0] if source is None else hidden[-1]
+            hidden.append(run_layer(self.layers[head], read, rotary, recompute=self.activation_checkpointing))
+        return hidden
+
+    def _rotary(self, hidden_BTD: Tensor) -> Tensor:
+        return training_rotary(hidden_BTD.shape[1], self.config, device=hidden_BTD.device, first=self.first_position)
 
 
 class MultiTokenModel(nn.Module):
     """Trunk and heads. Called with tokens and targets it returns the loss; decoding uses the parts."""
 
-    def __init__(self, config: ModelConfig, *, activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self, config: ModelConfig, *, activation_checkpointing: bool = False, share: Share | None = None
+    ) -> None:
         super().__init__()
+        share = whole(config) if share is None else share
         self.config = config
-        self.trunk = Trunk(config, activation_checkpointing=activation_checkpointing)
-        self.heads = Heads(config)
+        self.trunk = Trunk(config, share, activation_checkpointing=activation_checkpointing)
+        self.heads = Heads(config, share, activation_checkpointing=activation_checkpointing)
 
     def forward(self, tokens_BT: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:
         """Return the summed loss () and the per-head losses (N,); see `Heads.forward`."""
-        return self.heads(self.trunk(tokens_BT), targets_BTN)
+        return self.heads(self.trunk(tokens_BT).unsqueeze(0), targets_BTN)
 
 
-def training_rotary(seq_len: int, config: ModelConfig, *, device: torch.device) -> Tensor:
-    """Rotary factors of positions 0 .. seq_len - 1."""
-    positions = torch.arange(seq_len, device=device)
-    return rotary_factors(positions, head_dim=config.head_dim, theta=config.rope_theta)
+def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Return every weight of the whole model by name, with its shape."""
+    with torch.device("meta"):
+        return {name: weight.shape for name, weight in MultiTokenModel(config).state_dict().items()}
 
 
 @torch.no_grad()
@@ -212,41 +175,25 @@ def initialise(model: MultiTokenModel, *, seed: int) -> None:
     The paper does not print its initialisation. This is that of facebookresearch/lingua, the same lab's
     pretraining code (`BaseTransformer.reset_parameters`: std 1/sqrt(fan-in), truncated at 3 std), with its
     "current depth" factor: the matrices that write into the residual stream (wo, w2) are divided by
-    sqrt(2 (depth + 1)), as in GPT-2. All heads sit at the same depth, just above the trunk.
+    sqrt(2 (depth + 1)), as in GPT-2. A weight depends on the seed and on its name alone, so that a share of the
+    model begins as the same share of the whole does.
     """
-    generator = torch.Generator(device=next(model.parameters()).device).manual_seed(seed)
-
-    def fill(weight: Tensor, *, fan_in: int, scale: float = 1.0) -> None:
-        std = scale / math.sqrt(fan_in)
+    generator = torch.Generator(device=next(model.parameters()).device)
+    for name, weight in model.named_parameters():
+        if weight.dim() < 2:
+            continue
+        std = 1 / math.sqrt(model.config.dim if "tok_embeddings" in name else weight.shape[1])
+        if name.endswith(("wo.weight", "w2.weight")):
+            std /= math.sqrt(2 * (_depth(name, model.config) + 1))
+        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        generator.manual_seed(int.from_bytes(digest[:8], "little"))
         nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std, generator=generator)
 
-    config = model.config
-    fill(model.trunk.tok_embeddings.weight, fan_in=config.dim)
-    layers = [*enumerate(model.trunk.layers), *((config.n_trunk_layers, head) for head in model.heads.layers)]
-    for depth, layer in layers:
-        for name, weight in layer.named_parameters():
-            if weight.dim() == 2:
-                residual_output = name.endswith(("wo.weight", "w2.weight"))
-                scale = 1 / math.sqrt(2 * (depth + 1)) if residual_output else 1.0
-                fill(weight, fan_in=weight.shape[1], scale=scale)
-    fill(model.heads.output.weight, fan_in=config.dim)
 
-
-def parameter_count(config: ModelConfig) -> int:
-    """Return the number of parameters; the same for every n (heads replace trunk layers)."""
-    attention = 2 * config.dim * config.head_dim * (config.n_heads + config.kv_heads)
-    layer = attention + 3 * config.dim * config.ffn_dim + 2 * config.dim
-    return 2 * config.vocab_size * config.dim + config.n_layers * layer + config.dim
-
-
-def training_flops_per_token(config: ModelConfig, *, seq_len: int) -> int:
-    """Return the FLOPs of forward and backward per token, PaLM's way (arXiv 2204.02311, appendix B).
-
-    6 per weight that multiplies each token (the embedding does not; the unembedding does, once per head)
-    plus 12 x layers x heads x head_dim x seq_len for attention. Recomputation does not count.
-    """
-    norms = (2 * config.n_layers + 1) * config.dim
-    matrices = parameter_count(config) - norms - 2 * config.vocab_size * config.dim
-    unembedding = config.n_future_tokens * config.vocab_size * config.dim
-    attention = 12 * config.n_layers * config.n_heads * config.head_dim * seq_len
-    return 6 * (matrices + unembedding) + attention
+def _depth(name: str, config: ModelConfig) -> int:
+    """Return how many transformer layers lie below the one that holds the weight `name`."""
+    module, _, index, *_ = name.split(".")
+    if module == "trunk":
+        return int(index)
+    chained = config.head_order != "parallel"
+    return config.n_trunk_layers + (list(head_inputs(config)).index(int(index)) if chained else 0)

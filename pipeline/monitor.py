@@ -24,10 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.files import write_text
+from pipeline.architecture import parameter_count, training_flops_per_token
+from pipeline.balance import describe
 from pipeline.config import Config
 from pipeline.distributed import World, logger
 from pipeline.inputs import Inputs, zero_stage
-from pipeline.model import parameter_count, training_flops_per_token
 
 Scalars = dict[str, float]
 GIB = 2**30
@@ -189,20 +190,25 @@ def sinks_for(config: Config, *, world: World, resumed_step: int) -> list[Sink]:
 
 
 def header(inputs: Inputs, *, world: World, device: torch.device) -> str:
-    """Return the lines that open a run: model, layout, batch arithmetic."""
-    config = inputs.config
+    """Return the lines that open a run: model, layout, batch arithmetic, and the stages of a pipeline."""
+    config, parallel = inputs.config, inputs.config.parallel
     model, train, data = config.model, config.train, config.data
-    accumulation_steps = config.accumulation_steps(world.world_size)
-    return "\n".join(
-        (
-            f"model    {parameter_count(model) / 1e6:,.1f}M parameters: {model.n_trunk_layers} trunk layers and "
-            f"{model.n_future_tokens} heads of one layer, dim {model.dim}, vocabulary {model.vocab_size:,}",
-            f"layout   {world.world_size} ranks on {device.type}, ZeRO-{zero_stage(inputs.deepspeed_config)}",
-            f"batch    {train.batch_tokens:,} tokens = {world.world_size} ranks x {accumulation_steps} micro batches x "
-            f"{train.micro_batch_size} sequences x {data.seq_len} tokens",
-            f"budget   {train.total_tokens:,} tokens = {config.total_steps:,} steps",
-            f"watch    tensorboard --logdir {config.run_dir / 'tensorboard'}",
-        )
+    accumulation_steps = config.accumulation_steps(inputs.data_ranks)
+    heads = {"transformer": "one layer", "linear": "one matrix"}[model.head_type]
+    order = "" if model.head_order == "parallel" else f", {model.head_order}"
+    layout = f"{world.world_size} ranks on {device.type}, ZeRO-{zero_stage(inputs.deepspeed_config)}"
+    if parallel.ranks_per_replica > 1:
+        shared = "pipeline stages" if parallel.pipeline_stages > 1 else "ranks that share each sequence"
+        layout += f", {inputs.data_ranks} replicas of {parallel.ranks_per_replica} {shared}"
+    stages = "\n" + describe(config, micro_batches=accumulation_steps) if parallel.pipeline_stages > 1 else ""
+    return (
+        f"model    {parameter_count(model) / 1e6:,.1f}M parameters: {model.n_trunk_layers} trunk layers and "
+        f"{model.n_future_tokens} heads of {heads}{order}, dim {model.dim}, vocabulary {model.vocab_size:,}\n"
+        f"layout   {layout}\n"
+        f"batch    {train.batch_tokens:,} tokens = {inputs.data_ranks} replicas x {accumulation_steps} micro batches x "
+        f"{train.micro_batch_size} sequences x {data.seq_len} tokens\n"
+        f"budget   {train.total_tokens:,} tokens = {config.total_steps:,} steps\n"
+        f"watch    tensorboard --logdir {config.run_dir / 'tensorboard'}{stages}"
     )
 
 

@@ -9,10 +9,11 @@ from pipeline.config import OptimConfig
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into matrices, which decay, and norm weights, which do not."""
+    """Split parameters into matrices, which decay, and norm weights, which do not; without empty groups."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     norms = [p for p in model.parameters() if p.dim() < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate(step: int, *, optim: OptimConfig, total_steps: int) -> float:

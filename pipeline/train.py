@@ -18,6 +18,8 @@ from pipeline.distributed import World, configure_logging, log_file_handler, log
 from pipeline.inputs import Inputs, evaluation_windows, load_inputs
 
 if TYPE_CHECKING:  # torch and deepspeed take seconds to import; mistakes are answered before that
+    import torch
+
     from pipeline.checkpoint import CheckpointFolder
     from pipeline.data import Batch, TrainingData
     from pipeline.engine import Engine
@@ -40,14 +42,17 @@ def main() -> None:
         arguments.config,
         arguments.deepspeed_config,
         overrides=arguments.overrides,
-        data_ranks=world.world_size,
+        world_size=world.world_size,
         n_nodes=world.world_size // world.local_world_size,
     )
-    exit_code = run(inputs, world=world, resume=arguments.resume)
+    from pipeline.engine import process_group
+
+    with process_group(world) as device:
+        exit_code = run(inputs, world=world, device=device, resume=arguments.resume)
     sys.exit(exit_code)
 
 
-def run(inputs: Inputs, *, world: World, resume: bool) -> int:
+def run(inputs: Inputs, *, world: World, device: "torch.device", resume: bool) -> int:
     """Build the parts of a run, resume or begin it, and train to its end; return the exit code.
 
     Raises:
@@ -55,12 +60,12 @@ def run(inputs: Inputs, *, world: World, resume: bool) -> int:
     """
     from pipeline.checkpoint import CheckpointFolder
     from pipeline.data import TrainingData, ValidationData
-    from pipeline.engine import Engine, initialise_distributed
+    from pipeline.engine import build_engine
+    from pipeline.formats.detect import starting_weights
     from pipeline.monitor import Monitor, console_handler, header, sinks_for
     from pipeline.stop import STOPPED_EXIT_CODE
 
     config = inputs.config
-    device = initialise_distributed(world)
     if world.is_main:
         (config.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     handlers = [console_handler(), log_file_handler(config.run_dir / "train.log")] if world.is_main else []
@@ -72,9 +77,13 @@ def run(inputs: Inputs, *, world: World, resume: bool) -> int:
     if found is not None and found.step >= config.total_steps:
         logger.info("finished: %s is the run's last step", found.path)
         return 0
+    start = None
+    if found is None and config.model.init_from is not None:
+        start = starting_weights(config.model, tokenizer_sha256=inputs.metadata["tokenizer"]["sha256"])
+        logger.info("starting from %s", start.path)
     if world.is_main:
         write_run_files(inputs)
-    engine = Engine(config, inputs.deepspeed_config, device=device)
+    engine = build_engine(config, inputs.deepspeed_config, device=device, start=start)
     data = TrainingData(config)
     resumed_step = 0
     if found is not None:
@@ -83,8 +92,9 @@ def run(inputs: Inputs, *, world: World, resume: bool) -> int:
         logger.info("resumed from %s", found.path)
     validation: Iterable[Batch] = ()
     if config.train.eval_every_steps:
-        n_windows = evaluation_windows(inputs.metadata, config, data_ranks=world.world_size)
-        validation = ValidationData(config, n_windows=n_windows, world=world)
+        n_windows = evaluation_windows(inputs.metadata, config, data_ranks=inputs.data_ranks)
+        replica = world.rank // config.parallel.ranks_per_replica
+        validation = ValidationData(config, n_windows=n_windows, replica=replica, n_replicas=inputs.data_ranks)
     monitor = Monitor(
         config, sinks=sinks_for(config, world=world, resumed_step=resumed_step), device=device, step=resumed_step
     )

@@ -22,7 +22,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run_module(
-    module: str, *arguments: object, timeout_s: float = 120, **variables: str
+    module: str, *arguments: object, timeout_s: float = 300, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m module arguments` from the repository root, as a user does."""
     return subprocess.run(
@@ -43,9 +43,9 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def launch_deepspeed(module: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start `deepspeed --num_gpus 2 --module module arguments` in a process group of its own."""
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2"]
+def launch_deepspeed(module: str, *arguments: object, ranks: int = 2) -> subprocess.Popen[str]:
+    """Start `deepspeed --num_gpus RANKS --module module arguments` in a process group of its own."""
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
     command += ["--master_port", str(free_port()), "--module", module]
     return subprocess.Popen(
         [*command, *map(str, arguments)],
@@ -78,3 +78,14 @@ def byte_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "--num_workers", "1"]
     )  # fmt: skip
     return out
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model of 512 ids, trained on a real package as users train theirs."""
+    from data_prep import train_tokenizer
+
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    source = Path(sysconfig.get_path("stdlib")) / "json"
+    train_tokenizer.main(["--input", str(source), "--extensions", ".py", "--output", str(path), "--vocab_size", "512"])
+    return path

@@ -1,5 +1,6 @@
 """The README is true: its commands run as printed, and its tree and run directory are what is there."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.unit.own_problems import HUMANEVAL
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 CODE = ("common", "data_prep", "pipeline", "ds_configs")
@@ -23,6 +25,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     for name in CODE:
         (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in HUMANEVAL))
     return folder
 
 
@@ -36,6 +39,7 @@ def test_every_command_runs(sandbox: Path) -> None:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "CORPUS": str(Path(sysconfig.get_path("stdlib")) / "asyncio"),
+        "PROBLEMS": "problems.jsonl",
     }
     outputs = {}
     for command in readme_commands():
@@ -45,11 +49,15 @@ def test_every_command_runs(sandbox: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         outputs[command] = done.stdout
-    assert len(outputs) == 7
-    assert "tokens per forward" in outputs[readme_commands()[-1]]
-    assert {path.name for path in (sandbox / "exports" / "mine").iterdir()} == {
-        "consolidated.pth", "params.json", "tokenizer.model",
+    assert len(outputs) == 11
+    assert "tokens per forward" in outputs[readme_commands()[6]]
+    assert "pass@1" in outputs[readme_commands()[-1]]
+    exports = sandbox / "exports"
+    assert {path.name for path in (exports / "mine").iterdir()} == {
+        "README.md", "consolidated.pth", "params.json", "tokenizer.model",
     }  # fmt: skip
+    first, again = (exports / name / "consolidated.pth" for name in ("mine", "mine-again"))
+    assert first.read_bytes() == again.read_bytes()
 
 
 def test_make_targets_exist() -> None:
@@ -61,9 +69,12 @@ def test_make_targets_exist() -> None:
 def test_tree_names_what_is_there() -> None:
     tree = README.split("## The tree")[1]
     folders = re.findall(r"^    ([\w/]+)/  ", tree, flags=re.MULTILINE)
-    assert folders == ["pipeline", "pipeline/recipes", "ds_configs", "data_prep", "common", "tests", "docs"]
+    assert folders == [
+        "pipeline", "pipeline/formats", "pipeline/decoding", "pipeline/evaluation", "pipeline/recipes", "ds_configs",
+        "data_prep", "common", "benchmarks", "tests", "docs",
+    ]  # fmt: skip
     for folder in ("pipeline", "data_prep"):
-        for module in (REPOSITORY / folder).glob("*.py"):
+        for module in (REPOSITORY / folder).rglob("*.py"):
             assert module.stem == "__init__" or re.search(rf"\b{module.stem}\b", tree), f"{module} is not in the tree"
     for folder in folders:
         assert (REPOSITORY / folder).is_dir()

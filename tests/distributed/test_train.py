@@ -1,6 +1,7 @@
 """Whole runs through the deepspeed CLI on 2 CPU ranks: kill and resume, damage, stop requests, refusals."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -39,10 +40,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, byte_shards: Path) -> Path:
     return path
 
 
-def start(recipe: Path, name: str, *overrides: str, deepspeed_json: str = "zero1_fp32") -> subprocess.Popen[str]:
+def start(
+    recipe: Path, name: str, *overrides: str, deepspeed_json: str = "zero1_fp32", ranks: int = 2
+) -> subprocess.Popen[str]:
     return launch_deepspeed(
         "pipeline.train", "--config", recipe, "--deepspeed_config", f"ds_configs/{deepspeed_json}.json",
-        f"run.name={name}", *overrides,
+        f"run.name={name}", *overrides, ranks=ranks,
     )  # fmt: skip
 
 
@@ -57,6 +60,12 @@ def metrics(run_dir: Path) -> Metrics:
     training = [line for line in lines if "loss/total" in line]
     assert len({line["step"] for line in training}) == len(training)
     return {line["step"]: line for line in training}
+
+
+def validations(run_dir: Path) -> Metrics:
+    """Validation lines of metrics.jsonl by step."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if "val/loss_head_1" in line}
 
 
 def exact(line: dict[str, Any]) -> dict[str, Any]:
@@ -110,13 +119,13 @@ def test_kill_9_and_restart_is_bit_identical(recipe: Path, uninterrupted: Path) 
 def test_a_damaged_checkpoint_is_named_and_the_older_one_used(recipe: Path, uninterrupted: Path) -> None:
     run_dir = recipe.parent / "runs" / "damaged"
     shutil.copytree(uninterrupted, run_dir)
-    victim = run_dir / "checkpoints" / "step_00000080" / "deepspeed" / "mp_rank_00_model_states.pt"
+    victim = run_dir / "checkpoints" / "step_00000080" / "weights_and_moments" / "__1_0.distcp"
     damaged = bytearray(victim.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     victim.write_bytes(damaged)
     returncode, output = finish(start(recipe, "damaged"))
     assert returncode == 0, output
-    assert "step_00000080 is damaged (deepspeed/mp_rank_00_model_states.pt has another hash" in output
+    assert "step_00000080 is damaged (weights_and_moments/__1_0.distcp has another hash" in output
     assert "resumed from" in output
     assert exact(metrics(run_dir)[STEPS]) == exact(metrics(uninterrupted)[STEPS])
 
@@ -142,12 +151,86 @@ def test_a_signal_to_one_rank_stops_all_and_the_same_command_goes_on(recipe: Pat
         assert losses[step]["loss/total"] == pytest.approx(expected[step]["loss/total"], rel=1e-5)
 
 
+def without_the_last_checkpoint(run_dir: Path, name: str) -> Path:
+    """Copy a finished run such that it has to go on from the checkpoint before."""
+    copy = run_dir.with_name(name)
+    shutil.copytree(run_dir, copy)
+    shutil.rmtree(copy / "checkpoints" / f"step_{STEPS:08d}")
+    return copy
+
+
+def assert_same_losses(actual: Metrics, expected: Metrics) -> None:
+    assert list(actual) == list(expected)
+    for step, line in expected.items():
+        tags = [tag for tag in line if tag.startswith("loss/")]
+        assert [actual[step][tag] for tag in tags] == pytest.approx([line[tag] for tag in tags], rel=1e-5), step
+
+
+def test_a_run_goes_on_in_other_ways_on_other_numbers_of_ranks(recipe: Path, uninterrupted: Path) -> None:
+    """ZeRO-1 on two ranks, then pipelines on four, then ZeRO-3 on one; by the same command, with no converter."""
+    pipelined = without_the_last_checkpoint(uninterrupted, "pipelined")
+    how = ("parallel.pipeline_stages=2", "checkpoint.every_steps=10")
+    returncode, output = finish(start(recipe, pipelined.name, *how, ranks=4))
+    assert returncode == 0, output
+    assert f"resumed from {pipelined}/checkpoints/step_00000060" in output
+    assert_same_losses(metrics(pipelined), metrics(uninterrupted))
+
+    alone = without_the_last_checkpoint(pipelined, "alone")
+    returncode, output = finish(start(recipe, alone.name, ranks=1, deepspeed_json="zero3_fp32"))
+    assert returncode == 0, output
+    assert f"resumed from {alone}/checkpoints/step_00000070" in output
+    assert_same_losses(metrics(alone), metrics(uninterrupted))
+
+
+@pytest.mark.parametrize(
+    ("to", "how", "heads", "begins_as"),
+    [
+        (None, ("parallel.pipeline_stages=2",), (), ["1", "2", "3", "4"]),
+        ("meta", (), ("model.n_layers=3", "model.n_future_tokens=1"), ["1"]),
+        ("hf", (), ("model.n_layers=7", "model.n_future_tokens=5"), ["1", "2", "3", "4", None]),
+    ],
+)
+def test_a_run_starts_from_weights(
+    recipe: Path, uninterrupted: Path, to: str | None, how: tuple[str, ...], heads: tuple[str, ...],
+    begins_as: list[str | None],
+) -> None:  # fmt: skip
+    """A run, or what was exported of it, with its own heads, fewer, or more; it validates as the run did at its end."""
+    weights, name = uninterrupted, f"started-from-{to}"
+    if to is not None:
+        weights = uninterrupted.with_name(f"exported-{to}")
+        done = run_module("pipeline.convert", "--input", uninterrupted, "--to", to, "--output", weights)
+        assert done.returncode == 0, done.stderr
+    overrides = (f"model.init_from={weights}", "optim.lr=1e-30", "optim.warmup_steps=0", "train.total_tokens=256")
+    deepspeed_json = "zero1_fp32" if how else "zero3_fp32"
+    returncode, output = finish(start(recipe, name, *overrides, *how, *heads, deepspeed_json=deepspeed_json))
+    assert returncode == 0, output
+    assert f"starting from {weights}" in output
+    validation = validations(recipe.parent / "runs" / name)[1]
+    expected = validations(uninterrupted)[STEPS]
+    for head, origin in enumerate(begins_as, start=1):
+        if origin is not None:
+            assert validation[f"val/loss_head_{head}"] == pytest.approx(expected[f"val/loss_head_{origin}"], rel=1e-5)
+    if begins_as[-1] is None:  # a copy of the next-token head, asked for another token, still knows which are frequent
+        assert validation["val/loss_head_4"] < validation["val/loss_head_5"] < math.log(258) - 1
+
+
+def test_weights_that_do_not_fit_are_refused_and_leave_nothing(recipe: Path, uninterrupted: Path) -> None:
+    done = run_module(
+        "pipeline.train", "--config", recipe, "--deepspeed_config", "ds_configs/zero1_fp32.json", "run.name=misfit",
+        f"model.init_from={uninterrupted}", "model.n_layers=9",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "its trunk has 2 layers, and this run's 5" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (recipe.parent / "runs" / "misfit" / "config.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
         ("model.n_future_tokens=2", "model.n_future_tokens=4, and this run has 2"),
         ("data.shuffle_seed=7", "data.shuffle_seed=1, and this run has 7"),
-        ("train.micro_batch_size=4", "it was saved by 2 ranks, and this run has 1"),
+        ("train.batch_tokens=512", "train.batch_tokens=256, and this run has 512"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(

@@ -1,37 +1,93 @@
 """Independent references for the model: the whole prefix at once without a cache, and transformers' Llama."""
 
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import pytest
 import torch
 from torch import Tensor
-from transformers.utils import import_utils
 
+from pipeline.architecture import Share
 from pipeline.config import ModelConfig
-from pipeline.model import MultiTokenModel, initialise, training_rotary
+from pipeline.layers import training_rotary
+from pipeline.model import MultiTokenModel, initialise
 
-# torchvision's wheel does not import beside a CPU build of torch, and transformers' Llama would import it.
-import_utils._torchvision_available = False
-
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import LlamaForCausalLM
 
 
-def tiny_model(
-    *, n_future_tokens: int = 4, n_kv_heads: int = 2, vocab_size: int = 97, seed: int = 1, n_layers: int = 6
-) -> MultiTokenModel:
-    """Return a random model of width 32 with sharp enough logits that greedy choices are no ties."""
-    config = ModelConfig(
+# Every kind of heads; linear ones take no layer from the trunk that could be given back.
+KINDS_OF_HEADS: list[dict[str, Any]] = [
+    {"head_order": order, "head_type": kind, "replicated_unembedding": replicated, "shorten_trunk": shorten}
+    for order, kind, replicated, shorten in itertools.product(
+        ("parallel", "causal", "anticausal"), ("transformer", "linear"), (False, True), (True, False)
+    )
+    if shorten or kind == "transformer"
+]
+every_kind_of_heads = pytest.mark.parametrize(
+    "heads", KINDS_OF_HEADS, ids=lambda heads: "-".join(map(str, heads.values()))
+)
+
+
+def tiny_config(
+    *, n_future_tokens: int = 4, n_kv_heads: int = 2, vocab_size: int = 97, n_layers: int = 6, **heads: Any
+) -> ModelConfig:
+    """Return a model of width 32; `heads` are other fields."""
+    return ModelConfig(
         dim=32, n_layers=n_layers, n_heads=4, n_kv_heads=n_kv_heads, vocab_size=vocab_size,
-        n_future_tokens=n_future_tokens, multiple_of=16,
+        n_future_tokens=n_future_tokens, multiple_of=16, **heads,
     )  # fmt: skip
-    model = MultiTokenModel(config)
+
+
+def tiny_model(*, seed: int = 1, **fields: Any) -> MultiTokenModel:
+    """Return a random model of width 32 with sharp enough logits that greedy choices are no ties."""
+    model = MultiTokenModel(tiny_config(**fields))
     initialise(model, seed=seed)
     return model.eval()
 
 
-def all_logits(model: MultiTokenModel, tokens_BT: Tensor) -> Tensor:
-    """Return every head's logits (B, T, N, V) of whole sequences, as training computes them."""
-    z_BTD = model.trunk(tokens_BT)
+def every_cut(model: ModelConfig, n_stages: int) -> list[list[Share]]:
+    """Return all ways to deal the layers, in the order of computing, to stages; only the last may stay empty."""
+    chain = list(range(model.n_future_tokens))[:: -1 if model.head_order == "anticausal" else 1]
+    n_trunk, n_layers = model.n_trunk_layers, model.n_trunk_layers + len(chain)
+    return [
+        [
+            Share(
+                embedding=index == 0,
+                trunk_layers=range(min(start, n_trunk), min(stop, n_trunk)),
+                heads=tuple(chain[layer - n_trunk] for layer in range(start, stop) if layer >= n_trunk),
+                unembedding=index == n_stages - 1,
+            )
+            for index, (start, stop) in enumerate(itertools.pairwise([0, *inner, n_layers]))
+        ]
+        for inner in itertools.combinations(range(1, n_layers + 1), n_stages - 1)
+    ]
+
+
+def head_outputs(model: MultiTokenModel, tokens_BT: Tensor) -> list[Tensor]:
+    """Return what each head gives to the norm, the nearest token's first; the paper's appendix B line by line."""
+    z_BTD, layers, last = model.trunk(tokens_BT), model.heads.layers, model.config.n_future_tokens - 1
     rotary = training_rotary(tokens_BT.shape[1], model.config, device=tokens_BT.device)
-    outputs = [model.heads.norm(layer(z_BTD, rotary)) for layer in model.heads.layers]
-    return model.heads.output(torch.stack(outputs, dim=2))
+    if model.config.head_order == "parallel":
+        return [layer(z_BTD, rotary) for layer in layers]
+    outputs = [z_BTD] * (last + 1)
+    if model.config.head_order == "causal":
+        for head in range(last + 1):
+            outputs[head] = layers[head](z_BTD if head == 0 else outputs[head - 1], rotary)
+    else:
+        for head in range(last, -1, -1):
+            outputs[head] = layers[head](z_BTD if head == last else outputs[head + 1], rotary)
+    return outputs
+
+
+def all_logits(model: MultiTokenModel, tokens_BT: Tensor) -> Tensor:
+    """Return every head's logits (B, T, N, V) of whole sequences, all at once."""
+    heads, outputs = model.heads, head_outputs(model, tokens_BT)
+    matrices = [heads.output, *heads.extra_outputs]
+    if not model.config.replicated_unembedding:
+        matrices *= len(outputs)
+    logits = [matrix(heads.norm(output)) for matrix, output in zip(matrices, outputs, strict=True)]
+    return torch.stack(logits, dim=2)
 
 
 @torch.no_grad()
@@ -43,8 +99,14 @@ def naive_greedy(model: MultiTokenModel, prompt: list[int], *, n_tokens: int) ->
     return tokens[len(prompt) :]
 
 
-def as_transformers_llama(model: MultiTokenModel) -> LlamaForCausalLM:
+def as_transformers_llama(model: MultiTokenModel) -> "LlamaForCausalLM":
     """Return trunk and next-token head as transformers' Llama, with the rotary pairs rearranged into halves."""
+    from transformers.utils import import_utils
+
+    # torchvision's wheel does not import beside a CPU build of torch, and transformers' Llama would import it.
+    import_utils._torchvision_available = False
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = model.config
     llama = LlamaForCausalLM(
         LlamaConfig(

@@ -1,6 +1,8 @@
 """Who may import whom, read from the source; and every command answers --help without the heavy libraries."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,8 @@ COMMANDS = (
     "pipeline.train",
     "pipeline.convert",
     "pipeline.generate",
+    "pipeline.evaluate",
+    "benchmarks.decode",
 )
 HEAVY = {"torch", "streaming", "deepspeed", "transformers"}
 
@@ -60,8 +64,33 @@ def test_common_starts_without_torch() -> None:
     assert importers("torch", within=("common",)) == set()
 
 
-def test_only_the_engine_imports_deepspeed() -> None:
-    assert importers("deepspeed") == {"pipeline/engine.py"}
+def test_only_engine_stages_and_sequence_import_deepspeed() -> None:
+    assert importers("deepspeed") == {f"pipeline/{name}.py" for name in ("engine", "stages", "sequence")}
+
+
+def test_what_is_checked_before_a_run_needs_no_torch() -> None:
+    for name in ("config", "recipe", "layout", "balance", "architecture", "inputs"):
+        assert f"pipeline/{name}.py" not in importers("torch")
+
+
+def test_what_executes_programs_is_apart_from_the_model() -> None:
+    for name in ("problems", "sample_log", "pass_at_k", "sandbox", "sandbox_init", "sandbox_program"):
+        assert f"pipeline/evaluation/{name}.py" not in importers("torch")
+
+
+def test_inside_the_sandbox_is_the_standard_library_alone() -> None:
+    for name in ("sandbox_init", "sandbox_program"):
+        imported = imported_names(REPOSITORY / "pipeline" / "evaluation" / f"{name}.py")
+        assert {module.partition(".")[0] for module in imported} <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("module", ["pipeline.inputs", "pipeline.balance"])
+def test_nor_does_anything_that_it_imports(module: str) -> None:
+    code = f"import {module}, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert {module, "pipeline.architecture", "pipeline.config"} <= imported
+    assert imported.isdisjoint(HEAVY)
 
 
 def test_only_one_door_leads_to_streaming() -> None:
@@ -69,10 +98,16 @@ def test_only_one_door_leads_to_streaming() -> None:
     assert "pipeline/data.py" in importers("common.mds.streaming")
 
 
-def test_model_and_loss_know_nothing_of_distribution() -> None:
+def test_the_model_and_what_is_computed_of_it_know_nothing_of_distribution() -> None:
     knowing = importers("torch.distributed") | importers("deepspeed") | importers("pipeline.distributed")
     assert "pipeline/checkpoint.py" in knowing
-    assert knowing.isdisjoint({"pipeline/model.py", "pipeline/loss.py"})
+    pure = ("architecture", "balance", "config", "layers", "layout", "loss", "model", "optim")
+    assert knowing.isdisjoint({f"pipeline/{name}.py" for name in pure})
+    assert not any(path.startswith("pipeline/decoding/") for path in knowing)
+
+
+def test_nothing_that_runs_needs_the_benchmarks() -> None:
+    assert importers("benchmarks") == set()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

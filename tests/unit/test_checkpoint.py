@@ -3,27 +3,41 @@
 import copy
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 import xxhash
 
-from pipeline.checkpoint import checkpoint_damage, identity_problems, newest_whole_checkpoint, prune_checkpoints
-from pipeline.config import Config, ModelConfig, resolve_model
+from common.command_line import UserError
+from pipeline.checkpoint import (
+    CheckpointFolder,
+    checkpoint_damage,
+    identity_problems,
+    newest_whole_checkpoint,
+    prune_checkpoints,
+)
+from pipeline.config import Config, ModelConfig, RunConfig, resolve_model
+from pipeline.distributed import World
 
-FILES = {"deepspeed/weights.pt": b"weights" * 1000, "latest": b"deepspeed", "training_state.json": b'{"step": 1}'}
+FILES = {
+    "weights_and_moments/__0_0.distcp": b"weights" * 1000,
+    "weights_and_moments/.metadata": b"index",
+    "training_state.json": b'{"step": 1}',
+}
 
 
-def write_checkpoint(directory: Path, step: int) -> Path:
+def write_checkpoint(directory: Path, step: int, *, files: dict[str, bytes] = FILES) -> Path:
     """Write the folder that the module's docstring describes, independently of the code that saves."""
     path = directory / f"step_{step:08d}"
-    for name, content in FILES.items():
+    for name, content in files.items():
         file = path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     manifest = {
-        name: {"bytes": len(content), "xxh64": xxhash.xxh64(content).hexdigest()} for name, content in FILES.items()
+        name: {"bytes": len(content), "xxh64": xxhash.xxh64(content).hexdigest()} for name, content in files.items()
     }
     (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return path
@@ -81,12 +95,13 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
 
 def test_damaged_ones_are_passed_over_aloud(tmp_path: Path, pipeline_log: pytest.LogCaptureFixture) -> None:
     whole, flipped, unsealed = (write_checkpoint(tmp_path, step) for step in (1, 2, 3))
-    flip_one_bit(flipped / "latest")
+    flip_one_bit(flipped / "training_state.json")
     (unsealed / "manifest.json").unlink()
     assert newest_whole_checkpoint(tmp_path) == whole
     assert [record.getMessage() for record in pipeline_log.records] == [
         f"checkpoint {unsealed} is damaged (no readable manifest.json); looking for an older one",
-        f"checkpoint {flipped} is damaged (latest has another hash than when it was written); looking for an older one",
+        f"checkpoint {flipped} is damaged (training_state.json has another hash than when it was written); looking for "
+        "an older one",
     ]
 
 
@@ -110,7 +125,8 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int, kept: list[int]) -> None
 
 def test_a_damaged_later_one_does_not_cost_the_one_just_saved(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 200)
-    flip_one_bit(write_checkpoint(tmp_path, 300) / "latest")  # so the run went on from 200, and was stopped at 250
+    later = write_checkpoint(tmp_path, 300)
+    flip_one_bit(later / "training_state.json")  # so the run went on from 200, and was stopped at 250
     newest = write_checkpoint(tmp_path, 250)
     prune_checkpoints(tmp_path, newest=newest, keep=1)
     assert newest_whole_checkpoint(tmp_path) == newest
@@ -138,6 +154,8 @@ IDENTITY_CHANGES = [
     ("model", "n_future_tokens", 1),
     ("model", "head_type", "linear"),
     ("model", "head_order", "causal"),
+    ("model", "replicated_unembedding", True),
+    ("model", "shorten_trunk", False),
     ("model", "multiple_of", 64),
     ("model", "ffn_dim_multiplier", 1.5),
     ("model", "norm_eps", 1e-6),
@@ -173,7 +191,7 @@ def test_every_difference_is_told_at_once(saved: dict[str, Any]) -> None:
 
 def test_every_field_of_the_architecture_is_tried_above(saved: dict[str, Any]) -> None:
     tried = {field for section, field, _ in IDENTITY_CHANGES if section == "model"}
-    assert tried == set(saved["model"]) - {"size"}
+    assert tried == set(saved["model"]) - {"size", "init_from", "new_heads"}
 
 
 @pytest.mark.parametrize(
@@ -181,12 +199,16 @@ def test_every_field_of_the_architecture_is_tried_above(saved: dict[str, Any]) -
     [
         ("run", "dir", "elsewhere"),
         ("model", "size", None),  # shorthand for the dimensions that follow from it
+        ("model", "init_from", "weights"),
+        ("model", "new_heads", "fresh"),
         ("data", "shards", "moved"),
         ("data", "num_workers", 0),
         ("train", "total_tokens", 10**9),
         ("train", "micro_batch_size", 8),
         ("train", "eval_every_steps", 0),
         ("train", "activation_checkpointing", True),
+        ("train", "compile", True),
+        ("parallel", "pipeline_stages", 2),
         ("optim", "lr", 1e-4),
         ("optim", "warmup_steps", 5),
         ("checkpoint", "keep", 9),
@@ -198,3 +220,41 @@ def test_what_may_change_in_a_run_is_ignored(saved: dict[str, Any], section: str
     assert now[section][field] != value
     now[section][field] = value
     assert identity_problems(saved=saved, now=now) == []
+
+
+@pytest.fixture
+def _world_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def run_in(directory: Path, **model: Any) -> CheckpointFolder:
+    config = Config(run=RunConfig(dir=str(directory), name="run"), model=resolve_model(ModelConfig(**model)))
+    return CheckpointFolder(config, world=World(rank=0, local_rank=0, world_size=1, local_world_size=1))
+
+
+def files_of(config: dict[str, Any]) -> dict[str, bytes]:
+    return {**FILES, "training_state.json": json.dumps({"step": 3, "config": config}).encode()}
+
+
+@pytest.mark.usefixtures("_world_of_one")
+def test_a_run_finds_what_it_can_go_on_from(tmp_path: Path, saved: dict[str, Any]) -> None:
+    same_run, other_run = run_in(tmp_path, size="0.3B"), run_in(tmp_path, size="0.3B", head_order="causal")
+    assert same_run.find(resume=True) is None
+    path = write_checkpoint(tmp_path / "run" / "checkpoints", 3, files=files_of(saved))
+    found = same_run.find(resume=True)
+    assert found is not None
+    assert (found.path, found.step) == (path, 3)
+    with pytest.raises(UserError, match=r"--no-resume, but .* exists"):
+        same_run.find(resume=False)
+    with pytest.raises(UserError, match=r"saved with model\.head_order='parallel', and this run has 'causal'"):
+        other_run.find(resume=True)
+
+
+@pytest.mark.usefixtures("_world_of_one")
+def test_a_checkpoint_without_weights_and_moments_is_another_versions(tmp_path: Path, saved: dict[str, Any]) -> None:
+    files = {name.replace("weights_and_moments", "deepspeed"): data for name, data in files_of(saved).items()}
+    write_checkpoint(tmp_path / "run" / "checkpoints", 3, files=files)
+    with pytest.raises(UserError, match=r"cannot go on from .* no weights_and_moments: an earlier version wrote it"):
+        run_in(tmp_path, size="0.3B").find(resume=True)

@@ -14,10 +14,10 @@ from pipeline.config import (
     DataConfig,
     ModelConfig,
     TrainConfig,
-    batch_problems,
     model_from_dict,
     resolve_model,
 )
+from pipeline.layout import batch_problems
 from pipeline.recipe import load_config, read_config
 
 COMPLETE = """
@@ -117,8 +117,8 @@ optim: {beta1: 2.0}
         ("optim.warmup_steps=98", "optim.warmup_steps=98 must be below the run's 98 steps"),
         ("model.size=6.7B", "model.size='6.7B': Input should be '0.3B', '0.6B', '1.3B', '3B', '7B' or '13B'"),
         ("model.vocab_size=65537", "model.vocab_size=65537: Input should be less than or equal to 65536"),
-        ("model.head_order=causal", "model.head_order='causal': Input should be 'parallel'"),
-        ("parallel.pipeline_stages=2", "parallel.pipeline_stages=2: Input should be 1"),
+        ("model.head_order=random", "model.head_order='random': Input should be 'parallel', 'causal' or 'anticausal'"),
+        ("parallel.pipeline_stages=0", "parallel.pipeline_stages=0: Input should be greater than 0"),
         ("run.name=../up", "run.name='../up': String should match pattern"),
         ("data.num_workers=-1", "data.num_workers=-1: Input should be greater than or equal to 0"),
     ],

@@ -13,7 +13,7 @@ import torch
 
 from common.tokenizers import ByteTokenizer
 from pipeline.config import Config, DataConfig, ModelConfig, TrainConfig
-from pipeline.data import Batch, TrainingData, ValidationData, batch_from_windows
+from pipeline.data import Batch, TrainingData, ValidationData, batch_from_windows, windows_per_epoch
 from pipeline.distributed import World, world_from_environment
 from tests.conftest import REPOSITORY
 
@@ -45,15 +45,25 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_for(
-    shards: Path, *, micro_batch_size: int = 4, num_workers: int = 0, shuffle_seed: int = 1, seq_len: int = SEQ_LEN
+    shards: Path,
+    *,
+    micro_batch_size: int = 4,
+    num_workers: int = 0,
+    shuffle_seed: int = 1,
+    seq_len: int = SEQ_LEN,
+    windows_per_step: int | None = None,
+    num_canonical_nodes: int = 1,
 ) -> Config:
+    """Return a run whose optimizer step is one micro batch, if not told otherwise."""
     return Config(
         model=ModelConfig(dim=8, n_layers=4, n_heads=2, n_future_tokens=2),
         data=DataConfig(
             shards=str(shards), seq_len=seq_len, num_workers=num_workers, shuffle_seed=shuffle_seed,
-            num_canonical_nodes=1,
+            num_canonical_nodes=num_canonical_nodes,
         ),
-        train=TrainConfig(micro_batch_size=micro_batch_size),
+        train=TrainConfig(
+            micro_batch_size=micro_batch_size, batch_tokens=(windows_per_step or micro_batch_size) * seq_len
+        ),
     )  # fmt: skip
 
 
@@ -161,6 +171,32 @@ def test_an_epochs_incomplete_batch_is_left_out(shards: Path) -> None:
     assert read(resumed(config, state), 3) == second
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_is_a_whole_number_of_steps(shards: Path, num_workers: int) -> None:
+    config = config_for(shards, windows_per_step=16, num_workers=num_workers)  # 4 of the 6 batches are one step
+    data = open_data(config)
+    epochs = [read(data, 4) for _ in range(3)]
+    for epoch in epochs:
+        assert len({window for batch in epoch for window in batch}) == 16
+    assert len({frozenset(chain(*epoch)) for epoch in epochs}) > 1, (
+        "it is not always the same windows that are left out"
+    )
+    before = open_data(config)
+    read(before, 4)
+    assert read(resumed(config, before.state_dict()), 8) == epochs[1] + epochs[2]
+
+
+@pytest.mark.parametrize(
+    ("n_windows", "num_canonical_nodes", "expected"),
+    [(24, 1, 16), (32, 1, 32), (33, 1, 32), (31, 2, 32), (31, 1, 16), (17, 64, 64), (15, 1, 0)],
+)
+def test_windows_of_an_epoch_count_what_streaming_repeats(
+    shards: Path, n_windows: int, num_canonical_nodes: int, expected: int
+) -> None:
+    config = config_for(shards, windows_per_step=16, num_canonical_nodes=num_canonical_nodes)
+    assert windows_per_epoch(n_windows, config) == expected
+
+
 def test_waiting_is_counted(shards: Path) -> None:
     data = TrainingData(config_for(shards))
     waited_s = [data.wait_s]
@@ -214,12 +250,9 @@ def test_shared_memory_of_a_killed_run_is_no_obstacle(shards: Path) -> None:
 @pytest.mark.parametrize("n_ranks", [1, 2])
 def test_validation_windows_are_dealt_to_the_ranks(shards: Path, n_ranks: int) -> None:
     config = config_for(shards, micro_batch_size=3)
-    worlds = [
-        World(rank=rank, local_rank=rank, world_size=n_ranks, local_world_size=n_ranks) for rank in range(n_ranks)
-    ]
     dealt = []
-    for world in worlds:
-        validation = ValidationData(config, n_windows=12, world=world)
+    for rank in range(n_ranks):
+        validation = ValidationData(config, n_windows=12, replica=rank, n_replicas=n_ranks)
         first, second = ([windows_of(batch) for batch in validation] for _ in range(2))
         assert first == second
         assert [len(batch) for batch in first] == [3] * (12 // 3 // n_ranks)
@@ -227,19 +260,19 @@ def test_validation_windows_are_dealt_to_the_ranks(shards: Path, n_ranks: int) -
     assert sorted(dealt) == list(range(100, 112))
 
 
-def test_validation_reads_the_val_splits_text(byte_shards: Path, world: World) -> None:
+def test_validation_reads_the_val_splits_text(byte_shards: Path) -> None:
     config = config_for(byte_shards, micro_batch_size=5, seq_len=32)
-    batches = list(ValidationData(config, n_windows=100, world=world))
+    batches = list(ValidationData(config, n_windows=100, replica=0, n_replicas=1))
     assert len(batches) == 20
     text = ByteTokenizer().decode(torch.cat([batch.tokens_BT for batch in batches]).flatten().tolist())
     package = Path(json.__file__).parent
     assert any(source.read_text(encoding="utf-8").startswith(text[:3000]) for source in package.glob("*.py"))
 
 
-def test_both_splits_can_be_open_at_once(shards: Path, world: World) -> None:
+def test_both_splits_can_be_open_at_once(shards: Path) -> None:
     config = config_for(shards)
     data = TrainingData(config)
-    validation = ValidationData(config, n_windows=8, world=world)
+    validation = ValidationData(config, n_windows=8, replica=0, n_replicas=1)
     undisturbed = read(TrainingData(config), 8)
     batches = []
     for _ in range(8):

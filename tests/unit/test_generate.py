@@ -1,47 +1,48 @@
 """The command line of generation: its output contract, its comparison, and one clear line for each mistake."""
 
-import io
 import json
+import os
+import shutil
+import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 import torch
 
 from common.command_line import UserError
 from common.tokenizers import ByteTokenizer, load_tokenizer
 from pipeline import generate
-from pipeline.convert import write_meta
-from tests.conftest import run_module
+from pipeline.decoding.prompts import DEFAULT_PROMPTS
+from pipeline.decoding.session import Decoding, Session
+from tests.conftest import REPOSITORY, run_module
+from tests.unit.exports import exported
 from tests.unit.references import naive_greedy, tiny_model
+from tests.unit.scripted import scripted_model
+from tests.unit.test_boundaries import HEAVY
+
+QUICKSTART = (
+    "torchrun --nproc_per_node 1 -m pipeline.generate --ckpt_dir 7B_200B_4/ --tokenizer_path tokenizer.model "
+    "--max_seq_len 128 --max_batch_size 2"
+)
 
 
 @pytest.fixture(scope="module")
 def ckpt_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random byte-level model with four heads."""
-    folder = tmp_path_factory.mktemp("bytes_4")
-    model = tiny_model(vocab_size=ByteTokenizer.vocab_size)
-    write_meta(model.state_dict(), model.config, folder)
-    return folder
+    return exported(tmp_path_factory.mktemp("bytes_4") / "export", tiny_model(vocab_size=ByteTokenizer.vocab_size))
 
 
 @pytest.fixture(scope="module")
-def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the cat sat on the mat", "a hat and a bat"] * 20), model_writer=model, vocab_size=40,
-        model_type="bpe", bos_id=1, eos_id=2, minloglevel=2,
-    )  # fmt: skip
-    path.write_bytes(model.getvalue())
-    return path
+def scripted_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level model that says "bcdé" after "a"."""
+    return exported(tmp_path_factory.mktemp("scripted") / "export", scripted_model("abcdé"))
 
 
 def arguments(ckpt_dir: Path, *more: object) -> list[str]:
-    return ["--ckpt_dir", str(ckpt_dir), "--tokenizer_path", "bytes", "--device", "cpu", *map(str, more)]
+    return ["--ckpt_dir", str(ckpt_dir), "--device", "cpu", *map(str, more)]
 
 
 def objects(capsys: pytest.CaptureFixture[str], *command: str) -> list[dict[str, Any]]:
@@ -71,15 +72,34 @@ def test_both_decodings_give_the_same_greedy_tokens(ckpt_dir: Path, capsys: pyte
     fast = objects(capsys, *command, "--decoding", "self_speculative", "--n_heads_used", "2")
     plain = objects(capsys, *command, "--decoding", "autoregressive")
     assert [result["token_ids"] for result in fast] == [result["token_ids"] for result in plain]
-    assert [result["prompt"] for result in plain] == list(generate.DEFAULT_PROMPTS)
+    assert [result["prompt"] for result in plain] == list(DEFAULT_PROMPTS)
     assert [result["decoding"] for result in plain] == ["autoregressive"] * 2
     assert [result["tokens_per_forward"] for result in plain] == [1.0] * 2
 
 
 def test_the_seed_decides_the_samples(ckpt_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = arguments(ckpt_dir, "--prompt", "x", "--temperature", "1", "--top_p", "1", "--max_gen_len", "20")
-    first, again, other = (objects(capsys, *command, "--seed", seed)[0]["token_ids"] for seed in "112")
+    first, again, other = (objects(capsys, *command, "--seed", seed)[0]["completion"] for seed in "112")
     assert first == again != other
+
+
+def test_stop_texts_end_a_completion(scripted_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = arguments(scripted_dir, "--prompt", "a", "--prompt", "c", "--stop", "dé", "--stop", "nowhere")
+    assert [result["completion"] for result in objects(capsys, *command)] == ["bc", ""]
+
+
+@pytest.mark.parametrize("prompts", [["a"], ["a", "b"]])
+def test_one_prompt_streams_what_several_print_at_once(
+    scripted_dir: Path, capsys: pytest.CaptureFixture[str], prompts: list[str]
+) -> None:
+    generate.main(arguments(scripted_dir, *[part for prompt in prompts for part in ("--prompt", prompt)]))
+    lines = capsys.readouterr().out.splitlines()
+    for index, prompt in enumerate(prompts):
+        of_prompt = lines[4 * index : 4 * index + 4]
+        assert of_prompt[:2] == [prompt, f"> {'bcdé'[index:]}"]
+        assert of_prompt[2].startswith(f"[{6 - index} tokens, ")
+        assert of_prompt[3] == "=" * 50
+    assert len(lines) == 4 * len(prompts)
 
 
 def test_text_output_and_comparison(ckpt_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,13 +114,13 @@ def test_text_output_and_comparison(ckpt_dir: Path, capsys: pytest.CaptureFixtur
 
 def test_comparison_is_with_one_head(ckpt_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[int] = []
-    generations = generate._Session.generations
+    batches = Session.batches
 
-    def noted(self: Any, *args: Any, n_heads_used: int, **kwargs: Any) -> Any:
-        used.append(n_heads_used)
-        return generations(self, *args, n_heads_used=n_heads_used, **kwargs)
+    def noted(self: Session, prompts: Any, decoding: Decoding) -> Any:
+        used.append(decoding.n_heads_used)
+        return batches(self, prompts, decoding)
 
-    monkeypatch.setattr(generate._Session, "generations", noted)
+    monkeypatch.setattr(Session, "batches", noted)
     generate.main(arguments(ckpt_dir, "--prompt", "def", "--max_gen_len", 3, "--n_heads_used", 3, "--compare"))
     assert sorted(used[:2]) == [1, 3]  # the warm-up
     assert used[2:] == [3, 1]
@@ -115,40 +135,26 @@ def test_comparison_of_samples_says_nothing_of_sameness(ckpt_dir: Path, capsys: 
     assert "token for token" not in err
 
 
-def test_a_sentencepiece_completion_keeps_its_leading_space(sentencepiece_model: Path) -> None:
-    tokenizer = load_tokenizer(str(sentencepiece_model))
-    prompt_ids = [tokenizer.bos_id, *tokenizer.encode("the cat")]
-    token_ids = [*tokenizer.encode("sat on"), tokenizer.eos_id]
-    assert tokenizer.decode(token_ids) == "sat on"
-    assert generate._text_after(prompt_ids, token_ids, tokenizer) == " sat on"
-
-
-@pytest.mark.parametrize("first_token", [None, "bos", "eos", "none"])
-def test_first_token_leads_the_prompt(
-    sentencepiece_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], first_token: str | None
+@pytest.mark.parametrize("to", ["meta", "hf"])
+@pytest.mark.parametrize("first_token", [None, "eos"])
+def test_both_formats_bring_their_tokenizer(
+    tmp_path: Path, sentencepiece_model: Path, capsys: pytest.CaptureFixture[str], to: str, first_token: str | None
 ) -> None:
-    model = tiny_model(vocab_size=40)
-    write_meta(model.state_dict(), model.config, tmp_path)
-    command = ["--ckpt_dir", str(tmp_path), "--tokenizer_path", str(sentencepiece_model), "--max_gen_len", "6"]
+    model = tiny_model(vocab_size=512)
+    folder = exported(tmp_path / "export", model, to=to)
+    shutil.copy(sentencepiece_model, folder / "tokenizer.model")
     more = ["--first_token", first_token] if first_token else []
-    result = objects(capsys, *command, "--prompt", "the mat", "--device", "cpu", *more)[0]
-    tokenizer = load_tokenizer(str(sentencepiece_model))
-    lead = {None: [1], "bos": [1], "eos": [2], "none": []}[first_token]
-    expected = naive_greedy(model, lead + tokenizer.encode("the mat"), n_tokens=6)
-    if 2 in expected:
-        expected = expected[: expected.index(2) + 1]
-    assert result["token_ids"] == expected
+    result = objects(capsys, *arguments(folder, "--prompt", "def f", "--max_gen_len", 6, *more))[0]
+    ids = load_tokenizer(str(sentencepiece_model)).encode("def f")
+    expected = naive_greedy(model, [2 if first_token else 1, *ids], n_tokens=6)
+    assert result["token_ids"] == (expected[: expected.index(2) + 1] if 2 in expected else expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "contents"),
-    [("prompts.txt", "one\n\ntwo words\n"), ("p.jsonl", '{"prompt": "one"}\n{"prompt": "two words"}')],
-)
 def test_prompts_of_a_file_follow_those_of_the_command_line(
-    ckpt_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, contents: str
+    ckpt_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / name).write_text(contents)
-    command = arguments(ckpt_dir, "--prompt", "zero", "--prompt_file", tmp_path / name, "--max_gen_len", 1)
+    (tmp_path / "prompts.txt").write_text("one\n\ntwo words\n")
+    command = arguments(ckpt_dir, "--prompt", "zero", "--prompt_file", tmp_path / "prompts.txt", "--max_gen_len", 1)
     assert [result["prompt"] for result in objects(capsys, *command)] == ["zero", "one", "two words"]
 
 
@@ -163,81 +169,116 @@ def test_prompts_of_a_file_follow_those_of_the_command_line(
         (["--temperature", "nan"], "--temperature must be 0 .* not nan"),
         (["--top_p", "0"], "--top_p must be above 0 and at most 1, not 0"),
         (["--top_p", "1.5"], "--top_p must be above 0 and at most 1, not 1.5"),
+        (["--seed", "-1"], r"--seed must be 0 to 2\^63 - 1, not -1"),
+        (["--stop", ""], "--stop '' would end every completion"),
         (["--max_batch_size", "0", "--max_seq_len", "0"], "max_seq_len must be at least 1(.|\n)*max_batch_size"),
-        (["--prompt", "x" * 300], "has 301 tokens, which leaves no room in --max_seq_len 256"),
+        (["--interactive", "--json", "--prompt", "x"], "text; drop --prompt\n.* drop --json"),
+        (["--interactive", "--compare"], "--interactive reads prompts and prints text; drop --compare"),
+        (["--prompt", "x" * 300], "has 301 tokens, which leaves no room in --max_seq_len 256; raise it above 301"),
         (["--prompt", "", "--first_token", "none"], "a prompt is empty"),
         (["--prompt_file", "nowhere.txt"], "nowhere.txt cannot be read"),
-        (["--prompt_file", "{tmp}/empty.txt"], "empty.txt is empty"),
-        (["--prompt_file", "{tmp}/latin.txt"], "latin.txt is not UTF-8"),
-        (["--prompt_file", "{tmp}/list.jsonl"], 'must hold a JSON object with a "prompt" on every line'),
         (["--tokenizer_path", "nowhere.model"], "is not a file"),
-        (["--tokenizer_path", "{vocabulary}"], "has 40 ids, but the model has vocab_size 258"),
+        (["--tokenizer_path", "{tokenizer}"], "has 512 ids, but the model has vocab_size 258"),
         (["--device", "abacus"], "--device abacus cannot be used"),
-        (["--ckpt_dir", "{tmp}"], "has no params.json"),
+        (["--max_seq_len", "1" + "0" * 30], "not enough memory: the weights take"),
+        (["--ckpt_dir", "{tmp}"], "holds no model; expected is a folder with one of: params.json"),
+        (["--ckpt_dir", "{tmp}/run"], "is a run or a checkpoint; export it first: python -m pipeline.convert"),
     ],
 )
 def test_each_mistake_is_told(
     ckpt_dir: Path, sentencepiece_model: Path, tmp_path: Path, more: list[str], message: str
 ) -> None:
-    (tmp_path / "empty.txt").write_text("\n  \n")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "list.jsonl").write_text("[1]")
-    places = {"{tmp}": str(tmp_path), "{vocabulary}": str(sentencepiece_model)}
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    places = {"{tmp}": str(tmp_path), "{tokenizer}": str(sentencepiece_model)}
     for place, path in places.items():
         more = [argument.replace(place, path) for argument in more]
     with pytest.raises(UserError, match=message):
         generate.main([*arguments(ckpt_dir), *more])
 
 
-def test_missing_weights_are_named(ckpt_dir: Path, tmp_path: Path) -> None:
+def test_missing_weights_and_keys_are_named(ckpt_dir: Path, tmp_path: Path) -> None:
     weights = torch.load(ckpt_dir / "consolidated.pth", weights_only=True)
     del weights["extra_heads.0.attention.wq.weight"]
     torch.save(weights, tmp_path / "consolidated.pth")
-    (tmp_path / "params.json").write_bytes((ckpt_dir / "params.json").read_bytes())
+    with pytest.raises(UserError, match=r"has no params.json"):
+        generate.main(arguments(tmp_path))
+    params = json.loads((ckpt_dir / "params.json").read_text())
+    (tmp_path / "params.json").write_text(json.dumps(params))
     with pytest.raises(UserError, match=r"missing key 'extra_heads.0.attention.wq.weight'"):
-        generate.main(arguments(tmp_path, "--max_seq_len", 200))
+        generate.main(arguments(tmp_path))
+    del params["dim"]
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    with pytest.raises(UserError, match=r"params.json: missing key 'dim'"):
+        generate.main(arguments(tmp_path))
 
 
-def test_several_processes_are_refused(ckpt_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launchers_are_refused_where_they_stand_in_the_way(ckpt_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(UserError, match=r"--interactive needs the terminal; start python"):
+        generate.main(arguments(ckpt_dir, "--interactive"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="one process generates, not 2"):
         generate.main(arguments(ckpt_dir))
-
-
-def timed(module: str, *flags: object) -> tuple[subprocess.CompletedProcess[str], float]:
-    started = time.perf_counter()
-    return run_module(module, *flags), time.perf_counter() - started
-
-
-@pytest.mark.parametrize("module", ["pipeline.generate", "pipeline.convert"])
-def test_help_answers_without_torch(module: str) -> None:
-    result, seconds = timed(module, "--help")
-    assert result.returncode == 0
-    assert f"python -m {module} " in result.stdout
-    assert seconds < 1.5
 
 
 @pytest.mark.parametrize(
     ("module", "flags"),
     [
         ("pipeline.generate", ["--ckpt_dir", "/nowhere", "--tokenizer_path", "bytes"]),
+        ("pipeline.generate", ["--ckpt_dir", "/nowhere", "--temperature", "-1"]),
         ("pipeline.convert", ["--input", "/nowhere", "--to", "meta", "--output", "/tmp/never-written"]),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(module: str, flags: list[str]) -> None:
-    result, seconds = timed(module, *flags)
+def test_a_mistake_is_one_line_and_exit_code_2_without_the_heavy_libraries(module: str, flags: list[str]) -> None:
+    result = run_module(module, *flags, PYTHONPROFILEIMPORTTIME="1")
+    lines = result.stderr.splitlines()
     assert result.returncode == 2
     assert result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith(f"{module}: error: ")
-    assert seconds < 1.5
+    assert [line for line in lines if not line.startswith("import time:")] == lines[-1:]
+    assert lines[-1].startswith(f"{module}: error: ")
+    assert {line.rpartition("|")[2].strip() for line in lines[:-1]}.isdisjoint(HEAVY)
 
 
-def test_torchrun_runs_the_quickstart(ckpt_dir: Path) -> None:
-    result = run_module(
-        "torch.distributed.run", "--nproc_per_node", "1", "-m", "pipeline.generate", *arguments(ckpt_dir),
-        "--max_seq_len", "128", "--max_batch_size", "2",
+@pytest.mark.parametrize(
+    ("piped", "code", "out", "err"),
+    [("ab\n", 0, "ab\n> cdé\n[5 tokens, ", ""), ("\n", 2, "", "standard input is empty; it holds what to continue\n")],
+)
+def test_a_piped_text_is_a_prompt(scripted_dir: Path, piped: str, code: int, out: str, err: str) -> None:
+    command = [sys.executable, "-m", "pipeline.generate", *arguments(scripted_dir, "--prompt_file", "-")]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, input=piped, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stdout.startswith(out)
+    assert done.stderr.endswith(err)
+
+
+def test_it_ends_quietly_when_nobody_reads_on(scripted_dir: Path) -> None:
+    """As before `| head -1`."""
+    prompts = ["--prompt", "a"] * 100
+    command = [sys.executable, "-m", "pipeline.generate", *arguments(scripted_dir, *prompts, "--max_batch_size", 1)]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "a\n"
+    process.stdout.close()
+    assert process.wait(timeout=120) == -signal.SIGPIPE
+    assert len(process.stderr.read().splitlines()) == 1  # that it loads
+
+
+def test_the_model_cards_quickstart(tmp_path: Path, sentencepiece_model: Path) -> None:
+    """From its own folder, word for word; and it does not wait for a standard input that nobody ends."""
+    exported(tmp_path / "7B_200B_4", tiny_model(vocab_size=512))
+    shutil.copy(sentencepiece_model, tmp_path / "tokenizer.model")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    reading, writing = os.pipe()  # as an idle shell's
+    done = subprocess.run(
+        QUICKSTART.split(), cwd=tmp_path, env={**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)},
+        stdin=reading, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    for prompt in generate.DEFAULT_PROMPTS:
-        assert prompt in result.stdout
+    os.close(reading)
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+    for prompt in DEFAULT_PROMPTS:
+        assert prompt in done.stdout
+    assert "no --prompt, --prompt_file or --interactive: two small programs to complete" in done.stderr

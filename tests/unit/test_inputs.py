@@ -10,12 +10,10 @@ import pytest
 from common.command_line import UserError
 from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from pipeline.inputs import (
-    evaluation_windows,
     fill_deepspeed_config,
     load_inputs,
     read_deepspeed_config,
-    read_metadata,
-    shard_problems,
+    unsupported,
     zero_stage,
 )
 from tests.conftest import REPOSITORY, run_module
@@ -68,7 +66,7 @@ def test_auto_is_filled_and_the_rest_is_kept() -> None:
     filled, problems = fill_deepspeed_config(values, config_of(), data_ranks=2)
     assert problems == []
     assert filled == {
-        **OWNED,
+        **{key: value for key, value in OWNED.items() if key != "train_batch_size"},  # follows from the others
         "optimizer": {"type": "AdamW", "params": {**OWNED_BY_OPTIMIZER, "torch_adam": True}},
         "zero_optimization": {"stage": 2, "reduce_bucket_size": 17},
         "steps_per_print": None,
@@ -79,8 +77,8 @@ def test_absent_is_filled_like_auto() -> None:
     filled, problems = fill_deepspeed_config({}, config_of(), data_ranks=2)
     assert problems == []
     assert filled == {
-        **OWNED,
-        "optimizer": {"type": "AdamW", "params": OWNED_BY_OPTIMIZER},
+        **{key: value for key, value in OWNED.items() if key != "train_batch_size"},  # follows from the others
+        "optimizer": {"type": "AdamW", "params": {**OWNED_BY_OPTIMIZER, "torch_adam": True}},
         "steps_per_print": None,
     }
 
@@ -117,13 +115,14 @@ def test_every_contradiction_is_named_at_once() -> None:
         ({"fp16": {"enabled": True}}, "fp16.enabled=true: gradients of the heads are computed before the loss is"),
         ({"bf16": {"enabled": True}}, "bf16 without ZeRO does not train exactly; use ZeRO-1"),
         (
-            {
-                "bf16": {"enabled": True},
-                "zero_optimization": {"stage": 1},
-                "data_types": {"grad_accum_dtype": "fp32"},
-            },
-            "bf16 with ZeRO-1 and data_types.grad_accum_dtype=fp32 writes checkpoints that cannot be converted",
+            {"optimizer": {"type": "AdamW", "params": {"torch_adam": False}}},
+            "optimizer.params.torch_adam must be true: checkpoints hold the state of torch's AdamW",
         ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "zero_optimization.offload_param.device=nvme: checkpoints need the state in memory; use cpu",
+        ),
+        ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel: belongs to the recipe"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage=4 must be 0, 1, 2 or 3"),
         ({"zero_optimization": {"stage": "auto"}}, "zero_optimization.stage='auto' must be 0, 1, 2 or 3"),
         ({"optimizer": {"type": "Adam"}}, "optimizer.type='Adam' is not the recipe's AdamW (decoupled weight decay)"),
@@ -131,7 +130,7 @@ def test_every_contradiction_is_named_at_once() -> None:
     ],
 )
 def test_what_does_not_train_or_convert_is_refused(values: dict[str, Any], message: str) -> None:
-    (problem,) = fill_deepspeed_config(values, config_of(), data_ranks=2)[1]
+    (problem,) = unsupported(values, config_of())
     assert problem.startswith(message)
 
 
@@ -141,20 +140,22 @@ def test_what_does_not_train_or_convert_is_refused(values: dict[str, Any], messa
         {"fp16": {"enabled": False}, "bf16": {"enabled": False}},
         {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}},
         {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}, "data_types": {"grad_accum_dtype": "fp32"}},
-        {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}},
+        {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}},
+        {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}},
     ],
 )
 def test_their_harmless_neighbours_are_not(values: dict[str, Any]) -> None:
-    assert fill_deepspeed_config(values, config_of(), data_ranks=2)[1] == []
+    assert unsupported(values, config_of()) == []
 
 
 @pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_json_is_accepted_and_named_after_what_it_does(path: Path) -> None:
     values = read_deepspeed_config(path)
     filled, problems = fill_deepspeed_config(values, config_of(), data_ranks=2)
-    assert problems == []
+    assert problems + unsupported(values, config_of()) == []
     assert "auto" not in json.dumps(filled)
-    assert path.stem == f"zero{zero_stage(filled)}_{'bf16' if filled['bf16']['enabled'] else 'fp32'}"
+    offload = "_offload" if "offload_param" in filled["zero_optimization"] else ""
+    assert path.stem == f"zero{zero_stage(filled)}_{'bf16' if filled['bf16']['enabled'] else 'fp32'}{offload}"
     assert [key for key in OWNED if values.get(key) != "auto"] == []
     assert [key for key in OWNED_BY_OPTIMIZER if values["optimizer"]["params"].get(key) != "auto"] == []
 
@@ -179,7 +180,7 @@ def test_json_sections_must_be_objects(tmp_path: Path, section: str) -> None:
 
 
 def test_good_inputs_come_back_whole(tmp_path: Path, byte_shards: Path) -> None:
-    inputs = load_inputs(write_recipe(tmp_path, byte_shards), ZERO1, overrides=["train.seed=3"], data_ranks=2)
+    inputs = load_inputs(write_recipe(tmp_path, byte_shards), ZERO1, overrides=["train.seed=3"], world_size=2)
     assert inputs.config.train.seed == 3
     assert inputs.deepspeed_config["gradient_accumulation_steps"] == 2
     assert inputs.metadata == json.loads((byte_shards / "metadata.json").read_text(encoding="utf-8"))
@@ -188,7 +189,7 @@ def test_good_inputs_come_back_whole(tmp_path: Path, byte_shards: Path) -> None:
 def test_problems_of_all_three_inputs_come_together(tmp_path: Path) -> None:
     recipe, missing = write_recipe(tmp_path, tmp_path / "none"), tmp_path / "none.json"
     with pytest.raises(UserError) as error:
-        load_inputs(recipe, missing, overrides=["optim.lr=-1"], data_ranks=3)
+        load_inputs(recipe, missing, overrides=["optim.lr=-1"], world_size=3)
     heading, *problems = str(error.value).split("\n  - ")
     assert heading == f"recipe {recipe} with {missing}:"
     assert [problem.split("=")[0].split(" cannot")[0].split(" does")[0] for problem in problems] == [
@@ -199,91 +200,12 @@ def test_problems_of_all_three_inputs_come_together(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "does not exist; data.shards must be a folder that data_prep.write_shards wrote"),
-        ('{"format_version": 1, "seq', "cannot be read as shard metadata (JSONDecodeError"),
-        ("{}", "cannot be read as shard metadata (KeyError('format_version')); write the shards again"),
-        ("[]", "cannot be read as shard metadata (TypeError"),
-        ('{"format_version": 2}', "has format_version=2, but this code reads 1"),
-    ],
-)
-def test_metadata_that_cannot_be_used(tmp_path: Path, text: str | None, message: str) -> None:
-    path = tmp_path / "metadata.json"
-    if text is not None:
-        path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError) as error:
-        read_metadata(str(tmp_path))
-    assert str(error.value).startswith(f"{path} {message}")
-
-
-def test_shards_that_another_recipe_needs(byte_shards: Path) -> None:
-    metadata = read_metadata(str(byte_shards))
-    assert shard_problems(metadata, config_of(byte_shards), data_ranks=2) == []
-    other = {**metadata, "seq_len": 64, "vocab_size": 300, "lookahead": 3}
-    assert shard_problems(other, config_of(byte_shards), data_ranks=2) == [
-        "data.seq_len=32, but the shards have seq_len=64",
-        "model.vocab_size=258, but the shards' tokenizer has 300",
-        "model.n_future_tokens=4 is more than the shards' lookahead=3; write shards with a larger --lookahead",
-    ]
-
-
-def test_as_many_heads_as_lookahead_are_allowed(byte_shards: Path) -> None:
-    metadata = {**read_metadata(str(byte_shards)), "lookahead": 4}
-    assert shard_problems(metadata, config_of(byte_shards, n_future_tokens=4), data_ranks=1) == []
-    assert len(shard_problems(metadata, config_of(byte_shards, n_future_tokens=5), data_ranks=1)) == 1
-
-
-def test_a_changed_tokenizer_is_noticed(tmp_path: Path, byte_shards: Path) -> None:
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    (shards / "tokenizer.model").write_bytes(b"abc")
-    of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2's example
-    metadata = read_metadata(str(byte_shards))
-    metadata["tokenizer"] = {**metadata["tokenizer"], "kind": "sentencepiece", "sha256": of_abc}
-    assert shard_problems(metadata, config_of(shards), data_ranks=1) == []
-    (shards / "tokenizer.model").write_bytes(b"abd")
-    assert shard_problems(metadata, config_of(shards), data_ranks=1) == [
-        f"{shards / 'tokenizer.model'} is not the tokenizer that wrote the shards (its SHA-256 differs from "
-        "metadata.json)"
-    ]
-
-
-def test_splits_must_fill_one_micro_batch_on_every_rank(byte_shards: Path) -> None:
-    metadata = read_metadata(str(byte_shards))
-    small = {**metadata, "splits": {"train": {"windows": 7}, "val": {"windows": 8}}}
-    assert shard_problems(small, config_of(byte_shards), data_ranks=2) == [
-        "the train split has 7 windows, but one micro batch on each of 2 ranks takes 8; write more data"
-    ]
-    no_val = {**metadata, "splits": {"train": {"windows": 8}}}
-    assert shard_problems(no_val, config_of(byte_shards), data_ranks=2) == [
-        "the val split has 0 windows, but one micro batch on each of 2 ranks takes 8; write more data "
-        "or set train.eval_every_steps=0"
-    ]
-    assert shard_problems(no_val, config_of(byte_shards, eval_every_steps=0), data_ranks=2) == []
-
-
-@pytest.mark.parametrize(
-    ("val_windows", "data_ranks", "expected"),
-    [  # micro batches of 4 sequences of 32 tokens; eval_tokens=640 are 20 windows
-        (1000, 1, 20),
-        (1000, 2, 16),  # whole micro batches on both ranks
-        (15, 1, 12),  # no more than there are
-        (1000, 8, 32),  # at least one micro batch on each, though that is more than eval_tokens
-    ],
-)
-def test_evaluation_windows(val_windows: int, data_ranks: int, expected: int) -> None:
-    metadata = {"splits": {"val": {"windows": val_windows}}}
-    assert evaluation_windows(metadata, config_of(), data_ranks=data_ranks) == expected
-
-
 @pytest.mark.parametrize(("n_nodes", "fits"), [(1, True), (8, True), (128, True), (6, False), (100, False)])
 def test_canonical_nodes_must_divide_or_be_divided_by_the_nodes(
     tmp_path: Path, byte_shards: Path, n_nodes: int, fits: bool
 ) -> None:
     def load() -> None:
-        load_inputs(write_recipe(tmp_path, byte_shards), ZERO1, overrides=[], data_ranks=1, n_nodes=n_nodes)
+        load_inputs(write_recipe(tmp_path, byte_shards), ZERO1, overrides=[], world_size=1, n_nodes=n_nodes)
 
     if fits:
         load()
@@ -292,14 +214,6 @@ def test_canonical_nodes_must_divide_or_be_divided_by_the_nodes(
             UserError, match=f"num_canonical_nodes=64 must divide, or be divided by, the {n_nodes} nodes"
         ):
             load()
-
-
-def test_metadata_without_a_key_that_is_needed(tmp_path: Path, byte_shards: Path) -> None:
-    metadata = read_metadata(str(byte_shards))
-    del metadata["lookahead"]
-    write_json(tmp_path / "metadata.json", metadata)
-    with pytest.raises(UserError, match="cannot be read as shard metadata"):
-        read_metadata(str(tmp_path))
 
 
 def test_the_command_answers_mistakes_before_it_imports_torch(tmp_path: Path, byte_shards: Path) -> None:

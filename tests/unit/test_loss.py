@@ -1,25 +1,25 @@
-"""The head-sequential loss equals the naive sum: losses, and every gradient."""
+"""The head-sequential loss equals the naive sum: losses, and every gradient; with one head's logits at a time."""
+
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import loss as loss_module
-from pipeline.config import ModelConfig
 from pipeline.loss import cross_entropy, sum_of_pieces
-from pipeline.model import MultiTokenModel, initialise, training_rotary
+from pipeline.model import MultiTokenModel
+from tests.unit import references
+from tests.unit.references import all_logits, every_kind_of_heads
 
 B, T, V = 3, 17, 300
 
 
-def tiny_model(n_future_tokens: int, dtype: torch.dtype) -> MultiTokenModel:
-    config = ModelConfig(
-        dim=32, n_layers=9, n_heads=4, n_kv_heads=2, vocab_size=V, n_future_tokens=n_future_tokens, multiple_of=16
-    )
-    model = MultiTokenModel(config)
-    initialise(model, seed=1)
-    return model.to(dtype)
+def tiny_model(n_future_tokens: int, dtype: torch.dtype, **heads: Any) -> MultiTokenModel:
+    return references.tiny_model(n_future_tokens=n_future_tokens, vocab_size=V, n_layers=9, **heads).to(dtype)
 
 
 def random_batch(n_future_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -30,9 +30,7 @@ def random_batch(n_future_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def naive_losses(model: MultiTokenModel, tokens_BT: Tensor, targets_BTN: Tensor) -> list[Tensor]:
     """All heads' logits at once and torch's own cross-entropy: the O(nV) way."""
-    z_BTD = model.trunk(tokens_BT)
-    rotary = training_rotary(T, model.config, device=z_BTD.device)
-    logits = [model.heads.output(model.heads.norm(head(z_BTD, rotary))) for head in model.heads.layers]
+    logits = all_logits(model, tokens_BT).unbind(2)
     widened = [x if x.dtype == torch.float64 else x.float() for x in logits]
     return [F.cross_entropy(x.flatten(0, 1), targets_BTN[..., i].flatten()) for i, x in enumerate(widened)]
 
@@ -59,6 +57,16 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
+def assert_equals_naive_sum(model: MultiTokenModel, naive_model: MultiTokenModel) -> None:
+    expected_losses, expected = accumulated_gradients(naive_model, naive=True, scale=3.7)
+    losses, gradients = accumulated_gradients(model, naive=False, scale=3.7)
+    for actual, wanted in zip(losses, expected_losses, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=0)
+    assert gradients.keys() == expected.keys() == dict(model.named_parameters()).keys()
+    for name, gradient in gradients.items():
+        assert relative_error(gradient, expected[name]) < 1e-10, name
+
+
 @pytest.fixture(params=[256, 7], ids=["one_chunk", "uneven_chunks"])
 def _chunk_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss_module, "MIN_CHUNK_POSITIONS", request.param)
@@ -68,13 +76,19 @@ def _chunk_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.usefixtures("_chunk_size")
 def test_equals_naive_sum_in_fp64(n_future_tokens: int) -> None:
     model = tiny_model(n_future_tokens, torch.float64)
-    expected_losses, expected = accumulated_gradients(model, naive=True, scale=3.7)
-    losses, gradients = accumulated_gradients(model, naive=False, scale=3.7)
-    for actual, wanted in zip(losses, expected_losses, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=0)
-    assert gradients.keys() == expected.keys() == dict(model.named_parameters()).keys()
-    for name, gradient in gradients.items():
-        assert relative_error(gradient, expected[name]) < 1e-10, name
+    assert_equals_naive_sum(model, model)
+
+
+@pytest.mark.parametrize("activation_checkpointing", [False, True], ids=["keep", "recompute"])
+@pytest.mark.parametrize("n_future_tokens", [1, 4])
+@every_kind_of_heads
+def test_every_kind_of_heads_equals_its_naive_sum(
+    heads: dict[str, Any], n_future_tokens: int, activation_checkpointing: bool
+) -> None:
+    naive_model = tiny_model(n_future_tokens, torch.float64, **heads)
+    model = MultiTokenModel(naive_model.config, activation_checkpointing=activation_checkpointing).double()
+    model.load_state_dict(naive_model.state_dict())
+    assert_equals_naive_sum(model, naive_model)
 
 
 @pytest.mark.parametrize("n_future_tokens", [1, 2, 4, 8])
@@ -151,10 +165,47 @@ def test_one_head_at_a_time_is_alive() -> None:
             return gradients[0] * 2
 
     z = torch.ones(4, requires_grad=True)
-    total, _ = sum_of_pieces(lambda index, x: (Tracked.apply(x) * (index + 1)).sum(), z, n_pieces=4, parameters=[])
+    total, _ = sum_of_pieces(lambda index, x: (Tracked.apply(x) * (index + 1)).sum(), [z], n_pieces=4, parameters=[])
     assert (most_alive, alive) == (1, 0)
     total.backward()
     torch.testing.assert_close(z.grad, torch.full((4,), 2.0 * (1 + 2 + 3 + 4)))
+
+
+class LogitsCount(TorchDispatchMode):
+    """The most tensors of one head's logits' size, (B, T, V) of fp32, that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._seen: dict[int, StorageWeakRef] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **kwargs or {})
+        for output in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(output, Tensor) and output.untyped_storage().nbytes() == 4 * B * T * V:
+                reference = StorageWeakRef(output.untyped_storage())
+                self._seen[reference.cdata] = reference
+        self._seen = {cdata: reference for cdata, reference in self._seen.items() if not reference.expired()}
+        self.most = max(self.most, len(self._seen))
+        return result
+
+
+@pytest.mark.parametrize("activation_checkpointing", [False, True], ids=["keep", "recompute"])
+@pytest.mark.parametrize("head_type", ["transformer", "linear"])
+@pytest.mark.parametrize("head_order", ["parallel", "causal", "anticausal"])
+def test_any_heads_hold_the_logits_of_one(head_order: str, head_type: str, activation_checkpointing: bool) -> None:
+    most_alive = {}
+    for n_future_tokens in (1, 4):
+        model = tiny_model(n_future_tokens, torch.float32, head_order=head_order, head_type=head_type)
+        recomputing = MultiTokenModel(model.config, activation_checkpointing=activation_checkpointing)
+        with LogitsCount() as count:
+            recomputing(*random_batch(n_future_tokens, 0))[0].backward()
+        with LogitsCount() as naive_count:
+            sum(naive_losses(model, *random_batch(n_future_tokens, 0)), torch.zeros(())).backward()
+        most_alive[n_future_tokens] = (count.most, naive_count.most)
+    sequential, naive = zip(most_alive[1], most_alive[4], strict=True)
+    assert 1 <= sequential[0] == sequential[1]
+    assert naive[1] >= naive[0] + 3
 
 
 def test_cross_entropy_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,34 +1,16 @@
-"""The model against the paper's sizes, transformers' Llama, and torch's own FLOP counter."""
+"""The model against transformers' Llama; its initial weights; a share of it against the whole."""
 
 import math
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config import MODEL_SIZES, ModelConfig, resolve_model
-from pipeline.model import MultiTokenModel, initialise, parameter_count, training_flops_per_token
-from tests.unit.references import all_logits, as_transformers_llama, tiny_model
-
-PAPER_PARAMETERS = {  # Table S14, with Llama 2's block and 32,000 tokens
-    "0.3B": 296_784_896,
-    "0.6B": 630_526_720,
-    "1.3B": 1_364_297_728,
-    "3B": 3_018_775_040,
-    "7B": 6_738_415_616,
-    "13B": 13_015_864_320,
-}
-
-
-@pytest.mark.parametrize("n_future_tokens", [1, 2, 4, 8])
-@pytest.mark.parametrize("size", MODEL_SIZES)
-def test_parameter_counts_are_the_papers(size: str, n_future_tokens: int) -> None:
-    config = resolve_model(ModelConfig(size=size, n_future_tokens=n_future_tokens))  # type: ignore[arg-type]
-    with torch.device("meta"):
-        model = MultiTokenModel(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) == PAPER_PARAMETERS[size]
-    assert parameter_count(config) == PAPER_PARAMETERS[size]
+from pipeline.balance import balanced_stages
+from pipeline.config import Config, DataConfig, ModelConfig, ParallelConfig
+from pipeline.model import MultiTokenModel, initialise
+from tests.unit.references import all_logits, as_transformers_llama, every_kind_of_heads, tiny_model
 
 
 @pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
@@ -50,11 +32,24 @@ def test_a_token_changes_no_output_before_it() -> None:
     assert (difference_T[7:] > 1e-4).all()
 
 
-def test_initial_weights_have_the_documented_spread() -> None:
-    config = ModelConfig(dim=256, n_layers=4, n_heads=4, vocab_size=512, n_future_tokens=2)
+@pytest.mark.parametrize(
+    ("head_order", "head_type", "depths_of_heads"),
+    [
+        ("parallel", "transformer", (2, 2)),
+        ("causal", "transformer", (2, 3)),
+        ("anticausal", "transformer", (3, 2)),
+        ("causal", "linear", ()),  # their matrix is divided by nothing
+    ],
+)
+def test_initial_weights_have_the_documented_spread(
+    head_order: str, head_type: str, depths_of_heads: tuple[int, ...]
+) -> None:
+    heads: dict[str, Any] = {"head_order": head_order, "head_type": head_type}
+    config = ModelConfig(dim=256, n_layers=4, n_heads=4, vocab_size=512, n_future_tokens=2, **heads)
     model = MultiTokenModel(config)
     initialise(model, seed=1)
-    depths = {f"trunk.layers.{i}": i for i in range(2)} | {f"heads.layers.{i}": 2 for i in range(2)}
+    depths = {f"trunk.layers.{i}": i for i in range(config.n_trunk_layers)}
+    depths |= {f"heads.layers.{i}": depth for i, depth in enumerate(depths_of_heads)}
     for name, weight in model.named_parameters():
         if weight.dim() == 1:
             assert (weight == 1).all(), name
@@ -75,17 +70,22 @@ def test_the_seed_decides_the_weights() -> None:
     assert not torch.equal(tiny_model(seed=1).heads.output.weight, tiny_model(seed=2).heads.output.weight)
 
 
-@pytest.mark.parametrize("n_kv_heads", [4, 2])
-@pytest.mark.parametrize("n_future_tokens", [1, 2, 4])
-def test_flops_are_those_that_torch_counts(n_future_tokens: int, n_kv_heads: int) -> None:
-    batch, seq_len = 2, 24
-    model = tiny_model(n_future_tokens=n_future_tokens, n_kv_heads=n_kv_heads)
-    tokens = torch.zeros(batch, seq_len, dtype=torch.int64)
-    # the plain backend multiplies all T x T scores, as the formula has it; the counter cannot follow autograd.grad
-    # inside our loss, so that the heads are back-propagated here the ordinary way
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        all_logits(model, tokens).sum().backward()
-    assert counter.get_total_flops() == batch * seq_len * training_flops_per_token(model.config, seq_len=seq_len)
+@pytest.mark.parametrize("n_stages", [2, 3, 4])
+@pytest.mark.parametrize("n_future_tokens", [1, 4])
+@every_kind_of_heads
+def test_shares_begin_as_parts_of_the_whole(heads: dict[str, Any], n_future_tokens: int, n_stages: int) -> None:
+    whole = tiny_model(n_future_tokens=n_future_tokens, **heads)
+    stages = balanced_stages(
+        Config(model=whole.config, data=DataConfig(seq_len=16), parallel=ParallelConfig(pipeline_stages=n_stages))
+    )
+    expected, held = whole.state_dict(), Counter[str]()
+    for stage in stages:
+        model = MultiTokenModel(whole.config, share=stage.share)
+        initialise(model, seed=1)
+        for name, weight in model.state_dict().items():
+            assert torch.equal(weight, expected[name]), name
+            held[name] += 1
+    assert held == Counter(expected.keys()), "every weight is in one share"
 
 
 def test_activation_checkpointing_gives_the_same_gradients() -> None:

@@ -15,11 +15,10 @@ import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import monitor
+from pipeline.architecture import training_flops_per_token
 from pipeline.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from pipeline.distributed import World
-from pipeline.inputs import Inputs
-from pipeline.model import training_flops_per_token
-from pipeline.monitor import Console, MetricsFile, Monitor, Scalars, TensorBoard, header, peak_flops, sinks_for
+from pipeline.monitor import Console, MetricsFile, Monitor, Scalars, TensorBoard, peak_flops, sinks_for
 from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")
@@ -229,20 +228,6 @@ def test_the_console_line(clock: Clock, pipeline_log: pytest.LogCaptureFixture) 
     )
     assert with_mfu == plain.replace("tok/s", "tok/s  MFU 45.7%")
     assert validation == "step 1010/4000  validation loss per head [1.234 2.500]"
-
-
-def test_the_header_s_arithmetic(tmp_path: Path) -> None:
-    inputs = Inputs(config=config_in(tmp_path), deepspeed_config={"zero_optimization": {"stage": 2}}, metadata={})
-    # 2 x 50 x 16 embeddings, 6 layers of 4 x 16 x 16 + 3 x 16 x 48 + 2 x 16, the last norm's 16
-    n_parameters = 1600 + 6 * (1024 + 2304 + 32) + 16
-    assert header(inputs, world=MAIN, device=CPU).splitlines() == [
-        f"model    {n_parameters / 1e6:.1f}M parameters: 4 trunk layers and 2 heads of one layer, "
-        "dim 16, vocabulary 50",
-        "layout   2 ranks on cpu, ZeRO-2",
-        "batch    512 tokens = 2 ranks x 2 micro batches x 4 sequences x 32 tokens",
-        "budget   20,000 tokens = 40 steps",
-        f"watch    tensorboard --logdir {tmp_path}/try/tensorboard",
-    ]
 
 
 @pytest.mark.parametrize(

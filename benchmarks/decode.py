@@ -1,0 +1,254 @@
+"""Speed of decoding, greedy: with 1 to n heads, with early layers (LayerSkip), and by transformers' generate.
+
+Every way continues the same prompts by the same number of tokens, and all take turns, so that their ratios share the
+machine's mood: medians and quartiles of those ratios, warm-up not counted. "Of tokens/forward" is the speed-up over
+autoregressive decoding divided by the tokens per forward: 1 if a forward over a block cost no more than over one token.
+
+A model of random weights (--size) drafts nothing right. --forced_acceptance lets its drafts stand at given rates,
+whatever they are: then the times are real, and the text is not.
+
+The floor of an autoregressive step is what it must read, weights and cached positions, over the bandwidth of a copy.
+"""
+
+import argparse
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.command_line import UserError, exit_on_user_error, raise_if_any
+from common.files import write_json, written_whole
+from pipeline.config import MODEL_SIZES, ModelConfig, resolve_model
+from pipeline.decoding.prompts import FIRST_TOKENS, encode_prompts, matching_tokenizer, read_prompts
+from pipeline.decoding.session import choose_precision
+from pipeline.formats.detect import EXPORTS, format_of
+from pipeline.formats.source import DTYPES, Source, load_model, torch_dtype, weight_names
+from pipeline.inputs import read_metadata
+
+if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments do without
+    import torch
+
+    from benchmarks.decode_times import Floor, Times
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        UserError: the arguments, the model or the prompts do not allow it.
+    """
+    arguments = _parse(argv)
+    _check(arguments)
+    config = _config(arguments)
+    exit_layers = _exit_layers(arguments, config)
+    prompts = _prompts(arguments, config)
+
+    from benchmarks.decode_times import measure_floor, plot, table, take_times
+    from benchmarks.decoders import AUTOREGRESSIVE, TRANSFORMERS, our_decodings, transformers_decoding
+
+    device, dtype = choose_precision(arguments.device, arguments.dtype)
+    model = load_model(_source(arguments, config, device=device), device=device, dtype=torch_dtype(dtype))
+    max_seq_len = max(map(len, prompts)) + arguments.max_gen_len
+    decodings = our_decodings(
+        model,
+        max_batch_size=max(arguments.batch_sizes),
+        max_seq_len=max_seq_len,
+        exit_layers=exit_layers,
+        draft_lengths=arguments.n_drafts,
+        forced_acceptance=arguments.forced_acceptance,
+    )
+    decodings[TRANSFORMERS] = transformers_decoding(model, max_seq_len=max_seq_len)
+    times, floors = [], []
+    counts = {name: getattr(arguments, name) for name in ("max_gen_len", "warm_up", "repeats")}
+    for batch_size in arguments.batch_sizes:
+        n_prompts = math.ceil(arguments.n_prompts / batch_size) * batch_size
+        enough = list(itertools.islice(itertools.cycle(prompts), n_prompts))
+        rows = take_times(decodings, enough, batch_size=batch_size, **counts)
+        floors.append(measure_floor(model, decodings[AUTOREGRESSIVE], enough[:batch_size], **counts))
+        print(f"{table(rows)}\n\n{floors[-1]}\n", flush=True)
+        times += rows
+    title = f"{arguments.ckpt_dir or arguments.size}, {dtype} on {device}"
+    if arguments.json is not None:
+        write_json(arguments.json, _record(times, floors, arguments, device=device, dtype=dtype))
+    if arguments.plot is not None:
+        with written_whole(arguments.plot) as partial:
+            plot(times, partial, title=title)
+
+
+def _config(arguments: argparse.Namespace) -> ModelConfig:
+    """Return the model's architecture.
+
+    Raises:
+        UserError: the folder holds no model, or one that transformers' Llama cannot be.
+    """
+    if arguments.size is not None:
+        return resolve_model(ModelConfig(size=arguments.size))
+    config = format_of(arguments.ckpt_dir, among=EXPORTS).read_config(arguments.ckpt_dir)
+    if config.head_type != "transformer":
+        raise UserError(
+            f"--ckpt_dir {arguments.ckpt_dir} has {config.head_type} heads, which transformers' Llama has not"
+        )
+    return config
+
+
+def _exit_layers(arguments: argparse.Namespace, config: ModelConfig) -> list[int]:
+    """Return after how many trunk layers LayerSkip leaves: those asked for, or a quarter and half of them.
+
+    Raises:
+        UserError: the trunk has not that many.
+    """
+    n_layers = config.n_trunk_layers
+    exits = arguments.exit_layers or sorted({max(1, n_layers // 4), max(1, n_layers // 2)})
+    problems = [
+        f"{layer} must be 1 to {n_layers - 1}, below the trunk's layers" for layer in exits if layer >= n_layers
+    ]
+    raise_if_any(problems, heading="--exit_layers")
+    return exits
+
+
+def _source(arguments: argparse.Namespace, config: ModelConfig, *, device: str) -> Source:
+    """Return the weights of the folder, or random ones."""
+    if arguments.ckpt_dir is not None:
+        return format_of(arguments.ckpt_dir, among=EXPORTS).open(arguments.ckpt_dir)
+    import torch
+
+    shapes, generator = weight_names(config), torch.Generator(device).manual_seed(1)
+
+    def read(name: str) -> "torch.Tensor":
+        shape = shapes[name]
+        if len(shape) == 1:
+            return torch.ones(shape)
+        return torch.randn(shape, device=device, generator=generator) / math.sqrt(shape[-1])
+
+    return Source(path=Path(arguments.size), config=config, read=read)
+
+
+def _prompts(arguments: argparse.Namespace, config: ModelConfig) -> list[list[int]]:
+    """Return the ids of at most `n_prompts` prompts: of a file, of random windows of shards, or random ids.
+
+    Raises:
+        UserError: there are none, or they are not of the model's tokenizer.
+    """
+    if arguments.prompt_file is not None:
+        tokenizer = matching_tokenizer(arguments.tokenizer_path, arguments.ckpt_dir, config)
+        texts = read_prompts(arguments.prompt_file)[: arguments.n_prompts]
+        return [prompt.ids for prompt in encode_prompts(texts, tokenizer, first_token=arguments.first_token)]
+    n_prompts = max(arguments.n_prompts, *arguments.batch_sizes)
+    if arguments.shards is not None:
+        return _windows(arguments, config, n_prompts=n_prompts)
+    chooser = random.Random(1)
+    return [[chooser.randrange(config.vocab_size) for _ in range(arguments.prompt_len)] for _ in range(n_prompts)]
+
+
+def _windows(arguments: argparse.Namespace, config: ModelConfig, *, n_prompts: int) -> list[list[int]]:
+    metadata, split = read_metadata(str(arguments.shards)), arguments.split
+    if split not in metadata["splits"]:
+        raise UserError(f"--split {split} is not in {arguments.shards}; it has {', '.join(metadata['splits'])}")
+    n_windows, length = metadata["splits"][split]["windows"], metadata["seq_len"] + metadata["lookahead"]
+    problems = []
+    if metadata["vocab_size"] != config.vocab_size:
+        problems.append(f"they have {metadata['vocab_size']} ids, but the model has vocab_size {config.vocab_size}")
+    if n_windows < n_prompts:
+        problems.append(f"{split} has {n_windows} windows, and {n_prompts} prompts are needed")
+    if length < arguments.prompt_len:
+        problems.append(f"a window has {length} tokens, fewer than --prompt_len {arguments.prompt_len}")
+    raise_if_any(problems, heading=f"--shards {arguments.shards}")
+    from common.mds import streaming
+
+    dataset = streaming.StreamingDataset(local=str(arguments.shards / split), batch_size=1)
+    chosen = random.Random(1).sample(range(n_windows), n_prompts)
+    return [dataset[index]["tokens"][: arguments.prompt_len].tolist() for index in chosen]
+
+
+def _record(
+    times: "Sequence[Times]", floors: "Sequence[Floor]", arguments: argparse.Namespace, *, device: str, dtype: str
+) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+    return {
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "device": {"name": name, "threads": torch.get_num_threads(), "dtype": dtype},
+        "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
+        "times": [{**asdict(way), "efficiency": way.efficiency} for way in times],
+        "floors": [asdict(floor) for floor in floors],
+    }
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise what is wrong with the arguments alone, all at once."""
+    least = {"max_gen_len": 2, "prompt_len": 1, "n_prompts": 1, "repeats": 1, "warm_up": 0}
+    problems = [
+        f"--{name} must be at least {bound}, not {getattr(arguments, name)}"
+        for name, bound in least.items()
+        if getattr(arguments, name) < bound
+    ]
+    for name in ("batch_sizes", "exit_layers", "n_drafts"):
+        values = getattr(arguments, name) or []
+        problems += [f"--{name} must be at least 1, not {value}" for value in values if value < 1]
+    rates = arguments.forced_acceptance or []
+    problems += [f"--forced_acceptance must be 0 to 1, not {rate}" for rate in rates if not 0 <= rate <= 1]
+    if arguments.ckpt_dir is not None and arguments.prompt_file is None and arguments.shards is None:
+        problems.append("--ckpt_dir needs prompts: give --prompt_file or --shards")
+    if arguments.size is not None and (arguments.prompt_file is not None or arguments.shards is not None):
+        problems.append(
+            "--size is a model of random weights, which continues random ids; drop --prompt_file and --shards"
+        )
+    for name in ("json", "plot"):
+        path = getattr(arguments, name)
+        if path is not None and not path.parent.is_dir():
+            problems.append(f"--{name} {path}: there is no folder {path.parent}")
+    raise_if_any(problems, heading="bad arguments")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    group = parser.add_argument_group("model")
+    one = group.add_mutually_exclusive_group(required=True)
+    one.add_argument("--ckpt_dir", type=Path, metavar="DIR", help="an export: Meta's or Hugging Face's format")
+    one.add_argument("--size", choices=list(MODEL_SIZES), help="a model of this size, with random weights")
+    group.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda if there is one)")
+    group.add_argument("--dtype", choices=list(DTYPES), help="of weights and caches (default: bf16 on cuda, else fp32)")
+    group = parser.add_argument_group("prompts")
+    one = group.add_mutually_exclusive_group()
+    file_help = 'one prompt per line, or, named .jsonl, one object with a "prompt" per line'
+    one.add_argument("--prompt_file", type=Path, metavar="FILE", help=file_help)
+    one.add_argument("--shards", type=Path, metavar="DIR", help="shards of data_prep; random windows are prompts")
+    add = group.add_argument
+    add("--split", default="val", help="of the shards (default: %(default)s)")
+    add(
+        "--prompt_len",
+        type=int,
+        default=32,
+        metavar="N",
+        help="tokens of a window or of random ids (default: %(default)s)",
+    )
+    add(
+        "--n_prompts", type=int, default=8, metavar="N", help="prompts, repeated to fill batches (default: %(default)s)"
+    )
+    add("--tokenizer_path", metavar="FILE", help="of --prompt_file (default: the model's own; or the word 'bytes')")
+    add("--first_token", choices=FIRST_TOKENS, help="of --prompt_file; as in pipeline.generate")
+    add = parser.add_argument_group("decoding").add_argument
+    add("--max_gen_len", type=int, default=128, metavar="N", help="tokens to generate (default: %(default)s)")
+    add("--batch_sizes", type=int, nargs="+", default=[1], metavar="B", help="sequences at once (default: 1)")
+    exit_help = "trunk layers that draft, for LayerSkip (default: a quarter and half of them)"
+    add("--exit_layers", type=int, nargs="+", metavar="E", help=exit_help)
+    add("--n_drafts", type=int, nargs="+", default=[2, 4], metavar="D", help="LayerSkip's drafts (default: 2 4)")
+    forced_help = "let draft 1, 2, ... stand at these rates; the last goes for all further ones"
+    add("--forced_acceptance", type=float, nargs="+", metavar="P", help=forced_help)
+    add = parser.add_argument_group("measurement").add_argument
+    add("--warm_up", type=int, default=2, metavar="N", help="rounds that do not count (default: %(default)s)")
+    add("--repeats", type=int, default=10, metavar="N", help="rounds that count (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="also write every figure here")
+    add("--plot", type=Path, metavar="FILE", help="also draw the speed-ups here (PNG)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main, program="benchmarks.decode")

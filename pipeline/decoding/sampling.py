@@ -1,0 +1,116 @@
+"""How tokens are drawn, and which drafts stand: functions of logits, probabilities and random numbers.
+
+`propose` draws drafts, `judge` says which of them the model's own next-token distributions accept. Greedy decoding is
+the limit of temperature 0, where a distribution has all its mass on one token and accepts a draft only if it is that
+token: so it compares ids, and makes no distributions.
+
+Shape suffixes as in `model.py`, and L the drafts of a block; a tensor (..., V) may have any leading dimensions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a token is drawn from logits.
+
+    temperature: divides the logits; 0 always takes the most probable token (greedy).
+    top_p: sample from the smallest set of most probable tokens that holds this much probability.
+    generator: source of randomness, on the model's device; None is torch's global one.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    generator: torch.Generator | None = None
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafts:
+    """Drafted ids (B, L), int64, and the distributions (B, L, V) that they were drawn from; greedy ones have none."""
+
+    ids_BL: Tensor
+    probs_BLV: Tensor | None
+
+    @classmethod
+    def joined(cls, drafts: "Sequence[Drafts]") -> "Drafts":
+        """Return these drafts of the same sequences as one block's."""
+        probs = [part.probs_BLV for part in drafts if part.probs_BLV is not None]
+        ids_BL = torch.cat([part.ids_BL for part in drafts], dim=1)
+        return cls(ids_BL=ids_BL, probs_BLV=torch.cat(probs, dim=1) if probs else None)
+
+
+def propose(logits_BLV: Tensor, sampling: Sampling) -> Drafts:
+    """Draw a draft from each of these logits; L may be 0."""
+    if sampling.temperature == 0:
+        return Drafts(ids_BL=logits_BLV.argmax(-1), probs_BLV=None)
+    probs_BLV = probabilities(logits_BLV, sampling)
+    return Drafts(ids_BL=sample(probs_BLV, sampling.generator), probs_BLV=probs_BLV)
+
+
+def judge(drafts: Drafts, logits_BTV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Return how many drafts stand (B,), int64, and the token (B, 1) after the last of them.
+
+    logits_BTV: the model's own, T = L + 1: before each draft, and after all.
+    """
+    if drafts.probs_BLV is None:
+        best_BT = logits_BTV.argmax(-1)
+        n_accepted_B = (drafts.ids_BL == best_BT[:, :-1]).long().cumprod(-1).sum(-1)
+        return n_accepted_B, best_BT.gather(-1, n_accepted_B.unsqueeze(-1))
+    uniforms_BL = torch.rand(drafts.ids_BL.shape, device=logits_BTV.device, generator=sampling.generator)
+    target_probs_BTV = probabilities(logits_BTV, sampling)
+    n_accepted_B, weights_BV = accept(drafts.ids_BL, drafts.probs_BLV, target_probs_BTV, uniforms_BL=uniforms_BL)
+    return n_accepted_B, sample(weights_BV, sampling.generator).unsqueeze(-1)
+
+
+def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
+    """Return the distributions (..., V), fp32, from which a temperature above 0 draws, given logits (..., V)."""
+    probs_V = torch.softmax(logits_V.float() / sampling.temperature, dim=-1)
+    if sampling.top_p == 1:
+        return probs_V
+    sorted_V, order_V = probs_V.sort(dim=-1, descending=True)
+    above_V = sorted_V.cumsum(-1) - sorted_V  # probability of all tokens ahead of this one
+    kept_V = torch.where(above_V < sampling.top_p, sorted_V, 0.0)
+    return torch.zeros_like(probs_V).scatter_(-1, order_V, kept_V / kept_V.sum(-1, keepdim=True))
+
+
+def sample(weights_V: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return ids (...) drawn in proportion to non-negative weights (..., V), which need not sum to one."""
+    # argmax(w / exponential noise) is an exact draw; torch.multinomial would make a GPU wait for its checks
+    noise_V = torch.empty_like(weights_V).exponential_(generator=generator)
+    return (weights_V / noise_V.clamp_(min=torch.finfo(noise_V.dtype).tiny)).argmax(-1)
+
+
+def accept(
+    drafts_BL: Tensor, draft_probs_BLV: Tensor, target_probs_BTV: Tensor, *, uniforms_BL: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Decide how many drafts stand, and from what the token after them is drawn (Leviathan et al. 2023).
+
+    Draft t stands if all before it do and its uniform is below p/q. The token after the last that stands is drawn
+    from the residual max(p - q, 0), or from p itself if no draft is left: so all tokens are distributed as p.
+
+    Args:
+        drafts_BL: drafted ids; L may be 0.
+        draft_probs_BLV: q, from which the drafts were drawn.
+        target_probs_BTV: p, (B, L + 1, V): the model's next-token distribution before each draft, and after all.
+        uniforms_BL: random numbers in [0, 1).
+
+    Returns:
+        The number of accepted drafts (B,), int64, and the weights (B, V), not normalised, of the next token.
+    """
+    p_BL = target_probs_BTV[:, :-1].gather(-1, drafts_BL.unsqueeze(-1)).squeeze(-1)
+    q_BL = draft_probs_BLV.gather(-1, drafts_BL.unsqueeze(-1)).squeeze(-1)
+    n_accepted_B = (uniforms_BL * q_BL < p_BL).long().cumprod(-1).sum(-1)
+    rows_B = torch.arange(len(drafts_BL), device=drafts_BL.device)
+    p_BV = target_probs_BTV[rows_B, n_accepted_B]
+    q_BV = F.pad(draft_probs_BLV, (0, 0, 0, 1))[rows_B, n_accepted_B]  # q = 0 after the last draft
+    residual_BV = (p_BV - q_BV).clamp(min=0)
+    # p = q leaves nothing, and yet rounding can reject there
+    return n_accepted_B, torch.where(residual_BV.sum(-1, keepdim=True) > 0, residual_BV, p_BV)

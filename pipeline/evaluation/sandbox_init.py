@@ -1,0 +1,263 @@
+"""The inside of the sandbox: a script of the standard library alone, started afresh for every program.
+
+    supervisor     enters the namespaces, waits for at most the program's time, prints how it ended
+      └─ init      process 1 of the new pid namespace: builds the file system, reaps
+          └─ program    without privileges, within its limits: sandbox_program.py
+
+The kernel ends a pid namespace with its process 1, which cannot be reaped before everything else in it is gone: once
+the supervisor has reaped it, nothing of the program is left. Without namespaces init adopts orphans instead, and kills
+what descends from it; a program that sets out to can outrun that.
+
+What is written to standard error is a fault of the sandbox, never the program's doing.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+# From Linux's headers: sched.h, mount.h, fcntl.h, prctl.h. System calls this young have one number on all machines.
+CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
+    0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000,
+)  # fmt: skip
+SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
+AT_FDCWD, AT_RECURSIVE, OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH = -100, 0x8000, 1, 4
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
+MS_NOSUID, MS_NODEV, MS_PRIVATE = 2, 4, 1 << 18
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+
+NOBODY = 65534
+# A range that neither people nor packages are given; a user per program, so that none counts or signals another's.
+FIRST_USER, N_USERS = 60_000, 5_000
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+WORKING_FOLDER = "/tmp"
+Settings = dict[str, Any]
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def supervise(settings: Settings) -> None:
+    """Run the program to its end or that of its time, and print which, as JSON, when nothing of it is left."""
+    die_with_parent(signal.SIGKILL)
+    if os.getppid() != settings["parent_pid"]:  # it was gone before
+        return
+    settings["user"] = FIRST_USER + os.getpid() % N_USERS
+    if os.getuid() != 0:
+        settings["max_tasks"] += n_tasks_of(os.getuid())  # RLIMIT_NPROC counts all that the user runs
+    if settings["namespaces"]:
+        enter_namespaces()
+    status_read, status_write = os.pipe()
+    init = in_child(run_init, settings, status_write)
+    os.close(status_write)
+    has_ended = bool(select.select([status_read], [], [], settings["timeout_s"])[0])
+    if not has_ended:
+        os.kill(init, signal.SIGKILL if settings["namespaces"] else signal.SIGTERM)
+    init_status = os.waitpid(init, 0)[1]
+    status = os.read(status_read, 16)
+    if has_ended and not status and (settings["namespaces"] or os.WIFEXITED(init_status)):
+        # it has told why, or the machine lacks memory; without namespaces the program, too, can kill it
+        sys.exit(f"the program's init ended early, with {os.waitstatus_to_exitcode(init_status)}")
+    print(json.dumps({"timed_out": not has_ended, "exit_code": int(status or -signal.SIGKILL)}))
+
+
+def run_init(settings: Settings, status_write: int) -> None:
+    """Build the surroundings, start the program, wait, and write its exit code or negative signal."""
+    if settings["namespaces"]:
+        die_with_parent(signal.SIGKILL)
+        build_file_system(settings)
+        run_to_end(settings, WORKING_FOLDER, status_write)
+        return
+    folder = tempfile.mkdtemp(prefix="sandbox-")
+    if os.getuid() == 0:
+        os.chown(folder, settings["user"], settings["user"])
+
+    def leave_nothing(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        kill_descendants()
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
+
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    signal.signal(signal.SIGTERM, leave_nothing)
+    die_with_parent(signal.SIGTERM)
+    run_to_end(settings, folder, status_write)
+    leave_nothing()
+
+
+def run_to_end(settings: Settings, folder: str, status_write: int) -> None:
+    """Start the program, reap whoever ends until it does, and write how it exited."""
+    program = in_child(become_program, settings, folder)
+    while True:
+        pid, status = os.wait()
+        if pid == program:
+            os.write(status_write, b"%d" % os.waitstatus_to_exitcode(status))
+            return
+
+
+def become_program(settings: Settings, folder: str) -> None:
+    """Give up what the program must not have, and become it."""
+    os.setsid()
+    os.chdir(folder)
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(*[settings["user"]] * 3)
+        os.setresuid(*[settings["user"]] * 3)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    die_with_parent(signal.SIGKILL)
+    for name, wanted in {**settings["limits"], "RLIMIT_NPROC": settings["max_tasks"]}.items():
+        most = resource.getrlimit(getattr(resource, name))[1]
+        limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(getattr(resource, name), (limit, limit))
+    command = [sys.executable, "-s", "-S", "-P", "-B", "-c", settings["runner"], str(settings["channel"])]
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # for in_child, should the exec fail; the exec closes it
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    # the exec also drops the capabilities that a user namespace gave; hashes alike, so that sets iterate alike
+    os.execve(command[0], command, {**os.environ, "PYTHONHASHSEED": "0"})
+
+
+def enter_namespaces() -> None:
+    """Leave the host's network, mounts and IPC; the next child begins a pid namespace. A user needs one of users."""
+    uid, gid = os.getuid(), os.getgid()
+    call("unshare", CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | (CLONE_NEWUSER if uid else 0))
+    if uid:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{NOBODY} {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"{NOBODY} {gid} 1")
+
+
+def build_file_system(settings: Settings) -> None:
+    """Make everything read-only, hide what may hold secrets or sockets, and give the program a folder of its own."""
+    os.umask(0o022)
+    devices = {path: clone_mount(path) for path in DEVICES}
+    restrict_mount("/", flags=AT_RECURSIVE)
+    readable = {path: clone_mount(path) for path in settings["readable"]}
+    hidden = [path for path in settings["hidden"] if os.path.isdir(path)]
+    for path in hidden:
+        mount_tmpfs(path, "size=1m,mode=755")
+    mount_tmpfs(WORKING_FOLDER, f"size={settings['folder_bytes']},nr_inodes=4096,mode=1777")
+    for path, tree in devices.items():
+        Path(path).touch()
+        place_mount(tree, path)
+    for path, tree in readable.items():
+        os.makedirs(path, exist_ok=True)  # it may lie in something hidden
+        place_mount(tree, path)
+    for path in hidden:
+        restrict_mount(path)
+
+
+def mount_tmpfs(path: str, options: str) -> None:
+    """Mount an empty file system in memory."""
+    call("mount", b"tmpfs", path.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options.encode())
+
+
+def clone_mount(path: str) -> int:
+    """Return a descriptor of a copy of what is mounted at and below `path`, which no covering will hide."""
+    return call("syscall", SYS_OPEN_TREE, AT_FDCWD, path.encode(), OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC)
+
+
+def place_mount(tree: int, path: str) -> None:
+    """Mount such a copy at `path`."""
+    call("syscall", SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, path.encode(), MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def restrict_mount(path: str, *, flags: int = 0) -> None:
+    """Make a mount, or with AT_RECURSIVE all below it too, read-only, without devices and set-user-id programs."""
+    attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, 0, MS_PRIVATE, 0)
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, ctypes.byref(attributes), size)
+
+
+def n_tasks_of(uid: int) -> int:
+    """Return how many threads a user runs."""
+    n_tasks = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it may end meanwhile
+            n_tasks += len(os.listdir(process / "task")) if process.stat().st_uid == uid else 0
+    return n_tasks
+
+
+def kill_descendants() -> None:
+    """Kill all that descends from this process, its orphans' adopter, and reap it.
+
+    They are stopped first: what is stopped counts against RLIMIT_NPROC, so that nothing can be forked in its place.
+    """
+    while True:
+        stopped: set[int] = set()
+        while new := descendants_of(os.getpid()) - stopped:
+            signal_all(new, signal.SIGSTOP)
+            stopped |= new
+        signal_all(stopped, signal.SIGKILL)
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
+
+
+def descendants_of(pid: int) -> set[int]:
+    """Return the process ids of all descendants."""
+    found: set[int] = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # it may end meanwhile
+            for child in map(int, children.read_text().split()):
+                found |= {child} | descendants_of(child)
+    return found
+
+
+def signal_all(pids: set[int], signal_number: int) -> None:
+    """Send a signal to processes that may have ended meanwhile."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal_number)
+
+
+def in_child(function: Callable[..., None], *arguments: object) -> int:
+    """Run a function in a forked process that ends with it; return its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        function(*arguments)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Have the kernel send this process a signal when its parent ends; forks and new users forget it."""
+    prctl(PR_SET_PDEATHSIG, signal_number)
+
+
+def prctl(option: int, argument: int) -> None:
+    """Call prctl(2)."""
+    call("prctl", option, argument, 0, 0, 0)
+
+
+def call(name: str, *arguments: Any) -> int:
+    """Call a function of libc.
+
+    Raises:
+        OSError: it failed; says which.
+    """
+    result = getattr(_libc, name)(*arguments)
+    if result < 0:
+        error = ctypes.get_errno()
+        called = f"system call {arguments[0]}" if name == "syscall" else name
+        raise OSError(error, f"{called}: {os.strerror(error)}")
+    return result
+
+
+if __name__ == "__main__":
+    supervise(json.loads(sys.argv[1]))

@@ -1,0 +1,129 @@
+"""Training checkpoints as a format: of any way of running, whatever ZeRO stage, pipeline or number of ranks.
+
+Read are their fp32 weights. Written is a checkpoint of no run, at step 0 and without Adam's moments, to start runs from
+(`model.init_from`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from common.command_line import UserError
+from common.tokenizers import BYTES
+from pipeline.config import ModelConfig, model_from_dict
+from pipeline.formats.source import (
+    TOKENIZER,
+    ExportOptions,
+    Format,
+    Provenance,
+    Source,
+    copy_tokenizer,
+    read_json_object,
+    staged,
+    tokenizer_in,
+    weight_names,
+)
+
+_STATE, _CHECKPOINTS = "training_state.json", "checkpoints"
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint folder that `path` is, or the newest whole one of the run directory that it is.
+
+    Raises:
+        UserError: it is damaged, or has no whole checkpoint.
+    """
+    from pipeline.checkpoint import checkpoint_damage, newest_whole_checkpoint
+
+    if (path / _STATE).is_file():
+        damage = checkpoint_damage(path)
+        if damage is not None:
+            raise UserError(f"{path} is damaged ({damage}); give the run directory to take an older checkpoint")
+        return path
+    checkpoint = newest_whole_checkpoint(path / _CHECKPOINTS)
+    if checkpoint is None:
+        raise UserError(f"{path} has no whole checkpoint in its {_CHECKPOINTS}/ yet")
+    return checkpoint
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Return the architecture of the newest whole checkpoint; hashes it.
+
+    Raises:
+        UserError: there is none.
+    """
+    return open_checkpoint(path).config
+
+
+def open_checkpoint(path: Path) -> Source:
+    """Return the weights of a checkpoint folder, or of a run's newest whole one.
+
+    Raises:
+        UserError: there is none, or it does not hold the weights of its config.
+    """
+    from pipeline.checkpoint import SHARDED, read_checkpoint
+    from pipeline.sharded_state import weight_reader
+
+    checkpoint = find_checkpoint(path)
+    state = read_checkpoint(checkpoint).state
+    config = model_from_dict(state["config"]["model"])
+    read = weight_reader(checkpoint / SHARDED, weight_names(config))
+    if "data" not in state["config"]:  # of no run
+        return Source(path=checkpoint, config=config, read=read, tokenizer=tokenizer_in(checkpoint))
+    shards = Path(state["config"]["data"]["shards"])
+    metadata = _json_or_none(shards / "metadata.json")
+    if metadata is None:
+        print(f"warning: the run's shards, {shards}, are not here, and so is their tokenizer", file=sys.stderr)
+    run_dir = checkpoint.parent.parent
+    return Source(
+        path=checkpoint,
+        config=config,
+        read=read,
+        tokenizer=BYTES if metadata and metadata["tokenizer"]["kind"] == BYTES else tokenizer_in(shards),
+        seq_len=state["config"]["data"]["seq_len"],
+        provenance=Provenance(
+            step=state["step"],
+            tokens=state["tokens"],
+            config=state["config"],
+            deepspeed_config=_json_or_none(run_dir / "ds_config.json"),
+            environment=_json_or_none(run_dir / "environment.json"),
+            shards=metadata,
+        ),
+    )
+
+
+def _json_or_none(path: Path) -> dict[str, Any] | None:
+    return read_json_object(path) if path.is_file() else None
+
+
+def write_checkpoint(source: Source, folder: Path, options: ExportOptions) -> None:
+    """Write and seal a checkpoint of step 0 into an existing folder; takes as much disk again while it writes.
+
+    Raises:
+        UserError: a dtype is asked for that is not fp32, in which training keeps its weights.
+    """
+    import torch
+
+    from pipeline.checkpoint import SHARDED, seal
+    from pipeline.sharded_state import save_weights
+
+    if options.dtype not in (None, torch.float32):
+        raise UserError(f"--dtype {options.dtype}: training checkpoints hold fp32; leave it out")
+    with TemporaryDirectory(dir=folder, prefix=".staged-") as scratch:
+        save_weights(folder / SHARDED, staged(source, Path(scratch), torch.float32))
+    copy_tokenizer(options.tokenizer, folder)
+    model = dataclasses.asdict(source.config)
+    seal(folder, {"step": 0, "tokens": 0, "config": {"model": model}})
+
+
+FORMAT = Format(
+    is_at=lambda path: (path / _STATE).is_file() or (path / _CHECKPOINTS).is_dir(),
+    read_config=read_config,
+    open=open_checkpoint,
+    write=write_checkpoint,
+    files=(_STATE, "manifest.json", "weights_and_moments", TOKENIZER),
+)

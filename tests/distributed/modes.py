@@ -1,0 +1,178 @@
+"""Trains tiny models in many ways on real ranks, and keeps what came out; started by test_modes.py under torchrun.
+
+usage: modes.py FOLDER CASES.json
+
+A case is a model, a way of running it, and how the batch is cut. The batch of a step is the same sequences in every
+case, dealt to replicas and micro batches in order. Each case leaves FOLDER/<name>/ with its checkpoints (the state
+after half the steps, and after all) and result.pt.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.architecture import head_inputs
+from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
+from pipeline.data import Batch
+from pipeline.distributed import mean_over_ranks, world_from_environment
+from pipeline.engine import build_engine, process_group
+from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config, unsupported
+from pipeline.model import Heads, weight_shapes
+from pipeline.optim import learning_rate
+from pipeline.sharded_state import weight_reader
+
+STEPS, SEQUENCES, SEQ_LEN = 8, 48, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One way to train.
+
+    json: name of a DeepSpeed JSON in ds_configs/.
+    ranks, stages, sequence, tensor, accumulation: how batch and model are cut.
+    recompute: activation checkpointing.  compile: torch.compile.  naive: all heads at once, not head-sequential.
+    model: other fields of the model.  resume: the name of a case from whose half-way checkpoint this one goes on.
+    """
+
+    json: str
+    ranks: int = 2
+    stages: int = 1
+    sequence: int = 1
+    tensor: int = 1
+    accumulation: int = 4
+    n_future_tokens: int = 4
+    recompute: bool = False
+    compile: bool = False
+    naive: bool = False
+    model: dict[str, Any] = field(default_factory=dict)
+    resume: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tests and folders call it."""
+        parts = [self.json, f"{self.ranks}ranks", f"{self.stages}stages" if self.stages > 1 else ""]
+        parts += [f"{self.sequence}sequence"] if self.sequence > 1 else []
+        parts += [f"{self.tensor}tensor"] if self.tensor > 1 else []
+        parts += [f"accumulation{self.accumulation}", f"n{self.n_future_tokens}"]
+        parts += [flag for flag in ("recompute", "compile", "naive") if getattr(self, flag)]
+        parts += [f"{key}_{value}" for key, value in self.model.items()]
+        parts += [f"from_{self.resume}"] if self.resume else []
+        return "-".join(filter(None, parts))
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model."""
+        return self.ranks // (self.stages * self.sequence * self.tensor)
+
+    @property
+    def first_step(self) -> int:
+        """The first step that this case takes itself."""
+        return STEPS // 2 + 1 if self.resume else 1
+
+
+def config_of(case: Case) -> Config:
+    """The recipe of a case: 9 layers, of which 1 to 8 are heads; clipping that bites."""
+    model = ModelConfig(
+        dim=32, n_layers=9, n_heads=4, n_kv_heads=2, vocab_size=64, multiple_of=16,
+        n_future_tokens=case.n_future_tokens, **case.model,
+    )  # fmt: skip
+    train = TrainConfig(
+        total_tokens=STEPS * SEQUENCES * SEQ_LEN,
+        batch_tokens=SEQUENCES * SEQ_LEN,
+        micro_batch_size=SEQUENCES // (case.replicas * case.accumulation),
+        activation_checkpointing=case.recompute,
+        compile=case.compile,
+    )
+    return Config(
+        model=model,
+        data=DataConfig(seq_len=SEQ_LEN),
+        train=train,
+        optim=OptimConfig(lr=3e-3, warmup_steps=1, clip=0.5, eps=1e-6),  # with 1e-8 Adam magnifies mere rounding
+        parallel=ParallelConfig(
+            pipeline_stages=case.stages, sequence_parallel_size=case.sequence, tensor_parallel_size=case.tensor
+        ),
+    )
+
+
+def batch_of(step: int, model: ModelConfig) -> Batch:
+    """All sequences of one step; they depend on the step alone."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    shape = (SEQUENCES, SEQ_LEN)
+    tokens = torch.randint(model.vocab_size, shape, generator=generator)
+    targets = torch.randint(model.vocab_size, (*shape, 8), generator=generator)
+    return Batch(tokens, targets[..., : model.n_future_tokens])
+
+
+def naive_forward(heads: Heads, hidden_PBTD: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:
+    """All heads' logits at once and one ordinary backward, in the place of the head-sequential `Heads.forward`."""
+    outputs = dict(zip(head_inputs(heads.config), heads._run(list(hidden_PBTD.unbind()))[1:], strict=True))
+    logits = [heads.unembedding(head)(heads.norm(outputs[head])).float() for head in sorted(outputs)]
+    losses = [F.cross_entropy(x.flatten(0, 1), targets_BTN[..., head].flatten()) for head, x in enumerate(logits)]
+    return torch.stack(losses).sum(), torch.stack(losses).detach()
+
+
+def train(case: Case, folder: Path) -> None:
+    """Train one case, from the state of another if it says so; leave checkpoints and result in its folder."""
+    config, world, own_folder = config_of(case), world_from_environment(), folder / case.name
+    values = read_deepspeed_config(Path("ds_configs") / f"{case.json}.json")
+    if "zero3" in case.json:  # by the shipped threshold every weight this small would stay on every rank
+        values["zero_optimization"]["stage3_param_persistence_threshold"] = 100
+    deepspeed_config, problems = fill_deepspeed_config(values, config, data_ranks=case.replicas)
+    assert not (problems + unsupported(values, config)), problems
+    engine = build_engine(config, deepspeed_config, device=torch.device("cpu"))
+    if case.resume:
+        engine.load(folder / case.resume / f"step_{case.first_step - 1}", step=case.first_step - 1)
+    batches = micro_batches(case, replica=world.rank // config.parallel.ranks_per_replica)
+    losses, norms = [], []
+    for step in range(case.first_step, STEPS + 1):
+        rate = learning_rate(step, optim=config.optim, total_steps=STEPS)
+        losses.append(mean_over_ranks(engine.train_step(batches, learning_rate=rate)))
+        norms.append(engine.gradient_norm)
+        if step in (STEPS // 2, STEPS):
+            engine.save(own_folder / f"step_{step}")
+    if world.is_main:
+        shapes = weight_shapes(config.model)
+        read = weight_reader(own_folder / f"step_{STEPS}", shapes)
+        weights = {name: read(name) for name in shapes}
+        torch.save({"losses": losses, "norms": norms, "weights": weights}, own_folder / "result.pt")
+
+
+def micro_batches(case: Case, *, replica: int) -> Iterator[Batch]:
+    """What one replica reads: its part of each step's batch, in micro batches."""
+    config = config_of(case)
+    size = config.train.micro_batch_size
+    for step in range(case.first_step, STEPS + 1):
+        batch = batch_of(step, config.model)
+        for micro_step in range(case.accumulation):
+            start = (micro_step * case.replicas + replica) * size
+            yield Batch(batch.tokens_BT[start : start + size], batch.targets_BTN[start : start + size])
+
+
+def main() -> None:
+    """Run every case in this one process (importing DeepSpeed is the slow part), tensor parallelism and pipelines last.
+
+    DeepSpeed keeps their groups for the whole process, and an engine without them stumbles over those.
+    """
+    folder, cases = Path(sys.argv[1]), [Case(**values) for values in json.loads(Path(sys.argv[2]).read_text())]
+    sequential_forward = Heads.forward
+    with process_group(world_from_environment()):
+        for case in sorted(cases, key=lambda case: (case.stages, case.tensor)):
+            Heads.forward = naive_forward if case.naive else sequential_forward  # type: ignore[method-assign, assignment]
+            torch._dynamo.reset()  # each case's shapes are new graphs, of which torch.compile allows 8
+            train(case, folder)
+
+
+def as_json(cases: list[Case]) -> str:
+    """The text of CASES.json."""
+    return json.dumps([asdict(case) for case in cases])
+
+
+if __name__ == "__main__":
+    main()

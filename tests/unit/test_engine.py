@@ -1,0 +1,44 @@
+"""Joining and leaving the process group; what engines compute is tested by running them (tests/distributed)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import faulthandler, sys
+from pathlib import Path
+from common.command_line import UserError, exit_on_user_error
+from pipeline.distributed import from_main, world_from_environment
+from pipeline.engine import process_group
+
+faulthandler.dump_traceback_later(250, exit=True)  # a hang says where
+
+def gloo_threads():
+    return [name for task in Path("/proc/self/task").iterdir() if "gloo" in (name := (task / "comm").read_text())]
+
+def main():
+    with process_group(world_from_environment()) as device:
+        print(device, from_main("together"), len(gloo_threads()) > 0)
+        if sys.argv[1] == "mistake":
+            raise UserError("no such thing")
+
+try:
+    exit_on_user_error(main, program="test")
+finally:
+    print("left", len(gloo_threads()))
+"""
+
+
+@pytest.mark.parametrize(("end", "returncode"), [("mistake", 2), ("end", 0)])
+def test_no_thread_of_the_process_group_outlives_it(end: str, returncode: int, tmp_path: Path) -> None:
+    """One that does can abort the interpreter's shutdown, and the exit code is lost. And joining compiles nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, end], env={**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == returncode, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["cpu together True", "left 0"]
+    assert not list(tmp_path.iterdir())
