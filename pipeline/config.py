@@ -204,10 +204,15 @@ class CheckpointConfig:
     """When the training state is saved, besides the run's last step.
 
     every_steps: steps between checkpoints.  keep: how many of the newest whole ones stay.
+    keep_every_steps: those whose step it divides stay as well; 0 keeps no others.
+    asynchronous: train on while a copy of the state in the host's memory is written (12 bytes per parameter of room
+        over a replica's ranks); false waits for the disk.
     """
 
     every_steps: int = Field(default=1000, gt=0)
     keep: int = Field(default=3, gt=0)
+    keep_every_steps: int = Field(default=0, ge=0)
+    asynchronous: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -215,9 +220,36 @@ class LogConfig:
     """What is reported how often.
 
     every_steps: steps between log lines, TensorBoard points and metrics.jsonl objects.
+    samples: record which samples each step had (`python -m pipeline.audit`); about 10 bytes a sample.
     """
 
     every_steps: int = Field(default=10, gt=0)
+    samples: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class FaultsConfig:
+    """What a run does about faults that nobody is there to look at; docs/operations.md tells each story.
+
+    bad_shard: a shard is missing, or not as its hash says. "stop" ends the run; "skip" takes the windows of the next
+        whole shard in place of its own, and counts them.
+    failed_save: a checkpoint cannot be written. "go_on" trains on to the next one; "stop" ends the run.
+    max_skipped_steps: this many steps in a row may be skipped because their gradients are not finite; one more ends
+        the run.
+    spike: the loss jumps. "ignore", or "roll_back" to the last checkpoint and leave that stretch of data out.
+    spike_deviations: a jump is this many robust standard deviations above the median of the last `spike_window` steps.
+    max_rollbacks: one more rollback to the same checkpoint ends the run.
+    hang_timeout_s: seconds without any progress after which a rank writes down where it stands, and exits.
+    """
+
+    bad_shard: Literal["stop", "skip"] = "stop"
+    failed_save: Literal["go_on", "stop"] = "go_on"
+    max_skipped_steps: int = Field(default=10, ge=0)
+    spike: Literal["ignore", "roll_back"] = "ignore"
+    spike_deviations: float = Field(default=10.0, gt=0)
+    spike_window: int = Field(default=128, ge=8)
+    max_rollbacks: int = Field(default=3, ge=0)
+    hang_timeout_s: float = Field(default=1800.0, gt=0)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -232,6 +264,7 @@ class Config:
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    faults: FaultsConfig = FaultsConfig()
 
     @property
     def run_dir(self) -> Path:
