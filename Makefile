@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all lint
+.PHONY: setup demo test test-all test-faults lint
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -20,6 +20,11 @@ test: setup
 # Every way to run in every combination; about 90 minutes on 2 cores.
 test-all: setup
 	@$(BIN)/python -m pytest -m "full or not full"
+
+# 60 seeded faults over the demo's run, each followed by a restart; 15 to 25 minutes on 2 cores.
+test-faults: setup
+	@$(MAKE) --no-print-directory --silent $(DEMO_SHARDS)
+	@$(ON_CPU) python -m tests.faults.campaign --seed 1 --faults 60 --recipe pipeline/recipes/demo.yaml --shards $(dir $(DEMO_SHARDS))
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -1,12 +1,16 @@
 """Files that appear whole or not at all: written beside their place, flushed to disk, then renamed."""
 
+import fcntl
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from common.command_line import UserError
 
 
 @contextmanager
@@ -33,7 +37,86 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def inside(folder: Path, name: Any, *, named_in: str = "") -> Path:
+    """Return the path of the file `name` in `folder`, or below it, where the name comes from outside.
+
+    Links are followed as everywhere: they are the file system's own, and clusters put data behind them.
+
+    Args:
+        folder: whose file is named.
+        name: relative to it; whatever a file said.
+        named_in: name of the file in `folder` that said it.
+
+    Raises:
+        UserError: the name is absolute, leads out of the folder, or is no file name.
+    """
+    pure = PurePosixPath(name) if isinstance(name, str) and "\0" not in name else None
+    if pure is None or not pure.parts or pure.is_absolute() or ".." in pure.parts:
+        raise UserError(
+            f"{folder / named_in} names the file {name!r}, which is not a path inside that folder; do not use what came"
+            " with it"
+        )
+    return folder / pure
+
+
 def sha256_of_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(directory: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class PatientFile:
+    """Appends lines to a file; what a full disk refuses is kept in memory, and goes first when there is room again."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
+
+    def write(self, line: str) -> OSError | None:
+        """Append a line (UTF-8); return why some of it must wait, or None. A kill may leave half of the last line."""
+        self._unwritten += line.encode()
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            return error
+        return None
+
+    def close(self) -> None:
+        """Try once more, and close; what is refused still is lost."""
+        self.write("")
+        self._file.close()
+
+
+def hold_lock(path: Path) -> str | None:
+    """Lock `path` until this process ends, in whatever way; return who holds it already, or None.
+
+    A file system without locks locks nothing. Processes that this one forks do not hold the lock.
+    """
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        return holder or "another process"
+    except OSError:
+        return None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _LOCKS.append(file)
+    return None
+
+
+_LOCKS: list[IO[str]] = []  # closing a file would give up its lock

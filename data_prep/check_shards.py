@@ -17,12 +17,13 @@ import zstandard
 from tqdm import tqdm
 
 from common.command_line import UserError, exit_on_user_error, raise_if_any
-from common.files import sha256_of_file
+from common.files import inside, sha256_of_file
 from common.tokenizers import BYTES, Tokenizer, load_tokenizer
 from data_prep.packing import TokenArray, WindowShape
 from data_prep.shard_folder import FORMAT_VERSION, INDEX, METADATA, TOKENIZER_MODEL
 
 _EOS_MARK = "⟦EOS⟧"
+_LARGEST_FILE = 1 << 32  # an MDS file's offsets are uint32
 _EXAMPLES = """examples:
   python -m data_prep.check_shards data/code
   python -m data_prep.check_shards data/code --sample 3"""
@@ -85,18 +86,31 @@ def read_metadata(root: Path) -> dict[str, Any]:
     """Return metadata.json of finished shards.
 
     Raises:
-        UserError: it is missing, damaged, or of another version.
+        UserError: it is missing, damaged, or of another version; or a split's name leads out of the folder.
     """
     path = root / METADATA
     try:
-        metadata: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        version = metadata.get("format_version")
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: not a folder of write_shards, or not finished (run it again)") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); write the shards again") from error
-    if metadata.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path} has format_version {metadata.get('format_version')}, this program {FORMAT_VERSION}")
-    return metadata
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise UserError(f"{path} is not JSON of shards ({error}); write the shards again") from error
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format_version {version}, this program {FORMAT_VERSION}")
+    try:
+        sizes = [metadata[key] for key in ("seq_len", "lookahead", "vocab_size")]
+        counts = []
+        for split, of_split in metadata["splits"].items():
+            inside(root, split, named_in=METADATA)
+            counts += [of_split[key] for key in ("documents", "tokens", "windows")]
+        tokenizer = [metadata["tokenizer"][key] for key in ("kind", "sha256")]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not describe shards ({error!r}); write the shards again") from error
+    are_numbers = all(isinstance(number, int) and number >= 0 for number in sizes + counts)
+    if not are_numbers or 0 in sizes or not all(map(_is_text, tokenizer)):
+        raise UserError(f"{path} does not describe shards ({sizes}, {counts}, {tokenizer}); write the shards again")
+    return dict(metadata)
 
 
 def check_split(folder: Path, metadata: dict[str, Any], *, expected_windows: int) -> SplitReport:
@@ -135,14 +149,40 @@ def check_split(folder: Path, metadata: dict[str, Any], *, expected_windows: int
 
 
 def _shards_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the entries of a split's index.json, each checked."""
     path = folder / INDEX
     try:
         shards: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["shards"]
+        for shard in shards:
+            _check_entry(folder, shard)
     except FileNotFoundError as error:
         raise DamagedShardError(f"{path} is missing") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except UserError as error:
+        raise DamagedShardError(str(error)) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedShardError(f"{path} is not an index of shards ({error!r})") from error
     return shards
+
+
+def _check_entry(folder: Path, shard: dict[str, Any]) -> None:
+    """Check one entry of index.json, whose values may be anything.
+
+    Raises:
+        UserError: a file is outside of the folder.
+        KeyError, TypeError, ValueError: a value is missing, or is none that MDS can have.
+    """
+    infos = [shard[key] for key in ("raw_data", "zip_data") if shard[key] is not None]
+    for info in infos:
+        inside(folder, info["basename"], named_in=INDEX)
+        if not _is_text(info["hashes"]["xxh64"]):
+            raise TypeError(f"xxh64 {info['hashes']['xxh64']!r}")
+    for number in (shard["samples"], *(info["bytes"] for info in infos)):
+        if not isinstance(number, int) or not 0 < number < _LARGEST_FILE:
+            raise ValueError(f"{number!r} samples or bytes in a shard")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _verified_bytes(folder: Path, shard: dict[str, Any]) -> tuple[bytes, int]:
@@ -157,7 +197,10 @@ def _verified_bytes(folder: Path, shard: dict[str, Any]) -> tuple[bytes, int]:
     _verify(stored, info, path)
     if not zip_info:
         return stored, len(stored)
-    raw = zstandard.ZstdDecompressor().decompress(stored, max_output_size=raw_info["bytes"])
+    try:  # a stream, since what is decompressed at once takes the room that the compressed file asks for
+        raw = zstandard.ZstdDecompressor().stream_reader(stored).read(raw_info["bytes"] + 1)
+    except zstandard.ZstdError as error:
+        raise DamagedShardError(f"{path} cannot be decompressed ({error})") from error
     _verify(raw, raw_info, path)
     return raw, len(stored)
 
@@ -171,10 +214,13 @@ def _verify(data: bytes, info: dict[str, Any], path: Path) -> None:
 
 def _windows_in(raw: bytes, shape: WindowShape, *, n_windows: int, path: Path) -> TokenArray:
     """Return the windows of an MDS file, (windows, seq_len + lookahead) uint16."""
-    stored_count = int(np.frombuffer(raw, dtype=np.uint32, count=1)[0])
-    offsets = np.frombuffer(raw, dtype=np.uint32, count=stored_count + 1, offset=4).astype(np.int64)
-    if stored_count != n_windows or (np.diff(offsets) != 2 * shape.length).any() or offsets[-1] != len(raw):
-        raise DamagedShardError(f"{path} does not hold {n_windows} windows of {shape.length} tokens")
+    wrong = DamagedShardError(f"{path} does not hold {n_windows} windows of {shape.length} tokens")
+    table = raw[4 : 4 * (n_windows + 2)]
+    if int.from_bytes(raw[:4], "little") != n_windows or len(table) != 4 * (n_windows + 1):
+        raise wrong
+    offsets = np.frombuffer(table, dtype=np.uint32).astype(np.int64)
+    if (np.diff(offsets) != 2 * shape.length).any() or offsets[-1] != len(raw):
+        raise wrong
     return np.frombuffer(raw, dtype=np.uint16, offset=int(offsets[0])).reshape(n_windows, shape.length)
 
 

@@ -247,7 +247,7 @@ class FaultsConfig:
     max_skipped_steps: int = Field(default=10, ge=0)
     spike: Literal["ignore", "roll_back"] = "ignore"
     spike_deviations: float = Field(default=10.0, gt=0)
-    spike_window: int = Field(default=128, ge=8)
+    spike_window: int = Field(default=128, ge=32)
     max_rollbacks: int = Field(default=3, ge=0)
     hang_timeout_s: float = Field(default=1800.0, gt=0)
 

@@ -4,8 +4,11 @@ A window holds seq_len + lookahead tokens; its first seq_len are the inputs, and
 token t + 1 + i, so every position has all its targets. Sample order is streaming's: fixed by the shuffle seed,
 algorithm and block size and by num_canonical_nodes, whatever the number of ranks. An epoch is a whole number of
 optimizer steps: where a step would span two epochs, its samples would depend on the number of ranks.
+
+Windows of a damaged shard come out as those of another (shards.py); a batch says which, and why.
 """
 
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator
@@ -19,17 +22,36 @@ from torch import Tensor
 
 from pipeline.config import Config
 
+NOTHING = -1  # in place of the number of a window that was read, where no shard is whole
+SampleId = int | tuple[int, int]  # the number of a window; or that, and of the one that was read in its place
+EpochSamples = tuple[int, list[SampleId]]  # an epoch, and samples of it
+
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro batch: token ids (B, T) and `targets_BTN[b, t, i]` = id of token t + 1 + i; both int64."""
+    """One micro batch: token ids (B, T) and `targets_BTN[b, t, i]` = id of token t + 1 + i; both int64.
+
+    ids_B: the windows' numbers in their split; nothing where windows have none.
+    read_ids_B: the numbers of those that were read, NOTHING (-1) if none could be. Where they differ, a shard is at
+        fault.
+    faults: one line for each such shard.
+    """
 
     tokens_BT: Tensor
     targets_BTN: Tensor
+    ids_B: tuple[int, ...] = ()
+    read_ids_B: tuple[int, ...] = ()
+    faults: tuple[str, ...] = ()
+
+    @property
+    def skipped_windows(self) -> int:
+        """How many windows others took the place of."""
+        return sum(asked != read for asked, read in zip(self.ids_B, self.read_ids_B, strict=True))
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on `device`."""
-        return Batch(self.tokens_BT.to(device, non_blocking=True), self.targets_BTN.to(device, non_blocking=True))
+        """Return the batch with its tensors on `device`."""
+        tokens_BT, targets_BTN = (x.to(device, non_blocking=True) for x in (self.tokens_BT, self.targets_BTN))
+        return dataclasses.replace(self, tokens_BT=tokens_BT, targets_BTN=targets_BTN)
 
 
 def batch_from_windows(windows_BW: Tensor, *, seq_len: int, n_future_tokens: int) -> Batch:
@@ -41,18 +63,21 @@ def batch_from_windows(windows_BW: Tensor, *, seq_len: int, n_future_tokens: int
 class TrainingData:
     """An endless iterator of `Batch` over the train split, epoch after epoch; knows and restores its position.
 
-    `wait_s` adds up the seconds that the training loop has spent waiting in `next`.
+    What it has met on the way is handed over, and forgotten, by the `take_` methods.
+
+    wait_s: seconds that the training loop has spent waiting in `next`, added up.
     """
 
     def __init__(self, config: Config) -> None:
         from common.mds import streaming
+        from pipeline.shards import ShardFolder
 
         self._config = config
         sharers = config.parallel.ranks_per_replica
         # streaming warns to account for what ranks share; its StreamingDataLoader, whose position is kept, does
         logging.getLogger("streaming.base.dataset").addFilter(lambda record: "`replication`" not in record.getMessage())
-        dataset = streaming.StreamingDataset(
-            local=str(Path(config.data.shards) / "train"),
+        dataset = ShardFolder(
+            Path(config.data.shards) / "train",
             shuffle=True,
             shuffle_algo=config.data.shuffle_algo,
             shuffle_seed=config.data.shuffle_seed,
@@ -67,11 +92,13 @@ class TrainingData:
             dataset,
             batch_size=config.train.micro_batch_size,
             num_workers=config.data.num_workers,
-            collate_fn=_stack_windows,
+            collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             drop_last=True,
         )
         self.wait_s = 0.0
+        self._met = _Met()
+        self._samples: list[EpochSamples] = []
         self._batches = self._all_epochs()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -91,13 +118,45 @@ class TrainingData:
         """Go to a saved position; before the first batch only."""
         self._loader.load_state_dict(state)
 
+    def take_faults(self) -> list[str]:
+        """Return one line for each shard that was first found at fault since the last call."""
+        return self._met.take_faults()
+
+    @property
+    def nothing_left(self) -> bool:
+        """Whether no shard is whole: what comes is no data."""
+        return self._met.nothing_left
+
+    def take_skipped_windows(self) -> int:
+        """Return how many windows of shards at fault others took the place of on this rank since the last call."""
+        return self._met.take_skipped_windows()
+
+    def take_samples(self) -> list[EpochSamples]:
+        """Return what this rank has consumed since the last call, by epoch, in order."""
+        samples, self._samples = self._samples, []
+        return samples
+
     def _all_epochs(self) -> Iterator[Batch]:
-        seq_len, n_future_tokens = self._config.data.seq_len, self._config.model.n_future_tokens
         while True:
-            for windows_BW in self._loader:
+            for collated in self._loader:
                 # the position counts what all replicas have read, this batch included
-                if self.state_dict()["sample_in_epoch"] <= self._windows_per_epoch:
-                    yield batch_from_windows(windows_BW, seq_len=seq_len, n_future_tokens=n_future_tokens)
+                position = self.state_dict()
+                if position["sample_in_epoch"] <= self._windows_per_epoch:
+                    batch = _batch_of(collated, self._config)
+                    self._met.note(batch)
+                    self._note_samples(position["epoch"], batch)
+                    yield batch
+            if (read := self.state_dict()["sample_in_epoch"]) < self._windows_per_epoch:  # streaming tells nobody
+                raise RuntimeError(f"the loader ended an epoch after {read} of {self._windows_per_epoch} windows")
+
+    def _note_samples(self, epoch: int, batch: Batch) -> None:
+        ids: list[SampleId] = [
+            asked if asked == read else (asked, read) for asked, read in zip(batch.ids_B, batch.read_ids_B, strict=True)
+        ]
+        if self._samples and self._samples[-1][0] == epoch:
+            self._samples[-1][1].extend(ids)
+        else:
+            self._samples.append((epoch, ids))
 
 
 def windows_per_epoch(n_windows: int, config: Config) -> int:
@@ -115,22 +174,69 @@ class ValidationData:
     """The first `n_windows` of the val split, dealt to the replicas; the same batches at every iteration."""
 
     def __init__(self, config: Config, *, n_windows: int, replica: int, n_replicas: int) -> None:
-        from common.mds import streaming
+        from pipeline.shards import ShardFolder
 
         self._config, self._mine = config, range(replica, n_windows, n_replicas)
-        self._dataset = streaming.StreamingDataset(
-            local=str(Path(config.data.shards) / "val"), batch_size=config.train.micro_batch_size
-        )
+        self._dataset = ShardFolder(Path(config.data.shards) / "val", batch_size=config.train.micro_batch_size)
+        self._met = _Met()
 
     def __iter__(self) -> Iterator[Batch]:
-        config = self._config
-        for start in range(0, len(self._mine), config.train.micro_batch_size):
-            samples = [self._dataset[index] for index in self._mine[start : start + config.train.micro_batch_size]]
-            yield batch_from_windows(
-                _stack_windows(samples), seq_len=config.data.seq_len, n_future_tokens=config.model.n_future_tokens
-            )
+        per_batch = self._config.train.micro_batch_size
+        for start in range(0, len(self._mine), per_batch):
+            samples = [self._dataset[index] for index in self._mine[start : start + per_batch]]
+            batch = _batch_of(_collate(samples), self._config)
+            self._met.note(batch)
+            yield batch
+
+    def take_faults(self) -> list[str]:
+        """Return one line for each shard that was first found at fault since the last call."""
+        return self._met.take_faults()
+
+    @property
+    def nothing_left(self) -> bool:
+        """Whether no shard is whole: what comes is no data."""
+        return self._met.nothing_left
 
 
-def _stack_windows(samples: list[dict[str, Any]]) -> Tensor:
-    """Collate streaming samples into windows (B, W), int64."""
-    return torch.from_numpy(np.stack([sample["tokens"] for sample in samples]).astype(np.int64))
+class _Met:
+    """The faults that batches told of, each once, and the windows that they cost."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._new: list[str] = []
+        self._skipped_windows = 0
+        self.nothing_left = False
+
+    def note(self, batch: Batch) -> None:
+        new = [fault for fault in batch.faults if fault not in self._known]
+        self._known.update(new)
+        self._new += new
+        self._skipped_windows += batch.skipped_windows
+        self.nothing_left |= NOTHING in batch.read_ids_B
+
+    def take_faults(self) -> list[str]:
+        new, self._new = self._new, []
+        return new
+
+    def take_skipped_windows(self) -> int:
+        taken, self._skipped_windows = self._skipped_windows, 0
+        return taken
+
+
+def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Collate samples of a `ShardFolder`; the first entry is windows (B, W), int64, whose length streaming counts."""
+    windows_BW = torch.from_numpy(np.stack([sample["tokens"] for sample in samples]).astype(np.int64))
+    return {
+        "windows_BW": windows_BW,
+        "ids_B": [sample["id"] for sample in samples],
+        "read_ids_B": [sample["read_id"] for sample in samples],
+        "faults": list(dict.fromkeys(sample["fault"] for sample in samples if sample["fault"])),
+    }
+
+
+def _batch_of(collated: dict[str, Any], config: Config) -> Batch:
+    batch = batch_from_windows(
+        collated["windows_BW"], seq_len=config.data.seq_len, n_future_tokens=config.model.n_future_tokens
+    )
+    ids_B, read_ids_B, faults = (tuple(collated[name]) for name in ("ids_B", "read_ids_B", "faults"))
+    return dataclasses.replace(batch, ids_B=ids_B, read_ids_B=read_ids_B, faults=faults)

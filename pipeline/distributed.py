@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.command_line import UserError
+
 if TYPE_CHECKING:  # torch takes seconds to import, and the launcher's variables do not need it
-    import torch
+    import torch.distributed as dist
     from torch import Tensor
 
 logger = logging.getLogger("pipeline")
@@ -18,12 +20,16 @@ logger = logging.getLogger("pipeline")
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process's place: `rank` of `world_size`, and `local_rank` of `local_world_size` on its node."""
+    """This process's place: `rank` of `world_size`, and `local_rank` of `local_world_size` on its node.
+
+    has_launcher: whether a launcher started it, and watches over it.
+    """
 
     rank: int
     local_rank: int
     world_size: int
     local_world_size: int
+    has_launcher: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -39,6 +45,7 @@ def world_from_environment() -> World:
     launcher this is a world of one.
     """
     env = os.environ
+    has_launcher = "LOCAL_RANK" in env
     env.setdefault("RANK", "0")
     env.setdefault("LOCAL_RANK", "0")
     env.setdefault("WORLD_SIZE", "1")
@@ -47,7 +54,10 @@ def world_from_environment() -> World:
     env.setdefault("MASTER_PORT", "0" if env["WORLD_SIZE"] == "1" else "29500")  # 0: any free port
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     rank, local_rank, world_size, local_world_size = (int(env[name]) for name in names)
-    return World(rank=rank, local_rank=local_rank, world_size=world_size, local_world_size=local_world_size)
+    return World(
+        rank=rank, local_rank=local_rank, world_size=world_size, local_world_size=local_world_size,
+        has_launcher=has_launcher,
+    )  # fmt: skip
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
@@ -59,14 +69,27 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return mean / dist.get_world_size()
 
 
-def any_rank(flag: bool, *, device: torch.device) -> bool:
-    """Return whether `flag` is set on any rank; every rank must call it."""
+def agree(losses_N: Tensor, *counts: float) -> tuple[Tensor, list[float]]:
+    """Return the mean losses (N,) over all ranks, fp32, and the sum of each count over all ranks; in one collective.
+
+    Every rank must call it, and all get the same. A flag is a count: it is set on some rank if its sum is above 0.
+    """
     import torch
     import torch.distributed as dist
 
-    flags = torch.tensor(float(flag), device=device)
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return bool(flags.item())
+    sums = torch.cat([losses_N.detach().float(), torch.tensor(counts, dtype=torch.float32, device=losses_N.device)])
+    dist.all_reduce(sums)
+    n = len(losses_N)
+    return sums[:n] / dist.get_world_size(), sums[n:].tolist()
+
+
+def from_every_rank(value: Any, *, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Return the ranks' values, in order, on every rank; every rank must call it."""
+    import torch.distributed as dist
+
+    values = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
 
 
 def from_main(value: Any) -> Any:
@@ -76,6 +99,25 @@ def from_main(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def by_main(action: Callable[[], None], *, world: World) -> None:
+    """Let rank 0 do something with files; every rank must call it, and a mistake of rank 0's is every rank's.
+
+    Raises:
+        UserError: `action` raised it, or a file could not be written.
+    """
+    problem = None
+    if world.is_main:
+        try:
+            action()
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{error.filename} cannot be written ({error.strerror})"
+    problem = from_main(problem)
+    if problem is not None:
+        raise UserError(problem)
 
 
 def configure_logging(world: World, *, handlers: Iterable[logging.Handler]) -> None:
@@ -93,8 +135,13 @@ def configure_logging(world: World, *, handlers: Iterable[logging.Handler]) -> N
         logger.addHandler(handler)
 
 
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Leave out what a full disk refuses; the console has it."""
+
+
 def log_file_handler(path: Path) -> logging.Handler:
     """Return a handler that appends dated lines to `path`."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     return handler

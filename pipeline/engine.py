@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,15 @@ from pipeline.layers import TransformerBlock
 from pipeline.model import Heads, MultiTokenModel, initialise, weight_shapes
 from pipeline.optim import parameter_groups
 from pipeline.sequence import positions_of, share_sequences
-from pipeline.sharded_state import load_state, save_state
+from pipeline.sharded_state import HostCopies, Slice, load_state, state_of
 from pipeline.stages import StageModule, pipeline_of
 
 
 @contextmanager
-def process_group(world: World) -> Iterator[torch.device]:
+def process_group(world: World, *, timeout_s: float = 1800) -> Iterator[torch.device]:
     """Join the process group, yield this rank's device (its GPU, or the CPU with gloo), and leave the group.
+
+    A collective that a rank is missing from for `timeout_s` is an error of the others.
 
     Who exits without leaving races gloo's threads: one that frees its last tensor while the interpreter shuts down
     aborts the process ("terminate called without an active exception"), and the exit code is lost. All ranks end or
@@ -48,7 +51,9 @@ def process_group(world: World) -> Iterator[torch.device]:
     else:
         device = torch.device("cpu")
     try:
-        deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else None, verbose=False)
+        deepspeed.init_distributed(
+            dist_backend="gloo" if device.type == "cpu" else None, timeout=timedelta(seconds=timeout_s), verbose=False
+        )
     except torch.distributed.DistNetworkError as error:
         port = os.environ.get("MASTER_PORT")
         raise UserError(
@@ -97,7 +102,7 @@ class Engine:
             model_parameters=parameter_groups(module, weight_decay=config.optim.weight_decay),
             config=deepspeed_config,
         )
-        # Without ZeRO DeepSpeed clips fp32 gradients, but keeps no norm.
+        # Without ZeRO DeepSpeed clips fp32 gradients, but keeps no norm, and takes steps that are not finite.
         self._engine.clip_fp32_gradients = self._clip_whole_gradients
 
     def train_step(self, batches: Iterator[Batch], *, learning_rate: float) -> Tensor:
@@ -113,24 +118,27 @@ class Engine:
     def evaluate(self, batches: Iterable[Batch]) -> Tensor:
         """Return the mean losses (N,) over all ranks' batches, fp32; every rank must bring as many."""
         self._engine.eval()
-        losses_N = self._losses(batches)
-        self._engine.train()
-        return mean_over_ranks(losses_N)
+        try:
+            return mean_over_ranks(self._losses(batches))
+        finally:
+            self._engine.train()
 
     @property
     def gradient_norm(self) -> float:
-        """The L2 norm of the last step's gradient before clipping."""
+        """The L2 norm of the last step's gradient before clipping; not finite if the step was skipped for it."""
         norm = self._engine.get_global_grad_norm()
         return float(self._whole_gradient_norm if norm is None else norm)
 
-    def save(self, directory: Path) -> None:
-        """Write weights and optimizer state into `directory`; every rank must call it."""
-        save_state(self._engine, directory, shapes=self._shapes, tensor_parallel_rank=self._tensor_parallel_rank)
+    def state(self, *, copies: HostCopies | None = None) -> dict[str, Slice]:
+        """Return this rank's parts of weights and optimizer state, for `save_state`; shared memory without `copies`."""
+        return state_of(
+            self._engine, shapes=self._shapes, tensor_parallel_rank=self._tensor_parallel_rank, copies=copies
+        )
 
-    def load(self, directory: Path, *, step: int) -> None:
-        """Restore what `save` wrote after `step` steps, from any way of sharding; every rank must call it."""
+    def load(self, directory: Path, *, updates: int) -> None:
+        """Restore what was saved after `updates` updates, from any way of sharding; every rank must call it."""
         load_state(
-            self._engine, directory, step=step, shapes=self._shapes, tensor_parallel_rank=self._tensor_parallel_rank
+            self._engine, directory, step=updates, shapes=self._shapes, tensor_parallel_rank=self._tensor_parallel_rank
         )
 
     def _build(self, config: Config, deepspeed_config: dict[str, Any]) -> nn.Module:
@@ -174,7 +182,11 @@ class Engine:
     def _clip_whole_gradients(self) -> None:
         parameters = [p for p in self._engine.module.parameters() if p.grad is not None]
         self._whole_gradient_norm = self._norm_over_stages(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
-        torch.nn.utils.clip_grads_with_norm_(parameters, self._clip, self._whole_gradient_norm)
+        if self._whole_gradient_norm.isfinite():
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._clip, self._whole_gradient_norm)
+        else:
+            for parameter in parameters:
+                parameter.grad = None  # AdamW passes it over
 
     def _norm_over_stages(self, norm: Tensor) -> Tensor:
         return norm

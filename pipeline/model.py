@@ -126,9 +126,11 @@ class Heads(nn.Module):
             output_BTD = hidden[position_of[head]] if is_done else self.layers[head](hidden[0], rotary)
             return cross_entropy(self.norm(output_BTD), self.unembedding(head).weight, targets_BTN[..., head])
 
-        return sum_of_pieces(
+        loss, losses_N = sum_of_pieces(
             head_loss, hidden, n_pieces=self.config.n_future_tokens, parameters=list(self.parameters())
         )
+        # A loss that is not finite leaves no gradient finite (times NaN), so that every rank skips the step.
+        return loss * (1 + 0 * loss.detach()), losses_N
 
     def _run(self, hidden: list[Tensor]) -> list[Tensor]:
         """Append the outputs of the heads that are here and not yet computed."""

@@ -7,12 +7,13 @@ takes part in the collectives and stays silent. Throughput counts training alone
 
 import json
 import logging
+import math
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from common.files import write_text
+from common.files import PatientFile, write_text
 from pipeline.architecture import parameter_count, training_flops_per_token
 from pipeline.balance import describe
 from pipeline.config import Config
@@ -63,14 +64,22 @@ class TensorBoard:
     def __init__(self, directory: Path, *, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=resumed_step + 1, flush_secs=10)
+        self._new_writer = lambda: SummaryWriter(str(directory), purge_step=resumed_step + 1, flush_secs=10)
+        self._writer: SummaryWriter | None = self._new_writer()
 
     def write(self, step: int, scalars: Scalars) -> None:
-        for tag, value in scalars.items():
-            self._writer.add_scalar(tag, value, step)
+        try:
+            self._writer = self._writer or self._new_writer()
+            for tag, value in scalars.items():
+                self._writer.add_scalar(tag, value, step)
+        except OSError as error:  # it has lost what was on its way, and is of no more use
+            logger.warning("TensorBoard misses what came before step %d (%s)", step, error)
+            self._writer = None
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            with suppress(OSError):
+                self._writer.close()
 
 
 class MetricsFile:
@@ -79,12 +88,14 @@ class MetricsFile:
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= resumed_step]
         write_text(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._file = PatientFile(path)
 
     def write(self, step: int, scalars: Scalars) -> None:
         tokens = {"tokens": int(scalars["progress/tokens"])} if "progress/tokens" in scalars else {}
-        self._file.write(json.dumps({"step": step, **tokens, **scalars}) + "\n")
-        self._file.flush()
+        finite = {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}  # JSON knows no NaN
+        refused = self._file.write(json.dumps({"step": step, **tokens, **finite}) + "\n")
+        if refused is not None:
+            logger.warning("step %d waits to be written to metrics.jsonl (%s)", step, refused.strerror)
 
     def close(self) -> None:
         self._file.close()
@@ -127,8 +138,9 @@ class Monitor:
             sink.close()
 
     def log_step(
-        self, step: int, *, losses_N: Tensor, learning_rate: float, gradient_norm: float, wait_s: float
-    ) -> None:
+        self, step: int, *, losses_N: Tensor, learning_rate: float, gradient_norm: float, wait_s: float,
+        skipped_steps: int, skipped_windows: int,
+    ) -> None:  # fmt: skip
         """Report one optimizer step.
 
         Args:
@@ -136,6 +148,7 @@ class Monitor:
             losses_N: mean loss of each head over all ranks, nats per token.
             learning_rate, gradient_norm: of this step, the norm before clipping.
             wait_s: seconds that the loop has waited for data since the run began.
+            skipped_steps, skipped_windows: of the whole run, for gradients that were not finite and for bad shards.
         """
         batch_tokens = self._config.train.batch_tokens
         tokens_per_s = (step - self._step) * batch_tokens / (time.perf_counter() - self._start_s)
@@ -150,6 +163,8 @@ class Monitor:
             "memory/peak_GiB": peak_memory_bytes(self._device) / GIB,
             "data/wait_s": wait_s - self._wait_s,
             "progress/tokens": float(step * batch_tokens),
+            "faults/skipped_steps": float(skipped_steps),
+            "faults/skipped_windows": float(skipped_windows),
         }
         self._write(step, scalars)
         self._step, self._wait_s, self._start_s = step, wait_s, time.perf_counter()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import (
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from common.command_line import raise_if_any
+from pipeline.sharded_files import Reader, Writer, load
 
 Shapes = Mapping[str, torch.Size]
 WEIGHT, MOMENTS = "fp32", ("exp_avg", "exp_avg_sq")
@@ -53,21 +55,52 @@ class Place:
     offset: int
 
 
-def save_state(engine: Any, directory: Path, *, shapes: Shapes, tensor_parallel_rank: int = 0) -> None:
-    """Write weights and moments of a DeepSpeed engine that has taken a step; every rank must call it.
+class HostCopies:
+    """Copies of tensors in the host's memory; each is made again in the place of the one before."""
 
-    `shapes` are those of the whole weights.
+    def __init__(self) -> None:
+        self._copies: dict[tuple[int, str], Tensor] = {}
+
+    def of(self, tensor: Tensor, *, key: tuple[int, str]) -> Tensor:
+        """Return a copy, complete after `torch.accelerator.synchronize`; pinned where the tensor is on a GPU."""
+        if key not in self._copies:
+            self._copies[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+        return self._copies[key].copy_(tensor, non_blocking=True)
+
+
+def state_of(
+    engine: Any, *, shapes: Shapes, tensor_parallel_rank: int = 0, copies: HostCopies | None = None
+) -> dict[str, "Slice"]:
+    """Return this rank's parts of weights and moments of a DeepSpeed engine, by weight and kind.
+
+    `shapes` are those of the whole weights. Without `copies` the parts share the engine's memory, and change with it.
     """
-    slices = _slices(_places(engine), _adam(engine), shapes, tensor_parallel_rank)
-    dcp.save(slices, checkpoint_id=directory)
+    adam, places = _adam(engine), list(_places(engine))
+    for place in places:
+        if not adam.state[place.buffer]:  # no step was taken, or all were skipped
+            _fill_adam_state(adam, place.buffer, step=0)
+    slices = _slices(places, adam, shapes, tensor_parallel_rank, copies=copies)
+    if copies is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return slices
+
+
+def save_state(state: Mapping[str, "Slice"], directory: Path, *, group: dist.ProcessGroup | None = None) -> None:
+    """Write what `state_of` returned on each rank of `group`; every rank must call it.
+
+    Raises:
+        CheckpointException: a rank could not write its part; the same on every rank.
+    """
+    dcp.save(dict(state), storage_writer=Writer(directory), process_group=group)
 
 
 def load_state(engine: Any, directory: Path, *, step: int, shapes: Shapes, tensor_parallel_rank: int = 0) -> None:
-    """Restore what `save_state` wrote after `step` optimizer steps, in whatever way of sharding it was."""
+    """Restore what `save_state` wrote after `step` updates, in whatever way of sharding it was."""
+    reader = Reader(directory)
     adam, places = _adam(engine), list(_places(engine))
     for place in places:
         _fill_adam_state(adam, place.buffer, step=step)
-    dcp.load(_slices(places, adam, shapes, tensor_parallel_rank), checkpoint_id=directory)
+    load(_slices(places, adam, shapes, tensor_parallel_rank), reader)
     _refresh_model(engine)
 
 
@@ -77,7 +110,8 @@ def weight_reader(directory: Path, shapes: Shapes) -> Callable[[str], Tensor]:
     Raises:
         UserError: the folder holds no such weights, in other shapes, or with parts missing.
     """
-    saved = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
+    reader = Reader(directory)
+    saved = reader.read_metadata().state_dict_metadata
     problems = []
     for name, shape in shapes.items():
         stored = saved.get(f"{name}/{WEIGHT}")
@@ -92,7 +126,7 @@ def weight_reader(directory: Path, shapes: Shapes) -> Callable[[str], Tensor]:
         key = f"{name}/{WEIGHT}"
         weights = {key: torch.empty(shapes[name])}
         with _without_process_group():
-            dcp.load(weights, checkpoint_id=directory, no_dist=True)
+            load(weights, reader, no_dist=True)
         return weights[key]
 
     return read
@@ -102,7 +136,7 @@ def save_weights(directory: Path, weights: Mapping[str, Tensor]) -> None:
     """Write whole fp32 weights, without moments; in one process, without a process group."""
     state = {f"{name}/{WEIGHT}": weight for name, weight in weights.items()}
     with _without_process_group():
-        dcp.save(state, checkpoint_id=directory, no_dist=True)
+        dcp.save(state, storage_writer=Writer(directory), no_dist=True)
 
 
 @contextmanager
@@ -168,14 +202,21 @@ def rectangles(start: int, stop: int, *, width: int) -> Iterator[tuple[int, int,
 
 
 def _slices(
-    places: Iterable[Place], adam: torch.optim.Optimizer, shapes: Shapes, tensor_parallel_rank: int
-) -> dict[str, Slice]:
-    """Return all parts on this rank, by weight and kind; they share memory with the engine's state."""
+    places: Iterable[Place], adam: torch.optim.Optimizer, shapes: Shapes, tensor_parallel_rank: int,
+    *, copies: HostCopies | None = None,
+) -> dict[str, Slice]:  # fmt: skip
+    """Return all parts on this rank, by weight and kind; they share memory with the engine's state, or with copies."""
     slices = {}
+    buffers: dict[tuple[int, str], Tensor] = {}  # many weights lie in one
     for place in places:
         whole = shapes[place.name]
         kinds = {WEIGHT: place.buffer.data, **{moment: adam.state[place.buffer][moment] for moment in MOMENTS}}
         for kind, tensor in kinds.items():
+            if copies is not None:
+                key = (id(place.buffer), kind)
+                if key not in buffers:
+                    buffers[key] = copies.of(tensor, key=key)
+                tensor = buffers[key]
             stretch = tensor.view(-1).narrow(0, place.offset, place.numel)
             # the rectangle's own place in the whole weight: not at its origin on later tensor-parallel ranks
             corner = [tensor_parallel_rank * own * (own != all_) for own, all_ in zip(place.shape, whole, strict=True)]

@@ -1,29 +1,25 @@
-"""Front door of pretraining: `main` reads and checks everything, `run` makes the parts, `train` is the loop.
+"""Front door of pretraining: `main` reads and checks everything, `run` makes the parts; the loop is in loop.py.
 
 A run that finds its own checkpoints goes on from the newest whole one.
 """
 
 import argparse
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-from common.command_line import exit_on_user_error
-from common.files import write_json, write_text
+from common.command_line import UserError, exit_on_user_error
+from common.files import hold_lock, write_json, write_text
 from pipeline.config import Config
-from pipeline.distributed import World, configure_logging, log_file_handler, logger, world_from_environment
+from pipeline.distributed import World, by_main, configure_logging, log_file_handler, logger, world_from_environment
 from pipeline.inputs import Inputs, evaluation_windows, load_inputs
+from pipeline.stop import Ending, ExitCode, StopRequest
+from pipeline.watchdog import Watchdog, record_collectives
 
 if TYPE_CHECKING:  # torch and deepspeed take seconds to import; mistakes are answered before that
     import torch
-
-    from pipeline.checkpoint import CheckpointFolder
-    from pipeline.data import Batch, TrainingData
-    from pipeline.engine import Engine
-    from pipeline.monitor import Monitor
 
 PROGRAM = "pipeline.train"
 EXAMPLE = """example, on 2 GPUs or CPU ranks:
@@ -38,6 +34,7 @@ def main() -> None:
     """Parse the command line, check every input, and train."""
     arguments = _parser().parse_args()
     world = world_from_environment()
+    stop = StopRequest(has_launcher=world.has_launcher)
     inputs = load_inputs(
         arguments.config,
         arguments.deepspeed_config,
@@ -47,102 +44,88 @@ def main() -> None:
     )
     from pipeline.engine import process_group
 
-    with process_group(world) as device:
-        exit_code = run(inputs, world=world, device=device, resume=arguments.resume)
+    hangs, timeout_s = make_run_directory(inputs.config) / "hangs", inputs.config.faults.hang_timeout_s
+    record_collectives(hangs)
+    watchdog = Watchdog(hangs, rank=world.rank, timeout_s=timeout_s)
+    with watchdog, process_group(world, timeout_s=3 * timeout_s) as device:  # so that the watchdog is the first
+        exit_code = run(inputs, world=world, device=device, resume=arguments.resume, stop=stop, watchdog=watchdog)
     sys.exit(exit_code)
 
 
-def run(inputs: Inputs, *, world: World, device: "torch.device", resume: bool) -> int:
+def run(
+    inputs: Inputs, *, world: World, device: "torch.device", resume: bool, stop: StopRequest, watchdog: Watchdog
+) -> ExitCode:
     """Build the parts of a run, resume or begin it, and train to its end; return the exit code.
 
     Raises:
-        UserError: there are checkpoints that this run cannot go on from.
+        UserError: there are checkpoints that this run cannot go on from, or another process trains it.
     """
     from pipeline.checkpoint import CheckpointFolder
     from pipeline.data import TrainingData, ValidationData
     from pipeline.engine import build_engine
     from pipeline.formats.detect import starting_weights
-    from pipeline.monitor import Monitor, console_handler, header, sinks_for
-    from pipeline.stop import STOPPED_EXIT_CODE
+    from pipeline.loop import Trainer
+    from pipeline.monitor import console_handler, header
 
     config = inputs.config
-    if world.is_main:
-        (config.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    by_main(lambda: lock(config.run_dir), world=world)
     handlers = [console_handler(), log_file_handler(config.run_dir / "train.log")] if world.is_main else []
     configure_logging(world, handlers=handlers)
     logger.info(header(inputs, world=world, device=device))
 
     checkpoints = CheckpointFolder(config, world=world)
     found = checkpoints.find(resume=resume)
-    if found is not None and found.step >= config.total_steps:
+    if found is not None and found.step >= config.total_steps and not found.state["validation_is_due"]:
         logger.info("finished: %s is the run's last step", found.path)
-        return 0
+        return ExitCode.FINISHED
     start = None
     if found is None and config.model.init_from is not None:
         start = starting_weights(config.model, tokenizer_sha256=inputs.metadata["tokenizer"]["sha256"])
         logger.info("starting from %s", start.path)
-    if world.is_main:
-        write_run_files(inputs)
+    by_main(lambda: write_run_files(inputs), world=world)
+    watchdog.progress("building the model and DeepSpeed's engine")
     engine = build_engine(config, inputs.deepspeed_config, device=device, start=start)
-    data = TrainingData(config)
-    resumed_step = 0
-    if found is not None:
-        checkpoints.load(found, engine=engine, data=data)
-        resumed_step = found.step
-        logger.info("resumed from %s", found.path)
-    validation: Iterable[Batch] = ()
+    validation = None
     if config.train.eval_every_steps:
         n_windows = evaluation_windows(inputs.metadata, config, data_ranks=inputs.data_ranks)
         replica = world.rank // config.parallel.ranks_per_replica
         validation = ValidationData(config, n_windows=n_windows, replica=replica, n_replicas=inputs.data_ranks)
-    monitor = Monitor(
-        config, sinks=sinks_for(config, world=world, resumed_step=resumed_step), device=device, step=resumed_step
-    )
-    with monitor:
-        finished = train(
-            config, engine=engine, data=data, validation=validation, monitor=monitor, checkpoints=checkpoints,
-            resumed_step=resumed_step,
-        )  # fmt: skip
-    return 0 if finished else STOPPED_EXIT_CODE
+    trainer = Trainer(
+        config, world=world, device=device, engine=engine, data=TrainingData(config), validation=validation,
+        checkpoints=checkpoints, stop=stop, watchdog=watchdog,
+    )  # fmt: skip
+    try:
+        return trainer.train(found)
+    except Ending as ending:
+        checkpoints.finish()
+        if world.is_main:
+            logger.error("%s", ending)
+        return ending.exit_code
 
 
-def train(
-    config: Config,
-    *,
-    engine: "Engine",
-    data: "TrainingData",
-    validation: "Iterable[Batch]",
-    monitor: "Monitor",
-    checkpoints: "CheckpointFolder",
-    resumed_step: int,
-) -> bool:
-    """Train from `resumed_step` to the last step; return False if a stop request ended it earlier."""
-    from pipeline.distributed import any_rank, mean_over_ranks
-    from pipeline.optim import learning_rate
-    from pipeline.stop import StopRequest
+def make_run_directory(config: Config) -> Path:
+    """Return the run's folder, made if need be, with its parts that must be there before the run.
 
-    stop = StopRequest()
-    for step in range(resumed_step + 1, config.total_steps + 1):
-        rate = learning_rate(step, optim=config.optim, total_steps=config.total_steps)
-        losses_N = engine.train_step(data, learning_rate=rate)
-        is_last = step == config.total_steps
-        stopping = any_rank(stop.requested, device=losses_N.device)
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        for part in ("checkpoints", "hangs"):
+            (config.run_dir / part).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.dir={config.run.dir!r}: {error.filename} cannot be made ({error.strerror})") from error
+    return config.run_dir
 
-        if step % config.log.every_steps == 0 or is_last or stopping:
-            monitor.log_step(
-                step, losses_N=mean_over_ranks(losses_N), learning_rate=rate, gradient_norm=engine.gradient_norm,
-                wait_s=data.wait_s,
-            )  # fmt: skip
-        if config.train.eval_every_steps and (step % config.train.eval_every_steps == 0 or is_last) and not stopping:
-            with monitor.paused():
-                monitor.log_validation(step, engine.evaluate(validation))
-        if step % config.checkpoint.every_steps == 0 or is_last or stopping:
-            with monitor.paused():
-                checkpoints.save(step, engine=engine, data=data)
-        if stopping:
-            logger.info("stopped on request after step %d; the same command goes on from there", step)
-            return is_last
-    return True
+
+def lock(run_dir: Path) -> None:
+    """Keep other runs out of this folder for as long as this process lives.
+
+    Raises:
+        UserError: another process trains this run.
+    """
+    holder = hold_lock(run_dir / ".lock")
+    if holder is not None:
+        raise UserError(f"{run_dir} is in use by {holder}; stop it, or set another run.name")
 
 
 def write_run_files(inputs: Inputs) -> None:

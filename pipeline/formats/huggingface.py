@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.command_line import UserError, raise_if_any
-from common.files import write_json, written_whole
+from common.files import inside, write_json, written_whole
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.config import ModelConfig
 from pipeline.formats.llama import (
@@ -72,13 +72,13 @@ def open_folder(folder: Path) -> Source:
         weight = where[names[name]].get_tensor(names[name])
         return rotary_pairs(weight, head_dim=config.head_dim) if is_rotated(name) else weight
 
-    values = read_json_object(folder / CONFIG)
+    seq_len = read_json_object(folder / CONFIG).get("max_position_embeddings")
     return Source(
         path=folder,
         config=config,
         read=read,
         tokenizer=tokenizer_in(folder),
-        seq_len=values.get("max_position_embeddings"),
+        seq_len=seq_len if isinstance(seq_len, int) else None,
     )
 
 
@@ -86,8 +86,10 @@ def _opened(folder: Path) -> list[Any]:
     from safetensors import SafetensorError, safe_open
 
     if (folder / INDEX).is_file():
-        weight_map = read_json_object(folder / INDEX).get("weight_map", {})
-        paths = [folder / Path(name).name for name in sorted(set(weight_map.values()))]
+        weight_map = read_json_object(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise UserError(f"{folder / INDEX} has no weight_map from names to files")
+        paths = sorted({inside(folder, name, named_in=INDEX) for name in weight_map.values()})
     else:
         paths = [folder / "model.safetensors"]
     if (folder / EXTRA_HEADS).is_file():

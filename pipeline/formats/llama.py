@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from common.command_line import UserError, raise_if_any
 from pipeline.architecture import head_inputs
-from pipeline.config import ModelConfig, model_from_dict, model_problems
+from pipeline.config import ModelConfig
 from pipeline.formats.meta import config_of_params, meta_params
-from pipeline.formats.source import weight_names
+from pipeline.formats.source import described_model, weight_names
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LARGEST = 2**24  # of the whole numbers in config.json
 _OWN_KEY = "multi_token_prediction"  # of config.json: the contents of params.json
 _MODULES = {
     "attention.wq": "self_attn.q_proj",
@@ -121,7 +122,7 @@ def config_of_llama(values: dict[str, Any], *, source: str) -> ModelConfig:
     Raises:
         UserError: it is what this project's layers are not; the message begins with `source`.
     """
-    if _OWN_KEY in values:
+    if isinstance(values.get(_OWN_KEY), dict):
         return config_of_params(values[_OWN_KEY], source=f"{source}, {_OWN_KEY}")
     plain = {
         "model_type": ("llama",),
@@ -137,11 +138,17 @@ def config_of_llama(values: dict[str, Any], *, source: str) -> ModelConfig:
         if values.get(key, expected[0]) not in expected
     ]
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    raise_if_any(problems + [f"missing key {key!r}" for key in needed if key not in values], heading=source)
+    problems += [f"missing key {key!r}" for key in needed if key not in values]
+    problems += [
+        f"{key}={values[key]!r} must be a whole number from 1 to {_LARGEST:,}"
+        for key in needed
+        if key in values and not (isinstance(values[key], int) and 0 < values[key] <= _LARGEST)
+    ]
+    raise_if_any(problems, heading=source)
     dim, width, n_heads = values["hidden_size"], values["intermediate_size"], values["num_attention_heads"]
     if values.get("head_dim") not in (None, dim // n_heads):
         raise UserError(f"{source}: head_dim={values['head_dim']} is not hidden_size / num_attention_heads")
-    config = model_from_dict(
+    return described_model(
         {
             "dim": dim,
             "n_layers": values["num_hidden_layers"],
@@ -155,13 +162,12 @@ def config_of_llama(values: dict[str, Any], *, source: str) -> ModelConfig:
         },
         source=source,
     )
-    raise_if_any(model_problems(config), heading=source)
-    return config
 
 
 def _rope_theta(values: dict[str, Any]) -> float:
     """Return the base of the rotary frequencies, where transformers 4 or 5 writes it."""
-    return values.get("rope_theta") or (values.get("rope_parameters") or {}).get("rope_theta") or 10_000.0
+    parameters = values.get("rope_parameters")
+    return values.get("rope_theta") or (isinstance(parameters, dict) and parameters.get("rope_theta")) or 10_000.0
 
 
 def _ffn_rule(dim: int, width: int) -> dict[str, Any]:

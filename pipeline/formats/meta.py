@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from common.command_line import UserError, raise_if_any
 from common.files import write_json, written_whole
-from pipeline.config import ModelConfig, model_from_dict, model_problems
+from pipeline.config import ModelConfig
 from pipeline.formats.source import (
     TOKENIZER,
     ExportOptions,
     Format,
     Source,
     copy_tokenizer,
+    described_model,
     key_problems,
     read_json_object,
     staged,
@@ -75,9 +76,7 @@ def config_of_params(values: dict[str, Any], *, source: str) -> ModelConfig:
     unknown = [f"unknown key {key!r}" for key in values if key not in (*_PARAMS_KEYS, *_OWN_PARAMS_KEYS)]
     missing = [f"missing key {key!r}" for key in ("dim", "n_layers", "n_heads", "vocab_size") if key not in values]
     raise_if_any(unknown + missing, heading=source)
-    config = model_from_dict({"n_future_tokens": 1, **values}, source=source)  # 1 is Meta's default, not ours
-    raise_if_any(model_problems(config), heading=source)
-    return config
+    return described_model({"n_future_tokens": 1, **values}, source=source)  # 1 is Meta's default, not ours
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -89,7 +88,8 @@ def read_config(folder: Path) -> ModelConfig:
     path = folder / PARAMS
     values = read_json_object(path)
     if values.get("vocab_size") == -1:  # Llama 2's, which leaves it to the tokenizer
-        values["vocab_size"] = len(_load(folder).get("tok_embeddings.weight", ()))
+        embedding = _load(folder).get("tok_embeddings.weight")
+        values["vocab_size"] = embedding.shape[0] if embedding is not None and embedding.ndim else 0
     return config_of_params(values, source=str(path))
 
 
@@ -139,7 +139,19 @@ def _load(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{paths[0]} is not a file of weights ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise UserError(f"{paths[0]} is not one flat dict of weights by name")
+    hollow = [name for name, weight in weights.items() if not _is_stored(weight)]
+    if hollow:
+        raise UserError(f"{paths[0]} does not hold all the values of {hollow[0]!r}")
     return weights
+
+
+def _is_stored(weight: Tensor) -> bool:
+    """Return whether a tensor has a value in the file for each of its elements: a few bytes may claim any shape."""
+    import torch
+
+    if weight.layout != torch.strided or weight.device.type != "cpu":
+        return False
+    return weight.numel() * weight.element_size() <= weight.untyped_storage().nbytes()
 
 
 FORMAT = Format(

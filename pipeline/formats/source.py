@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from common.command_line import UserError, raise_if_any
 from common.tokenizers import BYTES
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, model_from_dict, model_problems
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments do without
     import torch
@@ -27,6 +27,11 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments d
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 TOKENIZER = "tokenizer.model"
+# Beyond any model. What is described is built, without memory for its weights, and then compared with what is there.
+_LARGEST = {
+    "dim": 2**20, "n_layers": 2**11, "n_heads": 2**16, "n_future_tokens": 2**11, "multiple_of": 2**24,
+    "ffn_dim_multiplier": 2**10,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +138,28 @@ def read_json_object(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold one JSON object, not a {type(values).__name__}")
     return values
+
+
+def described_model(values: dict[str, Any], *, source: str) -> ModelConfig:
+    """Return the architecture that values from outside describe, by the names of `ModelConfig`.
+
+    Raises:
+        UserError: a value is wrong, or larger than in any model; the message begins with `source`.
+    """
+    problems = [
+        f"{name}={values[name]} is beyond any model; at most {largest:,} is read"
+        for name, largest in _LARGEST.items()
+        if isinstance(values.get(name), int | float) and values[name] > largest
+    ]
+    raise_if_any(problems, heading=source)
+    config = model_from_dict(values, source=source)
+    raise_if_any(model_problems(config), heading=source)
+    return config
 
 
 def key_problems(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from common.command_line import UserError
 from common.tokenizers import BYTES
-from pipeline.config import ModelConfig, model_from_dict
+from pipeline.config import ModelConfig
 from pipeline.formats.source import (
     TOKENIZER,
     ExportOptions,
@@ -22,6 +22,7 @@ from pipeline.formats.source import (
     Provenance,
     Source,
     copy_tokenizer,
+    described_model,
     read_json_object,
     staged,
     tokenizer_in,
@@ -37,10 +38,11 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         UserError: it is damaged, or has no whole checkpoint.
     """
-    from pipeline.checkpoint import checkpoint_damage, newest_whole_checkpoint
+    from pipeline.checkpoint import newest_whole_checkpoint
+    from pipeline.manifest import damage_of
 
     if (path / _STATE).is_file():
-        damage = checkpoint_damage(path)
+        damage = damage_of(path)
         if damage is not None:
             raise UserError(f"{path} is damaged ({damage}); give the run directory to take an older checkpoint")
         return path
@@ -63,18 +65,21 @@ def open_checkpoint(path: Path) -> Source:
     """Return the weights of a checkpoint folder, or of a run's newest whole one.
 
     Raises:
-        UserError: there is none, or it does not hold the weights of its config.
+        UserError: there is none, or it does not hold the weights of its config, or holds more than weights.
     """
-    from pipeline.checkpoint import SHARDED, read_checkpoint
+    from pipeline.checkpoint import SHARDED
     from pipeline.sharded_state import weight_reader
 
     checkpoint = find_checkpoint(path)
-    state = read_checkpoint(checkpoint).state
-    config = model_from_dict(state["config"]["model"])
+    state = read_json_object(checkpoint / _STATE)
+    sections = state.get("config")
+    if not isinstance(sections, dict) or not isinstance(sections.get("model"), dict):
+        raise UserError(f"{checkpoint / _STATE} describes no model")
+    config = described_model(sections["model"], source=f"{checkpoint / _STATE}, config.model")
     read = weight_reader(checkpoint / SHARDED, weight_names(config))
-    if "data" not in state["config"]:  # of no run
+    if "data" not in sections:  # of no run
         return Source(path=checkpoint, config=config, read=read, tokenizer=tokenizer_in(checkpoint))
-    shards = Path(state["config"]["data"]["shards"])
+    shards = Path(sections["data"]["shards"])
     metadata = _json_or_none(shards / "metadata.json")
     if metadata is None:
         print(f"warning: the run's shards, {shards}, are not here, and so is their tokenizer", file=sys.stderr)
@@ -84,11 +89,11 @@ def open_checkpoint(path: Path) -> Source:
         config=config,
         read=read,
         tokenizer=BYTES if metadata and metadata["tokenizer"]["kind"] == BYTES else tokenizer_in(shards),
-        seq_len=state["config"]["data"]["seq_len"],
+        seq_len=sections["data"]["seq_len"],
         provenance=Provenance(
             step=state["step"],
             tokens=state["tokens"],
-            config=state["config"],
+            config=sections,
             deepspeed_config=_json_or_none(run_dir / "ds_config.json"),
             environment=_json_or_none(run_dir / "environment.json"),
             shards=metadata,

@@ -3,13 +3,13 @@
 usage: modes.py FOLDER CASES.json
 
 A case is a model, a way of running it, and how the batch is cut. The batch of a step is the same sequences in every
-case, dealt to replicas and micro batches in order. Each case leaves FOLDER/<name>/ with its checkpoints (the state
-after half the steps, and after all) and result.pt.
+case, dealt to replicas and micro batches in order; in one step the loss of one micro batch is infinite. Each case
+leaves FOLDER/<name>/ with its checkpoints (the state after half the steps, and after all) and result.pt.
 """
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import pipeline.model
 from pipeline.architecture import head_inputs
 from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
 from pipeline.data import Batch
@@ -26,9 +27,10 @@ from pipeline.engine import build_engine, process_group
 from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config, unsupported
 from pipeline.model import Heads, weight_shapes
 from pipeline.optim import learning_rate
-from pipeline.sharded_state import weight_reader
+from pipeline.sharded_state import HostCopies, save_state, weight_reader
 
 STEPS, SEQUENCES, SEQ_LEN = 8, 48, 16
+INFINITE_STEP = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +112,32 @@ def batch_of(step: int, model: ModelConfig) -> Batch:
     return Batch(tokens, targets[..., : model.n_future_tokens])
 
 
+def with_infinite_step(cross_entropy: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Make the loss of one micro batch infinite, though not its gradients: the one with INFINITE_STEP's first sequence.
+
+    It is known by its first targets, those of the next-token head.
+    """
+
+    def infinite_or_not(hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor) -> Tensor:
+        loss = cross_entropy(hidden_BTD, unembedding_VD, targets_BT)
+        return loss + torch.inf if is_infinite(targets_BT) else loss
+
+    return infinite_or_not
+
+
+def is_infinite(targets_BT: Tensor) -> bool:
+    """Whether the loss of these targets is to be infinite."""
+    marks = batch_of(INFINITE_STEP, ModelConfig(vocab_size=64, n_future_tokens=1)).targets_BTN[0, :8, 0]
+    return torch.equal(targets_BT[0, :8], marks)
+
+
 def naive_forward(heads: Heads, hidden_PBTD: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:
     """All heads' logits at once and one ordinary backward, in the place of the head-sequential `Heads.forward`."""
     outputs = dict(zip(head_inputs(heads.config), heads._run(list(hidden_PBTD.unbind()))[1:], strict=True))
     logits = [heads.unembedding(head)(heads.norm(outputs[head])).float() for head in sorted(outputs)]
     losses = [F.cross_entropy(x.flatten(0, 1), targets_BTN[..., head].flatten()) for head, x in enumerate(logits)]
-    return torch.stack(losses).sum(), torch.stack(losses).detach()
+    loss = torch.stack(losses).sum()
+    return loss * (torch.inf if is_infinite(targets_BTN[..., 0]) else 1), torch.stack(losses).detach()
 
 
 def train(case: Case, folder: Path) -> None:
@@ -128,15 +150,15 @@ def train(case: Case, folder: Path) -> None:
     assert not (problems + unsupported(values, config)), problems
     engine = build_engine(config, deepspeed_config, device=torch.device("cpu"))
     if case.resume:
-        engine.load(folder / case.resume / f"step_{case.first_step - 1}", step=case.first_step - 1)
+        engine.load(folder / case.resume / f"step_{case.first_step - 1}", updates=case.first_step - 2)  # one skipped
     batches = micro_batches(case, replica=world.rank // config.parallel.ranks_per_replica)
-    losses, norms = [], []
+    losses, norms, copies = [], [], HostCopies()
     for step in range(case.first_step, STEPS + 1):
         rate = learning_rate(step, optim=config.optim, total_steps=STEPS)
         losses.append(mean_over_ranks(engine.train_step(batches, learning_rate=rate)))
         norms.append(engine.gradient_norm)
         if step in (STEPS // 2, STEPS):
-            engine.save(own_folder / f"step_{step}")
+            save_state(engine.state(copies=copies), own_folder / f"step_{step}")
     if world.is_main:
         shapes = weight_shapes(config.model)
         read = weight_reader(own_folder / f"step_{STEPS}", shapes)
@@ -162,6 +184,7 @@ def main() -> None:
     """
     folder, cases = Path(sys.argv[1]), [Case(**values) for values in json.loads(Path(sys.argv[2]).read_text())]
     sequential_forward = Heads.forward
+    pipeline.model.cross_entropy = with_infinite_step(pipeline.model.cross_entropy)
     with process_group(world_from_environment()):
         for case in sorted(cases, key=lambda case: (case.stages, case.tensor)):
             Heads.forward = naive_forward if case.naive else sequential_forward  # type: ignore[method-assign, assignment]

@@ -1,9 +1,13 @@
 """Reads training data on real ranks and keeps which windows each step had; started by test_samples.py under torchrun.
 
+With `run`, it also keeps the record of samples, and goes on, as a run does, from a position saved in the run's folder.
+
 usage: samples.py OUT.json READINGS.json     READINGS: objects with the fields of `Reading`
 """
 
 import json
+import os
+import signal
 import sys
 from dataclasses import dataclass
 from itertools import islice
@@ -11,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+import yaml
 
-from pipeline.config import Config, DataConfig, ModelConfig, ParallelConfig, TrainConfig
+from pipeline.audit import SampleRecord
+from pipeline.config import Config, DataConfig, LogConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from pipeline.data import TrainingData
-from pipeline.distributed import world_from_environment
+from pipeline.distributed import World, world_from_environment
 
 SEQ_LEN, LOOKAHEAD, SEQUENCES = 4, 3, 16
 
@@ -27,6 +33,8 @@ class Reading:
     """Some steps of a run.
 
     sharers: ranks of one replica.  position: where to start, or None; steps: how many to read.
+    run: folder of the run, or nothing to record nothing.  saved_after: steps of this reading until the position is
+    saved there.  killed: whether SIGKILL ends all ranks afterwards, rank 0 in the middle of a line of the record.
     """
 
     shards: str
@@ -36,10 +44,14 @@ class Reading:
     num_canonical_nodes: int
     steps: int
     position: dict[str, Any] | None = None
+    run: str = ""
+    saved_after: int = 0
+    killed: bool = False
 
 
-def read(reading: Reading, *, rank: int, world_size: int) -> dict[str, Any]:
+def read(reading: Reading, *, world: World) -> dict[str, Any]:
     """Return every rank's windows by step, and the position afterwards."""
+    world_size, run_dir = world.world_size, Path(reading.run)
     config = Config(
         model=ModelConfig(dim=8, n_layers=4, n_heads=2, n_future_tokens=2),
         data=DataConfig(
@@ -48,16 +60,33 @@ def read(reading: Reading, *, rank: int, world_size: int) -> dict[str, Any]:
         ),
         train=TrainConfig(micro_batch_size=reading.micro_batch_size, batch_tokens=SEQUENCES * SEQ_LEN),
         parallel=ParallelConfig(pipeline_stages=reading.sharers),
+        run=RunConfig(dir=str(run_dir.parent), name=run_dir.name or "unrecorded"),
+        log=LogConfig(samples=bool(reading.run)),
     )  # fmt: skip
     data = TrainingData(config)
     _OPENED.append(data)
-    if reading.position is not None:
-        data.load_state_dict(reading.position)
+    first_step, position = 1, reading.position
+    if reading.run and (run_dir / "position.json").exists():
+        first_step, position = json.loads((run_dir / "position.json").read_text())
+    if position is not None:
+        data.load_state_dict(position)
     n_micro_batches = config.accumulation_steps(world_size // reading.sharers)
-    steps = [
-        [window for batch in islice(data, n_micro_batches) for window in batch.tokens_BT[:, 0].tolist()]
-        for _ in range(reading.steps)
-    ]
+    steps = []
+    with SampleRecord(config, world=world, resumed_step=first_step - 1) as record:
+        for step in range(first_step, first_step + reading.steps):
+            batches = list(islice(data, n_micro_batches))
+            steps.append([window for batch in batches for window in batch.tokens_BT[:, 0].tolist()])
+            record.write(step, data.take_samples())
+            if reading.saved_after and step == first_step + reading.saved_after - 1:
+                dist.barrier()
+                if world.is_main:
+                    (run_dir / "config.yaml").write_text(yaml.safe_dump(config.as_dict()))
+                    (run_dir / "position.json").write_text(json.dumps((step + 1, data.state_dict())))
+        if reading.killed:
+            if world.is_main:
+                with (run_dir / "samples" / "rank_00000.jsonl").open("a") as file:
+                    file.write('{"step":')
+            os.kill(os.getpid(), signal.SIGKILL)
     by_rank: list[list[list[int]]] = [[]] * world_size
     dist.all_gather_object(by_rank, steps)
     return {"windows": by_rank, "position": data.state_dict()}
@@ -68,7 +97,7 @@ def main() -> None:
     world = world_from_environment()
     dist.init_process_group("gloo")
     readings = [Reading(**values) for values in json.loads(Path(sys.argv[2]).read_text())]
-    results = [read(reading, rank=world.rank, world_size=world.world_size) for reading in readings]
+    results = [read(reading, world=world) for reading in readings]
     if world.is_main:
         Path(sys.argv[1]).write_text(json.dumps(results))
     dist.destroy_process_group()

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY, free_port
+from pipeline.audit import consumed
+from tests.conftest import REPOSITORY, free_port, run_module
 from tests.distributed.samples import LOOKAHEAD, SEQ_LEN, SEQUENCES, Reading
 
 N_WINDOWS, STEPS = 150, 12  # 12 steps of 16 windows go into the second epoch
@@ -38,7 +39,11 @@ def launch(ranks: int, readings: list[Reading], folder: Path) -> list[dict[str, 
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     worker = ["--master_port", str(free_port()), "-m", "tests.distributed.samples", str(out), str(jobs)]
     command = [*launcher, *worker]
+    out.unlink(missing_ok=True)
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    if readings[-1].killed:
+        assert "SIGKILL" in done.stderr or "Signal 9" in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
+        return []
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(out.read_text())
 
@@ -97,3 +102,49 @@ def test_a_run_goes_on_with_its_samples_on_half_the_ranks(
     one_rank = of_steps(readings[(1, 1, 0, canonical, "all")], 1)
     resumed = of_steps(readings[(ranks, sharers, workers, canonical, "resumed")], sharers)
     assert resumed == one_rank[STEPS // 2 :]
+
+
+RUN_STEPS = 30  # of 9 steps an epoch: into the fourth
+
+
+@pytest.fixture(scope="module")
+def runs(shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An undisturbed run on one rank; and one on 1, 4 and 2 ranks, killed each time some steps after it was saved."""
+    folder = tmp_path_factory.mktemp("runs")
+    undisturbed, killed = folder / "undisturbed", folder / "killed"
+    plain = Reading(
+        shards=shards, sharers=1, micro_batch_size=2, num_workers=0, num_canonical_nodes=2, steps=RUN_STEPS,
+        run=str(undisturbed), saved_after=RUN_STEPS,
+    )  # fmt: skip
+    first = replace(plain, run=str(killed), steps=12, saved_after=7, killed=True)
+    launch(1, [plain, first], folder)
+    launch(4, [replace(first, steps=13, saved_after=10, sharers=2, num_workers=1)], folder)
+    launch(2, [replace(first, steps=13, saved_after=13, killed=False)], folder)
+    return undisturbed, killed
+
+
+def test_the_record_of_a_run_that_was_killed_on_ever_other_ranks_is_that_of_one_rank(runs: tuple[Path, Path]) -> None:
+    undisturbed, killed = (consumed(run) for run in runs)
+    assert sorted(undisturbed) == list(range(1, RUN_STEPS + 1))
+    assert {epoch for had in undisturbed.values() for epoch, _ in had} == {0, 1, 2, 3}
+    assert all(had.total() == SEQUENCES for had in undisturbed.values())
+    assert killed == undisturbed
+
+
+def test_one_rank_of_each_replica_writes_the_record(runs: tuple[Path, Path]) -> None:
+    """Of four ranks that share two replicas, 0 and 2; what a rank that is gone wrote stays, up to the step saved."""
+    files = {path.name: path.read_text().splitlines() for path in (runs[1] / "samples").iterdir()}
+    steps = {name: [json.loads(line)["step"] for line in lines] for name, lines in files.items()}
+    assert steps == {
+        "rank_00000.jsonl": list(range(1, RUN_STEPS + 1)),
+        "rank_00001.jsonl": list(range(18, RUN_STEPS + 1)),
+        "rank_00002.jsonl": list(range(8, 18)),
+    }
+
+
+def test_the_command_says_that_they_are_the_same(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    done = run_module("pipeline.audit", *runs)
+    assert (done.stdout, done.returncode) == (f"the same samples in each of {RUN_STEPS} common steps\n", 0), done.stderr
+    done = run_module("pipeline.audit", runs[1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{RUN_STEPS} steps up to step {RUN_STEPS}, {RUN_STEPS * SEQUENCES} samples, 4 epochs" in done.stdout

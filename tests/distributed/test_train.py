@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from pipeline.stop import STOPPED_EXIT_CODE
+from pipeline.stop import ExitCode
 from tests.conftest import REPOSITORY, launch_deepspeed, run_module
 
 STEPS, EVERY = 80, 20
@@ -91,7 +91,9 @@ def uninterrupted(recipe: Path) -> Path:
 def test_run_directory_is_as_documented(uninterrupted: Path) -> None:
     assert {path.name for path in uninterrupted.iterdir()} == {
         "config.yaml", "ds_config.json", "environment.json", "train.log", "metrics.jsonl", "tensorboard", "checkpoints",
+        "hangs", ".lock",
     }  # fmt: skip
+    assert not list((uninterrupted / "hangs").iterdir())
     assert sorted(path.name for path in (uninterrupted / "checkpoints").iterdir()) == ["step_00000060", "step_00000080"]
     assert yaml.safe_load((uninterrupted / "config.yaml").read_text())["optim"]["beta2"] == 0.95
     assert json.loads((uninterrupted / "ds_config.json").read_text())["gradient_accumulation_steps"] == 2
@@ -139,8 +141,8 @@ def test_a_signal_to_one_rank_stops_all_and_the_same_command_goes_on(recipe: Pat
     rank_1 = next(child for child in launched if "--local_rank=1" in child.cmdline())  # then come its loader workers
     rank_1.send_signal(signal.SIGUSR1)
     returncode, output = finish(process)
-    assert returncode == STOPPED_EXIT_CODE, output
-    assert "stopped on request after step" in output
+    assert returncode == ExitCode.STOPPED, output
+    assert "stopped on request (SIGUSR1 on rank 1) after step" in output
     assert max(metrics(run_dir)) < STEPS, "the signal came too late to test anything"
     assert list((run_dir / "checkpoints").glob("step_*"))
     returncode, output = finish(start(recipe, "stopped", deepspeed_json="zero3_fp32"))
@@ -225,6 +227,12 @@ def test_weights_that_do_not_fit_are_refused_and_leave_nothing(recipe: Path, uni
     assert not (recipe.parent / "runs" / "misfit" / "config.yaml").exists()
 
 
+def times_of_files(run_dir: Path) -> dict[str, int]:
+    """When each file was last written, but for those that every start writes."""
+    files = (path for path in run_dir.rglob("*") if path.is_file() and path.name not in ("train.log", ".lock"))
+    return {str(path): path.stat().st_mtime_ns for path in files}
+
+
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
@@ -236,9 +244,7 @@ def test_weights_that_do_not_fit_are_refused_and_leave_nothing(recipe: Path, uni
 def test_a_checkpoint_of_another_run_is_refused(
     recipe: Path, uninterrupted: Path, override: str, complaint: str
 ) -> None:
-    before = sorted(
-        path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file() and path.name != "train.log"
-    )
+    before = times_of_files(uninterrupted)
     done = run_module(
         "pipeline.train", "--config", recipe, "--deepspeed_config", "ds_configs/zero1_fp32.json",
         "run.name=uninterrupted", override,
@@ -246,10 +252,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     assert done.returncode == 2, done.stderr
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
-    after = sorted(
-        path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file() and path.name != "train.log"
-    )
-    assert before == after
+    assert times_of_files(uninterrupted) == before
 
 
 def test_a_finished_run_says_so_and_no_resume_refuses_it(recipe: Path, uninterrupted: Path) -> None:

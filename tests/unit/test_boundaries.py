@@ -16,6 +16,7 @@ COMMANDS = (
     "data_prep.write_shards",
     "data_prep.check_shards",
     "pipeline.train",
+    "pipeline.audit",
     "pipeline.convert",
     "pipeline.generate",
     "pipeline.evaluate",

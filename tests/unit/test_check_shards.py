@@ -3,6 +3,7 @@
 import json
 import shutil
 import sysconfig
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
+import zstandard
 
 from common.command_line import UserError
 from common.tokenizers import ByteTokenizer
@@ -59,6 +61,17 @@ def _rewrite(root: Path, change: Callable[[np.ndarray[Any, Any]], None]) -> None
     (root / "train" / "index.json").write_text(json.dumps(index))
 
 
+def _replace(root: Path, *, start: bytes, n_bytes: int | None = None, n_windows: int | None = None) -> None:
+    """Give the shard another start and perhaps length, and its index what belongs to that."""
+    data = (start + (root / SHARD).read_bytes()[len(start) :])[:n_bytes]
+    (root / SHARD).write_bytes(data)
+    index = root / "train/index.json"
+    _change_json(index, "shards", 0, "raw_data", "bytes", value=len(data))
+    _change_json(index, "shards", 0, "raw_data", "hashes", "xxh64", value=xxhash.xxh64_hexdigest(data))
+    if n_windows is not None:
+        _change_json(index, "shards", 0, "samples", value=n_windows)
+
+
 def _change_json(path: Path, *keys: str | int, value: object) -> None:
     whole = inner = json.loads(path.read_text())
     for key in keys[:-1]:
@@ -101,6 +114,42 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: _change_json(root / "metadata.json", "format_version", value=99),
         r"has format_version 99, this program 1",
     ),
+    "metadata of something else": (
+        lambda root: (root / "metadata.json").write_text("[1]"),
+        r"metadata\.json is not JSON of shards",
+    ),
+    "metadata incomplete": (
+        lambda root: _change_json(root / "metadata.json", "splits", "val", value={}),
+        r"metadata\.json does not describe shards \(KeyError\('documents'\)\)",
+    ),
+    "absurd seq_len": (
+        lambda root: _change_json(root / "metadata.json", "seq_len", value="32"),
+        r"metadata\.json does not describe shards \(\['32', 32, 258\]",
+    ),
+    "no seq_len": (
+        lambda root: _change_json(root / "metadata.json", "seq_len", value=0),
+        r"metadata\.json does not describe shards \(\[0, 32, 258\]",
+    ),
+    "absurd number of windows": (
+        lambda root: _change_json(root / "train/index.json", "shards", 0, "samples", value=10**9),
+        rf"{SHARD} does not hold 1000000000 windows of 64 tokens",
+    ),
+    "cut short, and hashed so": (
+        lambda root: _replace(root, start=b"\x09\0\0\0", n_bytes=10, n_windows=9),
+        rf"{SHARD} does not hold 9 windows of 64 tokens",
+    ),
+    "other count in the file": (
+        lambda root: _replace(root, start=b"\x09\0\0\0"),
+        rf"{SHARD} does not hold \d+ windows of 64 tokens",
+    ),
+    "absurd size": (
+        lambda root: _change_json(root / "train/index.json", "shards", 0, "raw_data", "bytes", value=10**15),
+        r"train/index\.json is not an index .*1000000000000000 samples or bytes in a shard",
+    ),
+    "no hash": (
+        lambda root: _change_json(root / "train/index.json", "shards", 0, "raw_data", "hashes", value={}),
+        r"train/index\.json is not an index .*KeyError\('xxh64'\)",
+    ),
 }
 
 
@@ -132,6 +181,56 @@ def test_compressed_shards_pass_and_their_damage_is_found(zstd_shards: Path, tmp
     [path] = (root / "train" / "part-00000").glob("*.zstd")
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(UserError, match=r"shard\.00000\.mds\.zstd: its xxh64 hash"):
+        check_shards.main([str(root)])
+
+
+@pytest.mark.parametrize("key", ["raw_data", "zip_data"])
+@pytest.mark.parametrize("name", ["../val/part-00000/shard.00000.mds", "/etc/hostname", 5])
+def test_files_outside_of_a_split_are_refused(name: Any, key: str, zstd_shards: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(zstd_shards, tmp_path / "shards"))
+    _change_json(root / "train/index.json", "shards", 0, key, "basename", value=name)
+    with pytest.raises(UserError) as error:
+        check_shards.main([str(root)])
+    assert f"{root / 'train/index.json'} names the file {name!r}, which is not a path inside" in str(error.value)
+
+
+def test_splits_outside_of_the_folder_are_refused(shards: Path) -> None:
+    metadata = json.loads((shards / "metadata.json").read_text())
+    metadata["splits"]["../other"] = metadata["splits"]["val"]
+    (shards / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(UserError, match=r"metadata\.json names the file '\.\./other', which is not a path inside"):
+        check_shards.main([str(shards)])
+
+
+def _replace_compressed(root: Path, contents: bytes) -> None:
+    """Put other bytes into the place of the only compressed shard of train, with the hash that they have."""
+    [path] = (root / "train" / "part-00000").glob("*.zstd")
+    path.write_bytes(contents)
+    info = {"bytes": len(contents), "hashes": {"xxh64": xxhash.xxh64_hexdigest(contents)}}
+    for key, value in info.items():
+        _change_json(root / "train/index.json", "shards", 0, "zip_data", key, value=value)
+
+
+def test_a_compressed_shard_takes_no_more_room_than_its_index_says(zstd_shards: Path, tmp_path: Path) -> None:
+    """Its own header says 2 GiB, in zeros; memory for them would be taken before a byte is looked at."""
+    root = Path(shutil.copytree(zstd_shards, tmp_path / "shards"))
+    size = 1 << 31
+    compressor = zstandard.ZstdCompressor().compressobj(size=size)
+    zeros = bytes(1 << 24)
+    bomb = b"".join(compressor.compress(zeros) for _ in range(size // len(zeros))) + compressor.flush()
+    _replace_compressed(root, bomb)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"shard\.00000\.mds\.zstd has \d+ bytes, its index says \d+"):
+        check_shards.main([str(root)])
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < size / 20
+
+
+def test_what_is_not_compressed_is_named(zstd_shards: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(zstd_shards, tmp_path / "shards"))
+    _replace_compressed(root, b"plain")
+    with pytest.raises(UserError, match=r"shard\.00000\.mds\.zstd cannot be decompressed"):
         check_shards.main([str(root)])
 
 

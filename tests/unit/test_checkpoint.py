@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ import xxhash
 from common.command_line import UserError
 from pipeline.checkpoint import (
     CheckpointFolder,
-    checkpoint_damage,
     identity_problems,
     newest_whole_checkpoint,
     prune_checkpoints,
 )
-from pipeline.config import Config, ModelConfig, RunConfig, resolve_model
+from pipeline.config import CheckpointConfig, Config, ModelConfig, RunConfig, resolve_model
 from pipeline.distributed import World
+from pipeline.manifest import damage_of
 
 FILES = {
     "weights_and_moments/__0_0.distcp": b"weights" * 1000,
@@ -54,37 +53,37 @@ def names(directory: Path) -> list[str]:
 
 
 def test_a_whole_checkpoint_has_no_damage(tmp_path: Path) -> None:
-    assert checkpoint_damage(write_checkpoint(tmp_path, 1)) is None
+    assert damage_of(write_checkpoint(tmp_path, 1)) is None
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     path = write_checkpoint(tmp_path, 1)
     (path / name).unlink()
-    assert checkpoint_damage(path) == f"{name} is missing"
+    assert damage_of(path) == f"{name} is missing"
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_cut_file_is_named(tmp_path: Path, name: str) -> None:
     path = write_checkpoint(tmp_path, 1)
     (path / name).write_bytes(FILES[name][:-1])
-    assert checkpoint_damage(path) == f"{name} has {len(FILES[name]) - 1} bytes instead of {len(FILES[name])}"
+    assert damage_of(path) == f"{name} has {len(FILES[name]) - 1} bytes instead of {len(FILES[name])}"
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_one_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
     path = write_checkpoint(tmp_path, 1)
     flip_one_bit(path / name)
-    assert checkpoint_damage(path) == f"{name} has another hash than when it was written"
+    assert damage_of(path) == f"{name} has another hash than when it was written"
 
 
 def test_a_folder_without_readable_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, 1)
     manifest = path / "manifest.json"
     manifest.write_text(manifest.read_text(encoding="utf-8")[:-5], encoding="utf-8")
-    assert checkpoint_damage(path) == "no readable manifest.json"
+    assert damage_of(path) == "no readable manifest.json"
     manifest.unlink()
-    assert checkpoint_damage(path) == "no readable manifest.json"
+    assert damage_of(path) == "no readable manifest.json"
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
@@ -115,11 +114,25 @@ def test_no_folder_means_no_checkpoint(tmp_path: Path) -> None:
     assert newest_whole_checkpoint(tmp_path / "checkpoints") is None
 
 
-@pytest.mark.parametrize(("keep", "kept"), [(1, [10]), (2, [9, 10]), (4, [1, 2, 9, 10]), (9, [1, 2, 9, 10])])
-def test_the_newest_are_kept(tmp_path: Path, keep: int, kept: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("keep", "keep_every_steps", "kept"),
+    [
+        (1, 0, [10]),
+        (2, 0, [9, 10]),
+        (4, 0, [1, 2, 9, 10]),
+        (9, 0, [1, 2, 9, 10]),
+        (1, 2, [2, 10]),
+        (1, 3, [9, 10]),
+        (1, 1, [1, 2, 9, 10]),
+    ],
+)
+def test_the_newest_are_kept_and_some_for_good(
+    tmp_path: Path, keep: int, keep_every_steps: int, kept: list[int]
+) -> None:
     for step in (1, 2, 9, 10):
         newest = write_checkpoint(tmp_path, step)
-    prune_checkpoints(tmp_path, newest=newest, keep=keep)
+    policy = CheckpointConfig(keep=keep, keep_every_steps=keep_every_steps)
+    prune_checkpoints(tmp_path, newest=newest, policy=policy)
     assert names(tmp_path) == [f"step_{step:08d}" for step in kept]
 
 
@@ -128,16 +141,9 @@ def test_a_damaged_later_one_does_not_cost_the_one_just_saved(tmp_path: Path) ->
     later = write_checkpoint(tmp_path, 300)
     flip_one_bit(later / "training_state.json")  # so the run went on from 200, and was stopped at 250
     newest = write_checkpoint(tmp_path, 250)
-    prune_checkpoints(tmp_path, newest=newest, keep=1)
+    prune_checkpoints(tmp_path, newest=newest, policy=CheckpointConfig(keep=1))
     assert newest_whole_checkpoint(tmp_path) == newest
     assert names(tmp_path) == ["step_00000250"]
-
-
-def test_what_killed_saves_left_is_cleared_away(tmp_path: Path) -> None:
-    shutil.move(write_checkpoint(tmp_path, 7), tmp_path / ".step_00000007.partial")
-    newest = write_checkpoint(tmp_path, 8)
-    prune_checkpoints(tmp_path, newest=newest, keep=3)
-    assert names(tmp_path) == ["step_00000008"]
 
 
 @pytest.fixture
@@ -235,7 +241,7 @@ def run_in(directory: Path, **model: Any) -> CheckpointFolder:
 
 
 def files_of(config: dict[str, Any]) -> dict[str, bytes]:
-    return {**FILES, "training_state.json": json.dumps({"step": 3, "config": config}).encode()}
+    return {**FILES, "training_state.json": json.dumps({"step": 3, "config": config, "health": {}}).encode()}
 
 
 @pytest.mark.usefixtures("_world_of_one")
@@ -253,8 +259,8 @@ def test_a_run_finds_what_it_can_go_on_from(tmp_path: Path, saved: dict[str, Any
 
 
 @pytest.mark.usefixtures("_world_of_one")
-def test_a_checkpoint_without_weights_and_moments_is_another_versions(tmp_path: Path, saved: dict[str, Any]) -> None:
+def test_a_checkpoint_of_an_earlier_version_is_told(tmp_path: Path, saved: dict[str, Any]) -> None:
     files = {name.replace("weights_and_moments", "deepspeed"): data for name, data in files_of(saved).items()}
     write_checkpoint(tmp_path / "run" / "checkpoints", 3, files=files)
-    with pytest.raises(UserError, match=r"cannot go on from .* no weights_and_moments: an earlier version wrote it"):
+    with pytest.raises(UserError, match=r"cannot go on from .* an earlier version of this program wrote it"):
         run_in(tmp_path, size="0.3B").find(resume=True)

@@ -104,10 +104,25 @@ def test_targets_are_the_tokens_ahead(seq_len: int, n_future_tokens: int, width:
                 assert batch.targets_BTN[b, t, i] == windows_BW[b, t + 1 + i]
 
 
-def test_a_batch_moves_whole() -> None:
-    windows_BW = torch.arange(14).reshape(2, 7)
-    batch = batch_from_windows(windows_BW, seq_len=4, n_future_tokens=2).to(torch.device("meta"))
-    assert batch.tokens_BT.device.type == batch.targets_BTN.device.type == "meta"
+def test_a_batch_moves_whole(shards: Path) -> None:
+    batch = next(TrainingData(config_for(shards)))
+    moved = batch.to(torch.device("meta"))
+    assert moved.tokens_BT.device.type == moved.targets_BTN.device.type == "meta"
+    assert moved.ids_B == batch.ids_B != ()
+    assert moved.read_ids_B == batch.read_ids_B == batch.ids_B
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_know_their_windows_numbers(shards: Path, num_workers: int) -> None:
+    data = open_data(config_for(shards, num_workers=num_workers))
+    batches = list(islice(data, 8))  # 6 are an epoch
+    assert [list(batch.ids_B) for batch in batches] == [windows_of(batch) for batch in batches]
+    in_order = list(chain.from_iterable(windows_of(batch) for batch in batches))
+    assert data.take_samples() == [(0, in_order[:24]), (1, in_order[24:])]
+    resumed_data = resumed(config_for(shards), data.state_dict())
+    assert resumed_data.take_samples() == []
+    (later,) = read(resumed_data, 1)
+    assert resumed_data.take_samples() == [(1, later)]
 
 
 def test_training_batches_hold_whole_windows(shards: Path) -> None:

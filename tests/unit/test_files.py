@@ -1,9 +1,16 @@
+import errno
 import json
+import os
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from common.files import sha256_of_file, write_json, write_text, written_whole
+from common.files import PatientFile, hold_lock, sha256_of_file, write_json, write_text, written_whole
+from tests.conftest import REPOSITORY
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -42,3 +49,44 @@ def test_json_and_text_read_back(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")  # the first test vector of FIPS 180
     assert sha256_of_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_lines_that_a_full_disk_refuses_come_when_there_is_room(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    file = PatientFile(path)
+    assert file.write("first\n") is None
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, before[1]))  # to this process, that is a full disk
+    refused = [file.write(line) for line in ("second\n", "third\n")]
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [error and error.errno for error in refused] == [errno.EFBIG] * 2
+    assert path.read_text() == "first\nse"
+    assert file.write("fourth\n") is None
+    assert path.read_text() == "first\nsecond\nthird\nfourth\n"
+    file.close()
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from common.files import hold_lock
+holder = hold_lock(Path(sys.argv[1]))
+if os.fork():
+    print(holder, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_lock_is_held_until_its_process_ends_in_whatever_way(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "None\n"
+        assert hold_lock(path) == f"process {holder.pid} on {os.uname().nodename}"
+        holder.kill()
+        holder.wait()  # its child lives on
+        assert hold_lock(path) is None
+        os.killpg(holder.pid, signal.SIGKILL)

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 MAIN = World(rank=0, local_rank=0, world_size=2, local_world_size=2)
 TRAINING_TAGS = {  # the design's, for 2 heads on a device whose peak is not known
     "loss/total", "loss/head_1", "loss/head_2", "optim/lr", "optim/grad_norm", "throughput/tokens_per_s",
-    "memory/peak_GiB", "data/wait_s", "progress/tokens",
+    "memory/peak_GiB", "data/wait_s", "progress/tokens", "faults/skipped_steps", "faults/skipped_windows",
 }  # fmt: skip
 VALIDATION_TAGS = {"val/loss_head_1", "val/loss_head_2"}
 
@@ -66,8 +66,13 @@ def config_in(directory: Path) -> Config:
     )
 
 
-def log_step(monitor: Monitor, step: int, *, losses: tuple[float, ...] = (2.0, 3.5), wait_s: float = 0.0) -> None:
-    monitor.log_step(step, losses_N=torch.tensor(losses), learning_rate=1e-3, gradient_norm=0.75, wait_s=wait_s)
+def log_step(
+    monitor: Monitor, step: int, *, losses: tuple[float, ...] = (2.0, 3.5), wait_s: float = 0.0, skipped: int = 0
+) -> None:
+    monitor.log_step(
+        step, losses_N=torch.tensor(losses), learning_rate=1e-3, gradient_norm=0.75, wait_s=wait_s,
+        skipped_steps=skipped, skipped_windows=2 * skipped,
+    )  # fmt: skip
 
 
 def jsonl(path: Path) -> list[dict[str, float]]:
@@ -84,7 +89,7 @@ def test_a_steps_scalars(tmp_path: Path, clock: Clock) -> None:
     sink = Recorder()
     with Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=10) as it:
         clock.now_s += 8
-        log_step(it, 14, wait_s=0.5)
+        log_step(it, 14, wait_s=0.5, skipped=3)
         assert not sink.is_closed
     ((step, scalars),) = sink.points
     memory = scalars.pop("memory/peak_GiB")
@@ -98,6 +103,8 @@ def test_a_steps_scalars(tmp_path: Path, clock: Clock) -> None:
         "throughput/tokens_per_s": 4 * 512 / 8,
         "data/wait_s": 0.5,
         "progress/tokens": 14 * 512,
+        "faults/skipped_steps": 3.0,
+        "faults/skipped_windows": 6.0,
     }
     assert 0.05 < memory < 64  # this process, with torch in it
     assert sink.is_closed
@@ -170,12 +177,12 @@ def test_metrics_beyond_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write('{"step": 2, "loss/to')  # a kill in the middle of a line
     resumed = MetricsFile(path, resumed_step=2)
-    resumed.write(3, {"loss/total": 33.0})
+    resumed.write(3, {"loss/total": 33.0, "optim/grad_norm": math.nan})  # which JSON does not know
     resumed.close()
     assert jsonl(path) == [
         {"step": 1, "tokens": 512, "loss/total": 10.0, "progress/tokens": 512.0},
         {"step": 2, "tokens": 1024, "loss/total": 20.0, "progress/tokens": 1024.0},
-        {"step": 3, "loss/total": 33.0},
+        {"step": 3, "loss/total": 33.0, "optim/grad_norm": None},
     ]
 
 

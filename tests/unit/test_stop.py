@@ -2,11 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from pipeline.stop import STOPPED_EXIT_CODE, StopRequest
+from pipeline.stop import ExitCode, StopRequest
+from tests.conftest import REPOSITORY
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -14,7 +17,7 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR1)
 @pytest.fixture
 def stop() -> Iterator[StopRequest]:
     before = {number: signal.getsignal(number) for number in STOPPING}
-    yield StopRequest()
+    yield StopRequest(has_launcher=False)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -25,25 +28,49 @@ def send(number: signal.Signals) -> None:
 
 
 def test_nothing_is_requested_at_first(stop: StopRequest) -> None:
-    assert not stop.requested
+    assert stop.reason is None
 
 
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_requests_a_stop(stop: StopRequest, number: signal.Signals) -> None:
     send(number)
-    assert stop.requested
+    assert stop.reason == number.name
 
 
 def test_more_signals_change_nothing(stop: StopRequest) -> None:
     for number in (*STOPPING, *STOPPING):
         send(number)
-        assert stop.requested
+        assert stop.reason == "SIGTERM"
 
 
 def test_an_interrupt_from_the_keyboard_is_not_caught(stop: StopRequest) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert not stop.requested
+    assert stop.reason is None
 
 
-def test_the_exit_code_says_try_again() -> None:
-    assert STOPPED_EXIT_CODE == os.EX_TEMPFAIL
+ORPHAN = """
+import os, time
+from pipeline.stop import StopRequest
+alone, watched = StopRequest(has_launcher=False), StopRequest(has_launcher=True)
+print(watched.reason, flush=True)
+parent = os.getppid()
+while os.getppid() == parent:
+    time.sleep(0.01)
+print(alone.reason, watched.reason, flush=True)
+"""
+
+
+def test_the_death_of_the_launcher_requests_a_stop() -> None:
+    launcher = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {ORPHAN!r}]); sys.stdin.read(1)"
+    with subprocess.Popen(
+        [sys.executable, "-c", launcher], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "None\n"
+        process.kill()
+        assert process.stdout.readline() == "None its launcher's death\n"
+
+
+def test_the_exit_codes_are_the_systems() -> None:
+    assert (ExitCode.STOPPED, ExitCode.FAILED_SAVE) == (os.EX_TEMPFAIL, os.EX_IOERR)
+    assert (ExitCode.BAD_NUMBERS, ExitCode.HUNG) == (os.EX_DATAERR, os.EX_PROTOCOL)

@@ -6,18 +6,19 @@ from pathlib import Path
 import pytest
 
 from common.command_line import UserError
-from pipeline.checkpoint import checkpoint_damage, identity_problems
+from pipeline.checkpoint import identity_problems, seal
 from pipeline.config import Config
 from pipeline.formats.detect import format_of, starting_weights
 from pipeline.formats.source import ExportOptions
 from pipeline.formats.training import find_checkpoint, open_checkpoint
+from pipeline.manifest import damage_of
 from tests.unit.exports import exported, write_checkpoint
 from tests.unit.references import tiny_config, tiny_model
 
 
 def test_a_written_checkpoint_is_whole_of_step_0_and_of_no_run(tmp_path: Path) -> None:
     folder = exported(tmp_path / "start", tiny_model(), to="deepspeed")
-    assert checkpoint_damage(folder) is None
+    assert damage_of(folder) is None
     state = json.loads((folder / "training_state.json").read_text())
     assert (state["step"], state["tokens"]) == (0, 0)
     assert open_checkpoint(folder).config == tiny_config()
@@ -61,6 +62,14 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn" / "training_state.json").write_text("{}")
     with pytest.raises(UserError, match=r"torn is damaged \(training_state\.json has"):
         find_checkpoint(tmp_path / "torn")
+
+
+@pytest.mark.parametrize("state", [{}, {"config": []}, {"config": {"model": 3}}])
+def test_a_state_without_a_model_is_named(tmp_path: Path, state: dict[str, object]) -> None:
+    folder = exported(tmp_path / "start", tiny_model(), to="deepspeed")
+    seal(folder, state)
+    with pytest.raises(UserError, match=r"training_state\.json describes no model"):
+        open_checkpoint(folder)
 
 
 def test_decoding_wants_an_export(tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""Loss spikes in whole runs: back to the last checkpoint, and on with the data after the spike."""
+
+import json
+from pathlib import Path
+
+from pipeline.audit import consumed
+from pipeline.stop import ExitCode
+from tests.conftest import run_module
+from tests.distributed.test_train import metrics, recipe
+
+__all__ = ["recipe"]  # a fixture
+
+# So few deviations that ordinary noise is a spike.
+NERVOUS = ("faults.spike=roll_back", "faults.spike_window=32", "faults.spike_deviations=1", "checkpoint.every_steps=5")
+
+
+def train(recipe: Path, name: str, *overrides: str) -> tuple[int, str]:
+    done = run_module(
+        "pipeline.train", "--config", recipe, "--deepspeed_config", "ds_configs/zero1_fp32.json", f"run.name={name}",
+        "log.samples=true", "train.eval_every_steps=0", *overrides,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss/total"] for line in metrics(run_dir).values()]
+
+
+def test_a_spike_leaves_its_stretch_of_data_out(recipe: Path) -> None:
+    steady, nervous, hopeless = (recipe.parent / "runs" / name for name in ("steady", "nervous", "hopeless"))
+    returncode, output = train(recipe, "steady", "faults.spike_deviations=1", "faults.spike_window=32")
+    assert (returncode, "going back" in output) == (0, False)
+    returncode, output = train(recipe, "nervous", *NERVOUS, "faults.max_rollbacks=100")
+    assert returncode == 0, output
+    spikes = [json.loads(line) for line in (nervous / "bad_steps.jsonl").read_text().splitlines()]
+    assert spikes[0] == json.loads((steady / "bad_steps.jsonl").read_text().splitlines()[0])
+    first = spikes[0]["step"]
+    back_to = (first - 1) // 5 * 5
+    assert f"going back to {nervous}/checkpoints/step_{back_to:08d}, and on with the data after step {first}" in output
+
+    assert len(losses(nervous)) == len(losses(steady))
+    assert losses(nervous)[:back_to] == losses(steady)[:back_to]
+    usual, left_out = consumed(steady), consumed(nervous)
+    assert all(left_out[step] == usual[step] for step in range(1, back_to + 1))
+    assert left_out[back_to + 1] == usual[first + 1]
+
+    returncode, output = train(recipe, "hopeless", *NERVOUS, "faults.max_rollbacks=0")
+    assert returncode == ExitCode.BAD_NUMBERS, output
+    assert f"the loss jumped again after faults.max_rollbacks=0 rollbacks to {hopeless}" in output
+    assert "Traceback" not in output
