@@ -167,10 +167,10 @@ def test_a_saved_state_is_no_longer_the_judges_own() -> None:
 
 
 def test_a_shorter_window_keeps_the_newest_losses() -> None:
-    long, short = health(window=16), health(window=8)
-    verdicts([float(step) for step in range(16)], judge=long)
+    long, short = health(window=64), health(window=32)
+    verdicts([float(step) for step in range(64)], judge=long)
     short.load_state_dict(long.state_dict())
-    assert short.state_dict()["losses"] == [float(step) for step in range(8, 16)]
+    assert short.state_dict()["losses"] == [float(step) for step in range(32, 64)]
 
 
 def test_bad_steps_are_recorded_one_line_each(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ ORPHAN = """
 import os, time
 from pipeline.stop import StopRequest
 alone, watched = StopRequest(has_launcher=False), StopRequest(has_launcher=True)
-print(watched.reason, flush=True)
 parent = os.getppid()
+print(watched.reason, flush=True)
 while os.getppid() == parent:
     time.sleep(0.01)
 print(alone.reason, watched.reason, flush=True)
