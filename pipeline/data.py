@@ -96,6 +96,8 @@ class TrainingData:
             pin_memory=torch.cuda.is_available(),
             drop_last=True,
         )
+        self._n_windows = dataset.num_samples
+        self._resumed_at = 0  # in the epoch under way
         self.wait_s = 0.0
         self._met = _Met()
         self._samples: list[EpochSamples] = []
@@ -112,11 +114,19 @@ class TrainingData:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last batch, as plain values; the same on every rank."""
-        return self._loader.state_dict()
+        state = self._loader.state_dict()
+        return {**state, "sample_in_epoch": max(state["sample_in_epoch"], self._resumed_at)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position; before the first batch only."""
-        self._loader.load_state_dict(state)
+        """Go to a saved position; before the first batch only.
+
+        An epoch has some windows twice, and streaming refuses positions beyond the number of windows. It is given an
+        earlier one, and the batches between the two are left out.
+        """
+        self._resumed_at = state["sample_in_epoch"]
+        per_step = _windows_per_step(self._config)
+        within = self._n_windows // per_step * per_step
+        self._loader.load_state_dict({**state, "sample_in_epoch": min(self._resumed_at, within)})
 
     def take_faults(self) -> list[str]:
         """Return one line for each shard that was first found at fault since the last call."""
@@ -140,14 +150,15 @@ class TrainingData:
         while True:
             for collated in self._loader:
                 # the position counts what all replicas have read, this batch included
-                position = self.state_dict()
-                if position["sample_in_epoch"] <= self._windows_per_epoch:
+                position = self._loader.state_dict()
+                if self._resumed_at < position["sample_in_epoch"] <= self._windows_per_epoch:
                     batch = _batch_of(collated, self._config)
                     self._met.note(batch)
                     self._note_samples(position["epoch"], batch)
                     yield batch
             if (read := self.state_dict()["sample_in_epoch"]) < self._windows_per_epoch:  # streaming tells nobody
                 raise RuntimeError(f"the loader ended an epoch after {read} of {self._windows_per_epoch} windows")
+            self._resumed_at = 0
 
     def _note_samples(self, epoch: int, batch: Batch) -> None:
         ids: list[SampleId] = [
@@ -166,8 +177,11 @@ def windows_per_epoch(n_windows: int, config: Config) -> int:
     """
     n_nodes = config.data.num_canonical_nodes
     dealt = n_nodes * -(-n_windows // n_nodes)
-    per_step = config.train.batch_tokens // config.data.seq_len
-    return dealt // per_step * per_step
+    return dealt // _windows_per_step(config) * _windows_per_step(config)
+
+
+def _windows_per_step(config: Config) -> int:
+    return config.train.batch_tokens // config.data.seq_len
 
 
 class ValidationData:

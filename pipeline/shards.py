@@ -11,21 +11,16 @@ a power cut in the middle may leave it, it is made again. Nothing is ever downlo
 Importing this module imports streaming, which takes seconds: import it late.
 """
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
-import os
-import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 import xxhash
 from numpy.typing import NDArray
 
@@ -34,6 +29,7 @@ from common.files import inside
 from common.mds import streaming
 from pipeline.data import NOTHING
 from pipeline.distributed import logger, world_from_environment
+from pipeline.shared_names import one_start_at_a_time, own
 
 INDEX = "index.json"
 _Dataset: Any = streaming.StreamingDataset  # names that a type checker takes for a base class
@@ -58,8 +54,9 @@ class ShardFolder(_Dataset):
             UserError: there is no usable index.json.
         """
         check_index(folder)
-        with _one_start_at_a_time():
+        with one_start_at_a_time():
             super().__init__(streams=[_LocalFiles(local=str(folder))], **options)
+            own(self._shm_prefix_int, self)
         self._folder = folder
         _, _, width = self.shards[0].column_encodings[0].split(":")  # the contract's one column, ndarray:uint16:<width>
         self._blank = {"tokens": np.zeros(int(width), np.uint16)}
@@ -114,34 +111,6 @@ class ShardFolder(_Dataset):
                 "%s has no known hash for %d of %d files (%s, ...): only their sizes are checked",
                 self._folder / INDEX, len(without), len(files), without[0],
             )  # fmt: skip
-
-
-@contextmanager
-def _one_start_at_a_time() -> Iterator[None]:
-    """Let one run on this machine at a time choose names for its shared memory: two would choose the same ones.
-
-    The node's first rank, which makes them, holds a lock; the system frees it if that rank dies. Who waits for it for
-    too long goes on without: jobs that share several nodes could wait for each other.
-    """
-    with ExitStack() as stack:
-        if world_from_environment().local_rank == 0:
-            path = Path(tempfile.gettempdir()) / "streaming_shared_memory.lock"
-            flags = os.O_RDONLY | (0 if path.exists() else os.O_CREAT)  # another user's file is not to be made again
-            descriptor = os.open(path, flags, 0o666)
-            stack.callback(os.close, descriptor)
-            _lock(descriptor, patience_s=60)
-        if dist.is_initialized():
-            dist.barrier()  # all ranks look for free names, and must see the same
-        yield
-
-
-def _lock(descriptor: int, *, patience_s: float) -> None:
-    deadline_s = time.monotonic() + patience_s
-    while time.monotonic() < deadline_s:
-        with suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        time.sleep(0.05)
 
 
 class _LocalFiles(_Stream):

@@ -1,14 +1,11 @@
 """Every kind of damage to a shard, on real files: named, replaced by the right windows, never raised in a loader."""
 
-import fcntl
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Callable
 from itertools import chain, islice
 from pathlib import Path
@@ -395,16 +392,3 @@ def test_a_shard_is_verified_once_in_a_run(root: Path) -> None:
     opened_files = done.stdout.splitlines()
     for shard, size in enumerate(SIZES):
         assert opened_files.count(str(raw_file(root, shard))) == 3 * size + 1
-
-
-def test_runs_that_start_at_once_name_their_shared_memory_one_after_the_other(root: Path) -> None:
-    lock = Path(tempfile.gettempdir()) / "streaming_shared_memory.lock"
-    with lock.open("a") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        start = threading.Thread(target=opened, args=[config_for(root)])
-        start.start()
-        start.join(0.5)
-        assert start.is_alive()
-        fcntl.flock(held, fcntl.LOCK_UN)
-        start.join(60)
-        assert not start.is_alive()
