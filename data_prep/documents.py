@@ -16,10 +16,10 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import zstandard
 
@@ -36,12 +36,16 @@ _DECOMPRESSION_ERRORS = (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzip
 
 @dataclass(frozen=True)
 class Document:
-    """One document. `utf8` is `text` as bytes; `input_bytes` is how far reading it moved through its source."""
+    """One document. `utf8` is `text` as bytes; `input_bytes` is how far reading it moved through its source.
+
+    `row` is the jsonl record that it came from, for what the record says of it; empty for a file.
+    """
 
     text: str
     utf8: bytes
     source: str
     input_bytes: int
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -277,7 +281,7 @@ def _document_of_line(line: bytes, source: str, text_field: str) -> Document | D
     if not isinstance(text, str):
         return Dropped("text_not_a_string", source, len(line))
     try:
-        return Document(text, text.encode("utf-8"), source, len(line))
+        return Document(text, text.encode("utf-8"), source, len(line), row)
     except UnicodeEncodeError:  # a lone surrogate, "\ud800": no text in any encoding
         return Dropped("not_utf8", source, len(line))
 

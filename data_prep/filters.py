@@ -1,21 +1,29 @@
-"""Which documents stay: named, pure rules, and exact deduplication. All are off until asked for, but `empty`.
+"""Which documents stay: limits and named rules, all pure functions of one document. All are off but `empty`.
 
-The long-line and alphanumeric rules are those of Codex (Chen et al. 2021, arXiv 2107.03374, section 3.1: mean line
-length above 100, maximum above 1000, few alphanumeric characters), with the 0.25 of CodeParrot's and StarCoder's
-(Li et al. 2023, arXiv 2305.06161) recipes for the last. Lines are those of `str.splitlines`, as in CodeParrot.
+1. Limits are numbers that the command line gives. Those of lines and characters are Codex's (Chen et al. 2021, arXiv
+   2107.03374, section 3.1: mean line length above 100, maximum above 1000, few alphanumeric characters), with the 0.25
+   of CodeParrot for the last. Lines are those of `str.splitlines`, as in CodeParrot.
+2. Named rules are StarCoder's (`rules`), with StarCoder's numbers.
+3. Licences and languages are what jsonl records say; documents that hold a benchmark's words: `decontaminate`.
 
-A further rule is a field of `FilterOptions` (its name is the option and the reason) and a line in `_RULES`.
+A preset is a set of these. A further limit is a field of `FilterOptions` (its name is the option and the reason), and a
+line in `_HELP` and `_LIMITS`.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from common.command_line import UserError
+from data_prep.decontaminate import contamination
 from data_prep.documents import Document
+from data_prep.languages import language_of
+from data_prep.rules import RULES, alphanumeric_fraction, longest_line, mean_line_length
 
 DIGEST_BYTES = 16
 Digests = npt.NDArray[np.void]
@@ -23,13 +31,18 @@ Digests = npt.NDArray[np.void]
 
 @dataclass(frozen=True)
 class FilterOptions:
-    """The limits that the command line gives; None is off. Bytes are of the UTF-8 text, lengths in characters."""
+    """What the command line gives; None and nothing are off. Bytes are of the UTF-8 text, lengths in characters."""
 
     min_bytes: int | None = None
     max_bytes: int | None = None
     max_line_length: int | None = None
     max_mean_line_length: float | None = None
     min_alphanumeric_fraction: float | None = None
+    rules: tuple[str, ...] = ()
+    language_field: str | None = None
+    license_field: str | None = None
+    licenses: tuple[str, ...] = ()
+    decontaminate: tuple[str, ...] = ()
 
 
 _HELP = {
@@ -39,44 +52,63 @@ _HELP = {
     "max_mean_line_length": (float, "drop documents whose lines are longer on average (Codex, CodeParrot: 100)"),
     "min_alphanumeric_fraction": (float, "drop documents with fewer letters and digits (CodeParrot: 0.25)"),
 }
+PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "basic": {"max_line_length": 1000, "max_mean_line_length": 100.0, "min_alphanumeric_fraction": 0.25},
+    "starcoder": {"rules": list(RULES)},
+}
 
 
 def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add one option per rule, and `--dedup`."""
+    """Add the preset, one option per limit, the named rules, what records say, benchmarks, and `--dedup`."""
     group = parser.add_argument_group("filters", "all off by default; what each drops is counted under its name")
+    preset_help = "limits or rules at once: basic are Codex's and CodeParrot's limits, starcoder all of --rules"
+    group.add_argument("--filters", choices=list(PRESETS), help=preset_help)
     for name, (type_, help_) in _HELP.items():
         group.add_argument(f"--{name}", type=type_, metavar="N", help=help_)
+    rules_help = f"drop documents that break these rules of StarCoder and StarCoder2: {' '.join(RULES)}"
+    group.add_argument("--rules", nargs="+", choices=list(RULES), metavar="RULE", help=rules_help)
+    language_help = "jsonl key of the language, for rules and report (default: by the extension of a file)"
+    group.add_argument("--language_field", metavar="NAME", help=language_help)
+    group.add_argument("--license_field", metavar="NAME", help="jsonl key of the licence, or of a list of them")
+    licenses_help = "drop documents without a licence, or with one that is not among these, e.g. mit apache-2.0"
+    group.add_argument("--licenses", nargs="+", metavar="NAME", help=licenses_help)
+    benchmark_help = "drop documents that share 10 words in a row with a problem; jsonl as HumanEval's or MBPP's"
+    group.add_argument("--decontaminate", nargs="+", metavar="FILE", help=benchmark_help)
     group.add_argument(
         "--dedup",
-        choices=["none", "exact"],
+        choices=["none", "exact", "near"],
         default="none",
-        help="exact: of documents with equal text keep the first (default: %(default)s)",
+        help="of documents with equal text (exact), or also with 0.7 of their runs of 5 words in common (near), "
+        "keep the first (default: %(default)s)",
     )
+
+
+def apply_preset(arguments: argparse.Namespace) -> None:
+    """Put the preset's limits and rules in place of those that the command line leaves open, and check them.
+
+    Raises:
+        UserError: the licence's field and the licences do not come together.
+    """
+    for name, value in PRESETS[arguments.filters or "none"].items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    if (arguments.license_field is None) != (arguments.licenses is None):
+        raise UserError("--license_field and --licenses need each other: which key, and which of its values to keep")
 
 
 def filter_options(arguments: argparse.Namespace) -> FilterOptions:
     """Return the options that `add_filter_arguments` added to a parsed command line."""
-    return FilterOptions(**{field.name: getattr(arguments, field.name) for field in fields(FilterOptions)})
+    return FilterOptions(
+        **{name: getattr(arguments, name) for name in (*_HELP, "language_field", "license_field")},
+        rules=tuple(arguments.rules or ()),
+        licenses=tuple(name.lower() for name in arguments.licenses or ()),
+        decontaminate=tuple(arguments.decontaminate or ()),
+    )
 
 
-def longest_line(text: str) -> int:
-    """Return the number of characters of the longest line."""
-    return max(map(len, text.splitlines()), default=0)
-
-
-def mean_line_length(text: str) -> float:
-    """Return the mean number of characters of a line."""
-    lengths = list(map(len, text.splitlines()))
-    return sum(lengths) / len(lengths) if lengths else 0.0
-
-
-def alphanumeric_fraction(text: str) -> float:
-    """Return the fraction of characters that are letters or digits."""
-    return sum(map(str.isalnum, text)) / len(text) if text else 0.0
-
-
-# A rule's name, and whether a document breaks the limit; the cheapest come first.
-_RULES: dict[str, Callable[[Document, float], bool]] = {
+# A limit's name, and whether a document breaks it; the cheapest come first.
+_LIMITS: dict[str, Callable[[Document, float], bool]] = {
     "min_bytes": lambda document, limit: len(document.utf8) < limit,
     "max_bytes": lambda document, limit: len(document.utf8) > limit,
     "max_line_length": lambda document, limit: longest_line(document.text) > limit,
@@ -89,11 +121,27 @@ def reason_to_drop(document: Document, options: FilterOptions) -> str | None:
     """Return the name of the first rule that `document` breaks, or None if it stays."""
     if not document.text or document.text.isspace():
         return "empty"
-    for name, breaks in _RULES.items():
+    if options.licenses and not is_licensed(document.row.get(str(options.license_field)), options.licenses):
+        return "license"
+    for name, exceeds in _LIMITS.items():
         limit = getattr(options, name)
-        if limit is not None and breaks(document, limit):
+        if limit is not None and exceeds(document, limit):
             return name
-    return None
+    language = language_of(document.source, document.row, field=options.language_field)
+    for name, breaks in RULES.items():
+        if name in options.rules and breaks(document.text, language):
+            return name
+    benchmark = contamination(document.text, options.decontaminate)
+    return f"contaminated:{benchmark}" if benchmark is not None else None
+
+
+def is_licensed(found: Any, licenses: Sequence[str]) -> bool:
+    """Return whether a record's licence, or each of its list of licences, is among `licenses`, all in lower case.
+
+    By metadata alone, as in The Stack (Kocetkov et al. 2022, arXiv 2211.15533); without a licence, nothing is allowed.
+    """
+    names = found if isinstance(found, list) else [found]
+    return bool(names) and all(isinstance(name, str) and name.lower() in licenses for name in names)
 
 
 def digest(utf8: bytes) -> bytes:

@@ -12,18 +12,18 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from common.files import write_json
 from common.tokenizers import Tokenizer, load_tokenizer
 from data_prep.documents import Document, Dropped, Piece, read_piece
-from data_prep.filters import DIGEST_BYTES, Digests, FilterOptions, digest, is_validation, reason_to_drop
+from data_prep.filters import FilterOptions, digest, is_validation, reason_to_drop
+from data_prep.languages import language_of
 from data_prep.packing import TokenArray, WindowPacker, WindowShape
+from data_prep.report import KEPT, Samples, Tally, add_sample, count
 from data_prep.workers import report
 
 SPLITS = ("train", "val")
@@ -73,12 +73,14 @@ class SplitCounts:
 
 @dataclass
 class PartResult:
-    """What a part came to. `examples` names the first source of each reason to drop."""
+    """What a part came to. `examples` names the first source of each reason to drop; the rest is for report.json."""
 
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     input_bytes: int = 0
+    tally: Tally = field(default_factory=dict)
+    samples: Samples = field(default_factory=dict)
 
 
 class _SplitWriter:
@@ -127,16 +129,6 @@ def read_part(part: Part, *, text_field: str) -> Iterator[Document | Dropped]:
         yield from read_piece(piece, text_field=text_field)
 
 
-def digests_of_part(part: Part, text_field: str) -> Digests:
-    """Return the digests of a part's documents, an array (documents,) of 16-byte `np.void`, for deduplication."""
-    joined = bytearray()
-    for record in read_part(part, text_field=text_field):
-        if isinstance(record, Document):
-            joined += digest(record.utf8)
-        report(documents=int(isinstance(record, Document)), input_bytes=record.input_bytes)
-    return np.frombuffer(bytes(joined), dtype=np.dtype((np.void, DIGEST_BYTES)))
-
-
 def finished_parts(parts: Sequence[Part], out: Path) -> dict[int, PartResult]:
     """Return the results of the parts that are marked as done, by index."""
     results = {}
@@ -148,19 +140,19 @@ def finished_parts(parts: Sequence[Part], out: Path) -> dict[int, PartResult]:
     return results
 
 
-def write_part(part: Part, options: PartOptions, is_first: npt.NDArray[np.bool_] | None) -> PartResult:
+def write_part(part: Part, options: PartOptions, reasons: Sequence[str] | None) -> PartResult:
     """Write one part and mark it as done.
 
     Args:
         part: what to read.
         options: how to write it.
-        is_first: (documents,) which documents of the part are no duplicates; None keeps all.
+        reasons: why each document of the part is dropped, "" for those that stay; None asks the rules.
     """
     staging = options.out / WORK_FOLDER / f"{part.name}.staging-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     names = SPLITS if options.val_fraction > 0 else SPLITS[:1]
     writers = {name: _SplitWriter(staging / name, options) for name in names}
-    result = _fill(writers, part, options, is_first)
+    result = _fill(writers, part, options, reasons)
     result.splits = {name: writer.finish() for name, writer in writers.items()}
     for name in names:
         _publish(staging / name, options.out / name / part.name)
@@ -170,20 +162,22 @@ def write_part(part: Part, options: PartOptions, is_first: npt.NDArray[np.bool_]
 
 
 def _fill(
-    writers: dict[str, _SplitWriter], part: Part, options: PartOptions, is_first: npt.NDArray[np.bool_] | None
+    writers: dict[str, _SplitWriter], part: Part, options: PartOptions, reasons: Sequence[str] | None
 ) -> PartResult:
     tokenizer = load_tokenizer(options.tokenizer)
     result = PartResult()
     dropped: Counter[str] = Counter()
-    keeps = repeat(True) if is_first is None else iter(is_first)
+    decided = None if reasons is None else iter(reasons)
     for record in read_part(part, text_field=options.text_field):
         result.input_bytes += record.input_bytes
         n_tokens = 0
         if isinstance(record, Dropped):
             reason: str | None = record.reason
+        elif decided is not None:
+            reason = next(decided) or None
         else:
-            is_duplicate = not next(keeps)
-            reason = reason_to_drop(record, options.filters) or ("duplicate" if is_duplicate else None)
+            reason = reason_to_drop(record, options.filters)
+        _report_on(result, record, reason, language_field=options.filters.language_field)
         if reason is not None:
             dropped[reason] += 1
             result.examples.setdefault(reason, record.source)
@@ -195,6 +189,18 @@ def _fill(
         report(documents=int(reason is None), input_bytes=record.input_bytes, tokens=n_tokens)
     result.dropped = dict(sorted(dropped.items()))
     return result
+
+
+def _report_on(
+    result: PartResult, record: Document | Dropped, reason: str | None, *, language_field: str | None
+) -> None:
+    row, text, n_bytes = (
+        (record.row, record.text, len(record.utf8)) if isinstance(record, Document) else ({}, "", record.input_bytes)
+    )
+    language = language_of(record.source, row, field=language_field)
+    count(result.tally, language=language, outcome=reason or KEPT, n_bytes=n_bytes)
+    if reason is not None:
+        add_sample(result.samples, rule=reason, source=record.source, text=text)
 
 
 def tokens_with_eos(text: str, tokenizer: Tokenizer) -> TokenArray:

@@ -1,8 +1,9 @@
 """Tokenize a corpus and write it as MDS shards that pipeline.train reads.
 
 1. The corpus is cut into parts, which depend on the input alone, not on the number of workers.
-2. Worker processes write each part by itself; a part that an earlier, killed run finished is reused.
-3. The parts' indexes are merged per split, and metadata.json, written last, says that all is there.
+2. With --dedup, workers survey the parts, and one process decides which documents are the first of their kind.
+3. Worker processes write each part by itself; a part that an earlier, killed run finished is reused.
+4. The parts' indexes are merged per split, and metadata.json, written last, says that all is there.
 
 The same command on the same input writes the same bytes, however many workers it had and however often it was killed.
 """
@@ -20,19 +21,23 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import UserError, exit_on_user_error, raise_if_any
+from common.files import sha256_of_file, write_json
 from common.tokenizers import BYTES, Tokenizer, load_tokenizer
+from data_prep.decontaminate import load_benchmark
+from data_prep.deduplicate import decide, survey_part, survey_path
 from data_prep.documents import Source, add_source_arguments, cut_into_parts, list_sources
-from data_prep.filters import add_filter_arguments, filter_options, first_occurrences
+from data_prep.filters import add_filter_arguments, apply_preset, filter_options
+from data_prep.languages import UNKNOWN
 from data_prep.packing import WindowShape
 from data_prep.part_writer import (
     Part,
     PartOptions,
     PartResult,
     SplitCounts,
-    digests_of_part,
     finished_parts,
     write_part,
 )
+from data_prep.report import REPORT, add_sample, build, count, table
 from data_prep.shard_folder import FORMAT_VERSION, Identity, abandon, claim, finish, is_finished, locked
 from data_prep.workers import results_of, worker_pool
 
@@ -42,6 +47,9 @@ _NOT_IDENTITY = ("out", "num_workers")  # what does not change the bytes that ar
 _EXAMPLES = """examples:
   python -m data_prep.write_shards --input ~/src/cpython --extensions .py .c --tokenizer tokenizer.model --out data/code
   python -m data_prep.write_shards --input corpus/*.jsonl.zst --tokenizer bytes --out data/bytes --dedup exact
+  python -m data_prep.write_shards --input stack.jsonl --tokenizer tokenizer.model --out data/stack \\
+      --filters starcoder --language_field lang --license_field license --licenses mit apache-2.0 \\
+      --dedup near --decontaminate humaneval.jsonl
 
 A killed run is continued by the same command. A finished folder is left as it is."""
 
@@ -70,12 +78,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         earlier = finished_parts(parts, arguments.out)
         _announce(identity, n_parts=len(parts), n_earlier=len(earlier))
         written = _write_parts(parts, arguments, skip=earlier.keys())
-        total = _sum_of([(earlier | written)[part.index] for part in parts], sources=sources)
+        results = [(earlier | written)[part.index] for part in parts]
+        total = _sum_of(results, sources=sources)
         _check_splits(total, arguments)
+        report = build([(result.tally, result.samples) for result in (total, *results)])
+        write_json(arguments.out / REPORT, report)
         model = None if arguments.tokenizer == BYTES else Path(arguments.tokenizer)
         finish(arguments.out, _metadata(identity, total), parts=parts, tokenizer_model=model)
         n_bytes = sum(result.input_bytes for result in written.values())
         print(_summary(total, out=arguments.out, n_bytes=n_bytes, seconds=time.monotonic() - started))
+        print(table(report))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -105,6 +117,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.lookahead is None:
         arguments.lookahead = 32 if arguments.tokenizer == BYTES else 8
+    apply_preset(arguments)
     return arguments
 
 
@@ -121,9 +134,14 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.out.exists() and not arguments.out.is_dir():
         problems.append(f"--out {arguments.out} is a file; give a folder")
     raise_if_any(problems, heading="bad arguments")
+    for path in arguments.decontaminate or ():
+        load_benchmark(path)
 
 
 def _identity(arguments: argparse.Namespace, tokenizer: Tokenizer, sources: Sequence[Source]) -> Identity:
+    named = {name: value for name, value in vars(arguments).items() if name not in _NOT_IDENTITY}
+    if arguments.decontaminate:  # what the files say decides, not their names alone
+        named["decontaminate"] = {path: sha256_of_file(Path(path)) for path in arguments.decontaminate}
     return {
         "format_version": FORMAT_VERSION,
         "seq_len": arguments.seq_len,
@@ -131,7 +149,7 @@ def _identity(arguments: argparse.Namespace, tokenizer: Tokenizer, sources: Sequ
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": {name: getattr(tokenizer, name) for name in ("kind", "sha256", "bos_id", "eos_id")},
         "sources": [source.summary() for source in sources],
-        "arguments": {name: value for name, value in vars(arguments).items() if name not in _NOT_IDENTITY},
+        "arguments": named,
     }
 
 
@@ -165,11 +183,14 @@ def _write_parts(
     if not missing:
         return {}
     with worker_pool(min(arguments.num_workers, len(missing))) as (pool, progress):
-        keeps: list[Any] = [None] * len(parts)
-        if arguments.dedup == "exact":
-            digests = [pool.submit(digests_of_part, part, options.text_field) for part in parts]
-            keeps = first_occurrences(results_of(digests, progress, input_bytes=_input_bytes(parts), verb="hashing"))
-        futures = [pool.submit(write_part, part, options, keeps[part.index]) for part in missing]
+        reasons: list[Any] = [None] * len(parts)
+        if arguments.dedup != "none":
+            near = arguments.dedup == "near"
+            new = [part for part in parts if not survey_path(part, options.out).exists()]
+            surveys = [pool.submit(survey_part, part, options, near) for part in new]
+            results_of(surveys, progress, input_bytes=_input_bytes(new), verb="surveying")
+            reasons = decide(parts, options.out, near=near)
+        futures = [pool.submit(write_part, part, options, reasons[part.index]) for part in missing]
         results = results_of(futures, progress, input_bytes=_input_bytes(missing), verb="writing")
     return dict(zip((part.index for part in missing), results, strict=True))
 
@@ -187,6 +208,8 @@ def _sum_of(results: Sequence[PartResult], *, sources: Sequence[Source]) -> Part
         for folder in source.unreadable:
             dropped["unreadable_folder"] += 1
             total.examples.setdefault("unreadable_folder", folder)
+            count(total.tally, language=UNKNOWN, outcome="unreadable_folder", n_bytes=0)
+            add_sample(total.samples, rule="unreadable_folder", source=folder, text="")
     for result in results:
         for name, counts in result.splits.items():
             total.splits[name].add(counts)
@@ -240,10 +263,6 @@ def _summary(total: PartResult, *, out: Path, n_bytes: int, seconds: float) -> s
             f"  {name:<8}{counts.documents:>12,} documents {counts.tokens:>16,} tokens {counts.windows:>12,} windows"
             f"   {counts.bytes / max(1, counts.tokens):.2f} bytes/token, {counts.tail_tokens:,} tokens left over"
         )
-    lines += [
-        f"  dropped {count:>12,} {reason:<26} first: {total.examples[reason]}"
-        for reason, count in total.dropped.items()
-    ]
     return "\n".join(lines)
 
 

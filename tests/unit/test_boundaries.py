@@ -15,6 +15,7 @@ COMMANDS = (
     "data_prep.train_tokenizer",
     "data_prep.write_shards",
     "data_prep.check_shards",
+    "data_prep.report",
     "pipeline.train",
     "pipeline.audit",
     "pipeline.convert",

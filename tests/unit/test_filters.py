@@ -1,20 +1,25 @@
+import argparse
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
 
+from common.command_line import UserError
 from data_prep.documents import Document
 from data_prep.filters import (
     DIGEST_BYTES,
     FilterOptions,
-    alphanumeric_fraction,
+    add_filter_arguments,
+    apply_preset,
     digest,
+    filter_options,
     first_occurrences,
+    is_licensed,
     is_validation,
-    longest_line,
-    mean_line_length,
     reason_to_drop,
 )
+from data_prep.rules import RULES, alphanumeric_fraction, longest_line, mean_line_length
 
 
 def _document(text: str) -> Document:
@@ -58,6 +63,59 @@ def test_measures_of_a_text(text: str, longest: int, mean: float, alphanumeric: 
 )
 def test_each_rule_at_its_limit(options: FilterOptions, text: str, reason: str | None) -> None:
     assert reason_to_drop(_document(text), options) == reason
+
+
+def _options(*arguments: str) -> FilterOptions:
+    parser = argparse.ArgumentParser()
+    add_filter_arguments(parser)
+    parsed = parser.parse_args(arguments)
+    apply_preset(parsed)
+    return filter_options(parsed)
+
+
+def test_a_preset_gives_what_the_command_line_leaves_open() -> None:
+    assert _options() == _options("--filters", "none") == FilterOptions()
+    assert _options("--filters", "basic", "--max_line_length", "80") == FilterOptions(
+        max_line_length=80, max_mean_line_length=100, min_alphanumeric_fraction=0.25
+    )
+    assert _options("--filters", "starcoder") == FilterOptions(rules=tuple(RULES))
+    assert _options("--filters", "starcoder", "--rules", "xml", "--min_bytes", "9").rules == ("xml",)
+
+
+def test_named_rules_go_by_their_language() -> None:
+    options = _options("--filters", "starcoder", "--language_field", "lang")
+    text = "word " * 300  # one line of 1500 characters
+    assert reason_to_drop(Document(text, text.encode(), "a.py", 0), options) == "long_lines"
+    assert reason_to_drop(Document(text, text.encode(), "a.md", 0), options) is None
+    assert reason_to_drop(Document(text, text.encode(), "a.jsonl:1", 0, {"lang": "Markdown"}), options) is None
+    assert reason_to_drop(Document(text, text.encode(), "a.py", 0), FilterOptions(rules=("xml",))) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "licensed"),
+    [
+        ("MIT", True),
+        (["MIT", "Apache-2.0"], True),
+        ("GPL-3.0", False),
+        (["MIT", "GPL-3.0"], False),
+        ([], False),
+        (None, False),
+        (["MIT", None], False),
+        ("", False),
+        ({"mit": 1}, False),
+    ],
+)
+def test_licences_are_all_of_the_list(found: Any, licensed: bool) -> None:
+    assert is_licensed(found, ("mit", "apache-2.0")) is licensed
+    options = _options("--license_field", "license", "--licenses", "mit", "Apache-2.0")
+    document = Document("x", b"x", "a.jsonl:1", 0, {"license": found})
+    assert reason_to_drop(document, options) == (None if licensed else "license")
+
+
+@pytest.mark.parametrize("arguments", [["--license_field", "license"], ["--licenses", "mit"]])
+def test_licences_need_their_field(arguments: list[str]) -> None:
+    with pytest.raises(UserError, match="--license_field and --licenses need each other"):
+        _options(*arguments)
 
 
 def test_the_first_of_equal_documents_stays_over_all_parts() -> None:

@@ -1,0 +1,140 @@
+"""Deduplication as a pass of its own before the parts are written: the first of equal or near documents stays.
+
+1. Workers *survey* each part by itself: for every document the rule that drops it, if any; for the others the hash of
+   their text and, for near duplicates, a MinHash signature. A survey is a file in the work folder, written whole; a run
+   that was killed finds those that are finished.
+2. The parent reads them in the order of the sources, and decides by first occurrence among documents that no rule
+   drops. So the seen hashes live in one process for the time of the decision, which is a function of the surveys alone:
+   not of workers, nor of kills.
+3. Parts are written with the reasons of their documents, and no rule is asked twice.
+
+Near duplicates as The Stack (Kocetkov et al. 2022, arXiv 2211.15533) and StarCoder (Li et al. 2023, section 3) have
+them: MinHash of 256 permutations over runs of 5 words, locality sensitive hashing for a Jaccard similarity of 0.7
+(bigcode-project/bigcode-dataset, near_deduplication; The Stack began with 0.85). Two differences: a candidate's
+similarity is estimated from its whole signature before it counts; and a document is dropped for an earlier one that
+*stays*, so that of a chain of documents, each near to the next alone, more than the first remains. Documents of fewer
+than 5 words have no near ones.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.files import written_whole
+from data_prep.documents import Document
+from data_prep.filters import DIGEST_BYTES, digest, first_occurrences, reason_to_drop
+from data_prep.ngrams import ngram_hashes, word_hashes, words_of
+from data_prep.part_writer import WORK_FOLDER, Part, PartOptions, read_part
+from data_prep.workers import report
+
+SHINGLE_WORDS, PERMUTATIONS, THRESHOLD = 5, 256, 0.7
+DUPLICATE, NEAR_DUPLICATE = "duplicate", "near_duplicate"
+Signature = npt.NDArray[np.uint32]
+_AT_ONCE = 4096  # shingles permuted together: 4 MB, which caches hold
+
+
+def survey_path(part: Part, out: Path) -> Path:
+    """Return where a part's survey is or will be."""
+    return out / WORK_FOLDER / f"{part.name}.survey.npz"
+
+
+def survey_part(part: Part, options: PartOptions, near: bool) -> None:
+    """Write the survey of one part.
+
+    `reasons` (documents,) are indices into `names`, of which the first, "", means that the document stays; `digests`
+    and `signatures` have a row per document that does, but `signatures` none unless `near`.
+    """
+    names = {"": 0}
+    reasons: list[int] = []
+    digests = bytearray()
+    signatures: list[Signature] = []
+    signature_of = signer() if near else None
+    for record in read_part(part, text_field=options.text_field):
+        if isinstance(record, Document):
+            reason = reason_to_drop(record, options.filters) or ""
+            reasons.append(names.setdefault(reason, len(names)))
+            if not reason:
+                digests += digest(record.utf8)
+                if signature_of is not None:
+                    signatures.append(signature_of(record.text))
+        report(documents=int(isinstance(record, Document)), input_bytes=record.input_bytes)
+    with written_whole(survey_path(part, options.out)) as partial, partial.open("wb") as file:
+        np.savez(
+            file,
+            names=np.array(list(names)),
+            reasons=np.array(reasons, dtype=np.uint16),
+            digests=np.frombuffer(bytes(digests), dtype=np.dtype((np.void, DIGEST_BYTES))),
+            signatures=np.array(signatures, dtype=np.uint32).reshape(len(signatures), PERMUTATIONS),
+        )
+
+
+def decide(parts: Sequence[Part], out: Path, *, near: bool) -> list[list[str]]:
+    """Return for each part the reasons that drop its documents, "" for those that stay, by the surveys of all parts."""
+    is_first = first_occurrences([_read(part, out, "digests") for part in parts])
+    is_new = _NearIndex().add if near else None
+    return [_reasons_of(part, out, first, is_new) for part, first in zip(parts, is_first, strict=True)]
+
+
+def _reasons_of(
+    part: Part, out: Path, is_first: npt.NDArray[np.bool_], is_new: Callable[[Signature], bool] | None
+) -> list[str]:
+    names = _read(part, out, "names").tolist()
+    reasons = [names[index] for index in _read(part, out, "reasons").tolist()]
+    staying = [place for place, reason in enumerate(reasons) if not reason]
+    signatures = _read(part, out, "signatures") if is_new is not None else None
+    for row, place in enumerate(staying):
+        if not is_first[row]:
+            reasons[place] = DUPLICATE
+        elif is_new is not None and signatures is not None and not is_new(signatures[row]):
+            reasons[place] = NEAR_DUPLICATE
+    return reasons
+
+
+def _read(part: Part, out: Path, name: str) -> Any:
+    with np.load(survey_path(part, out), allow_pickle=False) as survey:
+        return survey[name]
+
+
+def signer() -> Callable[[str], Signature]:
+    """Return the function from a text to its MinHash signature (permutations,); all zeros if it has too few words."""
+    from datasketch import MinHash
+
+    empty = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
+
+    def signature_of(text: str) -> Signature:
+        hashes = np.unique(ngram_hashes(word_hashes(words_of(text)), n=SHINGLE_WORDS) >> np.uint64(32)).tolist()
+        if not hashes:
+            return np.zeros(PERMUTATIONS, dtype=np.uint32)
+        sketch = empty.copy()
+        for start in range(0, len(hashes), _AT_ONCE):
+            sketch.update_batch(hashes[start : start + _AT_ONCE])
+        return np.asarray(sketch.hashvalues, dtype=np.uint32)
+
+    return signature_of
+
+
+class _NearIndex:
+    """The signatures of documents that stay, found again by bands of them."""
+
+    def __init__(self) -> None:
+        from datasketch import MinHashLSH
+
+        self._index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
+        self._signatures: dict[Any, Signature] = {}
+
+    def add(self, signature: Signature) -> bool:
+        """Add a signature unless it is near to one that is here; return whether it was added."""
+        from datasketch import MinHash
+
+        if not signature.any():
+            return True
+        sketch = MinHash(hashvalues=signature, scheme="affine32")
+        candidates = self._index.query(sketch)
+        if any(np.mean(self._signatures[place] == signature) >= THRESHOLD for place in candidates):
+            return False
+        self._index.insert(len(self._signatures), sketch)
+        self._signatures[len(self._signatures)] = signature
+        return True

@@ -1,0 +1,130 @@
+"""What was kept and what each rule dropped: report.json beside the shards, and a table of it.
+
+    {"kept": {"documents", "bytes"}, "rules": {RULE: {"documents", "bytes"}},
+     "languages": {LANGUAGE: {"kept": ..., "rules": ...}}, "samples": {RULE: [{"source", "text"}, ...]}}
+
+Bytes are of the text in UTF-8; of what could not be read as text, of the file. Samples are the first documents, in the
+order of the sources, that a rule dropped, and the start of their text.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.command_line import UserError, exit_on_user_error
+
+REPORT = "report.json"
+SAMPLES = 3
+SAMPLE_CHARACTERS = 200
+KEPT = "kept"
+Tally = dict[str, dict[str, list[int]]]  # language: "kept" or rule: documents, bytes
+Samples = dict[str, list[dict[str, str]]]
+_EXAMPLES = """example:
+  python -m data_prep.report data/code"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        UserError: the folder holds no report.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.report",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what write_shards was given as --out")
+    path = parser.parse_args(argv).folder / REPORT
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        lines = [table(report), *_sample_lines(report)]
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: not a folder of write_shards, or not finished (run it again)") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no report of write_shards ({error!r}); write the shards again") from error
+    print("\n".join(lines))
+
+
+def count(tally: Tally, *, language: str, outcome: str, n_bytes: int, documents: int = 1) -> None:
+    """Add documents of one language with one outcome, `KEPT` or the rule that drops them."""
+    cell = tally.setdefault(language, {}).setdefault(outcome, [0, 0])
+    cell[0] += documents
+    cell[1] += n_bytes
+
+
+def add_sample(samples: Samples, *, rule: str, source: str, text: str) -> None:
+    """Keep a dropped document as a sample of its rule, unless there are enough."""
+    of_rule = samples.setdefault(rule, [])
+    if len(of_rule) < SAMPLES:
+        of_rule.append({"source": source, "text": text[:SAMPLE_CHARACTERS]})
+
+
+def build(counted: Sequence[tuple[Tally, Samples]]) -> dict[str, Any]:
+    """Return the report of what was counted in parts, in their order."""
+    total: Tally = {}
+    overall: Tally = {}
+    samples: Samples = {}
+    for tally, of_part in counted:
+        for language, outcomes in tally.items():
+            for outcome, (documents, n_bytes) in outcomes.items():
+                for into, name in ((total, language), (overall, "")):
+                    count(into, language=name, outcome=outcome, n_bytes=n_bytes, documents=documents)
+        for rule, of_rule in of_part.items():
+            for sample in of_rule:
+                add_sample(samples, rule=rule, **sample)
+    return _row(overall.get("", {})) | {
+        "languages": {language: _row(outcomes) for language, outcomes in sorted(total.items())},
+        "samples": dict(sorted(samples.items())),
+    }
+
+
+def _row(outcomes: dict[str, list[int]]) -> dict[str, Any]:
+    cells = {outcome: {"documents": cell[0], "bytes": cell[1]} for outcome, cell in sorted(outcomes.items())}
+    return {KEPT: cells.pop(KEPT, {"documents": 0, "bytes": 0}), "rules": cells}
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return a report as text: a line per language and a line per rule, the largest first."""
+    rules, languages = report["rules"], report["languages"]
+    kept = report[KEPT]
+    dropped = _sum(rules)
+    lines = [f"  {'language':<26}{'kept':>10}{'MB':>10}{'dropped':>10}{'MB':>10}{'of bytes':>10}"]
+    for name in sorted(languages, key=lambda name: (-languages[name][KEPT]["bytes"], name)):
+        lines.append(_line(name, languages[name][KEPT], _sum(languages[name]["rules"])))
+    lines.append(_line("all", kept, dropped))
+    n_bytes = kept["bytes"] + dropped["bytes"]
+    if rules:
+        lines.append(f"  {'dropped by':<26}{'documents':>10}{'MB':>10}{'of bytes':>10}  first")
+    for rule, cell in sorted(rules.items(), key=lambda item: (-item[1]["bytes"], item[0])):
+        share = cell["bytes"] / max(1, n_bytes)
+        first = report["samples"][rule][0]["source"]
+        lines.append(f"  {rule:<26}{cell['documents']:>10,}{cell['bytes'] / 1e6:>10.2f}{share:>10.2%}  {first}")
+    return "\n".join(lines)
+
+
+def _line(name: str, kept: dict[str, int], dropped: dict[str, int]) -> str:
+    share = dropped["bytes"] / max(1, kept["bytes"] + dropped["bytes"])
+    return (
+        f"  {name:<26}{kept['documents']:>10,}{kept['bytes'] / 1e6:>10.2f}"
+        f"{dropped['documents']:>10,}{dropped['bytes'] / 1e6:>10.2f}{share:>10.2%}"
+    )
+
+
+def _sum(rules: dict[str, dict[str, int]]) -> dict[str, int]:
+    return {unit: sum(cell[unit] for cell in rules.values()) for unit in ("documents", "bytes")}
+
+
+def _sample_lines(report: dict[str, Any]) -> list[str]:
+    return [
+        f"\n{rule}: {sample['source']}\n{json.dumps(sample['text'], ensure_ascii=False)}"
+        for rule, of_rule in report["samples"].items()
+        for sample in of_rule
+    ]
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main, program="report")
