@@ -3,9 +3,13 @@
 A part is written into a staging folder of this process, flushed to disk, moved into its place by a rename per
 split, and marked as done last. What a killed worker leaves is a staging folder, or splits without the mark: the
 next run writes that part again, to the same bytes.
+
+Ids are SentencePiece's, whatever computes them: of every part the first documents, and of all one in 128, chosen by
+their hash, are encoded by SentencePiece too, and a difference ends the run.
 """
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -17,11 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from common.command_line import UserError
+from common.fast_tokens import first_difference
 from common.files import write_json
-from common.tokenizers import Tokenizer, load_tokenizer
+from common.tokenizers import Engine, Tokenizer, load_tokenizer
 from data_prep.documents import Document, Dropped, Piece, read_piece
 from data_prep.filters import FilterOptions, digest, is_validation, reason_to_drop
 from data_prep.languages import language_of
+from data_prep.mds_writer import MDSWriter
 from data_prep.packing import TokenArray, WindowPacker, WindowShape
 from data_prep.report import KEPT, Samples, Tally, add_sample, count
 from data_prep.workers import report
@@ -29,6 +36,14 @@ from data_prep.workers import report
 SPLITS = ("train", "val")
 WORK_FOLDER = "work"
 _TOKENS_BETWEEN_FLUSHES = 1 << 20
+_CHECKED_FIRST = 2  # documents of a part whose ids are compared with the reference's in any case
+_CHECKED_OF_256 = 2  # and how many of 256 others, by the last byte of their digest
+
+_tokenizer = functools.cache(load_tokenizer)  # building the fast one takes longer than a small part does
+
+
+class WrongIdsError(UserError):
+    """The fast tokenizer does not give SentencePiece's ids; nothing that it has written can be trusted."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class PartOptions:
 
     out: Path
     tokenizer: str
+    engine: Engine
     text_field: str
     shape: WindowShape
     val_fraction: float
@@ -87,18 +103,11 @@ class _SplitWriter:
     """One split of one part: gathers tokens, writes windows."""
 
     def __init__(self, folder: Path, options: PartOptions) -> None:
-        from common.mds import streaming
-
         self.counts = SplitCounts()
         self._packer = WindowPacker(options.shape)
         self._pending: list[TokenArray] = []
         self._pending_tokens = 0
-        self._mds = streaming.MDSWriter(
-            columns={"tokens": f"ndarray:uint16:{options.shape.length}"},
-            out=str(folder),
-            compression=options.compression,
-            hashes=["xxh64"],
-        )
+        self._mds = MDSWriter(folder, window_length=options.shape.length, compression=options.compression)
 
     def add(self, document: Document, tokens: TokenArray) -> None:
         self.counts.documents += 1
@@ -119,8 +128,7 @@ class _SplitWriter:
         windows = self._packer.add(self._pending)
         self._pending, self._pending_tokens = [], 0
         self.counts.windows += len(windows)
-        for window in windows:
-            self._mds.write({"tokens": window})
+        self._mds.add(windows)
 
 
 def read_part(part: Part, *, text_field: str) -> Iterator[Document | Dropped]:
@@ -147,6 +155,9 @@ def write_part(part: Part, options: PartOptions, reasons: Sequence[str] | None) 
         part: what to read.
         options: how to write it.
         reasons: why each document of the part is dropped, "" for those that stay; None asks the rules.
+
+    Raises:
+        WrongIdsError: a document's ids are not those of the reference.
     """
     staging = options.out / WORK_FOLDER / f"{part.name}.staging-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
@@ -164,8 +175,9 @@ def write_part(part: Part, options: PartOptions, reasons: Sequence[str] | None) 
 def _fill(
     writers: dict[str, _SplitWriter], part: Part, options: PartOptions, reasons: Sequence[str] | None
 ) -> PartResult:
-    tokenizer = load_tokenizer(options.tokenizer)
+    tokenizer = _tokenizer(options.tokenizer, engine=options.engine)
     result = PartResult()
+    n_documents = 0
     dropped: Counter[str] = Counter()
     decided = None if reasons is None else iter(reasons)
     for record in read_part(part, text_field=options.text_field):
@@ -184,7 +196,12 @@ def _fill(
         elif isinstance(record, Document):
             tokens = tokens_with_eos(record.text, tokenizer)
             n_tokens = len(tokens)
-            is_val = is_validation(digest(record.utf8), val_fraction=options.val_fraction)
+            document_digest = digest(record.utf8)
+            is_checked = n_documents < _CHECKED_FIRST or document_digest[-1] < _CHECKED_OF_256
+            if is_checked and not tokenizer.is_reference:
+                _check_ids(record, tokens[:-1], tokenizer)
+            n_documents += 1
+            is_val = is_validation(document_digest, val_fraction=options.val_fraction)
             writers[SPLITS[is_val]].add(record, tokens)
         report(documents=int(reason is None), input_bytes=record.input_bytes, tokens=n_tokens)
     result.dropped = dict(sorted(dropped.items()))
@@ -210,6 +227,24 @@ def tokens_with_eos(text: str, tokenizer: Tokenizer) -> TokenArray:
     tokens[:-1] = ids
     tokens[-1] = tokenizer.eos_id
     return tokens
+
+
+def _check_ids(document: Document, ids: TokenArray, tokenizer: Tokenizer) -> None:
+    """Compare a document's ids with those of the reference.
+
+    Raises:
+        WrongIdsError: they differ.
+    """
+    expected = np.asarray(tokenizer.encode(document.text), dtype=np.uint16)
+    position = first_difference(ids, expected)
+    if position is None:
+        return
+    found, wanted = (str(of[position]) if position < len(of) else "no id" for of in (ids, expected))
+    versions = ", ".join(f"{name} {number}" for name, number in tokenizer.versions.items())
+    raise WrongIdsError(
+        f"{document.source}: at token {position} the fast tokenizer gives {found}, sentencepiece {wanted} "
+        f"({versions}); all that was written is removed: run it again with --tokenizer_engine sentencepiece"
+    )
 
 
 def _mark(part: Part, out: Path) -> Path:

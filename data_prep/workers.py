@@ -1,6 +1,6 @@
 """Worker processes that share one progress bar, end with their parent, and fail in words.
 
-A fork server imports streaming (seconds) once, and each worker is a fork of it, so that many workers start as fast as
+A fork server imports what a worker needs once, and each worker is a fork of it, so that many workers start as fast as
 one and none inherits the lock that the parent holds.
 """
 
@@ -58,7 +58,7 @@ def worker_pool(n_workers: int) -> Iterator[tuple[ProcessPoolExecutor, Progress]
         UserError: a worker was killed, or the disk is full.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["common.mds"])
+    context.set_forkserver_preload(["data_prep.part_writer"])
     progress = Progress(context)
     pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start, initargs=(progress,))
     try:

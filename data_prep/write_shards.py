@@ -5,7 +5,8 @@
 3. Worker processes write each part by itself; a part that an earlier, killed run finished is reused.
 4. The parts' indexes are merged per split, and metadata.json, written last, says that all is there.
 
-The same command on the same input writes the same bytes, however many workers it had and however often it was killed.
+The same command on the same input writes the same shards, however many workers it had, whatever computed the ids
+(--tokenizer_engine), and however often it was killed.
 """
 
 import argparse
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import UserError, exit_on_user_error, raise_if_any
+from common.fast_tokens import EngineUnavailable
 from common.files import sha256_of_file, write_json
-from common.tokenizers import BYTES, Tokenizer, load_tokenizer
+from common.tokenizers import BYTES, Engine, Tokenizer, load_tokenizer
 from data_prep.decontaminate import load_benchmark
 from data_prep.deduplicate import decide, survey_part, survey_path
 from data_prep.documents import Source, add_source_arguments, cut_into_parts, list_sources
@@ -34,6 +36,7 @@ from data_prep.part_writer import (
     PartOptions,
     PartResult,
     SplitCounts,
+    WrongIdsError,
     finished_parts,
     write_part,
 )
@@ -43,7 +46,7 @@ from data_prep.workers import results_of, worker_pool
 
 _MIB = 1 << 20
 _MOST_IDS = 1 << 16  # of uint16
-_NOT_IDENTITY = ("out", "num_workers")  # what does not change the bytes that are written
+_NOT_IDENTITY = ("out", "num_workers", "tokenizer_engine")  # what does not change the bytes that are written
 _EXAMPLES = """examples:
   python -m data_prep.write_shards --input ~/src/cpython --extensions .py .c --tokenizer tokenizer.model --out data/code
   python -m data_prep.write_shards --input corpus/*.jsonl.zst --tokenizer bytes --out data/bytes --dedup exact
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parse(argv)
     _check(arguments)
-    tokenizer = load_tokenizer(arguments.tokenizer)
+    tokenizer, engine = _tokenizer(arguments)
     if tokenizer.vocab_size > _MOST_IDS:
         raise UserError(f"tokenizer {arguments.tokenizer!r} has {tokenizer.vocab_size} ids; shards hold {_MOST_IDS}")
     smallest_part = arguments.part_bytes or 8 * _MIB
@@ -77,14 +80,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         started = time.monotonic()
         earlier = finished_parts(parts, arguments.out)
         _announce(identity, n_parts=len(parts), n_earlier=len(earlier))
-        written = _write_parts(parts, arguments, skip=earlier.keys())
+        try:
+            written = _write_parts(parts, arguments, engine=engine, skip=earlier.keys())
+        except WrongIdsError:
+            abandon(arguments.out)  # documents that were not compared may be wrong, too
+            raise
         results = [(earlier | written)[part.index] for part in parts]
         total = _sum_of(results, sources=sources)
         _check_splits(total, arguments)
         report = build([(result.tally, result.samples) for result in (total, *results)])
         write_json(arguments.out / REPORT, report)
         model = None if arguments.tokenizer == BYTES else Path(arguments.tokenizer)
-        finish(arguments.out, _metadata(identity, total), parts=parts, tokenizer_model=model)
+        finish(arguments.out, _metadata(identity, total, tokenizer), parts=parts, tokenizer_model=model)
         n_bytes = sum(result.input_bytes for result in written.values())
         print(_summary(total, out=arguments.out, n_bytes=n_bytes, seconds=time.monotonic() - started))
         print(table(report))
@@ -113,6 +120,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     group.add_argument("--num_workers", type=int, default=cpus, metavar="N", help="processes (default: one per CPU)")
     part_help = "input bytes per part, the unit of work and of restart (default: 1/256 of the input, 8 to 512 MiB)"
+    engine_help = "what computes the ids, always sentencepiece's (default: gigatoken where it can do the model)"
+    group.add_argument("--tokenizer_engine", choices=["auto", "sentencepiece"], default="auto", help=engine_help)
     group.add_argument("--part_bytes", type=int, metavar="N", help=part_help)
     arguments = parser.parse_args(argv)
     if arguments.lookahead is None:
@@ -136,6 +145,16 @@ def _check(arguments: argparse.Namespace) -> None:
     raise_if_any(problems, heading="bad arguments")
     for path in arguments.decontaminate or ():
         load_benchmark(path)
+
+
+def _tokenizer(arguments: argparse.Namespace) -> tuple[Tokenizer, Engine]:
+    """Return the tokenizer and what computes its ids: the fast engine, or SentencePiece where that cannot."""
+    if arguments.tokenizer != BYTES and arguments.tokenizer_engine == "auto":
+        try:
+            return load_tokenizer(arguments.tokenizer, engine="gigatoken"), "gigatoken"
+        except EngineUnavailable as reason:
+            print(f"tokenizing with sentencepiece, which takes about ten times as long: {reason}")
+    return load_tokenizer(arguments.tokenizer), "sentencepiece"
 
 
 def _identity(arguments: argparse.Namespace, tokenizer: Tokenizer, sources: Sequence[Source]) -> Identity:
@@ -167,12 +186,13 @@ def _announce(identity: Identity, *, n_parts: int, n_earlier: int) -> None:
 
 
 def _write_parts(
-    parts: Sequence[Part], arguments: argparse.Namespace, *, skip: Collection[int]
+    parts: Sequence[Part], arguments: argparse.Namespace, *, engine: Engine, skip: Collection[int]
 ) -> dict[int, PartResult]:
     """Write the parts whose index is not in `skip`; return their results by index."""
     options = PartOptions(
         out=arguments.out.absolute(),
         tokenizer=arguments.tokenizer,
+        engine=engine,
         text_field=arguments.text_field,
         shape=WindowShape(arguments.seq_len, arguments.lookahead),
         val_fraction=arguments.val_fraction,
@@ -239,16 +259,17 @@ def _check_splits(total: PartResult, arguments: argparse.Namespace) -> None:
         raise UserError(problem)
 
 
-def _metadata(identity: Identity, total: PartResult) -> dict[str, Any]:
+def _metadata(identity: Identity, total: PartResult, tokenizer: Tokenizer) -> dict[str, Any]:
     late = ("sources", "arguments")
-    packages = ("mosaicml-streaming", "numpy", "sentencepiece")
+    packages = ("numpy", "xxhash", "zstandard")
     return {
         **{name: value for name, value in identity.items() if name not in late},
         "splits": {name: asdict(counts) for name, counts in total.splits.items()},
         "dropped": total.dropped,
         **{name: identity[name] for name in late},
         "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages},
+        | {name: importlib.metadata.version(name) for name in packages}
+        | tokenizer.versions,
     }
 
 
