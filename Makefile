@@ -21,7 +21,7 @@ test: setup
 test-all: setup
 	@$(BIN)/python -m pytest -m "full or not full"
 
-# 60 seeded faults over the demo's model, each followed by a restart; about 25 minutes on 2 cores.
+# 60 seeded faults over the demo's model, each followed by a restart; about 20 minutes on 2 cores.
 test-faults: setup
 	@$(MAKE) --no-print-directory --silent $(DEMO_TOKENIZER)
 	@$(ON_CPU) python -m tests.faults.campaign --seed 1 --faults 60

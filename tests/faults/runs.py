@@ -1,0 +1,159 @@
+"""Starts of the real training command, watched from outside: by what it prints, its processes, and its files."""
+
+import contextlib
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.conftest import launch_deepspeed
+
+RANKS = 2
+PATIENCE_S = 400.0  # for anything that should happen soon, on a machine that is busy with other things too
+
+
+class NotAsPromised(Exception):
+    """What the program did is not what its documentation says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What all runs of a campaign train.
+
+    path: the recipe.  overrides: fields of it.  runs: folder of reference and victims, not on the small disk.
+    shards: a folder of this campaign's own, since it damages them.
+    """
+
+    path: Path
+    overrides: tuple[str, ...]
+    runs: Path
+    shards: Path
+
+
+class Job:
+    """One start of a run, until nothing of it is left.
+
+    Every process that it starts writes to one pipe; its end is how all of them are known to be gone.
+    """
+
+    def __init__(self, recipe: Recipe, run_dir: Path, *overrides: str) -> None:
+        self.run_dir, self._started_s = run_dir, time.monotonic()
+        self.process = launch_deepspeed(
+            "tests.faults.nan_train", "--config", recipe.path, "--deepspeed_config", "ds_configs/zero1_fp32.json",
+            f"run.dir={run_dir.parent}", f"run.name={run_dir.name}", f"data.shards={recipe.shards}",
+            *recipe.overrides, *overrides, ranks=RANKS,
+        )  # fmt: skip
+        self._lines: list[str] = []
+        self._ranks: list[psutil.Process] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with contextlib.suppress(ValueError):
+            self._lines.extend(iter(self.process.stdout.readline, ""))
+
+    @property
+    def output(self) -> str:
+        """All that it has printed."""
+        return "".join(self._lines.copy())
+
+    @property
+    def step(self) -> int:
+        """The last step that this start has reported; 0 before its first."""
+        return max((int(step) for step in re.findall(r"^step (\d+)/", self.output, re.MULTILINE)), default=0)
+
+    @property
+    def resumed_step(self) -> int:
+        """The step of the checkpoint that it goes on from; 0 if none."""
+        found = re.search(r"^resumed from \S*step_(\d+)$", self.output, re.MULTILINE)
+        return int(found[1]) if found else 0
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it is left."""
+        return not self._reader.is_alive()
+
+    def wait_until(self, condition: Callable[[], bool], *, what: str, every_s: float = 0.05) -> None:
+        """Wait for something that should happen while the job runs.
+
+        Raises:
+            NotAsPromised: it ends before, or does nothing of that kind.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            if self.is_over:
+                raise NotAsPromised(f"ended with {self.process.wait()} before {what}")
+            if time.monotonic() > deadline:
+                raise NotAsPromised(f"{what}: not within {PATIENCE_S:.0f} s")
+            time.sleep(every_s)
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until a step is reported."""
+        self.wait_until(lambda: self.step >= step, what=f"step {step}")
+
+    def wait_for_save(self) -> None:
+        """Wait until a checkpoint is being written, or a folder of one deleted."""
+        checkpoints = self.run_dir / "checkpoints"
+        self.wait_until(lambda: any(checkpoints.glob(".step_*.partial")), what="a save", every_s=0.001)
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes of the ranks, in order; waits until they are there."""
+
+        def found() -> bool:
+            with contextlib.suppress(psutil.Error):
+                launched = [
+                    child for outer in psutil.Process(self.process.pid).children() for child in outer.children()
+                ]
+                of = {word: child for child in launched for word in child.cmdline() if word.startswith("--local_rank=")}
+                self._ranks = [of[word] for word in sorted(of)]
+            return len(self._ranks) == RANKS
+
+        if not self._ranks:
+            self.wait_until(found, what="the start of its ranks", every_s=0.01)
+        return self._ranks
+
+    def launchers(self) -> list[psutil.Process]:
+        """The processes above the ranks, the outermost first."""
+        outermost = psutil.Process(self.process.pid)
+        return [outermost, *outermost.children()]
+
+    def ended(self) -> int:
+        """Wait until nothing of it is left; return the exit code.
+
+        Raises:
+            NotAsPromised: something is left after a long time; it is killed.
+        """
+        self._reader.join(PATIENCE_S)
+        if not self.is_over:
+            self.kill()
+            raise NotAsPromised(f"did not end within {PATIENCE_S:.0f} s")
+        return self.process.wait()
+
+    def kill(self) -> None:
+        """End every process of it at once, as nothing but the kernel can, if any is left."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self._reader.join(PATIENCE_S)
+        self.process.wait()
+
+
+def checkpoints_of(run_dir: Path) -> list[Path]:
+    """The run's checkpoints by their names, the newest first."""
+    return sorted((run_dir / "checkpoints").glob("step_*"), reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step_"))

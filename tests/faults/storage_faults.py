@@ -1,0 +1,142 @@
+"""Faults of what is on disk: checkpoints that were damaged, shards that were, and a disk that is full."""
+
+import itertools
+import json
+from pathlib import Path
+from random import Random
+
+from pipeline.stop import ExitCode
+from tests.faults.runs import NotAsPromised, checkpoints_of
+from tests.faults.victim import DAMAGED, Ballast, Effect, Victim, expected_resume, undamaged_checkpoints
+
+TELLING_FAILURE = "a checkpoint could not be written"
+
+
+def damage_newest(victim: Victim, rng: Random) -> Effect:
+    """Damage the newest checkpoint of a run that has ended."""
+    return _damage_checkpoints(victim, rng, n=1)
+
+
+def damage_two(victim: Victim, rng: Random) -> Effect:
+    """Damage the newest checkpoint and the one before."""
+    return _damage_checkpoints(victim, rng, n=2)
+
+
+def leave_partial(victim: Victim, rng: Random) -> Effect:
+    """Leave the stray folder of a save that was cut off long ago."""
+    ended, number = victim.end(rng), rng.randrange(10_000)
+    stray = victim.run_dir / "checkpoints" / f".step_{number:08d}.partial"
+    stray.mkdir()
+    (stray / "manifest.json").write_text("{}")
+    return Effect(details=f"{ended}; {stray.name}")
+
+
+def _damage_checkpoints(victim: Victim, rng: Random, *, n: int) -> Effect:
+    enough = n + 1  # so that there is one to go on from
+    victim.job.wait_until(lambda: len(undamaged_checkpoints(victim.run_dir)) >= enough, what=f"{enough} checkpoints")
+    ended = victim.end(rng)
+    damaged = undamaged_checkpoints(victim.run_dir)[:n]
+    done = [f"{checkpoint.name}: {damage_folder(checkpoint, rng)}" for checkpoint in damaged]
+    return Effect(
+        details="; ".join([ended, *done]),
+        says=tuple(f"{checkpoint.name} is damaged (" for checkpoint in damaged),
+    )
+
+
+def damage_folder(checkpoint: Path, rng: Random) -> str:
+    """Damage one file of a checkpoint; return how."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    path = rng.choice(files)
+    how = rng.choice(["truncated", "bit flipped", "deleted", "emptied", "manifest deleted"])
+    if how == "manifest deleted":
+        path = checkpoint / "manifest.json"
+        path.unlink()
+    elif how == "deleted":
+        path.unlink()
+    elif how == "emptied":
+        path.write_bytes(b"")
+    else:
+        damage_file(path, rng, truncate=how == "truncated")
+    (checkpoint / DAMAGED).touch()
+    return f"{path.relative_to(checkpoint)} {how}"
+
+
+def damage_file(path: Path, rng: Random, *, truncate: bool) -> None:
+    """Cut off a file somewhere, or flip one bit of it."""
+    data = bytearray(path.read_bytes())
+    position = rng.randrange(len(data))
+    if truncate:
+        del data[position:]
+    else:
+        data[position] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def damage_shard(victim: Victim, rng: Random) -> Effect:
+    """Damage a shard that the next steps read, between two starts; it is named, and nothing after it is saved."""
+    ended = victim.end(rng)
+    resumes_from = expected_resume(victim.run_dir)
+    step, shard = rng.choice(_first_readings(victim, resumes_from)[:4])
+    whole, how = shard.read_bytes(), rng.choice(["truncated", "bit flipped", "deleted"])
+    try:
+        if how == "deleted":
+            shard.unlink()
+        else:
+            damage_file(shard, rng, truncate=how == "truncated")
+        victim.start()
+        victim.must_end_with(ExitCode.BAD_NUMBERS)
+    finally:
+        shard.write_bytes(whole)
+    victim.must_say(f"step {step} met ")
+    victim.must_say(f"{shard} ")
+    if victim.job.step >= step:
+        raise NotAsPromised(f"step {victim.job.step} was reported, although the shard was met in step {step}")
+    return Effect(details=f"{ended}; {shard.parent.name}/{shard.name} {how}, met in step {step}")
+
+
+def _first_readings(victim: Victim, after: int) -> list[tuple[int, Path]]:
+    """In which step after `after` each shard is read first, the earliest first, by what the uninterrupted run read."""
+    split = victim.recipe.shards / "train"
+    shards = json.loads((split / "index.json").read_text(encoding="utf-8"))["shards"]
+    paths = [split / shard["raw_data"]["basename"] for shard in shards]
+    ends = list(itertools.accumulate(shard["samples"] for shard in shards))
+    first: dict[Path, int] = {}
+    for record in (victim.reference / "samples").glob("rank_*.jsonl"):
+        for line in map(json.loads, record.read_text(encoding="utf-8").splitlines()):
+            for sample in (sample for _, samples in line["samples"] for sample in samples if line["step"] > after):
+                path = paths[next(index for index, end in enumerate(ends) if sample < end)]
+                first[path] = min(line["step"], first.get(path, line["step"]))
+    return sorted((step, path) for path, step in first.items())
+
+
+def fill_disk_and_go_on(victim: Victim, rng: Random) -> Effect:
+    """The disk fills up, and the next save fails; training goes on, aloud, and saves again when there is room."""
+    with Ballast(victim.run_dir.parent) as ballast:
+        leave = _leave(victim, rng)
+        ballast.fill(leave=leave)
+        victim.job.wait_until(lambda: TELLING_FAILURE in victim.job.output, what="the failure of a save")
+        victim.must_say("training goes on")
+        victim.job.wait_for_step(victim.job.step + 2)
+    details = f"{leave / 2**20:.1f} MiB left"
+    if rng.random() < 0.5:
+        newest = checkpoints_of(victim.run_dir)[:1]
+        victim.job.wait_until(lambda: checkpoints_of(victim.run_dir)[:1] != newest, what="a save after there was room")
+        details += ", saved again"
+    victim.job.kill()
+    return Effect(details=f"{details}, killed")
+
+
+def fill_disk_and_stop(victim: Victim, rng: Random) -> Effect:
+    """The disk fills up; with faults.failed_save=stop the run ends."""
+    with Ballast(victim.run_dir.parent) as ballast:
+        leave = _leave(victim, rng)
+        ballast.fill(leave=leave)
+        victim.must_end_with(ExitCode.FAILED_SAVE)
+    victim.must_say(TELLING_FAILURE)
+    return Effect(details=f"{leave / 2**20:.1f} MiB left")
+
+
+def _leave(victim: Victim, rng: Random) -> int:
+    """How many bytes to leave: none, or room for a part of a checkpoint."""
+    size = sum(path.stat().st_size for path in checkpoints_of(victim.reference)[0].rglob("*"))
+    return rng.choice([0, int(rng.uniform(0.01, 0.9) * size)])
