@@ -15,6 +15,7 @@ from statistics import median
 
 import torch
 
+from benchmarks.outputs import check_json
 from common.command_line import UserError, exit_on_user_error
 from common.files import write_json
 from pipeline.architecture import parameter_count
@@ -90,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the JSON's folder does not exist.
     """
     arguments = _parse(argv)
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise UserError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
+    check_json(arguments.json)
     world = world_from_environment()
     with process_group(world) as device, tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         configs = {

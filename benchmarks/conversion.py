@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from common.command_line import UserError, exit_on_user_error
+from benchmarks.outputs import check_json
+from common.command_line import exit_on_user_error
 from common.files import write_json
 from pipeline.architecture import parameter_count
 from pipeline.config import MODEL_SIZES, ModelConfig, resolve_model
@@ -105,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the JSON's folder does not exist.
     """
     arguments = _parse(argv)
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise UserError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
+    check_json(arguments.json)
     config = resolve_model(ModelConfig(size=arguments.size))
     tiny = ModelConfig(dim=64, n_layers=6, n_heads=4, vocab_size=300)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:

@@ -32,8 +32,9 @@ from typing import Any, TypeVar
 import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
+from benchmarks.outputs import check_json
 from common import fast_tokens
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import exit_on_user_error
 from common.files import write_json
 from common.tokenizers import BYTES, Engine
 from data_prep import part_writer
@@ -211,8 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the JSON's folder does not exist.
     """
     arguments = _parse(argv)
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise UserError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
+    check_json(arguments.json)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         results = _measure(Path(scratch), arguments)
     _print(results)

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.outputs import folder_problems
 from common.command_line import UserError, exit_on_user_error, raise_if_any
 from common.files import write_json, written_whole
 from pipeline.config import MODEL_SIZES, ModelConfig, resolve_model
@@ -198,10 +199,7 @@ def _check(arguments: argparse.Namespace) -> None:
         problems.append(
             "--size is a model of random weights, which continues random ids; drop --prompt_file and --shards"
         )
-    for name in ("json", "plot"):
-        path = getattr(arguments, name)
-        if path is not None and not path.parent.is_dir():
-            problems.append(f"--{name} {path}: there is no folder {path.parent}")
+    problems += folder_problems(json=arguments.json, plot=arguments.plot)
     raise_if_any(problems, heading="bad arguments")
 
 

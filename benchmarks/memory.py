@@ -27,7 +27,8 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from benchmarks.naive import NaiveModel
-from common.command_line import UserError, exit_on_user_error
+from benchmarks.outputs import check_json
+from common.command_line import exit_on_user_error
 from common.files import write_json
 from pipeline.architecture import parameter_count
 from pipeline.config import ModelConfig, resolve_model
@@ -236,8 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the JSON's folder does not exist.
     """
     arguments = _parse(argv)
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise UserError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
+    check_json(arguments.json)
     peaks = count_all()
     print(f"Peak memory of one micro batch of one sequence, bf16, GiB\n\n{peak_table(peaks)}\n\n{resident_lines()}")
     if arguments.json is not None:
