@@ -37,7 +37,8 @@ def seal(directory: Path, entries: Entries) -> None:
 def damage_of(directory: Path, *, share: int = 0, n_shares: int = 1) -> str | None:
     """Return what is wrong with a sealed folder, or None if every file of this share is as it was written."""
     try:
-        entries: Entries = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        text = (directory / MANIFEST).read_text(encoding="utf-8")
+        entries: Entries = json.loads(text, object_pairs_hook=_without_doubles)
         expected = [(name, entry["bytes"], entry["xxh64"]) for name, entry in entries.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"no readable {MANIFEST}"
@@ -53,6 +54,17 @@ def damage_of(directory: Path, *, share: int = 0, n_shares: int = 1) -> str | No
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object whose names all differ: a bit that turns one into another would leave a file unverified.
+
+    Raises:
+        ValueError: a name comes twice.
+    """
+    if len(named := dict(pairs)) < len(pairs):
+        raise ValueError("a name comes twice")
+    return named
 
 
 def _xxh64(path: Path) -> str:

@@ -86,6 +86,14 @@ def test_a_folder_without_readable_manifest_is_no_checkpoint(tmp_path: Path) -> 
     assert damage_of(path) == "no readable manifest.json"
 
 
+def test_a_name_that_a_flipped_bit_made_another_hides_no_file(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, 1)
+    manifest = path / "manifest.json"
+    first, second = list(FILES)[:2]
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace(f'"{first}"', f'"{second}"'), encoding="utf-8")
+    assert damage_of(path) == "no readable manifest.json"
+
+
 def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     for step in (1, 2, 10):
         write_checkpoint(tmp_path, step)
