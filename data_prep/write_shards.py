@@ -16,7 +16,7 @@ import platform
 import re
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,26 +27,31 @@ from common.files import sha256_of_file, write_json
 from common.tokenizers import BYTES, Engine, Tokenizer, load_tokenizer
 from data_prep.decontaminate import load_benchmark
 from data_prep.deduplicate import decide, survey_part, survey_path
-from data_prep.documents import Source, add_source_arguments, cut_into_parts, list_sources
+from data_prep.documents import Piece, ReadOptions
 from data_prep.filters import add_filter_arguments, apply_preset, filter_options
 from data_prep.languages import UNKNOWN
 from data_prep.packing import WindowShape
 from data_prep.part_writer import (
+    WORK_FOLDER,
     Part,
     PartOptions,
     PartResult,
     SplitCounts,
     WrongIdsError,
+    add_share,
     finished_parts,
     write_part,
 )
+from data_prep.readers import UNMEASURED
 from data_prep.report import REPORT, add_sample, build, count, table
-from data_prep.shard_folder import FORMAT_VERSION, Identity, abandon, claim, finish, is_finished, locked
+from data_prep.shard_folder import FORMAT_VERSION, METADATA, Identity, abandon, claim, finish, is_finished, locked
+from data_prep.sources import Source, add_source_arguments, cut_into_parts, read_options, sources_of
+from data_prep.verdicts import n_readings
 from data_prep.workers import results_of, worker_pool
 
 _MIB = 1 << 20
 _MOST_IDS = 1 << 16  # of uint16
-_NOT_IDENTITY = ("out", "num_workers", "tokenizer_engine")  # what does not change the bytes that are written
+_NOT_IDENTITY = ("out", "num_workers", "tokenizer_engine", "strict")  # what does not change the bytes that are written
 _EXAMPLES = """examples:
   python -m data_prep.write_shards --input ~/src/cpython --extensions .py .c --tokenizer tokenizer.model --out data/code
   python -m data_prep.write_shards --input corpus/*.jsonl.zst --tokenizer bytes --out data/bytes --dedup exact
@@ -69,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if tokenizer.vocab_size > _MOST_IDS:
         raise UserError(f"tokenizer {arguments.tokenizer!r} has {tokenizer.vocab_size} ids; shards hold {_MOST_IDS}")
     smallest_part = arguments.part_bytes or 8 * _MIB
-    sources = list_sources(arguments.input, extensions=arguments.extensions, piece_bytes=smallest_part)
+    sources = sources_of(
+        arguments, work=arguments.out / WORK_FOLDER, metadata=arguments.out / METADATA, piece_bytes=smallest_part
+    )
     identity = _identity(arguments, tokenizer, sources)
     with locked(arguments.out):
         if is_finished(arguments.out, identity):
@@ -193,7 +200,7 @@ def _write_parts(
         out=arguments.out.absolute(),
         tokenizer=arguments.tokenizer,
         engine=engine,
-        text_field=arguments.text_field,
+        reading=_reading(arguments),
         shape=WindowShape(arguments.seq_len, arguments.lookahead),
         val_fraction=arguments.val_fraction,
         compression=arguments.compression,
@@ -208,32 +215,42 @@ def _write_parts(
             near = arguments.dedup == "near"
             new = [part for part in parts if not survey_path(part, options.out).exists()]
             surveys = [pool.submit(survey_part, part, options, near) for part in new]
-            results_of(surveys, progress, input_bytes=_input_bytes(new), verb="surveying")
+            results_of(surveys, progress, input_bytes=_input_bytes(new, lambda piece: 1), verb="surveying")
             reasons = decide(parts, options.out, near=near)
         futures = [pool.submit(write_part, part, options, reasons[part.index]) for part in missing]
-        results = results_of(futures, progress, input_bytes=_input_bytes(missing), verb="writing")
+        results = results_of(futures, progress, input_bytes=_input_bytes(missing, n_readings), verb="writing")
     return dict(zip((part.index for part in missing), results, strict=True))
 
 
-def _input_bytes(parts: Sequence[Part]) -> int | None:
-    """Return how many bytes reading these parts will count, or None if compression hides it."""
+def _reading(arguments: argparse.Namespace) -> ReadOptions:
+    fields = tuple(name for name in (arguments.language_field, arguments.license_field) if name is not None)
+    return read_options(arguments, files_as="bytes" if arguments.tokenizer == BYTES else "text", fields=fields)
+
+
+def _input_bytes(parts: Sequence[Part], n_readings: Callable[[Piece], int]) -> int | None:
+    """Return how many bytes reading these parts so often will count, or None if their formats hide it."""
     pieces = [piece for part in parts for piece in part.pieces]
-    return None if any(piece.is_compressed for piece in pieces) else sum(piece.size for piece in pieces)
+    if any(piece.format in UNMEASURED for piece in pieces):
+        return None
+    return sum(piece.size * n_readings(piece) for piece in pieces)
 
 
 def _sum_of(results: Sequence[PartResult], *, sources: Sequence[Source]) -> PartResult:
     total = PartResult(splits={name: SplitCounts() for name in results[0].splits})
     dropped: Counter[str] = Counter()
     for source in sources:
-        for folder in source.unreadable:
-            dropped["unreadable_folder"] += 1
-            total.examples.setdefault("unreadable_folder", folder)
-            count(total.tally, language=UNKNOWN, outcome="unreadable_folder", n_bytes=0)
-            add_sample(total.samples, rule="unreadable_folder", source=folder, text="")
+        add_share(total.shares, source.selection.name, documents=0, bytes=0, tokens=0)
+        for skipped in source.skipped:
+            dropped[skipped.reason] += 1
+            total.examples.setdefault(skipped.reason, skipped.source)
+            count(total.tally, language=UNKNOWN, outcome=skipped.reason, n_bytes=0)
+            add_sample(total.samples, rule=skipped.reason, source=skipped.source, text=skipped.detail)
     for result in results:
         for name, counts in result.splits.items():
             total.splits[name].add(counts)
         dropped.update(result.dropped)
+        for name, share in result.shares.items():
+            add_share(total.shares, name, **share)
         total.examples = result.examples | total.examples
         total.input_bytes += result.input_bytes
     total.dropped = dict(sorted(dropped.items()))
@@ -245,7 +262,9 @@ def _check_splits(total: PartResult, arguments: argparse.Namespace) -> None:
     n_documents = sum(counts.documents for counts in total.splits.values())
     problem = ""
     if n_documents == 0:
-        problem = f"no documents in {' '.join(arguments.input)}; dropped: {_dropped_text(total) or 'none'}"
+        problem = (
+            f"no documents in {' '.join(arguments.input or arguments.mix)}; dropped: {_dropped_text(total) or 'none'}"
+        )
     for name, counts in total.splits.items():
         if n_documents and counts.windows == 0:
             problem = (
@@ -266,6 +285,7 @@ def _metadata(identity: Identity, total: PartResult, tokenizer: Tokenizer) -> di
         **{name: value for name, value in identity.items() if name not in late},
         "splits": {name: asdict(counts) for name, counts in total.splits.items()},
         "dropped": total.dropped,
+        "shares": total.shares,
         **{name: identity[name] for name in late},
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages}
