@@ -38,11 +38,12 @@ from common.command_line import exit_on_user_error
 from common.files import write_json
 from common.tokenizers import BYTES, Engine
 from data_prep import part_writer
-from data_prep.documents import Document, list_sources
+from data_prep.documents import Document, ReadOptions
 from data_prep.filters import FilterOptions, digest, reason_to_drop
 from data_prep.mds_writer import MDSWriter
 from data_prep.packing import WindowPacker, WindowShape
 from data_prep.part_writer import WORK_FOLDER, Part, PartOptions
+from data_prep.sources import list_source
 
 EXTENSIONS = (".c", ".cpp", ".cuh", ".h", ".hpp", ".js", ".py", ".pyi")
 SHAPE = WindowShape(4096, 8)
@@ -88,14 +89,14 @@ def copy_corpus(folder: Path, *, n_bytes: int) -> int:
 
 def part_of(corpus: Path) -> Part:
     """Return the whole corpus as one part."""
-    return Part(0, tuple(list_sources([str(corpus)], extensions=EXTENSIONS)[0].pieces))
+    return Part(0, list_source(str(corpus), extensions=EXTENSIONS).pieces)
 
 
 def ours(corpus: Path, out: Path, *, tokenizer: str, engine: Engine) -> Measured:
     """Write a part as a worker does."""
     part_writer._tokenizer.cache_clear()
     part_writer._tokenizer(tokenizer, engine=engine)
-    options = PartOptions(out, tokenizer, engine, "text", SHAPE, 0.0, None, FilterOptions())
+    options = PartOptions(out, tokenizer, engine, ReadOptions(), SHAPE, 0.0, None, FilterOptions())
     (out / WORK_FOLDER).mkdir(parents=True)
     part = part_of(corpus)
     cpu, wall = time.process_time(), time.perf_counter()
@@ -179,7 +180,7 @@ def stages(corpus: Path, out: Path, *, tokenizer: str, engine: Engine) -> dict[s
         seconds[name] = time.process_time() - started
         return result
 
-    records = timed("read", lambda: list(part_writer.read_part(part, text_field="text")))
+    records = timed("read", lambda: list(part_writer.read_part(part, ReadOptions())))
     documents = [record for record in records if isinstance(record, Document)]
     timed("filter", lambda: [reason_to_drop(document, FilterOptions()) for document in documents])
     digests = timed("hash", lambda: [digest(document.utf8) for document in documents])

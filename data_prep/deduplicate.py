@@ -16,6 +16,7 @@ similarity is estimated from its whole signature before it counts; and a documen
 than 5 words have no near ones.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ import numpy.typing as npt
 
 from common.files import written_whole
 from data_prep.documents import Document
-from data_prep.filters import DIGEST_BYTES, digest, first_occurrences, reason_to_drop
+from data_prep.filters import DIGEST_BYTES, digest, first_occurrences
 from data_prep.ngrams import ngram_hashes, word_hashes, words_of
-from data_prep.part_writer import WORK_FOLDER, Part, PartOptions, read_part
+from data_prep.part_writer import WORK_FOLDER, Part, PartOptions
+from data_prep.readers import read_piece
+from data_prep.verdicts import Reasons, reason_of
 from data_prep.workers import report
 
 SHINGLE_WORDS, PERMUTATIONS, THRESHOLD = 5, 256, 0.7
@@ -44,35 +47,40 @@ def survey_path(part: Part, out: Path) -> Path:
 def survey_part(part: Part, options: PartOptions, near: bool) -> None:
     """Write the survey of one part.
 
-    `reasons` (documents,) are indices into `names`, of which the first, "", means that the document stays; `digests`
-    and `signatures` have a row per document that does, but `signatures` none unless `near`.
+    `reasons` (records,) are indices into `names`, of which the first, "", means that the document stays; `counts` are
+    the records of each piece; `digests` and `signatures` have a row per document that stays, but `signatures` has none
+    unless `near`.
     """
     names = {"": 0}
     reasons: list[int] = []
+    counts: list[int] = []
     digests = bytearray()
     signatures: list[Signature] = []
     signature_of = signer() if near else None
-    for record in read_part(part, text_field=options.text_field):
-        if isinstance(record, Document):
-            reason = reason_to_drop(record, options.filters) or ""
+    for piece in part.pieces:
+        counts.append(-len(reasons))
+        for record in read_piece(piece, options.reading):
+            reason = reason_of(record, piece.selection, options.filters) or ""
             reasons.append(names.setdefault(reason, len(names)))
-            if not reason:
+            if not reason and isinstance(record, Document):
                 digests += digest(record.utf8)
                 if signature_of is not None:
                     signatures.append(signature_of(record.text))
-        report(documents=int(isinstance(record, Document)), input_bytes=record.input_bytes)
+            report(documents=int(isinstance(record, Document)), input_bytes=record.input_bytes)
+        counts[-1] += len(reasons)
     with written_whole(survey_path(part, options.out)) as partial, partial.open("wb") as file:
         np.savez(
             file,
             names=np.array(list(names)),
             reasons=np.array(reasons, dtype=np.uint16),
+            counts=np.array(counts, dtype=np.int64),
             digests=np.frombuffer(bytes(digests), dtype=np.dtype((np.void, DIGEST_BYTES))),
             signatures=np.array(signatures, dtype=np.uint32).reshape(len(signatures), PERMUTATIONS),
         )
 
 
-def decide(parts: Sequence[Part], out: Path, *, near: bool) -> list[list[str]]:
-    """Return for each part the reasons that drop its documents, "" for those that stay, by the surveys of all parts."""
+def decide(parts: Sequence[Part], out: Path, *, near: bool) -> list[Reasons]:
+    """Return for each part the reasons that drop its records, "" for those that stay, by the surveys of all parts."""
     is_first = first_occurrences([_read(part, out, "digests") for part in parts])
     is_new = _NearIndex().add if near else None
     return [_reasons_of(part, out, first, is_new) for part, first in zip(parts, is_first, strict=True)]
@@ -80,7 +88,7 @@ def decide(parts: Sequence[Part], out: Path, *, near: bool) -> list[list[str]]:
 
 def _reasons_of(
     part: Part, out: Path, is_first: npt.NDArray[np.bool_], is_new: Callable[[Signature], bool] | None
-) -> list[str]:
+) -> Reasons:
     names = _read(part, out, "names").tolist()
     reasons = [names[index] for index in _read(part, out, "reasons").tolist()]
     staying = [place for place, reason in enumerate(reasons) if not reason]
@@ -90,7 +98,8 @@ def _reasons_of(
             reasons[place] = DUPLICATE
         elif is_new is not None and signatures is not None and not is_new(signatures[row]):
             reasons[place] = NEAR_DUPLICATE
-    return reasons
+    ends = np.cumsum(_read(part, out, "counts")).tolist()
+    return [reasons[start:end] for start, end in itertools.pairwise([0, *ends])]
 
 
 def _read(part: Part, out: Path, name: str) -> Any:

@@ -47,7 +47,7 @@ _EXTENSIONS = {
     "xslt": ".xsl .xslt",
     "yaml": ".yaml .yml",
 }
-_RECORDS = re.compile(r"\.jsonl(\.gz|\.zst)?(:|$)")  # a file of records, or a line of one
+_RECORDS = re.compile(r"\.(jsonl(\.gz|\.zst)?|parquet)(:|$)|^hf:")  # a file of records, or one of them
 _LANGUAGE_OF = {suffix: language for language, suffixes in _EXTENSIONS.items() for suffix in suffixes.split()}
 
 

@@ -20,11 +20,11 @@ from typing import Any
 from common.command_line import UserError, exit_on_user_error
 from common.files import write_json
 from common.tokenizers import Tokenizer
-from data_prep.documents import Source
 from data_prep.languages import UNKNOWN
-from data_prep.part_writer import Part, PartResult, SplitCounts, finished_parts
+from data_prep.part_writer import Part, PartResult, SplitCounts, add_share, finished_parts
 from data_prep.report import REPORT, add_sample, build, count, table
 from data_prep.shard_folder import METADATA, abandon, finish, locked, read_plan, shares_with
+from data_prep.sources import Source
 
 _EXAMPLES = """example:
   python -m data_prep.merge_shards /shared/code"""
@@ -59,7 +59,10 @@ def facts_of(sources: Sequence[Source], tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what `merge` will need besides the identity, for the plan."""
     packages = ("numpy", "xxhash", "zstandard")
     return {
-        "unreadable": [folder for source in sources for folder in source.unreadable],
+        "names": [source.selection.name for source in sources],
+        "skipped": [
+            [skipped.reason, skipped.source, skipped.detail] for source in sources for skipped in source.skipped
+        ],
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages}
         | tokenizer.versions,
@@ -79,7 +82,7 @@ def merge(out: Path) -> None:
     if missing:
         raise UserError(_missing_text(out, missing, n_parts=len(parts)))
     results = [finished[part.index] for part in parts]
-    total = _sum_of(results, unreadable=plan["unreadable"])
+    total = _sum_of(results, plan)
     _check_splits(total, plan["arguments"], out=out)
     report = build([(result.tally, result.samples) for result in (total, *results)])
     write_json(out / REPORT, report)
@@ -94,18 +97,22 @@ def _missing_text(out: Path, missing: Sequence[int], *, n_parts: int) -> str:
     return f"{len(missing)} of {n_parts} parts are missing in {out} ({named}); {again}, and then this one"
 
 
-def _sum_of(results: Sequence[PartResult], *, unreadable: Sequence[str]) -> PartResult:
+def _sum_of(results: Sequence[PartResult], plan: Mapping[str, Any]) -> PartResult:
     total = PartResult(splits={name: SplitCounts() for name in results[0].splits})
     dropped: Counter[str] = Counter()
-    for folder in unreadable:
-        dropped["unreadable_folder"] += 1
-        total.examples.setdefault("unreadable_folder", folder)
-        count(total.tally, language=UNKNOWN, outcome="unreadable_folder", n_bytes=0)
-        add_sample(total.samples, rule="unreadable_folder", source=folder, text="")
+    for name in plan["names"]:
+        add_share(total.shares, name, documents=0, bytes=0, tokens=0)
+    for reason, source, detail in plan["skipped"]:
+        dropped[reason] += 1
+        total.examples.setdefault(reason, source)
+        count(total.tally, language=UNKNOWN, outcome=reason, n_bytes=0)
+        add_sample(total.samples, rule=reason, source=source, text=detail)
     for result in results:
         for name, counts in result.splits.items():
             total.splits[name].add(counts)
         dropped.update(result.dropped)
+        for name, share in result.shares.items():
+            add_share(total.shares, name, **share)
         total.examples = result.examples | total.examples
         total.input_bytes += result.input_bytes
     total.dropped = dict(sorted(dropped.items()))
@@ -117,7 +124,8 @@ def _check_splits(total: PartResult, arguments: Mapping[str, Any], *, out: Path)
     n_documents = sum(counts.documents for counts in total.splits.values())
     problem = ""
     if n_documents == 0:
-        problem = f"no documents in {' '.join(arguments['input'])}; dropped: {_dropped_text(total) or 'none'}"
+        named = " ".join(arguments["input"] or arguments["mix"])
+        problem = f"no documents in {named}; dropped: {_dropped_text(total) or 'none'}"
     for name, counts in total.splits.items():
         if n_documents and counts.windows == 0:
             problem = (
@@ -136,6 +144,7 @@ def _metadata(plan: Mapping[str, Any], total: PartResult) -> dict[str, Any]:
         **{name: plan[name] for name in _IN_METADATA},
         "splits": {name: asdict(counts) for name, counts in total.splits.items()},
         "dropped": total.dropped,
+        "shares": total.shares,
         **{name: plan[name] for name in ("sources", "arguments", "versions")},
     }
 

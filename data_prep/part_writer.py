@@ -25,12 +25,14 @@ from common.command_line import UserError
 from common.fast_tokens import first_difference
 from common.files import write_json
 from common.tokenizers import Engine, Tokenizer, load_tokenizer
-from data_prep.documents import Document, Dropped, Piece, read_piece
-from data_prep.filters import FilterOptions, digest, is_validation, reason_to_drop
+from data_prep.documents import Document, Dropped, Piece, ReadOptions
+from data_prep.filters import FilterOptions, digest, is_validation
 from data_prep.languages import language_of
 from data_prep.mds_writer import MDSWriter
 from data_prep.packing import TokenArray, WindowPacker, WindowShape
+from data_prep.readers import read_piece
 from data_prep.report import KEPT, Samples, Tally, add_sample, count
+from data_prep.verdicts import Reasons, verdicts
 from data_prep.workers import report
 
 SPLITS = ("train", "val")
@@ -53,7 +55,7 @@ class PartOptions:
     out: Path
     tokenizer: str
     engine: Engine
-    text_field: str
+    reading: ReadOptions
     shape: WindowShape
     val_fraction: float
     compression: str | None
@@ -89,12 +91,16 @@ class SplitCounts:
 
 @dataclass
 class PartResult:
-    """What a part came to. `examples` names the first source of each reason to drop; the rest is for report.json."""
+    """What a part came to. `examples` names the first source of each reason to drop; the rest is for report.json.
+
+    `shares` has the documents, bytes and tokens of each source that were written, by its name.
+    """
 
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     input_bytes: int = 0
+    shares: dict[str, dict[str, int]] = field(default_factory=dict)
     tally: Tally = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
 
@@ -131,10 +137,10 @@ class _SplitWriter:
         self._mds.add(windows)
 
 
-def read_part(part: Part, *, text_field: str) -> Iterator[Document | Dropped]:
+def read_part(part: Part, reading: ReadOptions) -> Iterator[Document | Dropped]:
     """Yield the documents of a part, and what was dropped in reading it, in order."""
     for piece in part.pieces:
-        yield from read_piece(piece, text_field=text_field)
+        yield from read_piece(piece, reading)
 
 
 def finished_parts(parts: Sequence[Part], out: Path) -> dict[int, PartResult]:
@@ -148,16 +154,18 @@ def finished_parts(parts: Sequence[Part], out: Path) -> dict[int, PartResult]:
     return results
 
 
-def write_part(part: Part, options: PartOptions, reasons: Sequence[str] | None) -> PartResult:
+def write_part(part: Part, options: PartOptions, reasons: Reasons | None) -> PartResult:
     """Write one part and mark it as done.
 
     Args:
         part: what to read.
         options: how to write it.
-        reasons: why each document of the part is dropped, "" for those that stay; None asks the rules.
+        reasons: why each document of the part is dropped, as a survey decided; None asks the rules.
 
     Raises:
         WrongIdsError: a document's ids are not those of the reference.
+        ChangedInputError: the input is not what was surveyed.
+        BadInputError: the input holds what is no document, and that is to end the run.
     """
     staging = options.out / WORK_FOLDER / f"{part.name}.staging-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
@@ -172,23 +180,15 @@ def write_part(part: Part, options: PartOptions, reasons: Sequence[str] | None) 
     return result
 
 
-def _fill(
-    writers: dict[str, _SplitWriter], part: Part, options: PartOptions, reasons: Sequence[str] | None
-) -> PartResult:
+def _fill(writers: dict[str, _SplitWriter], part: Part, options: PartOptions, reasons: Reasons | None) -> PartResult:
     tokenizer = _tokenizer(options.tokenizer, engine=options.engine)
     result = PartResult()
     n_documents = 0
     dropped: Counter[str] = Counter()
-    decided = None if reasons is None else iter(reasons)
-    for record in read_part(part, text_field=options.text_field):
+    judged = verdicts(part.pieces, options.reading, options.filters, reasons=reasons, val_fraction=options.val_fraction)
+    for record, reason, source in judged:
         result.input_bytes += record.input_bytes
         n_tokens = 0
-        if isinstance(record, Dropped):
-            reason: str | None = record.reason
-        elif decided is not None:
-            reason = next(decided) or None
-        else:
-            reason = reason_to_drop(record, options.filters)
         _report_on(result, record, reason, language_field=options.filters.language_field)
         if reason is not None:
             dropped[reason] += 1
@@ -203,6 +203,7 @@ def _fill(
             n_documents += 1
             is_val = is_validation(document_digest, val_fraction=options.val_fraction)
             writers[SPLITS[is_val]].add(record, tokens)
+            add_share(result.shares, source, documents=1, bytes=len(record.utf8), tokens=n_tokens)
         report(documents=int(reason is None), input_bytes=record.input_bytes, tokens=n_tokens)
     result.dropped = dict(sorted(dropped.items()))
     return result
@@ -212,12 +213,21 @@ def _report_on(
     result: PartResult, record: Document | Dropped, reason: str | None, *, language_field: str | None
 ) -> None:
     row, text, n_bytes = (
-        (record.row, record.text, len(record.utf8)) if isinstance(record, Document) else ({}, "", record.input_bytes)
+        (record.row, record.text, len(record.utf8))
+        if isinstance(record, Document)
+        else ({}, record.detail, record.input_bytes)
     )
     language = language_of(record.source, row, field=language_field)
     count(result.tally, language=language, outcome=reason or KEPT, n_bytes=n_bytes)
     if reason is not None:
         add_sample(result.samples, rule=reason, source=record.source, text=text)
+
+
+def add_share(shares: dict[str, dict[str, int]], source: str, **counts: int) -> None:
+    """Add what a source came to."""
+    share = shares.setdefault(source, dict.fromkeys(counts, 0))
+    for name, value in counts.items():
+        share[name] += value
 
 
 def tokens_with_eos(text: str, tokenizer: Tokenizer) -> TokenArray:

@@ -4,7 +4,7 @@
      "languages": {LANGUAGE: {"kept": ..., "rules": ...}}, "samples": {RULE: [{"source", "text"}, ...]}}
 
 Bytes are of the text in UTF-8; of what could not be read as text, of the file. Samples are the first documents, in the
-order of the sources, that a rule dropped, and the start of their text.
+order of the sources, that a rule dropped, and the start of their text; of what could not be read, where and why.
 """
 
 import argparse
@@ -60,7 +60,12 @@ def add_sample(samples: Samples, *, rule: str, source: str, text: str) -> None:
     """Keep a dropped document as a sample of its rule, unless there are enough."""
     of_rule = samples.setdefault(rule, [])
     if len(of_rule) < SAMPLES:
-        of_rule.append({"source": source, "text": text[:SAMPLE_CHARACTERS]})
+        of_rule.append({"source": _printable(source), "text": _printable(text[:SAMPLE_CHARACTERS])})
+
+
+def _printable(text: str) -> str:
+    """Return text with lone surrogates, which stand for bytes that are no UTF-8, as escapes."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def build(counted: Sequence[tuple[Tally, Samples]]) -> dict[str, Any]:

@@ -12,8 +12,10 @@ import io
 import os
 import random
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import sentencepiece
@@ -22,8 +24,11 @@ from tqdm import tqdm
 
 from common.command_line import UserError, exit_on_user_error, raise_if_any
 from common.files import written_whole
-from data_prep.documents import Document, Source, add_source_arguments, list_sources, read_piece
-from data_prep.filters import FilterOptions, reason_to_drop
+from data_prep.documents import Document, ReadOptions
+from data_prep.filters import FilterOptions
+from data_prep.readers import read_piece
+from data_prep.sources import Source, add_source_arguments, read_options, sources_of
+from data_prep.verdicts import reason_of
 
 _MIB = 1 << 20
 _MOST_IDS = 1 << 16  # of uint16, which shards hold
@@ -44,10 +49,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parse(argv)
     _check(arguments)
     started = time.monotonic()
-    sources = list_sources(arguments.input, extensions=arguments.extensions, piece_bytes=_MIB)
-    documents = read_sample(sources, text_field=arguments.text_field, max_bytes=arguments.max_bytes)
+    with tempfile.TemporaryDirectory(dir=arguments.output.absolute().parent) as work:  # for standard input
+        sources = sources_of(arguments, work=Path(work), piece_bytes=_MIB)
+        documents = read_sample(
+            sources,
+            reading=read_options(arguments, fields=(arguments.language_field,) if arguments.language_field else ()),
+            language_field=arguments.language_field,
+            max_bytes=arguments.max_bytes,
+        )
     if not documents:
-        raise UserError(f"no readable documents in {' '.join(arguments.input)}; nothing to train on")
+        raise UserError(f"no readable documents in {' '.join(arguments.input or arguments.mix)}; nothing to train on")
     sample_mb = sum(len(document.utf8) for document in documents) / 1e6
     print(f"training {arguments.vocab_size} ids on {len(documents):,} documents, {sample_mb:.1f} MB ...", flush=True)
     sentences = (sentence for document in documents for sentence in sentences_of(document.text))
@@ -58,13 +69,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{arguments.output} is finished in {time.monotonic() - started:.1f} s; {ratio:.2f} bytes per token")
 
 
-def read_sample(sources: Sequence[Source], *, text_field: str, max_bytes: int) -> list[Document]:
+def read_sample(
+    sources: Sequence[Source], *, reading: ReadOptions, max_bytes: int, language_field: str | None = None
+) -> list[Document]:
     """Return documents of all sources up to `max_bytes` of text, in a random but fixed order of their pieces.
 
     One piece gives at most its share of `max_bytes`, or 1 MiB, so that one compressed file of many, which cannot be
-    cut, does not make up the sample alone.
+    cut, does not make up the sample alone. Of sources with weights, the heaviest gives all of its documents, and others
+    as much less as they weigh less.
     """
     pieces = [piece for source in sources for piece in source.pieces]
+    heaviest = max((source.selection.weight for source in sources), default=1.0)
+    filters = FilterOptions(language_field=language_field)
     random.Random(0).shuffle(pieces)
     most_of_piece = max(_MIB, max_bytes // len(pieces))
     documents: list[Document] = []
@@ -72,8 +88,9 @@ def read_sample(sources: Sequence[Source], *, text_field: str, max_bytes: int) -
     with tqdm(desc="reading", total=max_bytes, unit="B", unit_scale=True, leave=False) as bar:
         for piece in pieces:
             n_piece_bytes = 0
-            for record in read_piece(piece, text_field=text_field):
-                if isinstance(record, Document) and reason_to_drop(record, FilterOptions()) is None:
+            selection = replace(piece.selection, weight=piece.selection.weight / heaviest)
+            for record in read_piece(piece, reading):
+                if isinstance(record, Document) and reason_of(record, selection, filters) is None:
                     documents.append(record)
                     n_piece_bytes += len(record.utf8)
                 if n_piece_bytes >= most_of_piece or n_bytes + n_piece_bytes >= max_bytes:
@@ -157,6 +174,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_source_arguments(parser)
+    language_help = "jsonl key of the language that --mix selects by (default: by the extension of a file)"
+    parser.add_argument("--language_field", metavar="NAME", help=language_help)
     group = parser.add_argument_group("model")
     add = group.add_argument
     add("--output", required=True, type=Path, metavar="FILE", help="the model to write, e.g. tokenizer.model")

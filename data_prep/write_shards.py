@@ -17,7 +17,7 @@ import argparse
 import os
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from common.files import sha256_of_file
 from common.tokenizers import BYTES, Engine, Tokenizer, load_tokenizer
 from data_prep.decontaminate import load_benchmark
 from data_prep.deduplicate import decide, survey_part, survey_path
-from data_prep.documents import Source, add_source_arguments, cut_into_parts, list_sources
+from data_prep.documents import Piece, ReadOptions
 from data_prep.filters import add_filter_arguments, apply_preset, filter_options
 from data_prep.merge_shards import facts_of, merge
 from data_prep.packing import WindowShape
 from data_prep.part_writer import (
+    WORK_FOLDER,
     Part,
     PartOptions,
     PartResult,
@@ -39,8 +40,10 @@ from data_prep.part_writer import (
     finished_parts,
     write_part,
 )
+from data_prep.readers import UNMEASURED
 from data_prep.shard_folder import (
     FORMAT_VERSION,
+    METADATA,
     Identity,
     Share,
     abandon,
@@ -50,17 +53,15 @@ from data_prep.shard_folder import (
     shares_with,
     spoil,
 )
+from data_prep.sources import Source, add_source_arguments, cut_into_parts, read_options, sources_of
+from data_prep.standard_input import STDIN
+from data_prep.verdicts import n_readings
 from data_prep.workers import results_of, worker_pool
 
 _MIB = 1 << 20
 _MOST_IDS = 1 << 16  # of uint16
-_NOT_IDENTITY = (
-    "out",
-    "num_workers",
-    "tokenizer_engine",
-    "part",
-    "survey_only",
-)  # what does not change the bytes that are written
+# What does not change the bytes that are written.
+_NOT_IDENTITY = ("out", "num_workers", "tokenizer_engine", "strict", "part", "survey_only")
 _EXAMPLES = """examples:
   python -m data_prep.write_shards --input ~/src/cpython --extensions .py .c --tokenizer tokenizer.model --out data/code
   python -m data_prep.write_shards --input corpus/*.jsonl.zst --tokenizer bytes --out data/bytes --dedup exact
@@ -87,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if tokenizer.vocab_size > _MOST_IDS:
         raise UserError(f"tokenizer {arguments.tokenizer!r} has {tokenizer.vocab_size} ids; shards hold {_MOST_IDS}")
     smallest_part = arguments.part_bytes or 8 * _MIB
-    sources = list_sources(arguments.input, extensions=arguments.extensions, piece_bytes=smallest_part)
+    sources = sources_of(
+        arguments, work=arguments.out / WORK_FOLDER, metadata=arguments.out / METADATA, piece_bytes=smallest_part
+    )
     identity = _identity(arguments, tokenizer, sources)
     parts = _cut(sources, part_bytes=arguments.part_bytes)
     share: Share = arguments.part
@@ -166,6 +169,8 @@ def _check(arguments: argparse.Namespace) -> None:
         problems.append(f"--compression must be zstd, or zstd:1 to zstd:22, not {arguments.compression!r}")
     if arguments.survey_only and arguments.dedup == "none":
         problems.append("--survey_only is for --dedup exact or near; nothing else needs a survey")
+    if STDIN in (arguments.input or ()) and not arguments.part.is_whole:
+        problems.append("--part cannot share standard input among machines; write it to a .jsonl file first")
     if arguments.out.exists() and not arguments.out.is_dir():
         problems.append(f"--out {arguments.out} is a file; give a folder")
     raise_if_any(problems, heading="bad arguments")
@@ -233,7 +238,7 @@ def _write_parts(
         out=arguments.out.absolute(),
         tokenizer=arguments.tokenizer,
         engine=engine,
-        text_field=arguments.text_field,
+        reading=_reading(arguments),
         shape=WindowShape(arguments.seq_len, arguments.lookahead),
         val_fraction=arguments.val_fraction,
         compression=arguments.compression,
@@ -249,13 +254,13 @@ def _write_parts(
             near = arguments.dedup == "near"
             new = [part for part in mine if not survey_path(part, options.out).exists()]
             surveys = [pool.submit(survey_part, part, options, near) for part in new]
-            results_of(surveys, progress, input_bytes=_input_bytes(new), verb="surveying")
+            results_of(surveys, progress, input_bytes=_input_bytes(new, lambda piece: 1), verb="surveying")
             if arguments.survey_only:
                 return {}
             _check_surveys(parts, arguments)
             reasons = dict(enumerate(decide(parts, options.out, near=near)))
         futures = [pool.submit(write_part, part, options, reasons.get(part.index)) for part in missing]
-        results = results_of(futures, progress, input_bytes=_input_bytes(missing), verb="writing")
+        results = results_of(futures, progress, input_bytes=_input_bytes(missing, n_readings), verb="writing")
     return dict(zip((part.index for part in missing), results, strict=True))
 
 
@@ -269,10 +274,17 @@ def _check_surveys(parts: Sequence[Part], arguments: argparse.Namespace) -> None
         )
 
 
-def _input_bytes(parts: Sequence[Part]) -> int | None:
-    """Return how many bytes reading these parts will count, or None if compression hides it."""
+def _reading(arguments: argparse.Namespace) -> ReadOptions:
+    fields = tuple(name for name in (arguments.language_field, arguments.license_field) if name is not None)
+    return read_options(arguments, files_as="bytes" if arguments.tokenizer == BYTES else "text", fields=fields)
+
+
+def _input_bytes(parts: Sequence[Part], n_readings: Callable[[Piece], int]) -> int | None:
+    """Return how many bytes reading these parts so often will count, or None if their formats hide it."""
     pieces = [piece for part in parts for piece in part.pieces]
-    return None if any(piece.is_compressed for piece in pieces) else sum(piece.size for piece in pieces)
+    if any(piece.format in UNMEASURED for piece in pieces):
+        return None
+    return sum(piece.size * n_readings(piece) for piece in pieces)
 
 
 if __name__ == "__main__":
