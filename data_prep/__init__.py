@@ -1,9 +1,10 @@
 """From text to shards: sources of documents, filtered, tokenized and packed into the windows that `pipeline` trains on.
 
-Reading order: `documents` (the types), `mixture`, `trees`, `standard_input`, `sources` (what the user named to pieces, and
+Reading order: `documents` (the types), `mixture`, `trees`, `standard_input`, `sources` (what the user named to pieces,
 work cut into parts), `readers`, `parquet`, `huggingface` (pieces to documents), `languages`, `rules`, `ngrams`,
-`decontaminate`, `filters` (which documents stay), `verdicts` (what becomes of each, and how often), `packing` (token streams to overlapping windows), `mds_writer` (windows to shards),
-`part_writer` (one part to shards: what a worker does), `deduplicate` (the pass before it), `report` (what was kept and
-dropped), `workers` (the processes), `shard_folder` (who may write where, and when it is finished), and the commands:
-`write_shards`, `check_shards`, `report`, `train_tokenizer`.
+`decontaminate`, `filters` (which documents stay), `verdicts` (what becomes of each, and how often), `packing` (token
+streams to overlapping windows), `mds_writer` (windows to shards), `part_writer` (one part to shards: what a worker
+does), `deduplicate` (the pass before it), `report` (what was kept and dropped), `workers` (the processes),
+`shard_folder` (who may write where, and when it is finished), and the commands: `write_shards`, `check_shards`,
+`report`, `train_tokenizer`.
 """

@@ -202,5 +202,7 @@ def test_a_file_that_changed_since_the_survey_is_named(tmp_path: Path, monkeypat
         return decided
 
     monkeypatch.setattr(write_shards, "decide", decide_and_change)
-    with pytest.raises(UserError, match=r"a\.jsonl changed while it was read: .* 2000 records .* and 1900 when written"):
+    with pytest.raises(
+        UserError, match=r"a\.jsonl changed while it was read: .* 2000 records .* and 1900 when written"
+    ):
         _run(tmp_path / "out", "--input", path, "--dedup", "exact")

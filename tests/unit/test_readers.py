@@ -52,7 +52,14 @@ def test_text_files_that_are_none_are_counted(tmp_path: Path) -> None:
 def test_jsonl_and_its_bad_lines(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     good = ["one", "zwei\n\té☃", ""]
-    bad = [b"{not json}\n", b"[1]\n", _lines({"txt": "x"}), _lines({"text": 3}), b'{"text": "\\ud800"}\n', b'{"text": "\xff"}\n']
+    bad = [
+        b"{not json}\n",
+        b"[1]\n",
+        _lines({"txt": "x"}),
+        _lines({"text": 3}),
+        b'{"text": "\\ud800"}\n',
+        b'{"text": "\xff"}\n',
+    ]
     data = _lines({"text": good[0]}) + b"\n" + b"".join(bad) + _lines({"text": good[1], "other": 1}, {"text": good[2]})
     path.write_bytes(data[:-1])  # no line end at the end of the file
     records = _records(path)
@@ -82,7 +89,9 @@ def test_compressed_jsonl_is_the_same_corpus(tmp_path: Path) -> None:
 def test_a_damaged_archive_gives_what_comes_before_the_damage(suffix: str, tmp_path: Path) -> None:
     rows = _lines(*({"text": os.urandom(500).hex()} for _ in range(300)))
     path = tmp_path / f"a.jsonl{suffix}"
-    path.write_bytes(gzip.compress(rows) if suffix == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress(rows))
+    path.write_bytes(
+        gzip.compress(rows) if suffix == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress(rows)
+    )
     whole = path.read_bytes()
     texts = _texts(_records(path))
     cut = len(whole) - 20_000
@@ -99,7 +108,9 @@ def test_a_damaged_archive_gives_what_comes_before_the_damage(suffix: str, tmp_p
     assert 0 < _offset(records[-1]) <= len(whole)
 
     path.write_bytes(b"this is no archive")
-    assert [(text, _offset(record)) for record in _records(path) for text in _texts([record])] == [("<corrupt_archive>", 0)]
+    assert [(text, _offset(record)) for record in _records(path) for text in _texts([record])] == [
+        ("<corrupt_archive>", 0)
+    ]
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 7, 20, 64, 1000, 10**9])
@@ -251,4 +262,6 @@ def test_a_shard_that_breaks_is_counted(dataset: Path) -> None:
     broken = [record for record in records if isinstance(record, Dropped)]
     assert [record.reason for record in broken] == ["corrupt_dataset"]
     assert broken[0].source == f"hf:{dataset}:shard 1"
-    assert [record.text for record in records[-4:] if isinstance(record, Document)] == [f"document 2 {j}" for j in range(4)]
+    assert [record.text for record in records[-4:] if isinstance(record, Document)] == [
+        f"document 2 {j}" for j in range(4)
+    ]

@@ -72,7 +72,15 @@ def test_what_may_not_be_looked_at_is_counted(refused: str, tmp_path: Path, monk
 
 
 def test_excludes_are_those_of_git(tmp_path: Path) -> None:
-    names = ["a.py", "a_pb2.py", "build/b.py", "deep/build/c.py", "deep/keep_pb2.py", "vendor/x/y.py", "top/vendor/z.py"]
+    names = [
+        "a.py",
+        "a_pb2.py",
+        "build/b.py",
+        "deep/build/c.py",
+        "deep/keep_pb2.py",
+        "vendor/x/y.py",
+        "top/vendor/z.py",
+    ]
     _tree(tmp_path, *names)
     patterns = ["build/", "*_pb2.py", "!keep_pb2.py", "/vendor"]
     source = list_source(str(tmp_path), exclude=patterns)
@@ -175,7 +183,15 @@ def test_every_file_is_a_document_to_bytes(tmp_path: Path) -> None:
     pieces = list_source(str(tmp_path), extensions=["*"]).pieces
     records = [record for piece in pieces for record in read_piece(piece, ReadOptions(files_as="bytes"))]
     documents = [record for record in records if isinstance(record, Document)]
-    assert [document.utf8 for document in documents] == [*[contents[n] for n in ("a.bin", "b.py")], b"\xc3\xa9", b"\xc3\xa9"]
+    assert [document.utf8 for document in documents] == [
+        *[contents[n] for n in ("a.bin", "b.py")],
+        b"\xc3\xa9",
+        b"\xc3\xa9",
+    ]
     assert all(document.text.encode("utf-8", "surrogateescape") == document.utf8 for document in documents)
-    reasons = [record.reason if isinstance(record, Dropped) else "" for piece in pieces for record in read_piece(piece, ReadOptions())]
+    reasons = [
+        record.reason if isinstance(record, Dropped) else ""
+        for piece in pieces
+        for record in read_piece(piece, ReadOptions())
+    ]
     assert reasons == ["binary", "not_utf8", "", ""]
