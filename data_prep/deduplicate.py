@@ -47,8 +47,8 @@ def survey_path(part: Part, out: Path) -> Path:
 def survey_part(part: Part, options: PartOptions, near: bool) -> None:
     """Write the survey of one part.
 
-    `reasons` (records,) are indices into `names`, of which the first, "", means that the document stays; `counts` are
-    the records of each piece; `digests` and `signatures` have a row per document that stays, but `signatures` has none
+    `reasons` (records,) are indices into `names`, of which the first, "", means that the document stays; `counts` has
+    the records of each piece; `digests` and `signatures` have a row per document that stays, but `signatures` none
     unless `near`.
     """
     names = {"": 0}

@@ -62,6 +62,7 @@ def _projected(dataset: Any, options: ReadOptions) -> Any:
 def _open(path: str) -> _Opened:
     import datasets
 
+    datasets.config.TORCH_AVAILABLE = False  # or every worker imports torch, to share counters with its data loaders
     name, config, split = parse(path)
     try:
         if saved := _saved_folder(Path(name), split):

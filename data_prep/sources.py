@@ -9,11 +9,9 @@
 import argparse
 import itertools
 import os
-import stat
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from common.command_line import UserError
 from data_prep.documents import Dropped, Piece, ReadOptions, Selection
@@ -21,14 +19,12 @@ from data_prep.huggingface import PREFIX, cut_shards
 from data_prep.mixture import MIX_SYNTAX, parse_mix
 from data_prep.readers import DATASET, FILE, JSONL, JSONL_GZ, JSONL_ZST, PARQUET
 from data_prep.standard_input import STDIN, kept_input
+from data_prep.trees import walk
 
 _EXTENSIONS = """.c .cc .clj .cpp .cs .cu .cuh .cxx .dart .erl .ex .exs .f90 .go .h .hh .hpp .hs .hxx .java .jl .js .jsx
     .kt .lua .m .ml .mli .mm .php .pl .pm .proto .ps1 .py .pyi .pyx .r .R .rb .rs .scala .sh .sql .swift .ts .tsx .vue
     .zig"""
-_SKIPPED = ".git .hg .mypy_cache .ruff_cache .svn .tox .venv __pycache__ node_modules site-packages venv"
 CODE_EXTENSIONS = tuple(_EXTENSIONS.split())
-ALL_EXTENSIONS = "*"
-SKIPPED_FOLDERS = frozenset(_SKIPPED.split())
 _UNCUT = 1 << 62
 _INPUT_HELP = (
     f"source trees, files (text, .jsonl[.gz|.zst], .parquet), data sets {PREFIX}PATH_OR_NAME[:CONFIG][@SPLIT] streamed"
@@ -164,7 +160,7 @@ def list_source(
         )
     if not os.path.isdir(path):
         return Source(path, selection, tuple(_pieces_of_file(path, os.path.getsize(path), piece_bytes, selection)))
-    files, skipped, others = _walk(path, is_named=_named_by(extensions), is_excluded=_excluded_by(exclude))
+    files, skipped, others = walk(path, extensions=extensions, exclude=exclude)
     pieces = [piece for name, size in files for piece in _pieces_of_file(name, size, piece_bytes, selection)]
     if not pieces:
         others.update(record.reason for record in skipped)
@@ -192,67 +188,6 @@ def cut_into_parts(pieces: Sequence[Piece], *, part_bytes: int) -> list[list[Pie
             parts[-1].append(piece)
             room -= part_bytes if piece.format == DATASET else piece.size
     return parts
-
-
-def _walk(
-    root: str, *, is_named: Callable[[str], bool], is_excluded: Callable[[str], bool]
-) -> tuple[list[tuple[str, int]], list[Dropped], Counter[str]]:
-    """Return a tree's files with their sizes, what cannot be read, and the extensions of what was not asked for.
-
-    Links are not followed, so that there are no loops, and no file comes twice.
-    """
-    files: list[tuple[str, int]] = []
-    skipped: list[Dropped] = []
-    others: Counter[str] = Counter()
-
-    def unlisted(error: OSError) -> None:
-        skipped.append(Dropped("unreadable_folder", str(error.filename), 0, str(error.strerror)))
-
-    for folder, subfolders, names in os.walk(root, onerror=unlisted):
-        inside = "" if folder == root else f"{os.path.relpath(folder, root)}/"
-        kept = sorted(name for name in set(subfolders) - SKIPPED_FOLDERS if not is_excluded(f"{inside}{name}/"))
-        links = {name for name in kept if os.path.islink(os.path.join(folder, name))}
-        skipped += [_link(os.path.join(folder, name)) for name in kept if name in links]
-        subfolders[:] = [name for name in kept if name not in links]
-        for name in sorted(names):
-            if is_excluded(inside + name):
-                continue
-            if not is_named(name):
-                others["".join(PurePath(name).suffixes[-2:])] += 1
-                continue
-            path = os.path.join(folder, name)
-            try:
-                status = os.lstat(path)
-            except OSError as error:
-                skipped.append(Dropped("unreadable", path, 0, str(error.strerror)))
-                continue
-            if stat.S_ISLNK(status.st_mode):
-                skipped.append(_link(path))
-            elif stat.S_ISREG(status.st_mode):
-                files.append((path, status.st_size))
-    return files, skipped, others
-
-
-def _link(path: str) -> Dropped:
-    return Dropped("symlink", path, 0, "links in a folder are not followed")
-
-
-def _named_by(extensions: Sequence[str]) -> Callable[[str], bool]:
-    if ALL_EXTENSIONS in extensions:
-        return lambda name: True
-    suffixes = tuple(extension if extension.startswith(".") else f".{extension}" for extension in extensions)
-    return lambda name: name.endswith(suffixes)
-
-
-def _excluded_by(patterns: Sequence[str]) -> Callable[[str], bool]:
-    if not patterns:
-        return lambda path: False
-    import pathspec
-
-    try:
-        return pathspec.GitIgnoreSpec.from_lines(patterns).match_file
-    except ValueError as error:
-        raise UserError(f"--exclude {' '.join(patterns)}: {error}; write patterns as in a .gitignore") from error
 
 
 def _shortened(extensions: Sequence[str]) -> str:
