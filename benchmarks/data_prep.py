@@ -36,9 +36,11 @@ from benchmarks.outputs import check_json
 from common import fast_tokens
 from common.command_line import exit_on_user_error
 from common.files import write_json
-from common.tokenizers import BYTES, Engine
+from common.tokenizers import BYTES, Engine, load_tokenizer
 from data_prep import part_writer
+from data_prep.document_options import DocumentOptions
 from data_prep.documents import Document, ReadOptions
+from data_prep.encoding import DocumentEncoder
 from data_prep.filters import FilterOptions, digest, reason_to_drop
 from data_prep.mds_writer import MDSWriter
 from data_prep.packing import WindowPacker, WindowShape
@@ -94,11 +96,11 @@ def part_of(corpus: Path) -> Part:
 
 def ours(corpus: Path, out: Path, *, tokenizer: str, engine: Engine) -> Measured:
     """Write a part as a worker does."""
-    part_writer._tokenizer.cache_clear()
-    part_writer._tokenizer(tokenizer, engine=engine)
-    options = PartOptions(out, tokenizer, engine, ReadOptions(), SHAPE, 0.0, None, FilterOptions())
+    options = PartOptions(out, tokenizer, engine, ReadOptions(), SHAPE, 0.0, None, FilterOptions(), DocumentOptions())
     (out / WORK_FOLDER).mkdir(parents=True)
     part = part_of(corpus)
+    part_writer._encoder.cache_clear()
+    part_writer.encoder_of(options)
     cpu, wall = time.process_time(), time.perf_counter()
     result = part_writer.write_part(part, options, None)
     counts = result.splits["train"]
@@ -170,7 +172,8 @@ def command(corpus: Path, out: Path, *, model: Path, n_workers: int) -> float:
 
 def stages(corpus: Path, out: Path, *, tokenizer: str, engine: Engine) -> dict[str, float]:
     """Return the CPU seconds of each stage of our way, each over all documents by itself."""
-    loaded = part_writer.load_tokenizer(tokenizer, engine=engine)
+    loaded = load_tokenizer(tokenizer, engine=engine)
+    encoder = DocumentEncoder(tokenizer, engine=engine, ends="eos", fim=None)
     part = part_of(corpus)
     seconds: dict[str, float] = {}
 
@@ -184,7 +187,9 @@ def stages(corpus: Path, out: Path, *, tokenizer: str, engine: Engine) -> dict[s
     documents = [record for record in records if isinstance(record, Document)]
     timed("filter", lambda: [reason_to_drop(document, FilterOptions()) for document in documents])
     digests = timed("hash", lambda: [digest(document.utf8) for document in documents])
-    arrays = timed("tokenize", lambda: [part_writer.tokens_with_eos(d.text, loaded) for d in documents])
+    arrays = timed(
+        "tokenize", lambda: [encoder.encode(d, b"", may_fill=False, is_checked=False).tokens for d in documents]
+    )
     checked = [d for d, of in zip(documents, digests, strict=True) if of[-1] < part_writer._CHECKED_OF_256]
     timed("check", lambda: [] if loaded.is_reference else [loaded.encode(document.text) for document in checked])
     packer = WindowPacker(SHAPE)

@@ -19,6 +19,7 @@ from common.fast_tokens import IdArray
 from common.files import sha256_of_file
 
 BYTES = "bytes"
+FIM_BYTE_IDS = 262  # of bytes with the sentinels of fill-in-the-middle (`data_prep.fim`)
 Engine = Literal["gigatoken", "sentencepiece"]
 
 
@@ -50,7 +51,7 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """Raw bytes: ids 0-255 are the bytes, 256 is BOS and 257 is EOS."""
+    """Raw bytes: ids 0-255 are the bytes, 256 is BOS and 257 is EOS; 258 to 261, where there are as many, sentinels."""
 
     kind = BYTES
     bos_id = 256
@@ -59,7 +60,8 @@ class ByteTokenizer:
     sha256 = ""
     is_reference = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, vocab_size: int = vocab_size) -> None:
+        self.vocab_size = vocab_size
         self.versions: dict[str, str] = {}
 
     def encode(self, text: str) -> list[int]:
@@ -73,13 +75,14 @@ class ByteTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model file, as Llama 2 has it."""
+    """A SentencePiece model file, as Llama 2 has it; or `variant` of it, a serialized model that goes by its name."""
 
     kind = "sentencepiece"
     is_reference = True
 
-    def __init__(self, path: Path) -> None:
-        self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    def __init__(self, path: Path, *, variant: bytes | None = None) -> None:
+        self._model = path.read_bytes() if variant is None else variant
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()
@@ -105,24 +108,29 @@ class GigatokenTokenizer(SentencePieceTokenizer):
 
     is_reference = False
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._encode_fast = fast_tokens.fast_encoder(path.read_bytes())
+    def __init__(self, path: Path, *, variant: bytes | None = None) -> None:
+        super().__init__(path, variant=variant)
+        self._encode_fast = fast_tokens.fast_encoder(self._model)
         self.versions |= {fast_tokens.NAME: fast_tokens.version()}
 
     def encode_array(self, text: str) -> IdArray:
         return self._encode_fast(text)
 
 
-def load_tokenizer(name: str, *, engine: Engine = "sentencepiece") -> Tokenizer:
+def load_tokenizer(name: str, *, engine: Engine = "sentencepiece", vocab_size: int | None = None) -> Tokenizer:
     """Return the tokenizer that `name` means: the word `bytes`, or the path of a SentencePiece model.
+
+    Args:
+        name: of the tokenizer.
+        engine: what computes arrays of ids.
+        vocab_size: of the model that it is for, if that is known: bytes come with sentinels, and without.
 
     Raises:
         EngineUnavailable: `engine` is gigatoken, and cannot do this model.
         UserError: the file is missing, or is not a SentencePiece model with an EOS id.
     """
     if name == BYTES:
-        return ByteTokenizer()
+        return ByteTokenizer(vocab_size=FIM_BYTE_IDS) if vocab_size == FIM_BYTE_IDS else ByteTokenizer()
     path = Path(name)
     if not path.is_file():
         raise UserError(f"tokenizer {name!r} is not a file; give a SentencePiece model or the word 'bytes'")

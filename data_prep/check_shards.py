@@ -1,7 +1,8 @@
 """Check finished shards: every file's size and hash, every window, every count; show what is in them.
 
 Reads the MDS files by itself rather than through streaming, so that it is a second opinion, and starts at once.
-An MDS file is: uint32 n, uint32 offsets[n + 1], a JSON header, then the samples, here of uint16[seq_len + lookahead].
+An MDS file is: uint32 n, uint32 offsets[n + 1], a JSON header, then the samples, here of uint16[seq_len + lookahead],
+twice where windows have document ids, which come first.
 """
 
 import argparse
@@ -128,7 +129,7 @@ def check_split(folder: Path, metadata: dict[str, Any], *, expected_windows: int
         report.shards += 1
         try:
             raw, n_bytes = _verified_bytes(folder, shard)
-            windows = _windows_in(raw, shape, n_windows=shard["samples"], path=path)
+            document_ids, windows = _columns_in(raw, shape, metadata, n_windows=shard["samples"], path=path)
         except DamagedShardError as error:
             report.problems.append(str(error))
             last_part = ""
@@ -137,6 +138,8 @@ def check_split(folder: Path, metadata: dict[str, Any], *, expected_windows: int
         report.bytes += n_bytes
         if windows.max() >= metadata["vocab_size"]:
             report.problems.append(f"{path} holds id {windows.max()}, beyond vocab_size {metadata['vocab_size']}")
+        if document_ids is not None and not _count_documents(document_ids, windows, metadata):
+            report.problems.append(f"{path}: the document ids do not count the documents of each window from 0")
         part = shard["raw_data"]["basename"].partition("/")[0]
         heads = windows[:, : shape.lookahead]
         tails = windows[:, shape.seq_len :]
@@ -212,16 +215,30 @@ def _verify(data: bytes, info: dict[str, Any], path: Path) -> None:
         raise DamagedShardError(f"{path}: its xxh64 hash is not the one in its index")
 
 
-def _windows_in(raw: bytes, shape: WindowShape, *, n_windows: int, path: Path) -> TokenArray:
-    """Return the windows of an MDS file, (windows, seq_len + lookahead) uint16."""
+def _columns_in(
+    raw: bytes, shape: WindowShape, metadata: dict[str, Any], *, n_windows: int, path: Path
+) -> tuple[TokenArray | None, TokenArray]:
+    """Return the columns of an MDS file, document ids, if any, and windows, both (windows, seq_len + lookahead)."""
+    n_columns = 2 if metadata.get("document_ids") else 1
     wrong = DamagedShardError(f"{path} does not hold {n_windows} windows of {shape.length} tokens")
     table = raw[4 : 4 * (n_windows + 2)]
     if int.from_bytes(raw[:4], "little") != n_windows or len(table) != 4 * (n_windows + 1):
         raise wrong
     offsets = np.frombuffer(table, dtype=np.uint32).astype(np.int64)
-    if (np.diff(offsets) != 2 * shape.length).any() or offsets[-1] != len(raw):
+    if (np.diff(offsets) != 2 * n_columns * shape.length).any() or offsets[-1] != len(raw):
         raise wrong
-    return np.frombuffer(raw, dtype=np.uint16, offset=int(offsets[0])).reshape(n_windows, shape.length)
+    samples = np.frombuffer(raw, dtype=np.uint16, offset=int(offsets[0])).reshape(n_windows, n_columns, shape.length)
+    return samples[:, 0] if n_columns == 2 else None, samples[:, -1]
+
+
+def _count_documents(document_ids: TokenArray, windows: TokenArray, metadata: dict[str, Any]) -> bool:
+    """Return whether the ids count from 0, by one after each EOS if documents end in one, else by at most one."""
+    steps = np.diff(document_ids.astype(np.int32), axis=1)
+    if metadata["document_ends"] in ("eos", "both"):
+        is_right = steps == (windows[:, :-1] == metadata["tokenizer"]["eos_id"])
+    else:
+        is_right = (steps == 0) | (steps == 1)
+    return bool(is_right.all()) and not document_ids[:, 0].any()
 
 
 def _tokenizer_of(root: Path, metadata: dict[str, Any]) -> tuple[Tokenizer | None, list[str]]:
@@ -250,7 +267,7 @@ def _windows_at(folder: Path, metadata: dict[str, Any], numbers: list[int]) -> I
         inside = [number for number in numbers if first <= number < first + shard["samples"]]
         if inside:
             raw, _ = _verified_bytes(folder, shard)
-            windows = _windows_in(raw, shape, n_windows=shard["samples"], path=folder)
+            _, windows = _columns_in(raw, shape, metadata, n_windows=shard["samples"], path=folder)
             yield from ((number, windows[number - first]) for number in inside)
         first += shard["samples"]
 

@@ -28,7 +28,8 @@ from data_prep.sources import Source
 
 _EXAMPLES = """example:
   python -m data_prep.merge_shards /shared/code"""
-_IN_METADATA = ("format_version", "seq_len", "lookahead", "vocab_size", "tokenizer")
+_LATE_IN_METADATA = ("sources", "arguments", "versions")
+_NOT_IN_METADATA = ("listing", "names", "skipped", *_LATE_IN_METADATA)
 _MOST_NAMED = 5
 
 
@@ -141,11 +142,11 @@ def _check_splits(total: PartResult, arguments: Mapping[str, Any], *, out: Path)
 
 def _metadata(plan: Mapping[str, Any], total: PartResult) -> dict[str, Any]:
     return {
-        **{name: plan[name] for name in _IN_METADATA},
+        **{name: value for name, value in plan.items() if name not in _NOT_IN_METADATA},
         "splits": {name: asdict(counts) for name, counts in total.splits.items()},
         "dropped": total.dropped,
         "shares": total.shares,
-        **{name: plan[name] for name in ("sources", "arguments", "versions")},
+        **{name: plan[name] for name in _LATE_IN_METADATA},
     }
 
 

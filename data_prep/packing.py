@@ -1,8 +1,13 @@
 """Token streams to overlapping windows; pure.
 
-Documents, each followed by EOS, are joined into one stream. Window `k` is `stream[k * seq_len : (k + 1) * seq_len +
-lookahead]`: windows start every `seq_len` tokens and overlap by `lookahead`, so that each of the `seq_len` positions of
-a window has all its `lookahead` targets. Only the tail of a stream, too short for one more window, is left out.
+Documents, with what marks their ends, are joined into one stream. Window `k` is
+`stream[k * seq_len : (k + 1) * seq_len + lookahead]`: windows start every `seq_len` tokens and overlap by `lookahead`,
+so that each of the `seq_len` positions of a window has all its `lookahead` targets. Only the tail of a stream, too
+short for one more window, is left out.
+
+A second stream, cut in the same way, may say of each token which document it belongs to. Within a window, documents
+count from 0: attention is masked by `ids[query] == ids[key]`, and a position that is more than the one before begins a
+document, which is what variable-length attention wants to know. A document's EOS is its last token, BOS its first.
 """
 
 from dataclasses import dataclass
@@ -35,6 +40,15 @@ def windows_of(stream: TokenArray, shape: WindowShape) -> TokenArray:
     if shape.count(len(stream)) == 0:
         return np.empty((0, shape.length), dtype=stream.dtype)
     return np.lib.stride_tricks.sliding_window_view(stream, shape.length)[:: shape.seq_len]
+
+
+def documents_in_windows(numbers: TokenArray) -> TokenArray:
+    """Return for each token its document within its window (windows, seq_len + lookahead), counted from 0.
+
+    Args:
+        numbers: the documents' numbers modulo 2**16, increasing by one; differences are right modulo 2**16 too.
+    """
+    return numbers - numbers[:, :1]
 
 
 class WindowPacker:

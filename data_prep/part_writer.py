@@ -4,8 +4,8 @@ A part is written into a staging folder of this process, flushed to disk, moved 
 split, and marked as done last. What a killed worker leaves is a staging folder, or splits without the mark: the
 next run writes that part again, to the same bytes.
 
-Ids are SentencePiece's, whatever computes them: of every part the first documents, and of all one in 128, chosen by
-their hash, are encoded by SentencePiece too, and a difference ends the run.
+Ids are compared with SentencePiece's (`encoding`) for the first documents of every part, and for one in 128 of all,
+chosen by their hash.
 """
 
 import contextlib
@@ -21,17 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from common.command_line import UserError
-from common.fast_tokens import first_difference
 from common.files import write_json
-from common.tokenizers import Engine, Tokenizer, load_tokenizer
+from common.tokenizers import Engine
+from data_prep.document_options import DocumentOptions
 from data_prep.documents import Document, Dropped, Piece, ReadOptions
+from data_prep.encoding import DocumentEncoder, Encoded
 from data_prep.filters import FilterOptions, digest, is_validation
 from data_prep.languages import language_of
-from data_prep.mds_writer import MDSWriter
-from data_prep.packing import TokenArray, WindowPacker, WindowShape
+from data_prep.mds_writer import DOCUMENT_IDS, TOKENS, MDSWriter
+from data_prep.packing import TokenArray, WindowPacker, WindowShape, documents_in_windows
 from data_prep.readers import read_piece
 from data_prep.report import KEPT, Samples, Tally, add_sample, count
+from data_prep.shuffling import DocumentShuffler
 from data_prep.verdicts import Reasons, verdicts
 from data_prep.workers import report
 
@@ -41,11 +42,7 @@ _TOKENS_BETWEEN_FLUSHES = 1 << 20
 _CHECKED_FIRST = 2  # documents of a part whose ids are compared with the reference's in any case
 _CHECKED_OF_256 = 2  # and how many of 256 others, by the last byte of their digest
 
-_tokenizer = functools.cache(load_tokenizer)  # building the fast one takes longer than a small part does
-
-
-class WrongIdsError(UserError):
-    """The fast tokenizer does not give SentencePiece's ids; nothing that it has written can be trusted."""
+_encoder = functools.cache(DocumentEncoder)  # building a fast tokenizer takes longer than a small part does
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ class PartOptions:
     val_fraction: float
     compression: str | None
     filters: FilterOptions
+    documents: DocumentOptions
 
 
 @dataclass(frozen=True)
@@ -76,13 +74,16 @@ class Part:
 
 @dataclass
 class SplitCounts:
-    """Of one split: documents, their UTF-8 bytes, their tokens with EOS, windows, and the tokens no window holds."""
+    """Of one split: documents, their UTF-8 bytes, their tokens with all special ones, windows, the tokens no window
+    holds, and how many of the documents have their middle last.
+    """
 
     documents: int = 0
     tokens: int = 0
     windows: int = 0
     bytes: int = 0
     tail_tokens: int = 0
+    fim_documents: int = 0
 
     def add(self, other: "SplitCounts") -> None:
         for name, value in asdict(other).items():
@@ -108,39 +109,70 @@ class PartResult:
 class _SplitWriter:
     """One split of one part: gathers tokens, writes windows."""
 
-    def __init__(self, folder: Path, options: PartOptions) -> None:
+    def __init__(self, folder: Path, options: PartOptions, *, part_index: int) -> None:
         self.counts = SplitCounts()
         self._packer = WindowPacker(options.shape)
+        self._number_packer = WindowPacker(options.shape) if options.documents.ids else None
         self._pending: list[TokenArray] = []
         self._pending_tokens = 0
-        self._mds = MDSWriter(folder, window_length=options.shape.length, compression=options.compression)
+        self._n_packed = 0  # documents
+        self._mds = MDSWriter(
+            folder,
+            window_length=options.shape.length,
+            compression=options.compression,
+            columns=[DOCUMENT_IDS, TOKENS] if options.documents.ids else [TOKENS],
+        )
+        self._shuffler: DocumentShuffler | None = None
+        if (seed := options.documents.shuffle_seed) is not None:
+            waiting = folder.with_name(f"{folder.name}.documents")
+            self._shuffler = DocumentShuffler(waiting, seed=seed, part_index=part_index)
 
-    def add(self, document: Document, tokens: TokenArray) -> None:
+    def add(self, document: Document, encoded: Encoded) -> None:
         self.counts.documents += 1
         self.counts.bytes += len(document.utf8)
-        self.counts.tokens += len(tokens)
-        self._pending.append(tokens)
-        self._pending_tokens += len(tokens)
-        if self._pending_tokens >= _TOKENS_BETWEEN_FLUSHES:
-            self._flush()
+        self.counts.tokens += len(encoded.tokens)
+        self.counts.fim_documents += encoded.is_filled
+        if self._shuffler is not None:
+            self._shuffler.add(encoded.tokens)
+        else:
+            self._pack(encoded.tokens)
 
     def finish(self) -> SplitCounts:
+        for tokens in self._shuffler.documents() if self._shuffler is not None else ():
+            self._pack(tokens)
         self._flush()
         self._mds.finish()
         self.counts.tail_tokens = self._packer.tail_tokens
         return self.counts
 
+    def _pack(self, tokens: TokenArray) -> None:
+        self._pending.append(tokens)
+        self._pending_tokens += len(tokens)
+        if self._pending_tokens >= _TOKENS_BETWEEN_FLUSHES:
+            self._flush()
+
     def _flush(self) -> None:
         windows = self._packer.add(self._pending)
-        self._pending, self._pending_tokens = [], 0
         self.counts.windows += len(windows)
+        if self._number_packer is not None:
+            numbers = np.arange(self._n_packed, self._n_packed + len(self._pending)).astype(np.uint16)
+            numbers = np.repeat(numbers, [len(tokens) for tokens in self._pending])
+            windows = np.hstack([documents_in_windows(self._number_packer.add([numbers])), windows])
         self._mds.add(windows)
+        self._n_packed += len(self._pending)
+        self._pending, self._pending_tokens = [], 0
 
 
 def read_part(part: Part, reading: ReadOptions) -> Iterator[Document | Dropped]:
     """Yield the documents of a part, and what was dropped in reading it, in order."""
     for piece in part.pieces:
         yield from read_piece(piece, reading)
+
+
+def encoder_of(options: PartOptions) -> DocumentEncoder:
+    """Return what encodes documents in this process, the same at every call."""
+    how = options.documents
+    return _encoder(options.tokenizer, engine=options.engine, ends=how.ends, fim=how.fim)
 
 
 def finished_parts(parts: Sequence[Part], out: Path) -> dict[int, PartResult]:
@@ -163,14 +195,14 @@ def write_part(part: Part, options: PartOptions, reasons: Reasons | None) -> Par
         reasons: why each document of the part is dropped, as a survey decided; None asks the rules.
 
     Raises:
-        WrongIdsError: a document's ids are not those of the reference.
+        encoding.WrongIdsError: a document's ids are not those of the reference.
         ChangedInputError: the input is not what was surveyed.
         BadInputError: the input holds what is no document, and that is to end the run.
     """
     staging = options.out / WORK_FOLDER / f"{part.name}.staging-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     names = SPLITS if options.val_fraction > 0 else SPLITS[:1]
-    writers = {name: _SplitWriter(staging / name, options) for name in names}
+    writers = {name: _SplitWriter(staging / name, options, part_index=part.index) for name in names}
     result = _fill(writers, part, options, reasons)
     result.splits = {name: writer.finish() for name, writer in writers.items()}
     for name in names:
@@ -181,7 +213,7 @@ def write_part(part: Part, options: PartOptions, reasons: Reasons | None) -> Par
 
 
 def _fill(writers: dict[str, _SplitWriter], part: Part, options: PartOptions, reasons: Reasons | None) -> PartResult:
-    tokenizer = _tokenizer(options.tokenizer, engine=options.engine)
+    encoder = encoder_of(options)
     result = PartResult()
     n_documents = 0
     dropped: Counter[str] = Counter()
@@ -194,15 +226,13 @@ def _fill(writers: dict[str, _SplitWriter], part: Part, options: PartOptions, re
             dropped[reason] += 1
             result.examples.setdefault(reason, record.source)
         elif isinstance(record, Document):
-            tokens = tokens_with_eos(record.text, tokenizer)
-            n_tokens = len(tokens)
             document_digest = digest(record.utf8)
             is_checked = n_documents < _CHECKED_FIRST or document_digest[-1] < _CHECKED_OF_256
-            if is_checked and not tokenizer.is_reference:
-                _check_ids(record, tokens[:-1], tokenizer)
-            n_documents += 1
             is_val = is_validation(document_digest, val_fraction=options.val_fraction)
-            writers[SPLITS[is_val]].add(record, tokens)
+            encoded = encoder.encode(record, document_digest, may_fill=not is_val, is_checked=is_checked)
+            n_documents += 1
+            n_tokens = len(encoded.tokens)
+            writers[SPLITS[is_val]].add(record, encoded)
             add_share(result.shares, source, documents=1, bytes=len(record.utf8), tokens=n_tokens)
         report(documents=int(reason is None), input_bytes=record.input_bytes, tokens=n_tokens)
     result.dropped = dict(sorted(dropped.items()))
@@ -228,33 +258,6 @@ def add_share(shares: dict[str, dict[str, int]], source: str, **counts: int) -> 
     share = shares.setdefault(source, dict.fromkeys(counts, 0))
     for name, value in counts.items():
         share[name] += value
-
-
-def tokens_with_eos(text: str, tokenizer: Tokenizer) -> TokenArray:
-    """Return the ids of one document followed by EOS, (tokens + 1,) uint16."""
-    ids = tokenizer.encode_array(text)
-    tokens = np.empty(len(ids) + 1, dtype=np.uint16)
-    tokens[:-1] = ids
-    tokens[-1] = tokenizer.eos_id
-    return tokens
-
-
-def _check_ids(document: Document, ids: TokenArray, tokenizer: Tokenizer) -> None:
-    """Compare a document's ids with those of the reference.
-
-    Raises:
-        WrongIdsError: they differ.
-    """
-    expected = np.asarray(tokenizer.encode(document.text), dtype=np.uint16)
-    position = first_difference(ids, expected)
-    if position is None:
-        return
-    found, wanted = (str(of[position]) if position < len(of) else "no id" for of in (ids, expected))
-    versions = ", ".join(f"{name} {number}" for name, number in tokenizer.versions.items())
-    raise WrongIdsError(
-        f"{document.source}: at token {position} the fast tokenizer gives {found}, sentencepiece {wanted} "
-        f"({versions}); all that was written is removed: run it again with --tokenizer_engine sentencepiece"
-    )
 
 
 def _mark(part: Part, out: Path) -> Path:

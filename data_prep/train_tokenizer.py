@@ -3,6 +3,8 @@
 Text comes back from its tokens unchanged: nothing is normalised, no space is dropped, and what has no token of its own
 becomes bytes. (Only U+2581, which SentencePiece writes for a space, comes back as one.) Digits are single tokens.
 Unlike Llama 2's, line ends may be parts of tokens, which code gains from.
+With --fim_tokens, the sentinels of fill-in-the-middle, by Code Llama's names, are among the ids, as control symbols: no
+text gives them.
 Documents are read in a random but fixed order, so that --max_bytes of them stand for all; the same input gives the
 same model.
 """
@@ -26,6 +28,7 @@ from common.command_line import UserError, exit_on_user_error, raise_if_any
 from common.files import written_whole
 from data_prep.documents import Document, ReadOptions
 from data_prep.filters import FilterOptions
+from data_prep.fim import SENTINEL_PIECES
 from data_prep.readers import read_piece
 from data_prep.sources import Source, add_source_arguments, read_options, sources_of
 from data_prep.verdicts import reason_of
@@ -62,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     sample_mb = sum(len(document.utf8) for document in documents) / 1e6
     print(f"training {arguments.vocab_size} ids on {len(documents):,} documents, {sample_mb:.1f} MB ...", flush=True)
     sentences = (sentence for document in documents for sentence in sentences_of(document.text))
-    model = train(sentences, vocab_size=arguments.vocab_size, num_threads=arguments.num_threads)
+    symbols = SENTINEL_PIECES if arguments.fim_tokens else ()
+    model = train(
+        sentences, vocab_size=arguments.vocab_size, num_threads=arguments.num_threads, control_symbols=symbols
+    )
     with written_whole(arguments.output) as partial:
         partial.write_bytes(model)
     ratio = bytes_per_token(model, documents[:200])
@@ -114,8 +120,8 @@ def sentences_of(text: str) -> Iterator[str]:
         start = stop
 
 
-def train(sentences: Iterator[str], *, vocab_size: int, num_threads: int) -> bytes:
-    """Return a serialized SentencePiece model.
+def train(sentences: Iterator[str], *, vocab_size: int, num_threads: int, control_symbols: Sequence[str] = ()) -> bytes:
+    """Return a serialized SentencePiece model, `control_symbols` after its unk, bos and eos.
 
     Raises:
         UserError: the sample does not give `vocab_size` ids, or has more characters than that.
@@ -138,6 +144,7 @@ def train(sentences: Iterator[str], *, vocab_size: int, num_threads: int) -> byt
             bos_id=1,
             eos_id=2,
             pad_id=-1,
+            control_symbols=list(control_symbols),
             max_sentence_length=4 * _SENTENCE_CHARACTERS,
             num_threads=num_threads,
             minloglevel=2,
@@ -180,6 +187,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = group.add_argument
     add("--output", required=True, type=Path, metavar="FILE", help="the model to write, e.g. tokenizer.model")
     add("--vocab_size", type=int, default=32000, metavar="N", help="number of ids (default: %(default)s)")
+    fim_help = f"reserve ids to fill in the middle: {' '.join(SENTINEL_PIECES)}"
+    add("--fim_tokens", action="store_true", help=fim_help)
     bytes_help = "train on about this much text; more costs time and memory in proportion (default: %(default)s)"
     add("--max_bytes", type=int, default=10_000_000, metavar="N", help=bytes_help)
     add("--num_threads", type=int, default=os.cpu_count(), metavar="N", help="threads (default: one per CPU)")
@@ -192,8 +201,9 @@ def _check(arguments: argparse.Namespace) -> None:
         for name in ("max_bytes", "num_threads")
         if getattr(arguments, name) < 1
     ]
-    if not _FEWEST_IDS < arguments.vocab_size <= _MOST_IDS:
-        problems.append(f"--vocab_size must be {_FEWEST_IDS + 1} to {_MOST_IDS}, not {arguments.vocab_size}")
+    fewest_ids = _FEWEST_IDS + len(SENTINEL_PIECES) * arguments.fim_tokens + 1
+    if not fewest_ids <= arguments.vocab_size <= _MOST_IDS:
+        problems.append(f"--vocab_size must be {fewest_ids} to {_MOST_IDS}, not {arguments.vocab_size}")
     if arguments.output.is_dir() or not arguments.output.absolute().parent.is_dir():
         problems.append(f"--output {arguments.output} must be a file in a folder that exists")
     raise_if_any(problems, heading="bad arguments")

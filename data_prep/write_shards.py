@@ -2,8 +2,9 @@
 
 1. The corpus is cut into parts, which depend on the input alone, not on the number of workers.
 2. With --dedup, workers survey the parts, and one process decides which documents are the first of their kind.
-3. Worker processes write each part by itself; a part that an earlier, killed run finished is reused.
-4. The parts' indexes are merged per split, and metadata.json, written last, says that all is there.
+3. With --shuffle_documents, parts are cut of the files in a random order, and workers shuffle the documents of a part.
+4. Worker processes write each part by itself; a part that an earlier, killed run finished is reused.
+5. The parts' indexes are merged per split, and metadata.json, written last, says that all is there.
 
 The same command on the same input writes the same shards, however many workers it had, whatever computed the ids
 (--tokenizer_engine), and however often it was killed.
@@ -27,8 +28,11 @@ from common.files import sha256_of_file
 from common.tokenizers import BYTES, Engine, Tokenizer, load_tokenizer
 from data_prep.decontaminate import load_benchmark
 from data_prep.deduplicate import decide, survey_part, survey_path
+from data_prep.document_options import add_document_arguments, document_metadata, document_options, document_problems
 from data_prep.documents import Piece, ReadOptions
+from data_prep.encoding import WrongIdsError
 from data_prep.filters import add_filter_arguments, apply_preset, filter_options
+from data_prep.fim import load_fim_tokenizer
 from data_prep.merge_shards import facts_of, merge
 from data_prep.packing import WindowShape
 from data_prep.part_writer import (
@@ -36,7 +40,6 @@ from data_prep.part_writer import (
     Part,
     PartOptions,
     PartResult,
-    WrongIdsError,
     finished_parts,
     write_part,
 )
@@ -53,6 +56,7 @@ from data_prep.shard_folder import (
     shares_with,
     spoil,
 )
+from data_prep.shuffling import PIECES_OF_PART, shuffled
 from data_prep.sources import Source, add_source_arguments, cut_into_parts, read_options, sources_of
 from data_prep.standard_input import STDIN
 from data_prep.verdicts import n_readings
@@ -87,12 +91,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer, engine = _tokenizer(arguments)
     if tokenizer.vocab_size > _MOST_IDS:
         raise UserError(f"tokenizer {arguments.tokenizer!r} has {tokenizer.vocab_size} ids; shards hold {_MOST_IDS}")
-    smallest_part = arguments.part_bytes or 8 * _MIB
+    piece_bytes = arguments.part_bytes or 8 * _MIB
+    if arguments.shuffle_documents:
+        piece_bytes = max(1, piece_bytes // PIECES_OF_PART)
     sources = sources_of(
-        arguments, work=arguments.out / WORK_FOLDER, metadata=arguments.out / METADATA, piece_bytes=smallest_part
+        arguments, work=arguments.out / WORK_FOLDER, metadata=arguments.out / METADATA, piece_bytes=piece_bytes
     )
     identity = _identity(arguments, tokenizer, sources)
-    parts = _cut(sources, part_bytes=arguments.part_bytes)
+    parts = _cut(sources, part_bytes=arguments.part_bytes, seed=document_options(arguments).shuffle_seed)
     share: Share = arguments.part
     with locked(arguments.out, None if share.is_whole else share.of(parts)):
         if is_finished(arguments.out, identity):
@@ -131,6 +137,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     val_help = "fraction of documents for val/, chosen by a hash of their text (default: %(default)s)"
     add("--val_fraction", type=float, default=0.005, metavar="F", help=val_help)
     add("--compression", metavar="zstd[:LEVEL]", help="compress the shards (default: not)")
+    add_document_arguments(parser)
     add_filter_arguments(parser)
     group = parser.add_argument_group("work")
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -171,6 +178,7 @@ def _check(arguments: argparse.Namespace) -> None:
         problems.append("--survey_only is for --dedup exact or near; nothing else needs a survey")
     if STDIN in (arguments.input or ()) and not arguments.part.is_whole:
         problems.append("--part cannot share standard input among machines; write it to a .jsonl file first")
+    problems += document_problems(arguments)
     if arguments.out.exists() and not arguments.out.is_dir():
         problems.append(f"--out {arguments.out} is a file; give a folder")
     raise_if_any(problems, heading="bad arguments")
@@ -182,10 +190,16 @@ def _tokenizer(arguments: argparse.Namespace) -> tuple[Tokenizer, Engine]:
     """Return the tokenizer and what computes its ids: the fast engine, or SentencePiece where that cannot."""
     if arguments.tokenizer != BYTES and arguments.tokenizer_engine == "auto":
         try:
-            return load_tokenizer(arguments.tokenizer, engine="gigatoken"), "gigatoken"
+            return _loaded(arguments, engine="gigatoken"), "gigatoken"
         except EngineUnavailable as reason:
             print(f"tokenizing with sentencepiece, which takes about ten times as long: {reason}")
-    return load_tokenizer(arguments.tokenizer), "sentencepiece"
+    return _loaded(arguments, engine="sentencepiece"), "sentencepiece"
+
+
+def _loaded(arguments: argparse.Namespace, *, engine: Engine) -> Tokenizer:
+    if arguments.fim_rate:
+        return load_fim_tokenizer(arguments.tokenizer, engine=engine).start
+    return load_tokenizer(arguments.tokenizer, engine=engine)
 
 
 def _identity(arguments: argparse.Namespace, tokenizer: Tokenizer, sources: Sequence[Source]) -> Identity:
@@ -198,13 +212,16 @@ def _identity(arguments: argparse.Namespace, tokenizer: Tokenizer, sources: Sequ
         "lookahead": arguments.lookahead,
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": {name: getattr(tokenizer, name) for name in ("kind", "sha256", "bos_id", "eos_id")},
+        **document_metadata(document_options(arguments), tokenizer, name=arguments.tokenizer),
         "sources": [source.summary() for source in sources],
         "arguments": named,
     }
 
 
-def _cut(sources: Sequence[Source], *, part_bytes: int | None) -> list[Part]:
+def _cut(sources: Sequence[Source], *, part_bytes: int | None, seed: int | None) -> list[Part]:
     pieces = [piece for source in sources for piece in source.pieces]
+    if seed is not None:
+        pieces = shuffled(pieces, seed=seed)
     n_bytes = sum(piece.size for piece in pieces)
     part_bytes = part_bytes or min(max(n_bytes // 256, 8 * _MIB), 512 * _MIB)
     return [Part(i, tuple(share)) for i, share in enumerate(cut_into_parts(pieces, part_bytes=part_bytes))]
@@ -243,6 +260,7 @@ def _write_parts(
         val_fraction=arguments.val_fraction,
         compression=arguments.compression,
         filters=filter_options(arguments),
+        documents=document_options(arguments),
     )
     mine = arguments.part.of(parts)
     missing = [part for part in mine if part.index not in skip]

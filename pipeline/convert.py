@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = ExportOptions(
         dtype=torch_dtype(arguments.dtype) if arguments.dtype else None,
         tokenizer=tokenizer,
-        first_token=arguments.first_token or _first_token(arguments.input, tokenizer),
+        first_token=arguments.first_token or _first_token(source, arguments.input, tokenizer),
     )
     with published_folder(arguments.output) as folder:
         print(f"reading {source.path}", flush=True)
@@ -57,14 +57,17 @@ def _tokenizer(name: str | None, source: Source) -> str | None:
     if name is None:
         print("warning: no tokenizer goes along; name it with --tokenizer_path", file=sys.stderr)
         return None
-    n_ids = load_tokenizer(name).vocab_size
+    n_ids = load_tokenizer(name, vocab_size=source.config.vocab_size).vocab_size
     if n_ids != source.config.vocab_size:
         raise UserError(f"the tokenizer {name} has {n_ids} ids, but the model {source.config.vocab_size}")
     return name
 
 
-def _first_token(path: Path, tokenizer: str | None) -> Literal["bos", "eos"]:
-    """Return what stood before a document in training: EOS in our shards, BOS for Meta's models."""
+def _first_token(source: Source, path: Path, tokenizer: str | None) -> Literal["bos", "eos", "none"]:
+    """Return what stood before a document in training: what our shards say, mostly EOS; BOS for Meta's models."""
+    ends = (source.provenance.shards or {}).get("document_ends")
+    if ends is not None:
+        return "bos" if ends == "both" else ends
     return "eos" if tokenizer == BYTES or FORMATS["deepspeed"].is_at(path) else "bos"
 
 

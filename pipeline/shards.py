@@ -58,7 +58,8 @@ class ShardFolder(_Dataset):
             super().__init__(streams=[_LocalFiles(local=str(folder))], **options)
             own(self._shm_prefix_int, self)
         self._folder = folder
-        _, _, width = self.shards[0].column_encodings[0].split(":")  # the contract's one column, ndarray:uint16:<width>
+        columns = dict(zip(self.shards[0].column_names, self.shards[0].column_encodings, strict=True))
+        _, _, width = columns["tokens"].split(":")  # by the contract ndarray:uint16:<width>; others are not read here
         self._blank = {"tokens": np.zeros(int(width), np.uint16)}
         # In memory that loader workers share, since each epoch has new ones.
         self._is_whole = multiprocessing.RawArray("b", self.num_shards)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.command_line import UserError, raise_if_any
-from common.tokenizers import BYTES, ByteTokenizer, Tokenizer, load_tokenizer
+from common.tokenizers import BYTES, FIM_BYTE_IDS, ByteTokenizer, Tokenizer, load_tokenizer
 from pipeline.config import ModelConfig
 from pipeline.formats.source import TOKENIZER, tokenizer_in
 
@@ -77,14 +77,14 @@ def matching_tokenizer(name: str | None, folder: Path, config: ModelConfig) -> T
         UserError: there is none, or it has other ids than the model.
     """
     name = name or tokenizer_in(folder)
-    if name is None and config.vocab_size == ByteTokenizer.vocab_size:
+    if name is None and config.vocab_size in (ByteTokenizer.vocab_size, FIM_BYTE_IDS):
         name = BYTES
     if name is None:
         raise UserError(
             f"{folder} has no {TOKENIZER}; give the one that the model was trained with as --tokenizer_path ('bytes' "
             "for a byte-level model)"
         )
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, vocab_size=config.vocab_size)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             f"the tokenizer {name} has {tokenizer.vocab_size} ids, but the model has vocab_size {config.vocab_size}; "

@@ -75,3 +75,21 @@ def test_the_largest_shard_is_of_the_size_that_streaming_takes_by_default() -> N
     from common.mds import streaming
 
     assert inspect.signature(streaming.MDSWriter).parameters["size_limit"].default == mds_writer._SHARD_BYTES
+
+
+def test_two_columns_are_those_that_streaming_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from common.mds import streaming
+
+    names = ["document_ids", "tokens"]
+    samples = np.random.default_rng(0).integers(0, 1 << 16, (50, 2, LENGTH)).astype(np.uint16)
+    columns, out = dict.fromkeys(reversed(names), f"ndarray:uint16:{LENGTH}"), str(tmp_path / "reference")
+    with streaming.MDSWriter(columns=columns, out=out, hashes=["xxh64"], size_limit=LIMIT) as reference:
+        for document_ids, tokens in samples:
+            reference.write({"tokens": tokens, "document_ids": document_ids})
+    monkeypatch.setattr(mds_writer, "_SHARD_BYTES", LIMIT)
+    writer = MDSWriter(tmp_path / "ours", window_length=LENGTH, compression=None, columns=names)
+    for piece in np.array_split(samples.reshape(50, 2 * LENGTH), [1, 3, 30]):
+        writer.add(piece)
+    writer.finish()
+    assert files_of(tmp_path / "ours") == files_of(tmp_path / "reference")
+    assert len(files_of(tmp_path / "ours")) > 3

@@ -2,7 +2,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from data_prep.packing import WindowPacker, WindowShape, windows_of
+from data_prep.packing import WindowPacker, WindowShape, documents_in_windows, windows_of
 
 
 def _windows_one_by_one(stream: list[int], *, seq_len: int, lookahead: int) -> list[list[int]]:
@@ -64,3 +64,14 @@ def test_every_position_of_a_window_has_all_its_targets() -> None:
     ]
     assert seen == [(position, [position + 1, position + 2, position + 3]) for position in range(len(seen))]
     assert len(seen) == 96
+
+
+@pytest.mark.parametrize("first", [0, 65_530])
+def test_documents_count_from_0_in_every_window(first: int) -> None:
+    shape = WindowShape(7, 3)
+    lengths = np.random.default_rng(first).integers(1, 9, size=200)
+    owners = np.repeat(np.arange(first, first + 200), lengths)
+    found = documents_in_windows(windows_of(owners.astype(np.uint16), shape))
+    expected = _windows_one_by_one(owners.tolist(), seq_len=7, lookahead=3)
+    assert found.dtype == np.uint16
+    assert found.tolist() == [[owner - window[0] for owner in window] for window in expected]

@@ -76,6 +76,20 @@ def test_the_model_does_not_depend_on_the_threads(model: Path, tmp_path: Path) -
     assert again.read_bytes() == model.read_bytes()
 
 
+def test_sentinels_are_ids_that_no_text_gives(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    arguments = ["--input", str(JSON_PACKAGE), "--output", str(path), "--vocab_size", "600", "--fim_tokens"]
+    train_tokenizer.main(arguments)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert [processor.id_to_piece(i) for i in range(3, 7)] == ["▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"]
+    assert processor.vocab_size() == 600
+    text = " <PRE> <SUF>▁<MID><EOT>x"
+    assert not {3, 4, 5, 6} & set(processor.encode(text))
+    assert processor.decode(processor.encode(text)) == text.replace("▁", " ")
+    with pytest.raises(UserError, match="--vocab_size must be 264 to 65536, not 263"):
+        train_tokenizer.main([*arguments, "--vocab_size", "263"])
+
+
 @pytest.mark.parametrize("text", ["", "short\n", "x" * 10_000, "line\n" * 3000, "é" * 2048 + "\n", "a\n" + "b" * 5000])
 def test_sentences_are_the_text_in_runs_that_sentencepiece_takes(text: str) -> None:
     sentences = list(sentences_of(text))
