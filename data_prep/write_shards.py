@@ -220,8 +220,8 @@ def _identity(arguments: argparse.Namespace, tokenizer: Tokenizer, sources: Sequ
 
 def _cut(sources: Sequence[Source], *, part_bytes: int | None, seed: int | None) -> list[Part]:
     pieces = [piece for source in sources for piece in source.pieces]
-    if seed is not None:
-        pieces = shuffled(pieces, seed=seed)
+    if seed is not None:  # among those of its weight, since a part has one
+        pieces = sorted(shuffled(pieces, seed=seed), key=lambda piece: piece.selection.weight)
     n_bytes = sum(piece.size for piece in pieces)
     part_bytes = part_bytes or min(max(n_bytes // 256, 8 * _MIB), 512 * _MIB)
     return [Part(i, tuple(share)) for i, share in enumerate(cut_into_parts(pieces, part_bytes=part_bytes))]
