@@ -66,7 +66,7 @@ def _open(path: str) -> _Opened:
     name, config, split = parse(path)
     try:
         if saved := _saved_folder(Path(name), split):
-            dataset = datasets.load_from_disk(saved)
+            dataset: Any = datasets.load_from_disk(str(saved))
             n_shards = max(1, min(len(dataset), dataset.data.nbytes // _SAVED_SHARD_BYTES))
             state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
             return _Opened(dataset.to_iterable_dataset(num_shards=n_shards), str(state.get("_fingerprint")))

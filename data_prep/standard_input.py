@@ -33,6 +33,14 @@ def kept_input(folder: Path, *, metadata: Path | None) -> tuple[str, int]:
     if metadata is not None and metadata.is_file():
         return str(path), _size_then(metadata)
     try:
+        if (
+            not folder.exists()
+            and folder.parent.exists()
+            and {each.name for each in folder.parent.iterdir()} - {".lock"}
+        ):
+            raise UserError(
+                f"{folder.parent} is not empty; standard input is kept in the output's folder: choose another"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         if holder := hold_lock(folder / f"{_KEPT}.lock"):
             raise UserError(f"{holder} is reading standard input for {folder}; wait for it, or choose another output")

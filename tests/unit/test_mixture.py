@@ -73,7 +73,14 @@ def test_what_was_decided_is_what_is_repeated(tmp_path: Path) -> None:
 
 
 def _run(out: Path, *words: object, **changes: object) -> dict[str, Any]:
-    options = {"out": out, "tokenizer": "bytes", "seq_len": 64, "lookahead": 8, "num_workers": 1} | changes
+    fixed: dict[str, object] = {
+        "tokenizer": "bytes",
+        "seq_len": 64,
+        "lookahead": 8,
+        "num_workers": 1,
+        "val_fraction": 0.0,
+    }
+    options = fixed | {"out": out} | changes
     arguments = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     write_shards.main([*map(str, words), *arguments])
     metadata: dict[str, Any] = json.loads((out / METADATA).read_text())
