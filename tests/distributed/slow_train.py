@@ -1,23 +1,20 @@
-"""Trains as pipeline.train does, with a part of it slowed, as the variables say; run by the tests in its place.
+"""Trains as pipeline.train does, with parts of it slowed as variables say; run by the tests in its place.
 
-SLOW_READS_S: seconds that each window takes to be read.  SLOW_HEAD_2_S: seconds that the second head's layer takes.
-SLOW_RANK: the rank that is slowed; without it, all are.
+SLOW_READS_S: seconds more that rank 1 takes to read each window.
+SLOW_HEAD_2_S: seconds more that the second head's layer takes, on every rank.
 """
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from common.command_line import exit_on_user_error
 from pipeline import model, shards, train
 
-Method = Any
 
-
-def slowed(function: Method, seconds: float) -> Method:
-    """Return `function`, which sleeps before each call if this rank is to."""
-    if os.environ.get("SLOW_RANK", os.environ["RANK"]) != os.environ["RANK"]:
-        return function
+def slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    """Return `function`, which sleeps before each call."""
 
     def slow(*arguments: Any, **options: Any) -> Any:
         time.sleep(seconds)
@@ -36,9 +33,8 @@ class SlowHeads(model.Heads):
 
 
 if __name__ == "__main__":
-    if "SLOW_READS_S" in os.environ:
-        reads = slowed(shards.ShardFolder.get_item, float(os.environ["SLOW_READS_S"]))
-        shards.ShardFolder.get_item = reads  # type: ignore[method-assign]
-    if "SLOW_HEAD_2_S" in os.environ:
-        model.Heads = SlowHeads  # type: ignore[misc]
+    if os.environ["RANK"] == "1":
+        slow_reads = slowed(shards.ShardFolder.get_item, float(os.environ["SLOW_READS_S"]))
+        shards.ShardFolder.get_item = slow_reads  # type: ignore[method-assign]
+    model.Heads = SlowHeads  # type: ignore[misc]
     exit_on_user_error(train.main, program=train.PROGRAM)
