@@ -156,8 +156,8 @@ class StepTimes:
 
     def _forget(self) -> None:
         self._elapsed_s, self._n_steps, self._longest_waits_s = 0.0, 0, 0.0
-        self._waits_s = [0.0] * self._world.world_size
-        self._computed_s = [0.0] * self._world.world_size
+        self._waits_s: list[float] = [0.0] * self._world.world_size
+        self._computed_s: list[float] = [0.0] * self._world.world_size
 
     def _warn(self, message: str, *values: object) -> None:
         if self._world.is_main:

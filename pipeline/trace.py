@@ -112,8 +112,8 @@ class _Timeline:
         host, host_threads = self._host()
         kernels = [span for span in self._spans if span.get("cat") in _KERNELS]
         if kernels:
-            collectives = [span for span in kernels if "nccl" in span["name"].lower()]
-            computing = self._launched_by(host, [span for span in kernels if span not in collectives])
+            collectives = [span for span in kernels if _is_nccl(span)]
+            computing = self._launched_by(host, [span for span in kernels if not _is_nccl(span)])
         else:
             collectives = [span for span in self._annotations() if span["name"].startswith(_COLLECTIVES)]
             operators = [span for span in self._spans if span["name"].startswith("aten::")]
@@ -135,8 +135,9 @@ class _Timeline:
         part_of_node: dict[int, str] = {}
         for span in self._spans:
             # What comes before the operator that makes a node shows the node's number, too: the last one made it.
-            number = span.get("args", {}).get("Sequence number")
-            if number is not None and span["tid"] == main and not span["name"].startswith("autograd::"):
+            arguments = span.get("args", {})
+            number, is_backward = arguments.get("Sequence number"), arguments.get("Fwd thread id")
+            if number is not None and span["tid"] == main and not is_backward:
                 part_of_node[number] = self._labels[forward[self._moment(span["ts"])]][0]
         gradients = [span for span in self._spans if span["name"].startswith(_BACKWARD)]
         backward = [
@@ -149,8 +150,10 @@ class _Timeline:
 
     def _launched_by(self, host: IntArray, kernels: list[Event]) -> IntArray:
         """Return whose kernel runs in each moment, NOBODY's if none does."""
-        launches = {s["args"].get("correlation"): s["ts"] for s in self._spans if s.get("cat") in _LAUNCHES}
-        times = [(kernel, launches.get(kernel["args"]["correlation"], kernel["ts"])) for kernel in kernels]
+        launches: dict[Any, float] = {
+            span["args"].get("correlation"): span["ts"] for span in self._spans if span.get("cat") in _LAUNCHES
+        }
+        times = [(kernel, launches.get(kernel["args"].get("correlation"), kernel["ts"])) for kernel in kernels]
         return self._painted([(kernel, self._labels[host[self._moment(time)]]) for kernel, time in times])
 
     def _annotations(self) -> list[Event]:
@@ -166,9 +169,11 @@ class _Timeline:
 
     def _painted(self, spans: Iterable[tuple[Event, Label]]) -> IntArray:
         """Return the number of the label of the last span over each moment; NOBODY where there is none."""
-        painted = np.full(len(self._moments), NOBODY)
-        for span, label in spans:
-            painted[self._moment(span["ts"]) : self._moment(_end(span))] = self._number(label)
+        pairs, painted = list(spans), np.full(len(self._moments), NOBODY)
+        starts = np.searchsorted(self._moments, [span["ts"] for span, _ in pairs])
+        ends = np.searchsorted(self._moments, [_end(span) for span, _ in pairs])
+        for start, end, (_, label) in zip(starts, ends, pairs, strict=True):
+            painted[start:end] = self._number(label)
         return painted
 
     def _marked(self, spans: Iterable[Event]) -> BoolArray:
@@ -187,6 +192,10 @@ def _part_of_gradient(span: Event, part_of_node: dict[int, str]) -> str | None:
     if span["name"].endswith("AccumulateGrad"):  # and the hooks of ZeRO on it
         return GRADIENTS
     return part_of_node.get(span.get("args", {}).get("Sequence number", -1))
+
+
+def _is_nccl(kernel: Event) -> bool:
+    return "nccl" in kernel["name"].lower()
 
 
 def _outer_first(span: Event) -> tuple[float, float]:

@@ -116,7 +116,7 @@ def test_on_a_gpu_a_moment_is_that_of_the_running_kernel() -> None:
         event("train: head 1", 45, 65),
         event("train: gradients", 70, 90),
         event("autograd::engine::evaluate_function: MmBackward0", 72, 80, category="cpu_op", thread=2,
-              **{"Sequence number": 5}),
+              **{"Sequence number": 5, "Fwd thread id": 1}),
         event("autograd::engine::evaluate_function: torch::autograd::AccumulateGrad", 82, 84, category="cpu_op",
               thread=2),
         event("train: optimizer", 90, 100),
