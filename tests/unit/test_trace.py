@@ -15,7 +15,7 @@ from pipeline.model import MultiTokenModel
 from pipeline.trace import STEP, PartTimes, as_table, part, times_of_parts
 from tests.unit.references import tiny_config
 
-PAUSE_S = 0.2
+PAUSE_S = 0.1
 
 
 class Slow(torch.autograd.Function):
