@@ -1,6 +1,7 @@
 """The slowest rank, waiting for data, and when to speak of it; with real ranks in tests/distributed/test_profile.py."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def logged_step(
 ) -> dict[str, float]:
     """One step that is logged; ranks' numbers come as the sum over ranks has them."""
     clock = iter([10.0, 10.0 + step_s])
-    monkeypatch.setattr(step_times.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(step_times, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     with times.step():
         times.observe([number for pair in zip(waits_s, computed_s, strict=True) for number in pair])
     return times.report()
@@ -100,7 +101,7 @@ def test_forwards_of_training_are_timed() -> None:
     timer = ForwardTimer(module, device=torch.device("cpu"))
     module(0.05)
     module(0.06)
-    assert timer.take_s() == pytest.approx(0.11, abs=0.1)
+    assert timer.take_s() >= 0.11
     module.eval()
     module(0.05)
     assert timer.take_s() == 0
