@@ -93,6 +93,8 @@ class StepTimes:
         self.wait_s = 0.0
         self._own_wait_s = 0.0  # until the last step
         self._slow_rank, self._slow_data = _Alarm(), _Alarm()
+        self._waits_s: list[float]  # of each rank, in the steps since the last report
+        self._computed_s: list[float]
         self._forget()
 
     @contextmanager
@@ -156,8 +158,8 @@ class StepTimes:
 
     def _forget(self) -> None:
         self._elapsed_s, self._n_steps, self._longest_waits_s = 0.0, 0, 0.0
-        self._waits_s: list[float] = [0.0] * self._world.world_size
-        self._computed_s: list[float] = [0.0] * self._world.world_size
+        self._waits_s = [0.0] * self._world.world_size
+        self._computed_s = [0.0] * self._world.world_size
 
     def _warn(self, message: str, *values: object) -> None:
         if self._world.is_main:

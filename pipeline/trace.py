@@ -150,7 +150,7 @@ class _Timeline:
 
     def _launched_by(self, host: IntArray, kernels: list[Event]) -> IntArray:
         """Return whose kernel runs in each moment, NOBODY's if none does."""
-        launches: dict[Any, float] = {
+        launches: dict[Any, Any] = {
             span["args"].get("correlation"): span["ts"] for span in self._spans if span.get("cat") in _LAUNCHES
         }
         times = [(kernel, launches.get(kernel["args"].get("correlation"), kernel["ts"])) for kernel in kernels]
