@@ -2,7 +2,7 @@
 
 Dense peaks from the makers' data sheets, without structured sparsity, which NVIDIA's newer sheets print figures with
 (halved here). A rate belongs to a precision: fp32 products run outside the tensor cores unless TF32 is asked for (torch
-does not by default), ten times slower or more, so a fp32 run measured against the bf16 peak would look idle.
+does not by default), many times slower, so a fp32 run measured against the bf16 peak would look idle.
 What is not in the table has no utilisation, rather than one of a device that is like it: other boards of the same chip
 differ by up to a quarter, and a slice of one (MIG, vGPU) has an unknown part of it.
 

@@ -6,7 +6,7 @@ to do and all other replicas the same as these. Each leaves in the run's folder
     profile/steps_10_to_12.rank_00000.pt.trace.json.gz      the trace
     profile/steps_10_to_12.rank_00000.txt                   where the mean step's time went (`trace.py`)
 
-Recording changes no number of the run. It costs time: some microseconds for each operator, in those steps alone.
+Recording changes no number of the run. It costs time, in those steps alone.
 """
 
 import gzip

@@ -1,7 +1,7 @@
 """Where the time of training steps goes, read from a trace of torch's profiler; and the parts' names in a trace.
 
-The model, the data and the engine say what they are about to do with `part`, which costs about a microsecond where
-nobody listens. A trace has these ranges, torch's own operators, collectives, and on a GPU its kernels. From that each
+The model, the data and the engine say what they are about to do with `part`, which records nothing where nobody
+listens. A trace has these ranges, torch's own operators, collectives, and on a GPU its kernels. From that each
 moment of a step is given to one part, so that the parts add up to the step:
 
 1. On the host, a moment belongs to the innermost range that is open. Of the backward, an operator belongs to the range
