@@ -1,8 +1,10 @@
 """What follows from a model's config without building it: its parts, their order, and what they cost by formula.
 
-FLOPs are those of forward and backward, counted PaLM's way (arXiv 2204.02311, appendix B): 6 per weight that
+Model FLOPs are those of forward and backward, counted PaLM's way (arXiv 2204.02311, appendix B): 6 per weight that
 multiplies each token (the embedding does not; the unembedding does, once per head), plus 12 x heads x head_dim x
-seq_len for each layer's attention. Recomputation does not count. Nothing here imports torch.
+seq_len for each layer's attention: all positions with all, although the causal mask needs only half of them. PaLM,
+torchtitan and nanoGPT count so; Megatron-LM counts half of it. Norms, rotations and the softmax are not counted, and
+model FLOPs do not count what activation checkpointing computes twice; hardware FLOPs do. Nothing here imports torch.
 """
 
 from dataclasses import dataclass
@@ -63,10 +65,15 @@ def parameter_count(config: ModelConfig) -> int:
     return (1 + config.n_unembeddings) * config.vocab_size * config.dim + layers + config.dim
 
 
+def attention_flops_per_token(config: ModelConfig, *, seq_len: int) -> int:
+    """Return the FLOPs of one layer's scores and their products with the values, forward and backward."""
+    return 12 * config.n_heads * config.head_dim * seq_len
+
+
 def layer_flops_per_token(config: ModelConfig, *, seq_len: int) -> int:
     """Return the FLOPs of one transformer layer, forward and backward."""
     matrices = layer_parameters(config) - 2 * config.dim
-    return 6 * matrices + 12 * config.n_heads * config.head_dim * seq_len
+    return 6 * matrices + attention_flops_per_token(config, seq_len=seq_len)
 
 
 def head_flops_per_token(config: ModelConfig, *, seq_len: int) -> int:
@@ -81,10 +88,51 @@ def unembedding_flops_per_token(config: ModelConfig) -> int:
     return 6 * config.vocab_size * config.dim
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Model FLOPs per token by part, forward and backward.
+
+    trunk: all its layers.  heads: all n, without unembedding.  unembedding: once for each head.
+    attention: scores and their products with the values; a part of trunk and heads, not a fourth one beside them.
+    """
+
+    trunk: int
+    heads: int
+    unembedding: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        """All of the model's."""
+        return self.trunk + self.heads + self.unembedding
+
+
+def training_flops(config: ModelConfig, *, seq_len: int) -> Flops:
+    """Return the model FLOPs per token, by part."""
+    n_heads, n_attentions = config.n_future_tokens, config.n_transformer_layers
+    return Flops(
+        trunk=config.n_trunk_layers * layer_flops_per_token(config, seq_len=seq_len),
+        heads=n_heads * head_flops_per_token(config, seq_len=seq_len),
+        unembedding=n_heads * unembedding_flops_per_token(config),
+        attention=n_attentions * attention_flops_per_token(config, seq_len=seq_len),
+    )
+
+
 def training_flops_per_token(config: ModelConfig, *, seq_len: int) -> int:
-    """Return the FLOPs of the whole model per token."""
-    head = head_flops_per_token(config, seq_len=seq_len) + unembedding_flops_per_token(config)
-    return config.n_trunk_layers * layer_flops_per_token(config, seq_len=seq_len) + config.n_future_tokens * head
+    """Return the model FLOPs per token: what model FLOPs utilisation (MFU) is computed from."""
+    return training_flops(config, seq_len=seq_len).total
+
+
+def recomputed_flops_per_token(config: ModelConfig, *, seq_len: int) -> int:
+    """Return what activation checkpointing adds to the model FLOPs; both together give hardware utilisation (HFU).
+
+    It computes the forward of each trunk layer again, and of heads that read each other; heads that read the trunk are
+    not kept in the first place. Torch stops as soon as it has what the backward needs, before a layer's last product.
+    """
+    is_chained = config.head_order != "parallel" and config.head_type == "transformer"
+    n_layers = config.n_trunk_layers + (config.n_future_tokens if is_chained else 0)
+    forward = layer_flops_per_token(config, seq_len=seq_len) // 3
+    return n_layers * (forward - 2 * config.dim * config.ffn_dim)
 
 
 def saved_elements_per_token(config: ModelConfig) -> int:

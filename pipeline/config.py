@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from common.command_line import UserError
@@ -228,6 +228,16 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ProfileConfig:
+    """Which steps torch's profiler records; docs/monitoring.md says what it leaves.
+
+    steps: the first and the last of them, such as [10, 12]; null records none.
+    """
+
+    steps: tuple[PositiveInt, PositiveInt] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class FaultsConfig:
     """What a run does about faults that nobody is there to look at; docs/operations.md tells each story.
 
@@ -264,6 +274,7 @@ class Config:
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    profile: ProfileConfig = ProfileConfig()
     faults: FaultsConfig = FaultsConfig()
 
     @property

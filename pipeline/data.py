@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config
+from pipeline.trace import part
 
 NOTHING = -1  # in place of the number of a window that was read, where no shard is whole
 SampleId = int | tuple[int, int]  # the number of a window; or that, and of the one that was read in its place
@@ -108,7 +109,8 @@ class TrainingData:
 
     def __next__(self) -> Batch:
         start_s = time.perf_counter()
-        batch = next(self._batches)
+        with part("data"):
+            batch = next(self._batches)
         self.wait_s += time.perf_counter() - start_s
         return batch
 

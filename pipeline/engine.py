@@ -21,13 +21,15 @@ from pipeline.config import Config
 from pipeline.data import Batch
 from pipeline.distributed import World, mean_over_ranks
 from pipeline.formats.source import Source, fill
-from pipeline.inputs import zero_stage
+from pipeline.inputs import precision, zero_stage
 from pipeline.layers import TransformerBlock
 from pipeline.model import Heads, MultiTokenModel, initialise, weight_shapes
 from pipeline.optim import parameter_groups
 from pipeline.sequence import positions_of, share_sequences
 from pipeline.sharded_state import HostCopies, Slice, load_state, state_of
 from pipeline.stages import StageModule, pipeline_of
+from pipeline.step_times import ForwardTimer
+from pipeline.trace import GRADIENTS, OPTIMIZER, part
 
 
 @contextmanager
@@ -102,6 +104,8 @@ class Engine:
             model_parameters=parameter_groups(module, weight_decay=config.optim.weight_decay),
             config=deepspeed_config,
         )
+        self._timer = ForwardTimer(self._timed(module, deepspeed_config), device=device)
+        self.precision = precision(deepspeed_config)
         # Without ZeRO DeepSpeed clips fp32 gradients, but keeps no norm, and takes steps that are not finite.
         self._engine.clip_fp32_gradients = self._clip_whole_gradients
 
@@ -128,6 +132,13 @@ class Engine:
         """The L2 norm of the last step's gradient before clipping; not finite if the step was skipped for it."""
         norm = self._engine.get_global_grad_norm()
         return float(self._whole_gradient_norm if norm is None else norm)
+
+    def take_compute_s(self) -> float:
+        """Return the seconds of this rank's own work since the last call, in which it waited for no other rank.
+
+        It is a part of that work, but the same part on every rank; see `step_times`.
+        """
+        return self._timer.take_s()
 
     def state(self, *, copies: HostCopies | None = None) -> dict[str, Slice]:
         """Return this rank's parts of weights and optimizer state, for `save_state`; shared memory without `copies`."""
@@ -162,12 +173,18 @@ class Engine:
         if self._start is not None:
             fill(model, self._start, new_heads=config.model.new_heads)
 
+    def _timed(self, module: nn.Module, deepspeed_config: dict[str, Any]) -> nn.Module:
+        """Return the part of the module in whose forward no rank waits for others."""
+        return module.get_submodule("heads") if zero_stage(deepspeed_config) == 3 else module
+
     def _step(self, batches: Iterator[Batch]) -> Tensor:
         losses: list[Tensor] = []
         for batch in batches:
             loss, losses_N = self._engine(*self._tensors(batch))
-            self._engine.backward(loss)
-            self._engine.step()
+            with part(GRADIENTS):  # what of the backward belongs to no layer
+                self._engine.backward(loss)
+            with part(OPTIMIZER):
+                self._engine.step()
             losses.append(losses_N)
         return torch.stack(losses).mean(dim=0)
 
@@ -208,6 +225,9 @@ class PipelineEngine(Engine):
         n_replicas = torch.distributed.get_world_size() // self._n_stages
         with _silenced():
             return pipeline_of(self._stage, index=index, n_stages=self._n_stages, n_replicas=n_replicas)
+
+    def _timed(self, module: nn.Module, deepspeed_config: dict[str, Any]) -> nn.Module:
+        return self._stage
 
     def _step(self, batches: Iterator[Batch]) -> Tensor:
         # Read before the schedule begins, on every stage: loaders wait for each other where an epoch starts, and inside

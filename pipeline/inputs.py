@@ -13,6 +13,7 @@ from typing import Any
 from common.command_line import UserError, raise_if_any
 from common.files import sha256_of_file
 from pipeline.config import Config
+from pipeline.devices import Precision
 from pipeline.layout import batch_problems, node_problems, parallel_problems, tensor_parallel_section
 from pipeline.recipe import read_config
 
@@ -142,8 +143,7 @@ def unsupported(values: dict[str, Any], config: Config) -> list[str]:
             " use bf16 or fp32"
         )
     stage = zero_stage(values)
-    is_bf16 = values.get("bf16", values.get("bfloat16", {})).get("enabled", False)  # DeepSpeed takes both names
-    if stage == 0 and is_bf16:
+    if stage == 0 and precision(values) == "bf16":
         # DeepSpeed 0.19.8's FP16_UnfusedOptimizer spends Adam's first step on zero gradients.
         problems.append(
             "bf16 without ZeRO does not train exactly; use ZeRO-1 (ds_configs/zero1_bf16.json), also on one rank"
@@ -168,6 +168,12 @@ def unsupported(values: dict[str, Any], config: Config) -> list[str]:
 def zero_stage(values: dict[str, Any]) -> int:
     """Return the ZeRO stage that a DeepSpeed JSON asks for."""
     return values.get("zero_optimization", {}).get("stage", 0)
+
+
+def precision(values: dict[str, Any]) -> Precision:
+    """Return what a DeepSpeed JSON multiplies matrices in."""
+    is_bf16 = values.get("bf16", values.get("bfloat16", {})).get("enabled", False)  # DeepSpeed takes both names
+    return "bf16" if is_bf16 else "fp32"
 
 
 def read_metadata(shards: str) -> dict[str, Any]:

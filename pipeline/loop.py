@@ -14,11 +14,14 @@ from pipeline.audit import SampleRecord
 from pipeline.checkpoint import SHARDED, Checkpoint, CheckpointFolder
 from pipeline.config import Config
 from pipeline.data import Batch, EpochSamples, TrainingData, ValidationData
+from pipeline.devices import peak_flops
 from pipeline.distributed import World, agree, from_every_rank, logger
 from pipeline.engine import Engine
 from pipeline.health import Health, Verdict, record_bad_step
-from pipeline.monitor import Monitor, sinks_for
+from pipeline.monitor import Monitor, device_name, sinks_for
 from pipeline.optim import learning_rate
+from pipeline.profiling import StepProfile
+from pipeline.step_times import StepTimes
 from pipeline.stop import Ending, ExitCode, StopRequest
 from pipeline.watchdog import Watchdog
 
@@ -43,6 +46,9 @@ class Trainer:
         self._engine, self._data, self._validation = engine, data, validation
         self._checkpoints, self._stop, self._watchdog = checkpoints, stop, watchdog
         self._health = Health(config.faults)
+        self._times = StepTimes(
+            world=world, n_stages=config.parallel.pipeline_stages, num_workers=config.data.num_workers
+        )
         self._step = 0
         self._skipped_windows = 0
         self._validation_is_due = False
@@ -61,13 +67,18 @@ class Trainer:
                 self._restore(found)
             sinks = sinks_for(self._config, world=self._world, resumed_step=self._step)
             samples = SampleRecord(self._config, world=self._world, resumed_step=self._step)
-            with Monitor(self._config, sinks=sinks, device=self._device, step=self._step) as monitor, samples:
+            peak = peak_flops(device_name(self._device), precision=self._engine.precision)
+            with (
+                Monitor(self._config, sinks=sinks, device=self._device, step=self._step, peak_flops=peak) as monitor,
+                samples,
+                StepProfile(self._config, world=self._world, pausing=monitor.paused) as profile,
+            ):
                 try:
-                    return self._train(monitor, samples)
+                    return self._train(monitor, samples, profile)
                 except _RollBack as roll_back:
                     found = roll_back.checkpoint  # data goes on where it is
 
-    def _train(self, monitor: Monitor, samples: SampleRecord) -> ExitCode:
+    def _train(self, monitor: Monitor, samples: SampleRecord, profile: StepProfile) -> ExitCode:
         config, stopping = self._config, self._any(self._stop.reason is not None)
         if self._validation_is_due and not stopping:
             stopping = not self._validate(monitor)
@@ -75,9 +86,10 @@ class Trainer:
             step = self._step + 1
             self._watchdog.progress(f"step {step}")
             rate = learning_rate(step, optim=config.optim, total_steps=config.total_steps)
-            losses_N = self._engine.train_step(self._data, learning_rate=rate)
-            consumed = self._data.take_samples()
-            losses_N, stopping = self._agree(step, losses_N)
+            with profile.step(step), self._times.step():
+                losses_N = self._engine.train_step(self._data, learning_rate=rate)
+                consumed = self._data.take_samples()
+                losses_N, stopping = self._agree(step, losses_N)
             self._judge(step, losses_N, consumed)
             samples.write(step, consumed)
             self._step, is_last = step, step == config.total_steps
@@ -85,8 +97,8 @@ class Trainer:
             if step % config.log.every_steps == 0 or is_last or stopping:
                 monitor.log_step(
                     step, losses_N=losses_N, learning_rate=rate, gradient_norm=self._engine.gradient_norm,
-                    wait_s=self._data.wait_s, skipped_steps=self._health.skipped,
-                    skipped_windows=self._skipped_windows,
+                    wait_s=self._times.wait_s, skipped_steps=self._health.skipped,
+                    skipped_windows=self._skipped_windows, times=self._times.report(),
                 )  # fmt: skip
             if config.train.eval_every_steps and (step % config.train.eval_every_steps == 0 or is_last):
                 self._validation_is_due = True
@@ -101,7 +113,9 @@ class Trainer:
         policy, faults, skipped = self._config.faults, self._data.take_faults(), self._data.take_skipped_windows()
         failed_save = policy.failed_save == "stop" and self._checkpoints.has_failed
         requested = self._stop.reason is not None
-        losses_N, sums = agree(losses_N, requested, len(faults), skipped, failed_save)
+        own_times = self._times.own(wait_s=self._data.wait_s, compute_s=self._engine.take_compute_s())
+        losses_N, sums = agree(losses_N, requested, len(faults), skipped, failed_save, *own_times)
+        self._times.observe(sums[4:])
         if sums[1]:
             self._tell_of_bad_shards(step, faults, nothing_left=self._data.nothing_left)
         self._skipped_windows += round(sums[2]) // self._config.parallel.ranks_per_replica

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.trace import part
+
 Piece = Callable[..., Tensor]
 """Maps (index, *inputs) to one scalar summand of the loss."""
 
@@ -65,7 +67,8 @@ def cross_entropy(hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor
         logits_XV = at_least_fp32(F.linear(hidden_XD[positions], unembedding_VD))
         return F.cross_entropy(logits_XV, targets_X[positions], reduction="sum") / n_positions
 
-    loss, _ = sum_of_pieces(chunk_loss, [hidden_XD], n_pieces=-(-n_positions // chunk), parameters=[unembedding_VD])
+    with part("unembedding"):
+        loss, _ = sum_of_pieces(chunk_loss, [hidden_XD], n_pieces=-(-n_positions // chunk), parameters=[unembedding_VD])
     return loss
 
 

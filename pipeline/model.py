@@ -24,6 +24,7 @@ from pipeline.architecture import Share, head_inputs, whole
 from pipeline.config import ModelConfig
 from pipeline.layers import RMSNorm, TransformerBlock, run_layer, training_rotary
 from pipeline.loss import cross_entropy, sum_of_pieces
+from pipeline.trace import part
 
 
 class LinearHead(nn.Linear):
@@ -60,11 +61,13 @@ class Trunk(nn.Module):
 
     def forward(self, tokens_or_hidden: Tensor) -> Tensor:
         """Return z (B, T, D) for token ids (B, T), int64, or for what the layers before this share gave (B, T, D)."""
-        hidden_BTD = tokens_or_hidden if self.tok_embeddings is None else self.tok_embeddings(tokens_or_hidden)
-        rotary = training_rotary(hidden_BTD.shape[1], self.config, device=hidden_BTD.device, first=self.first_position)
-        for layer in self.layers:
-            if layer is not None:
-                hidden_BTD = run_layer(layer, hidden_BTD, rotary, recompute=self.activation_checkpointing)
+        with part("trunk"):
+            hidden_BTD = tokens_or_hidden if self.tok_embeddings is None else self.tok_embeddings(tokens_or_hidden)
+            n_positions, device = hidden_BTD.shape[1], hidden_BTD.device
+            rotary = training_rotary(n_positions, self.config, device=device, first=self.first_position)
+            for layer in self.layers:
+                if layer is not None:
+                    hidden_BTD = run_layer(layer, hidden_BTD, rotary, recompute=self.activation_checkpointing)
         return hidden_BTD
 
 
@@ -123,12 +126,14 @@ class Heads(nn.Module):
 
         def head_loss(head: int, *hidden: Tensor) -> Tensor:
             is_done = position_of[head] < len(hidden)
-            output_BTD = hidden[position_of[head]] if is_done else self.layers[head](hidden[0], rotary)
-            return cross_entropy(self.norm(output_BTD), self.unembedding(head).weight, targets_BTN[..., head])
+            with part(f"head {head + 1}"):
+                output_BTD = hidden[position_of[head]] if is_done else self.layers[head](hidden[0], rotary)
+                return cross_entropy(self.norm(output_BTD), self.unembedding(head).weight, targets_BTN[..., head])
 
-        loss, losses_N = sum_of_pieces(
-            head_loss, hidden, n_pieces=self.config.n_future_tokens, parameters=list(self.parameters())
-        )
+        with part("heads"):
+            loss, losses_N = sum_of_pieces(
+                head_loss, hidden, n_pieces=self.config.n_future_tokens, parameters=list(self.parameters())
+            )
         # A loss that is not finite leaves no gradient finite (times NaN), so that every rank skips the step.
         return loss * (1 + 0 * loss.detach()), losses_N
 
@@ -140,7 +145,8 @@ class Heads(nn.Module):
             if self.layers[head] is None:
                 break
             read = hidden[0] if source is None else hidden[-1]
-            hidden.append(run_layer(self.layers[head], read, rotary, recompute=self.activation_checkpointing))
+            with part(f"head {head + 1}"):
+                hidden.append(run_layer(self.layers[head], read, rotary, recompute=self.activation_checkpointing))
         return hidden
 
     def _rotary(self, hidden_BTD: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.files import PatientFile, write_text
-from pipeline.architecture import parameter_count, training_flops_per_token
+from pipeline.architecture import parameter_count, recomputed_flops_per_token, training_flops_per_token
 from pipeline.balance import describe
 from pipeline.config import Config
 from pipeline.distributed import World, logger
@@ -33,17 +33,6 @@ from pipeline.inputs import Inputs, zero_stage
 
 Scalars = dict[str, float]
 GIB = 2**30
-
-# Dense bf16 peak, FLOP/s, from the makers' data sheets; the first name found in the device's name counts.
-PEAK_FLOPS = {
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "MI300X": 1307e12,
-}
 
 
 class Sink(Protocol):
@@ -124,10 +113,15 @@ class Console:
 
 
 class Monitor:
-    """Turns a step's results into scalars and hands them to the sinks."""
+    """Turns a step's results into scalars and hands them to the sinks.
 
-    def __init__(self, config: Config, *, sinks: list[Sink], device: torch.device, step: int) -> None:
-        self._config, self._sinks, self._device = config, sinks, device
+    peak_flops: of each rank's device (`pipeline.devices`); None shows no utilisation.
+    """
+
+    def __init__(
+        self, config: Config, *, sinks: list[Sink], device: torch.device, step: int, peak_flops: float | None = None
+    ) -> None:
+        self._config, self._sinks, self._device, self._peak_flops = config, sinks, device, peak_flops
         self._step, self._wait_s, self._start_s = step, 0.0, time.perf_counter()
 
     def __enter__(self) -> "Monitor":
@@ -139,7 +133,7 @@ class Monitor:
 
     def log_step(
         self, step: int, *, losses_N: Tensor, learning_rate: float, gradient_norm: float, wait_s: float,
-        skipped_steps: int, skipped_windows: int,
+        skipped_steps: int, skipped_windows: int, times: Scalars,
     ) -> None:  # fmt: skip
         """Report one optimizer step.
 
@@ -147,8 +141,9 @@ class Monitor:
             step: 1-based.
             losses_N: mean loss of each head over all ranks, nats per token.
             learning_rate, gradient_norm: of this step, the norm before clipping.
-            wait_s: seconds that the loop has waited for data since the run began.
+            wait_s: seconds that the loop has waited for data since the run began, on the rank that waited longest.
             skipped_steps, skipped_windows: of the whole run, for gradients that were not finite and for bad shards.
+            times: what `StepTimes.report` says, under its own tags.
         """
         batch_tokens = self._config.train.batch_tokens
         tokens_per_s = (step - self._step) * batch_tokens / (time.perf_counter() - self._start_s)
@@ -159,8 +154,9 @@ class Monitor:
             "optim/lr": learning_rate,
             "optim/grad_norm": gradient_norm,
             "throughput/tokens_per_s": tokens_per_s,
-            **self._mfu(tokens_per_s),
+            **self._utilisation(tokens_per_s),
             "memory/peak_GiB": peak_memory_bytes(self._device) / GIB,
+            **times,
             "data/wait_s": wait_s - self._wait_s,
             "progress/tokens": float(step * batch_tokens),
             "faults/skipped_steps": float(skipped_steps),
@@ -184,12 +180,15 @@ class Monitor:
         for sink in self._sinks:
             sink.write(step, scalars)
 
-    def _mfu(self, tokens_per_s: float) -> Scalars:
-        peak = peak_flops(self._device)
-        if peak is None:
+    def _utilisation(self, tokens_per_s: float) -> Scalars:
+        """Return model and hardware FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B), if the peak is known."""
+        if self._peak_flops is None:
             return {}
-        flops = tokens_per_s * training_flops_per_token(self._config.model, seq_len=self._config.data.seq_len)
-        return {"throughput/mfu": flops / (peak * dist.get_world_size())}
+        model, seq_len = self._config.model, self._config.data.seq_len
+        flops = training_flops_per_token(model, seq_len=seq_len)
+        again = recomputed_flops_per_token(model, seq_len=seq_len) if self._config.train.activation_checkpointing else 0
+        per_flop = tokens_per_s / (self._peak_flops * dist.get_world_size())
+        return {"throughput/mfu": flops * per_flop, "throughput/hfu": (flops + again) * per_flop}
 
 
 def sinks_for(config: Config, *, world: World, resumed_step: int) -> list[Sink]:
@@ -246,17 +245,14 @@ def environment() -> dict[str, Any]:
     return {
         "python": sys.version.split()[0],
         "packages": {name: metadata.version(name) for name in packages},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "git_commit": _git_commit(),
     }
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """Return the device's dense bf16 peak in FLOP/s, or None where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+def device_name(device: torch.device) -> str:
+    """Return what the driver calls the device; "cpu" for the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def peak_memory_bytes(device: torch.device) -> int:

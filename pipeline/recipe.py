@@ -97,6 +97,12 @@ def _inconsistencies(config: Config, *, given: dict[str, dict[str, Any]]) -> lis
         problems.append("train.total_tokens is missing: the token budget of the run")
     if "shards" not in given.get("data", {}):
         problems.append("data.shards is missing: the folder that data_prep.write_shards wrote")
+    first, last = config.profile.steps or (1, 1)
+    if not first <= last <= config.total_steps:
+        problems.append(
+            f"profile.steps=[{first}, {last}] must be the first and the last step to record, of the run's"
+            f" {config.total_steps}"
+        )
     if "total_tokens" in given.get("train", {}) and config.optim.warmup_steps >= config.total_steps:
         problems.append(
             f"optim.warmup_steps={config.optim.warmup_steps} must be below the run's {config.total_steps} steps"

@@ -70,7 +70,9 @@ def validations(run_dir: Path) -> Metrics:
 
 def exact(line: dict[str, Any]) -> dict[str, Any]:
     """What must not depend on interruptions: everything but times and memory."""
-    return {tag: value for tag, value in line.items() if not tag.startswith(("throughput/", "memory/", "data/"))}
+    return {
+        tag: value for tag, value in line.items() if not tag.startswith(("throughput/", "memory/", "data/", "time/"))
+    }
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 240) -> None:

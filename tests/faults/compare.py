@@ -9,7 +9,7 @@ from tests.conftest import run_module
 from tests.faults.runs import checkpoints_of
 
 Line = tuple[int, str]  # a step, and "training" or "validation"
-TIMES = ("throughput/", "memory/", "data/")
+TIMES = ("throughput/", "memory/", "data/", "time/")
 
 
 def lines_of(run_dir: Path) -> list[tuple[Line, dict[str, Any]]]:

@@ -1,5 +1,6 @@
 """What is counted by formula against what is built, multiplied and kept."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,21 +11,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.architecture import (
-    head_flops_per_token,
     head_inputs,
     head_parameters,
-    layer_flops_per_token,
     layer_parameters,
     parameter_count,
+    recomputed_flops_per_token,
     saved_elements_per_token,
+    training_flops,
     training_flops_per_token,
-    unembedding_flops_per_token,
 )
 from pipeline.config import MODEL_SIZES, ModelConfig, resolve_model
 from pipeline.layers import TransformerBlock, training_rotary
 from pipeline.model import LinearHead, MultiTokenModel
-from tests.unit.references import all_logits, every_kind_of_heads, tiny_config, tiny_model
+from tests.unit.references import every_kind_of_heads, tiny_config
 
+BATCH, SEQ_LEN = 2, 24
 PAPER_PARAMETERS = {  # Table S14, with Llama 2's block and 32,000 tokens
     "0.3B": 296_784_896,
     "0.6B": 630_526_720,
@@ -67,23 +68,57 @@ def test_parameters_of_layers_and_heads_are_those_built() -> None:
         assert count == sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("n_kv_heads", [4, 2])
-@pytest.mark.parametrize("n_future_tokens", [1, 4])
+class _NoModules(nullcontext[None]):
+    """In the place of the counter's module tracker, which refuses backwards inside forwards."""
+
+    parents = frozenset({"Global"})
+
+
+def flops_that_torch_counts(config: ModelConfig, *, activation_checkpointing: bool = False) -> int:
+    """Return the FLOPs of one training step as it really runs, the heads' backward inside the forward."""
+    model = MultiTokenModel(config, activation_checkpointing=activation_checkpointing)
+    tokens_BT = torch.zeros(BATCH, SEQ_LEN, dtype=torch.int64)
+    targets_BTN = torch.zeros(BATCH, SEQ_LEN, config.n_future_tokens, dtype=torch.int64)
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with sdpa_kernel(SDPBackend.MATH), counter:  # which multiplies all T x T scores, as the formula has it
+        loss, _ = model(tokens_BT, targets_BTN)
+        loss.backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("n_future_tokens", "n_kv_heads"), [(1, 4), (2, 1), (4, 2), (8, 4)])
 @every_kind_of_heads
 def test_flops_are_those_that_torch_counts(heads: dict[str, Any], n_future_tokens: int, n_kv_heads: int) -> None:
-    batch, seq_len = 2, 24
-    model = tiny_model(n_future_tokens=n_future_tokens, n_kv_heads=n_kv_heads, **heads)
-    tokens = torch.zeros(batch, seq_len, dtype=torch.int64)
-    # the plain backend multiplies all T x T scores, as the formula has it; the counter cannot follow autograd.grad
-    # inside our loss, so that the heads are back-propagated here the ordinary way
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        all_logits(model, tokens).sum().backward()
-    config = model.config
-    flops = training_flops_per_token(config, seq_len=seq_len)
-    assert counter.get_total_flops() == batch * seq_len * flops
-    layers = config.n_trunk_layers * layer_flops_per_token(config, seq_len=seq_len)
-    of_heads = head_flops_per_token(config, seq_len=seq_len) + unembedding_flops_per_token(config)
-    assert flops == layers + n_future_tokens * of_heads
+    config = tiny_config(n_layers=9, n_future_tokens=n_future_tokens, n_kv_heads=n_kv_heads, **heads)
+    flops = training_flops(config, seq_len=SEQ_LEN)
+    assert flops_that_torch_counts(config) == BATCH * SEQ_LEN * flops.total
+    recomputed = recomputed_flops_per_token(config, seq_len=SEQ_LEN)
+    hardware_flops = flops_that_torch_counts(config, activation_checkpointing=True)
+    assert hardware_flops == BATCH * SEQ_LEN * (flops.total + recomputed)
+
+
+def test_flops_of_parts_are_what_they_add_to_the_whole() -> None:
+    """A layer more, a vocabulary half as large, and sequences twice as long, each against the count of the whole."""
+    config = tiny_config()
+    flops = training_flops(config, seq_len=SEQ_LEN)
+    one_more = flops_that_torch_counts(replace(config, n_layers=config.n_layers + 1)) - flops_that_torch_counts(config)
+    assert one_more == BATCH * SEQ_LEN * flops.trunk / config.n_trunk_layers
+    assert one_more == BATCH * SEQ_LEN * flops.heads / config.n_future_tokens  # of heads that are layers
+    a_token_less = replace(config, vocab_size=config.vocab_size - 1)
+    fewer = flops_that_torch_counts(config) - flops_that_torch_counts(a_token_less)
+    assert fewer == BATCH * SEQ_LEN * flops.unembedding / config.vocab_size
+    longer = training_flops(config, seq_len=2 * SEQ_LEN)
+    assert longer.total - flops.total == flops.attention
+    assert longer.attention == 2 * flops.attention
+
+
+def test_flops_of_palms_formula() -> None:
+    """PaLM, appendix B: 6 N + 12 L H Q T a token, N without the embedding; with the 7B model's numbers typed in."""
+    config = resolve_model(ModelConfig(size="7B", n_future_tokens=4))
+    multiplied = PAPER_PARAMETERS["7B"] - 32_000 * 4096 - 65 * 4096  # neither the embedding nor the norms' gains
+    multiplied += 3 * 32_000 * 4096  # the unembedding, for each head
+    assert training_flops_per_token(config, seq_len=4096) == 6 * multiplied + 12 * 32 * 32 * 128 * 4096
 
 
 def test_heads_read_what_appendix_b_says() -> None:

@@ -70,6 +70,7 @@ def test_the_last_override_of_a_field_counts(tmp_path: Path) -> None:
         ("optim.lr=1.0e-3", "optim", "lr", 1e-3),
         ("train.activation_checkpointing=true", "train", "activation_checkpointing", True),
         ("model.n_kv_heads=null", "model", "n_kv_heads", None),
+        ("profile.steps=[10, 12]", "profile", "steps", (10, 12)),
         ("data.shards=/a=b/c d", "data", "shards", "/a=b/c d"),
     ],
 )
@@ -120,6 +121,9 @@ optim: {beta1: 2.0}
         ("model.head_order=random", "model.head_order='random': Input should be 'parallel', 'causal' or 'anticausal'"),
         ("parallel.pipeline_stages=0", "parallel.pipeline_stages=0: Input should be greater than 0"),
         ("run.name=../up", "run.name='../up': String should match pattern"),
+        ("profile.steps=[3, 2]", "profile.steps=[3, 2] must be the first and the last step to record, of the run's 98"),
+        ("profile.steps=[90, 99]", "profile.steps=[90, 99] must be the first and the last step to record, of the"),
+        ("profile.steps=[0, 2]", "profile.steps.0=0: Input should be greater than 0"),
         ("data.num_workers=-1", "data.num_workers=-1: Input should be greater than or equal to 0"),
     ],
 )

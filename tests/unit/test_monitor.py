@@ -1,5 +1,6 @@
 """What people see of a run: the same numbers under the design's tags in all three places, resumed without doubles."""
 
+import dataclasses
 import json
 import math
 import re
@@ -15,17 +16,18 @@ import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import monitor
-from pipeline.architecture import training_flops_per_token
+from pipeline.architecture import recomputed_flops_per_token, training_flops_per_token
 from pipeline.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from pipeline.distributed import World
-from pipeline.monitor import Console, MetricsFile, Monitor, Scalars, TensorBoard, peak_flops, sinks_for
+from pipeline.monitor import Console, MetricsFile, Monitor, Scalars, TensorBoard, sinks_for
 from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")
 MAIN = World(rank=0, local_rank=0, world_size=2, local_world_size=2)
 TRAINING_TAGS = {  # the design's, for 2 heads on a device whose peak is not known
     "loss/total", "loss/head_1", "loss/head_2", "optim/lr", "optim/grad_norm", "throughput/tokens_per_s",
-    "memory/peak_GiB", "data/wait_s", "progress/tokens", "faults/skipped_steps", "faults/skipped_windows",
+    "memory/peak_GiB", "time/step_s", "data/wait_s", "progress/tokens", "faults/skipped_steps",
+    "faults/skipped_windows",
 }  # fmt: skip
 VALIDATION_TAGS = {"val/loss_head_1", "val/loss_head_2"}
 
@@ -71,7 +73,7 @@ def log_step(
 ) -> None:
     monitor.log_step(
         step, losses_N=torch.tensor(losses), learning_rate=1e-3, gradient_norm=0.75, wait_s=wait_s,
-        skipped_steps=skipped, skipped_windows=2 * skipped,
+        skipped_steps=skipped, skipped_windows=2 * skipped, times={"time/step_s": 0.25},
     )  # fmt: skip
 
 
@@ -101,6 +103,7 @@ def test_a_steps_scalars(tmp_path: Path, clock: Clock) -> None:
         "optim/lr": 1e-3,
         "optim/grad_norm": 0.75,
         "throughput/tokens_per_s": 4 * 512 / 8,
+        "time/step_s": 0.25,
         "data/wait_s": 0.5,
         "progress/tokens": 14 * 512,
         "faults/skipped_steps": 3.0,
@@ -237,24 +240,6 @@ def test_the_console_line(clock: Clock, pipeline_log: pytest.LogCaptureFixture) 
     assert validation == "step 1010/4000  validation loss per head [1.234 2.500]"
 
 
-@pytest.mark.parametrize(
-    ("name", "tera_flops"),
-    [
-        ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA H100 PCIe", 756),
-        ("NVIDIA H200", 989),
-        ("NVIDIA B200", 2250),
-        ("AMD Instinct MI300X", 1307),
-        ("NVIDIA GeForce RTX 4090", None),
-    ],
-)
-def test_peaks_go_by_the_devices_name(monkeypatch: pytest.MonkeyPatch, name: str, tera_flops: int | None) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert peak_flops(torch.device("cuda")) == (tera_flops and tera_flops * 1e12)
-    assert peak_flops(CPU) is None
-
-
 @pytest.fixture
 def world_of_one() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -263,14 +248,18 @@ def world_of_one() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("world_of_one")
-def test_mfu_is_the_share_of_the_devices_peak(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_utilisation_is_the_share_of_the_devices_peak(tmp_path: Path, clock: Clock, recompute: bool) -> None:
+    """The model's FLOPs for MFU; for HFU those that are computed again, too."""
     config, sink = config_in(tmp_path), Recorder()
-    monkeypatch.setattr(monitor, "peak_flops", lambda device: 1e9)
-    it = Monitor(config, sinks=[sink], device=CPU, step=0)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, activation_checkpointing=recompute))
+    it = Monitor(config, sinks=[sink], device=CPU, step=0, peak_flops=1e9)
     clock.now_s += 2
     log_step(it, 1)
     flops_per_s = 256 * training_flops_per_token(config.model, seq_len=32)
-    assert sink.points[0][1]["throughput/mfu"] == flops_per_s / 1e9
+    again_per_s = 256 * recomputed_flops_per_token(config.model, seq_len=32) * recompute
+    assert sink.points[0][1]["throughput/mfu"] == pytest.approx(flops_per_s / 1e9)
+    assert sink.points[0][1]["throughput/hfu"] == pytest.approx((flops_per_s + again_per_s) / 1e9)
 
 
 def test_the_environment_names_versions_and_commit_only() -> None:

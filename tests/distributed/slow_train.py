@@ -1,0 +1,40 @@
+"""Trains as pipeline.train does, with parts of it slowed as variables say; run by the tests in its place.
+
+SLOW_READS_S: seconds more that rank 1 takes to read each window.
+SLOW_HEAD_2_S: seconds more that the second head's layer takes, on every rank.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from common.command_line import exit_on_user_error
+from pipeline import model, shards, train
+
+
+def slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    """Return `function`, which sleeps before each call."""
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(seconds)
+        return function(*arguments, **options)
+
+    return slow
+
+
+class SlowHeads(model.Heads):
+    """Heads of which the second is slow."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        layer = self.layers[1]
+        layer.forward = slowed(layer.forward, float(os.environ["SLOW_HEAD_2_S"]))  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    if os.environ["RANK"] == "1":
+        slow_reads = slowed(shards.ShardFolder.get_item, float(os.environ["SLOW_READS_S"]))
+        shards.ShardFolder.get_item = slow_reads  # type: ignore[method-assign]
+    model.Heads = SlowHeads  # type: ignore[misc]
+    exit_on_user_error(train.main, program=train.PROGRAM)
