@@ -5,7 +5,7 @@ costs by formula, and what devices could do), `trace` (where a step's time goes)
 heads), `loss` (the head-sequential backward), `shared_names`, `shards` and `data` (shards to batches), `optim`,
 `distributed`; `balance` and `stages` (pipelines), `sequence` (Ulysses), `engine` (DeepSpeed around the model),
 `sharded_state` and `sharded_files` (what of it is saved, and how it is read); `stop`, `watchdog`, `health` (how a run
-ends or bends), `manifest` and `checkpoint`, `monitor`, `step_times` and `profiling` (what is slow), `loop`, `train`;
-`audit` (which samples were had). Then, to take the weights onward, `convert` with `formats`, `generate` with
-`decoding`, and `evaluate` with `evaluation`.
+ends or bends), `manifest` and `checkpoint`; `dashboard`, `sinks`, `monitor`, `previews` and `rank_log` (what people
+see), `step_times` and `profiling` (what is slow), `loop`, `train`; `audit` (which samples were had). Then, to take the
+weights onward, `convert` with `formats`, `generate` with `decoding`, and `evaluate` with `evaluation`.
 """

@@ -221,10 +221,21 @@ class LogConfig:
 
     every_steps: steps between log lines, TensorBoard points and metrics.jsonl objects.
     samples: record which samples each step had (`python -m pipeline.audit`); about 10 bytes a sample.
+    previews_every_steps: steps between previews (`previews.py`): `prompts` continued, and what each head said at each
+        position, among TensorBoard's texts; 0 writes none. Each takes preview_tokens + 1 forwards.
+    prompts: what previews continue.  preview_tokens: by how many tokens.
+    grad_norms_every_steps: steps between reports of the gradient's L2 norm in each layer and head; 0 makes none. Each
+        takes about as much communication as one more step of ZeRO-0.
+    wandb: project of Weights & Biases that gets the figures too; needs the package wandb, which is not among ours.
     """
 
     every_steps: int = Field(default=10, gt=0)
     samples: bool = False
+    previews_every_steps: int = Field(default=0, ge=0)
+    prompts: tuple[str, ...] = Field(default=("def ", "import "), min_length=1)
+    preview_tokens: int = Field(default=16, gt=0)
+    grad_norms_every_steps: int = Field(default=0, ge=0)
+    wandb: str | None = Field(default=None, min_length=1)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

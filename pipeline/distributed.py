@@ -121,27 +121,23 @@ def by_main(action: Callable[[], None], *, world: World) -> None:
 
 
 def configure_logging(world: World, *, handlers: Iterable[logging.Handler]) -> None:
-    """Let rank 0 log to `handlers`; the other ranks keep only warnings, on stderr with their rank."""
+    """Let this rank log to `handlers`: rank 0 everything, the others only warnings."""
     logger.handlers.clear()
     logger.propagate = False
-    if world.is_main:
-        logger.setLevel(logging.INFO)
-        for handler in handlers:
-            logger.addHandler(handler)
-    else:
-        logger.setLevel(logging.WARNING)
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(f"[rank {world.rank}] %(levelname)s %(message)s"))
+    logger.setLevel(logging.INFO if world.is_main else logging.WARNING)
+    for handler in handlers:
         logger.addHandler(handler)
 
 
-class _LogFile(logging.FileHandler):
+class LogFile(logging.FileHandler):
+    """Appends to a file what its disk takes."""
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Leave out what a full disk refuses; the console has it."""
+        """Leave out what a full disk refuses."""
 
 
 def log_file_handler(path: Path) -> logging.Handler:
     """Return a handler that appends dated lines to `path`."""
-    handler = _LogFile(path, encoding="utf-8")
+    handler = LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     return handler

@@ -23,7 +23,7 @@ from pipeline.distributed import World, mean_over_ranks
 from pipeline.formats.source import Source, fill
 from pipeline.inputs import precision, zero_stage
 from pipeline.layers import TransformerBlock
-from pipeline.model import Heads, MultiTokenModel, initialise, weight_shapes
+from pipeline.model import Heads, MultiTokenModel, block_of, initialise, weight_shapes
 from pipeline.optim import parameter_groups
 from pipeline.sequence import positions_of, share_sequences
 from pipeline.sharded_state import HostCopies, Slice, load_state, state_of
@@ -91,6 +91,7 @@ class Engine:
         if config.train.compile and device.type == "cpu":
             _check_compiler()
         self._accumulation_steps = deepspeed_config["gradient_accumulation_steps"]
+        self.grad_norms: dict[str, float] = {}
         self._start = start
         self._device, self._clip = device, config.optim.clip
         self._positions = slice(None)  # of every sequence, that this rank works on
@@ -109,11 +110,13 @@ class Engine:
         # Without ZeRO DeepSpeed clips fp32 gradients, but keeps no norm, and takes steps that are not finite.
         self._engine.clip_fp32_gradients = self._clip_whole_gradients
 
-    def train_step(self, batches: Iterator[Batch], *, learning_rate: float) -> Tensor:
+    def train_step(self, batches: Iterator[Batch], *, learning_rate: float, takes_grad_norms: bool = False) -> Tensor:
         """Take one optimizer step over the next micro batches; return losses (N,), fp32.
 
-        Their mean over all ranks is the mean over the batch; a single rank's losses are its own part of it.
+        Their mean over all ranks is the mean over the batch; a single rank's losses are its own part of it. Afterwards
+        `grad_norms` has the L2 norm of each block's gradient, by its name, if it `takes_grad_norms`, and is empty else.
         """
+        self._takes_grad_norms, self.grad_norms = takes_grad_norms, {}
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         return self._step(itertools.islice(batches, self._accumulation_steps))
@@ -124,6 +127,19 @@ class Engine:
         self._engine.eval()
         try:
             return mean_over_ranks(self._losses(batches))
+        finally:
+            self._engine.train()
+
+    @torch.no_grad()
+    def predict(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the token that each head finds the likeliest, ids (B, T, N), and its probability, fp32; on the CPU.
+
+        Every rank must call it, with the same tokens. Not for pipelines, nor where ranks share a sequence.
+        """
+        self._engine.eval()
+        try:
+            ids_BTN, probabilities_BTN = self._engine(tokens_BT.to(self._device))
+            return ids_BTN.cpu(), probabilities_BTN.cpu()
         finally:
             self._engine.train()
 
@@ -183,6 +199,8 @@ class Engine:
             loss, losses_N = self._engine(*self._tensors(batch))
             with part(GRADIENTS):  # what of the backward belongs to no layer
                 self._engine.backward(loss)
+            if self._takes_grad_norms and self._engine.is_gradient_accumulation_boundary():
+                self.grad_norms = self._block_norms()
             with part(OPTIMIZER):
                 self._engine.step()
             losses.append(losses_N)
@@ -195,6 +213,18 @@ class Engine:
     def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor]:
         mine = positions_of(batch, self._positions).to(self._device)
         return mine.tokens_BT, mine.targets_BTN
+
+    @torch.no_grad()
+    def _block_norms(self) -> dict[str, float]:
+        """Return the L2 norms of the blocks' gradients, between backward and step; every rank must call it."""
+        import deepspeed
+
+        squares: dict[str, Tensor] = {}
+        for name, weight in self._engine.module.named_parameters():
+            gradient = deepspeed.utils.safe_get_full_grad(weight)
+            square = gradient.float().square().sum()
+            squares[block_of(name)] = squares.get(block_of(name), 0) + square
+        return {block: float(square.sqrt()) for block, square in squares.items()}
 
     def _clip_whole_gradients(self) -> None:
         parameters = [p for p in self._engine.module.parameters() if p.grad is not None]

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.command_line import UserError, raise_if_any
 from common.files import sha256_of_file
+from common.tokenizers import BYTES
 from pipeline.config import Config
 from pipeline.devices import Precision
 from pipeline.layout import batch_problems, node_problems, parallel_problems, tensor_parallel_section
@@ -219,6 +220,8 @@ def shard_problems(metadata: dict[str, Any], config: Config, *, data_ranks: int)
         problems.append(
             f"{tokenizer} is not the tokenizer that wrote the shards (its SHA-256 differs from metadata.json)"
         )
+    if config.log.previews_every_steps and metadata["tokenizer"]["kind"] != BYTES and not tokenizer.exists():
+        problems.append(f"log.previews_every_steps needs {tokenizer}, which does not exist; set it to 0")
     windows = {split: metadata["splits"].get(split, {}).get("windows", 0) for split in ("train", "val")}
     per_step = config.train.batch_tokens // config.data.seq_len
     micro_batches = config.train.micro_batch_size * data_ranks

@@ -33,6 +33,12 @@ def parallel_problems(config: Config, *, world_size: int) -> list[str]:
             problems.append(f"{part}={number} must be a multiple of parallel.{name}={getattr(parallel, name)}")
     if config.train.compile and parallel.sequence_parallel_size * parallel.tensor_parallel_size > 1:
         problems.append(f"train.compile=true with {above_1[0]}: ranks communicate inside the layers; set it to false")
+    cut = [name for name in above_1 if name != "parallel.tensor_parallel_size"]
+    if config.log.previews_every_steps and cut:
+        problems.append(f"log.previews_every_steps with {cut[0]}: no rank has the whole of a short text; set it to 0")
+    cut = [name for name in above_1 if name != "parallel.sequence_parallel_size"]
+    if config.log.grad_norms_every_steps and cut:
+        problems.append(f"log.grad_norms_every_steps with {cut[0]}: no rank has whole gradients; set it to 0")
     n_stages = parallel.pipeline_stages
     if n_stages > max_stages(config.model):
         problems.append(

@@ -18,9 +18,11 @@ from pipeline.devices import peak_flops
 from pipeline.distributed import World, agree, from_every_rank, logger
 from pipeline.engine import Engine
 from pipeline.health import Health, Verdict, record_bad_step
-from pipeline.monitor import Monitor, device_name, sinks_for
+from pipeline.monitor import Monitor, device_name, is_due
 from pipeline.optim import learning_rate
+from pipeline.previews import Previews
 from pipeline.profiling import StepProfile
+from pipeline.sinks import sinks_for
 from pipeline.step_times import StepTimes
 from pipeline.stop import Ending, ExitCode, StopRequest
 from pipeline.watchdog import Watchdog
@@ -38,12 +40,14 @@ class Trainer:
         engine: Engine,
         data: TrainingData,
         validation: ValidationData | None,
+        previews: Previews,
         checkpoints: CheckpointFolder,
         stop: StopRequest,
         watchdog: Watchdog,
     ) -> None:
         self._config, self._world, self._device = config, world, device
         self._engine, self._data, self._validation = engine, data, validation
+        self._previews = previews
         self._checkpoints, self._stop, self._watchdog = checkpoints, stop, watchdog
         self._health = Health(config.faults)
         self._times = StepTimes(
@@ -86,8 +90,9 @@ class Trainer:
             step = self._step + 1
             self._watchdog.progress(f"step {step}")
             rate = learning_rate(step, optim=config.optim, total_steps=config.total_steps)
+            takes_norms = is_due(step, every_steps=config.log.grad_norms_every_steps)
             with profile.step(step), self._times.step():
-                losses_N = self._engine.train_step(self._data, learning_rate=rate)
+                losses_N = self._engine.train_step(self._data, learning_rate=rate, takes_grad_norms=takes_norms)
                 consumed = self._data.take_samples()
                 losses_N, stopping = self._agree(step, losses_N)
             self._judge(step, losses_N, consumed)
@@ -100,6 +105,8 @@ class Trainer:
                     wait_s=self._times.wait_s, skipped_steps=self._health.skipped,
                     skipped_windows=self._skipped_windows, times=self._times.report(),
                 )  # fmt: skip
+            monitor.log_grad_norms(step, self._engine.grad_norms)
+            self._previews.write(step, predict=self._engine.predict, monitor=monitor)
             if config.train.eval_every_steps and (step % config.train.eval_every_steps == 0 or is_last):
                 self._validation_is_due = True
                 stopping = stopping or not self._validate(monitor)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pipeline.architecture import Share, head_inputs, whole
 from pipeline.config import ModelConfig
 from pipeline.layers import RMSNorm, TransformerBlock, run_layer, training_rotary
-from pipeline.loss import cross_entropy, sum_of_pieces
+from pipeline.loss import at_least_fp32, cross_entropy, sum_of_pieces
 from pipeline.trace import part
 
 
@@ -107,8 +107,8 @@ class Heads(nn.Module):
         """
         return torch.stack(self._run(list(hidden_PBTD.unbind())))
 
-    def forward(self, hidden_PBTD: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the summed loss () and the per-head losses (N,), nats per token, fp32.
+    def forward(self, hidden_PBTD: Tensor, targets_BTN: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the summed loss () and the per-head losses (N,), nats per token, fp32; or predictions (`_predict`).
 
         Heads that read the trunk's output are computed inside the head-sequential op. Heads that read each other
         keep their activations as any layer does (n = 1 has as many), and only what comes after them, the logits,
@@ -116,9 +116,11 @@ class Heads(nn.Module):
 
         Args:
             hidden_PBTD: z, and the outputs of the heads that earlier pipeline stages have computed (see `advance`).
-            targets_BTN: `targets_BTN[b, t, i]` is the id of token t + 1 + i.
+            targets_BTN: `targets_BTN[b, t, i]` is the id of token t + 1 + i; or None to predict them.
         """
         hidden = list(hidden_PBTD.unbind())
+        if targets_BTN is None:
+            return self._predict(hidden)
         if self.config.head_order != "parallel":
             hidden = self._run(hidden)
         position_of = {head: position for position, head in enumerate(head_inputs(self.config), start=1)}
@@ -149,12 +151,24 @@ class Heads(nn.Module):
                 hidden.append(run_layer(self.layers[head], read, rotary, recompute=self.activation_checkpointing))
         return hidden
 
+    def _predict(self, hidden: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the likeliest token of each head at each position (B, T, N), and its probability (B, T, N), fp32."""
+        outputs = dict(zip(head_inputs(self.config), self._run(hidden)[1:], strict=True))
+        of_heads = []
+        for head in sorted(outputs):
+            logits_BTV = self.unembedding(head)(self.norm(outputs[head]))
+            of_heads.append(at_least_fp32(logits_BTV).softmax(dim=-1).max(dim=-1))
+        return torch.stack([best.indices for best in of_heads], -1), torch.stack([best.values for best in of_heads], -1)
+
     def _rotary(self, hidden_BTD: Tensor) -> Tensor:
         return training_rotary(hidden_BTD.shape[1], self.config, device=hidden_BTD.device, first=self.first_position)
 
 
 class MultiTokenModel(nn.Module):
-    """Trunk and heads. Called with tokens and targets it returns the loss; decoding uses the parts."""
+    """Trunk and heads. Called with tokens and targets it returns the loss, without targets what the heads predict.
+
+    Decoding uses the parts.
+    """
 
     def __init__(
         self, config: ModelConfig, *, activation_checkpointing: bool = False, share: Share | None = None
@@ -165,8 +179,8 @@ class MultiTokenModel(nn.Module):
         self.trunk = Trunk(config, share, activation_checkpointing=activation_checkpointing)
         self.heads = Heads(config, share, activation_checkpointing=activation_checkpointing)
 
-    def forward(self, tokens_BT: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the summed loss () and the per-head losses (N,); see `Heads.forward`."""
+    def forward(self, tokens_BT: Tensor, targets_BTN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the summed loss () and the per-head losses (N,), or predictions; see `Heads.forward`."""
         return self.heads(self.trunk(tokens_BT).unsqueeze(0), targets_BTN)
 
 
@@ -174,6 +188,16 @@ def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Return every weight of the whole model by name, with its shape."""
     with torch.device("meta"):
         return {name: weight.shape for name, weight in MultiTokenModel(config).state_dict().items()}
+
+
+def block_of(name: str) -> str:
+    """Return the block that a weight belongs to: embedding, layer_000, head_1 or unembedding (its norm included)."""
+    module, part, index, *_ = name.split(".")
+    if part == "tok_embeddings":
+        return "embedding"
+    if part == "layers":
+        return f"layer_{int(index):03d}" if module == "trunk" else f"head_{int(index) + 1}"
+    return "unembedding"
 
 
 @torch.no_grad()

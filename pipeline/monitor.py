@@ -1,115 +1,34 @@
-"""What people see of a run: console, TensorBoard and metrics.jsonl, and the figures in them.
+"""The figures of a run: what each step's results become, and the lines that open a run.
 
-All three show the same numbers under the same tags. Only rank 0 has sinks; on the other ranks a `Monitor`
-takes part in the collectives and stays silent. Throughput counts training alone: validation and saving are
-`paused`.
+A `Monitor` hands them to its sinks (sinks.py). Only rank 0 has any; on the other ranks it takes part in the
+collectives and stays silent. Throughput counts training alone: validation, previews and saving are `paused`.
 """
 
-import json
 import logging
-import math
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from common.files import PatientFile, write_text
 from pipeline.architecture import parameter_count, recomputed_flops_per_token, training_flops_per_token
 from pipeline.balance import describe
 from pipeline.config import Config
-from pipeline.distributed import World, logger
-from pipeline.inputs import Inputs, zero_stage
+from pipeline.devices import peak_flops
+from pipeline.distributed import World
+from pipeline.inputs import Inputs, precision, zero_stage
+from pipeline.sinks import Scalars, Sink
 
-Scalars = dict[str, float]
 GIB = 2**30
-
-
-class Sink(Protocol):
-    """A place that scalars go to."""
-
-    def write(self, step: int, scalars: Scalars) -> None:
-        """Record the scalars of one optimizer step."""
-        ...
-
-    def close(self) -> None:
-        """Flush and release."""
-        ...
-
-
-class TensorBoard:
-    """Event files; after a resume, points beyond the resumed step are dropped."""
-
-    def __init__(self, directory: Path, *, resumed_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._new_writer = lambda: SummaryWriter(str(directory), purge_step=resumed_step + 1, flush_secs=10)
-        self._writer: SummaryWriter | None = self._new_writer()
-
-    def write(self, step: int, scalars: Scalars) -> None:
-        try:
-            self._writer = self._writer or self._new_writer()
-            for tag, value in scalars.items():
-                self._writer.add_scalar(tag, value, step)
-        except OSError as error:  # it has lost what was on its way, and is of no more use
-            logger.warning("TensorBoard misses what came before step %d (%s)", step, error)
-            self._writer = None
-
-    def close(self) -> None:
-        if self._writer is not None:
-            with suppress(OSError):
-                self._writer.close()
-
-
-class MetricsFile:
-    """metrics.jsonl: one object per step; after a resume, lines beyond the resumed step are dropped."""
-
-    def __init__(self, path: Path, *, resumed_step: int) -> None:
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= resumed_step]
-        write_text(path, "".join(kept))
-        self._file = PatientFile(path)
-
-    def write(self, step: int, scalars: Scalars) -> None:
-        tokens = {"tokens": int(scalars["progress/tokens"])} if "progress/tokens" in scalars else {}
-        finite = {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}  # JSON knows no NaN
-        refused = self._file.write(json.dumps({"step": step, **tokens, **finite}) + "\n")
-        if refused is not None:
-            logger.warning("step %d waits to be written to metrics.jsonl (%s)", step, refused.strerror)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class Console:
-    """One tidy line per logged step, above a progress bar where stdout is a terminal."""
-
-    def __init__(self, *, total_steps: int, resumed_step: int) -> None:
-        self._total_steps = total_steps
-        self._bar = tqdm(
-            total=total_steps, initial=resumed_step, unit="step", file=sys.stdout, disable=None, leave=False
-        )
-        self._start_s, self._start_step = time.perf_counter(), resumed_step
-
-    def write(self, step: int, scalars: Scalars) -> None:
-        self._bar.update(step - self._bar.n)
-        logger.info(_console_line(step, scalars, total_steps=self._total_steps, eta_s=self._eta_s(step)))
-
-    def close(self) -> None:
-        self._bar.close()
-
-    def _eta_s(self, step: int) -> float:
-        per_step_s = (time.perf_counter() - self._start_s) / max(1, step - self._start_step)
-        return per_step_s * (self._total_steps - step)
 
 
 class Monitor:
@@ -169,6 +88,15 @@ class Monitor:
         """Report the mean validation loss of each head, nats per token."""
         self._write(step, {f"val/loss_head_{head}": loss for head, loss in enumerate(losses_N.tolist(), start=1)})
 
+    def log_grad_norms(self, step: int, norms: Mapping[str, float]) -> None:
+        """Report the L2 norm of each block's gradient before clipping; nothing where there are none."""
+        self._write(step, {f"grad_norms/{block}": norm for block, norm in norms.items()})
+
+    def log_text(self, step: int, tag: str, markdown: str) -> None:
+        """Report a text."""
+        for sink in self._sinks:
+            sink.write_text(step, tag, markdown)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Keep what happens inside (validation, saving) out of the throughput."""
@@ -177,7 +105,7 @@ class Monitor:
         self._start_s += time.perf_counter() - start_s
 
     def _write(self, step: int, scalars: Scalars) -> None:
-        for sink in self._sinks:
+        for sink in self._sinks if scalars else ():
             sink.write(step, scalars)
 
     def _utilisation(self, tokens_per_s: float) -> Scalars:
@@ -191,16 +119,9 @@ class Monitor:
         return {"throughput/mfu": flops * per_flop, "throughput/hfu": (flops + again) * per_flop}
 
 
-def sinks_for(config: Config, *, world: World, resumed_step: int) -> list[Sink]:
-    """Return the sinks of this rank: all of them on rank 0, none elsewhere."""
-    if not world.is_main:
-        return []
-    run_dir = config.run_dir
-    return [
-        Console(total_steps=config.total_steps, resumed_step=resumed_step),
-        TensorBoard(run_dir / "tensorboard", resumed_step=resumed_step),
-        MetricsFile(run_dir / "metrics.jsonl", resumed_step=resumed_step),
-    ]
+def is_due(step: int, *, every_steps: int) -> bool:
+    """Return whether something comes after `step` that comes every so many steps, or, for 0, never."""
+    return every_steps > 0 and step % every_steps == 0
 
 
 def header(inputs: Inputs, *, world: World, device: torch.device) -> str:
@@ -221,6 +142,7 @@ def header(inputs: Inputs, *, world: World, device: torch.device) -> str:
         f"layout   {layout}\n"
         f"batch    {train.batch_tokens:,} tokens = {inputs.data_ranks} replicas x {accumulation_steps} micro batches x "
         f"{train.micro_batch_size} sequences x {data.seq_len} tokens\n"
+        f"cost     {_cost(inputs, world=world, device=device)}\n"
         f"budget   {train.total_tokens:,} tokens = {config.total_steps:,} steps\n"
         f"watch    tensorboard --logdir {config.run_dir / 'tensorboard'}{stages}"
     )
@@ -262,25 +184,14 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _console_line(step: int, scalars: Scalars, *, total_steps: int, eta_s: float) -> str:
-    heads = [f"{value:.3f}" for tag, value in scalars.items() if "/head_" in tag or "/loss_head_" in tag]
-    if "loss/total" not in scalars:
-        return f"step {step}/{total_steps}  validation loss per head [{' '.join(heads)}]"
-    mfu = f"  MFU {scalars['throughput/mfu']:.1%}" if "throughput/mfu" in scalars else ""
-    return (
-        f"step {step}/{total_steps}  tokens {scalars['progress/tokens'] / 1e6:,.2f}M"
-        f"  loss {scalars['loss/total']:.3f} [{' '.join(heads)}]  lr {scalars['optim/lr']:.1e}"
-        f"  grad {scalars['optim/grad_norm']:.2f}  {scalars['throughput/tokens_per_s']:,.0f} tok/s{mfu}"
-        f"  mem {scalars['memory/peak_GiB']:.1f} GiB  wait {scalars['data/wait_s']:.2f}s"
-        f"  ETA {timedelta(seconds=round(eta_s))}"
-    )
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Return the lines of a file that a kill may have cut in the last one; none if there is no file."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+def _cost(inputs: Inputs, *, world: World, device: torch.device) -> str:
+    """Say what one optimizer step costs, and how long it takes at least."""
+    config = inputs.config
+    peak = peak_flops(device_name(device), precision=precision(inputs.deepspeed_config))
+    per_token = training_flops_per_token(config.model, seq_len=config.data.seq_len)
+    flops = per_token * config.train.batch_tokens
+    seconds = "" if peak is None else f", {flops / (peak * world.world_size):.3g} s at the peak of the devices"
+    return f"{flops:.3g} FLOPs a step = {per_token:.3g} a token{seconds}"
 
 
 def _git_commit() -> str | None:

@@ -6,6 +6,7 @@ Every problem of a recipe is reported at once. Checks that need the world size, 
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def _inconsistencies(config: Config, *, given: dict[str, dict[str, Any]]) -> lis
         problems.append(
             f"optim.warmup_steps={config.optim.warmup_steps} must be below the run's {config.total_steps} steps"
         )
+    if config.log.wandb and importlib.util.find_spec("wandb") is None:
+        problems.append(f"log.wandb={config.log.wandb!r} needs the package wandb: pip install wandb, or leave it out")
     return problems
 
 

@@ -4,6 +4,7 @@ A run that finds its own checkpoints goes on from the newest whole one.
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from common.files import hold_lock, write_json, write_text
 from pipeline.config import Config
 from pipeline.distributed import World, by_main, configure_logging, log_file_handler, logger, world_from_environment
 from pipeline.inputs import Inputs, evaluation_windows, load_inputs
+from pipeline.rank_log import keep_rank_log
 from pipeline.stop import Ending, ExitCode, StopRequest
 from pipeline.watchdog import Watchdog, record_collectives
 
@@ -44,17 +46,21 @@ def main() -> None:
     )
     from pipeline.engine import process_group
 
-    hangs, timeout_s = make_run_directory(inputs.config) / "hangs", inputs.config.faults.hang_timeout_s
+    run_dir, timeout_s = make_run_directory(inputs.config), inputs.config.faults.hang_timeout_s
+    rank_log, hangs = keep_rank_log(run_dir / "ranks", world=world), run_dir / "hangs"
     record_collectives(hangs)
     watchdog = Watchdog(hangs, rank=world.rank, timeout_s=timeout_s)
     with watchdog, process_group(world, timeout_s=3 * timeout_s) as device:  # so that the watchdog is the first
-        exit_code = run(inputs, world=world, device=device, resume=arguments.resume, stop=stop, watchdog=watchdog)
+        exit_code = run(
+            inputs, world=world, device=device, resume=arguments.resume, stop=stop, watchdog=watchdog, rank_log=rank_log
+        )
     sys.exit(exit_code)
 
 
 def run(
-    inputs: Inputs, *, world: World, device: "torch.device", resume: bool, stop: StopRequest, watchdog: Watchdog
-) -> ExitCode:
+    inputs: Inputs, *, world: World, device: "torch.device", resume: bool, stop: StopRequest, watchdog: Watchdog,
+    rank_log: logging.Handler,
+) -> ExitCode:  # fmt: skip
     """Build the parts of a run, resume or begin it, and train to its end; return the exit code.
 
     Raises:
@@ -66,12 +72,14 @@ def run(
     from pipeline.formats.detect import starting_weights
     from pipeline.loop import Trainer
     from pipeline.monitor import console_handler, header
+    from pipeline.previews import Previews
 
     config = inputs.config
     by_main(lambda: lock(config.run_dir), world=world)
-    handlers = [console_handler(), log_file_handler(config.run_dir / "train.log")] if world.is_main else []
-    configure_logging(world, handlers=handlers)
+    of_main = [console_handler(), log_file_handler(config.run_dir / "train.log")] if world.is_main else []
+    configure_logging(world, handlers=[rank_log, *of_main])
     logger.info(header(inputs, world=world, device=device))
+    previews = Previews(config, metadata=inputs.metadata)
 
     checkpoints = CheckpointFolder(config, world=world)
     found = checkpoints.find(resume=resume)
@@ -92,7 +100,7 @@ def run(
         validation = ValidationData(config, n_windows=n_windows, replica=replica, n_replicas=inputs.data_ranks)
     trainer = Trainer(
         config, world=world, device=device, engine=engine, data=TrainingData(config), validation=validation,
-        checkpoints=checkpoints, stop=stop, watchdog=watchdog,
+        previews=previews, checkpoints=checkpoints, stop=stop, watchdog=watchdog,
     )  # fmt: skip
     try:
         return trainer.train(found)
@@ -110,7 +118,7 @@ def make_run_directory(config: Config) -> Path:
         UserError: it cannot be made.
     """
     try:
-        for part in ("checkpoints", "hangs"):
+        for part in ("checkpoints", "hangs", "ranks"):
             (config.run_dir / part).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run.dir={config.run.dir!r}: {error.filename} cannot be made ({error.strerror})") from error

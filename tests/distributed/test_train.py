@@ -93,7 +93,7 @@ def uninterrupted(recipe: Path) -> Path:
 def test_run_directory_is_as_documented(uninterrupted: Path) -> None:
     assert {path.name for path in uninterrupted.iterdir()} == {
         "config.yaml", "ds_config.json", "environment.json", "train.log", "metrics.jsonl", "tensorboard", "checkpoints",
-        "hangs", ".lock",
+        "hangs", "ranks", ".lock",
     }  # fmt: skip
     assert not list((uninterrupted / "hangs").iterdir())
     assert sorted(path.name for path in (uninterrupted / "checkpoints").iterdir()) == ["step_00000060", "step_00000080"]

@@ -12,8 +12,8 @@ from common.command_line import UserError
 from data_prep import check_shards, write_shards
 from data_prep.document_options import DocumentOptions
 from data_prep.documents import list_sources
-from data_prep.fim import FimOptions
 from data_prep.filters import FilterOptions
+from data_prep.fim import FimOptions
 from data_prep.packing import WindowShape
 from data_prep.part_writer import WORK_FOLDER, Part, PartOptions, PartResult, write_part
 

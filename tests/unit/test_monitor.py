@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata
@@ -15,11 +14,12 @@ import torch
 import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import monitor
+from pipeline import monitor, sinks
 from pipeline.architecture import recomputed_flops_per_token, training_flops_per_token
 from pipeline.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from pipeline.distributed import World
-from pipeline.monitor import Console, MetricsFile, Monitor, Scalars, TensorBoard, sinks_for
+from pipeline.monitor import Monitor, is_due
+from pipeline.sinks import Scalars, Sink, sinks_for
 from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ TRAINING_TAGS = {  # the design's, for 2 heads on a device whose peak is not kno
 VALIDATION_TAGS = {"val/loss_head_1", "val/loss_head_2"}
 
 
-class Recorder:
+class Recorder(Sink):
     """A sink that keeps what it is given."""
 
     def __init__(self) -> None:
@@ -51,7 +51,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
-        monkeypatch.setattr(monitor, "time", SimpleNamespace(perf_counter=lambda: self.now_s))
+        for module in (monitor, sinks):
+            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now_s))
 
 
 @pytest.fixture
@@ -165,79 +166,23 @@ def test_all_sinks_show_the_designs_tags_and_the_same_numbers(tmp_path: Path, pi
             assert math.isclose(value, line[tag], rel_tol=1e-6), tag  # event files hold fp32
 
 
+def test_norms_of_blocks_are_reported_where_there_are_any(tmp_path: Path) -> None:
+    sink = Recorder()
+    it = Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=0)
+    it.log_grad_norms(1, {})
+    it.log_grad_norms(2, {"embedding": 0.5, "head_1": 2.0})
+    assert sink.points == [(2, {"grad_norms/embedding": 0.5, "grad_norms/head_1": 2.0})]
+
+
+def test_what_is_due() -> None:
+    assert [step for step in range(1, 10) if is_due(step, every_steps=4)] == [4, 8]
+    assert not any(is_due(step, every_steps=0) for step in range(10))
+
+
 def test_other_ranks_have_no_sinks(tmp_path: Path) -> None:
     other = World(rank=1, local_rank=1, world_size=2, local_world_size=2)
     assert sinks_for(config_in(tmp_path), world=other, resumed_step=0) == []
     assert list(tmp_path.iterdir()) == []
-
-
-def test_metrics_beyond_the_resumed_step_are_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    first = MetricsFile(path, resumed_step=0)
-    for step in (1, 2, 3, 4):
-        first.write(step, {"loss/total": 10.0 * step, "progress/tokens": 512.0 * step})
-    first.close()
-    with path.open("a", encoding="utf-8") as file:
-        file.write('{"step": 2, "loss/to')  # a kill in the middle of a line
-    resumed = MetricsFile(path, resumed_step=2)
-    resumed.write(3, {"loss/total": 33.0, "optim/grad_norm": math.nan})  # which JSON does not know
-    resumed.close()
-    assert jsonl(path) == [
-        {"step": 1, "tokens": 512, "loss/total": 10.0, "progress/tokens": 512.0},
-        {"step": 2, "tokens": 1024, "loss/total": 20.0, "progress/tokens": 1024.0},
-        {"step": 3, "loss/total": 33.0, "optim/grad_norm": None},
-    ]
-
-
-def test_metrics_are_on_disk_after_each_step(tmp_path: Path) -> None:
-    sink = MetricsFile(tmp_path / "metrics.jsonl", resumed_step=0)
-    sink.write(1, {"loss/total": 1.0})
-    assert len(jsonl(tmp_path / "metrics.jsonl")) == 1
-    sink.close()
-
-
-def test_a_fresh_run_leaves_no_old_metrics(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n', encoding="utf-8")
-    MetricsFile(path, resumed_step=0).close()
-    assert jsonl(path) == []
-
-
-def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path: Path) -> None:
-    first = TensorBoard(tmp_path, resumed_step=0)
-    for step in range(1, 6):
-        first.write(step, {"loss/total": float(step), "val/loss_head_1": float(step)})
-    first.close()
-    (file,) = tmp_path.iterdir()
-    file.rename(re.sub(r"tfevents\.\d+", "tfevents.0000000001", str(file)))  # written long before
-    resumed = TensorBoard(tmp_path, resumed_step=3)
-    for step in range(4, 7):
-        resumed.write(step, {"loss/total": 10.0 * step})
-    resumed.close()
-    points = events(tmp_path)
-    assert points["loss/total"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0), (5, 50.0), (6, 60.0)]
-    assert points["val/loss_head_1"] == [(1, 1.0), (2, 2.0), (3, 3.0)]
-
-
-def test_the_console_line(clock: Clock, pipeline_log: pytest.LogCaptureFixture) -> None:
-    console = Console(total_steps=4000, resumed_step=1000)
-    clock.now_s += 20
-    scalars = {
-        "loss/total": 5.5, "loss/head_1": 2.0, "loss/head_2": 3.5, "optim/lr": 3e-4, "optim/grad_norm": 0.756,
-        "throughput/tokens_per_s": 12_345.6, "memory/peak_GiB": 1.26, "data/wait_s": 0.034,
-        "progress/tokens": 1_234_567_890.0,
-    }  # fmt: skip
-    console.write(1010, scalars)
-    console.write(1010, {**scalars, "throughput/mfu": 0.4567})
-    console.write(1010, {"val/loss_head_1": 1.2345, "val/loss_head_2": 2.5})
-    console.close()
-    plain, with_mfu, validation = (record.getMessage() for record in pipeline_log.records)
-    assert plain == (
-        "step 1010/4000  tokens 1,234.57M  loss 5.500 [2.000 3.500]  lr 3.0e-04  grad 0.76  12,346 tok/s"
-        "  mem 1.3 GiB  wait 0.03s  ETA 1:39:40"  # 2 s a step since the resume, 2,990 to go
-    )
-    assert with_mfu == plain.replace("tok/s", "tok/s  MFU 45.7%")
-    assert validation == "step 1010/4000  validation loss per head [1.234 2.500]"
 
 
 @pytest.fixture

@@ -1,0 +1,199 @@
+"""Where a run's figures go: console, TensorBoard, metrics.jsonl, and Weights & Biases where it is asked for.
+
+All of them show the same scalars under the same tags (docs/monitoring.md). A sink that cannot write says so, and goes
+on: no run ends because nobody can see it.
+"""
+
+import json
+import math
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from common.files import PatientFile, write_text
+from pipeline import dashboard
+from pipeline.config import Config
+from pipeline.distributed import World, logger
+
+Scalars = dict[str, float]
+
+
+class Sink:
+    """A place that scalars, and texts where it can show them, go to."""
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        """Record scalars of one optimizer step."""
+
+    def write_text(self, step: int, tag: str, markdown: str) -> None:
+        """Record a text."""
+
+    def close(self) -> None:
+        """Flush and release."""
+
+
+class TensorBoard(Sink):
+    """Event files; after a resume, points beyond the resumed step are dropped."""
+
+    def __init__(self, config: Config, *, resumed_step: int) -> None:
+        self._config, self._directory = config, config.run_dir / "tensorboard"
+        self._last_step = resumed_step
+        self._writer: Any = None
+        self._attempt(resumed_step, self._begin)
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        self._last_step = step
+        self._attempt(step, lambda: [self._writer.add_scalar(tag, value, step) for tag, value in scalars.items()])
+
+    def write_text(self, step: int, tag: str, markdown: str) -> None:
+        self._attempt(step, lambda: self._writer.add_text(tag, markdown, step))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            with suppress(OSError):
+                if self._last_step == self._config.total_steps:
+                    self._writer.file_writer.add_summary(dashboard.end_of_session())
+                self._writer.close()
+
+    def _begin(self) -> None:
+        """Drop what lies beyond the resumed step, and write what the dashboard has besides figures."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        first_step = self._last_step + 1
+        self._writer = SummaryWriter(str(self._directory), purge_step=first_step, flush_secs=10)
+        self._writer.add_custom_scalars(dashboard.layout(self._config))
+        for summary in dashboard.hyperparameters(self._config):
+            self._writer.file_writer.add_summary(summary)
+        # at the first step that it holds for, so that a start which comes again drops it
+        self._writer.add_text("config", dashboard.config_text(self._config), first_step)
+
+    def _attempt(self, step: int, action: Callable[[], object]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            self._writer = self._writer or SummaryWriter(str(self._directory), flush_secs=10)
+            action()
+        except OSError as error:  # the writer has lost what was on its way, and is of no more use
+            logger.warning("TensorBoard misses what came before step %d (%s)", step, error)
+            self._writer = None
+
+
+class MetricsFile(Sink):
+    """metrics.jsonl: one object per step; after a resume, lines beyond the resumed step are dropped."""
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= resumed_step]
+        write_text(path, "".join(kept))
+        self._file = PatientFile(path)
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        tokens = {"tokens": int(scalars["progress/tokens"])} if "progress/tokens" in scalars else {}
+        finite = {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}  # JSON knows no NaN
+        refused = self._file.write(json.dumps({"step": step, **tokens, **finite}) + "\n")
+        if refused is not None:
+            logger.warning("step %d waits to be written to metrics.jsonl (%s)", step, refused.strerror)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Console(Sink):
+    """One tidy line per logged step, above a progress bar where stdout is a terminal."""
+
+    def __init__(self, *, total_steps: int, resumed_step: int) -> None:
+        self._total_steps = total_steps
+        self._bar = tqdm(
+            total=total_steps, initial=resumed_step, unit="step", file=sys.stdout, disable=None, leave=False
+        )
+        self._start_s, self._start_step = time.perf_counter(), resumed_step
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        self._bar.update(step - self._bar.n)
+        line = _console_line(scalars)
+        if line:
+            logger.info("step %*d/%d  %s%s", self._width, step, self._total_steps, line, self._eta(step, scalars))
+
+    def close(self) -> None:
+        self._bar.close()
+
+    @property
+    def _width(self) -> int:
+        return len(str(self._total_steps))
+
+    def _eta(self, step: int, scalars: Scalars) -> str:
+        if "loss/total" not in scalars:
+            return ""
+        per_step_s = (time.perf_counter() - self._start_s) / max(1, step - self._start_step)
+        return f"  ETA {timedelta(seconds=round(per_step_s * (self._total_steps - step)))}"
+
+
+class WeightsAndBiases(Sink):
+    """A run of wandb's, the same one after a resume.
+
+    It never takes back a step: what it has of those that come again after a resume or a rollback stays as it was. What
+    it uploads, and where, is for its own variables to say (WANDB_MODE, WANDB_BASE_URL).
+    """
+
+    def __init__(self, config: Config) -> None:
+        import wandb
+
+        id_file = config.run_dir / "wandb_id"
+        if not id_file.exists():
+            write_text(id_file, uuid.uuid4().hex)
+        self._run: Any = wandb.init(
+            project=config.log.wandb, name=config.run.name, id=id_file.read_text(encoding="utf-8"), resume="allow",
+            dir=str(config.run_dir), config=config.as_dict(),
+            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
+        )  # fmt: skip
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        self._attempt(lambda: self._run.log(scalars, step=step))
+
+    def close(self) -> None:
+        self._attempt(lambda: self._run.finish())
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever it raises, training does not depend on it
+            logger.warning("wandb gets no more of this run (%s)", error)
+            self._attempt = lambda action: None  # type: ignore[method-assign]
+
+
+def sinks_for(config: Config, *, world: World, resumed_step: int) -> list[Sink]:
+    """Return the sinks of this rank: all of them on rank 0, none elsewhere."""
+    if not world.is_main:
+        return []
+    return [
+        Console(total_steps=config.total_steps, resumed_step=resumed_step),
+        TensorBoard(config, resumed_step=resumed_step),
+        MetricsFile(config.run_dir / "metrics.jsonl", resumed_step=resumed_step),
+        *([WeightsAndBiases(config)] if config.log.wandb else []),
+    ]
+
+
+def _console_line(scalars: Scalars) -> str:
+    """Return what the console says of some scalars; nothing, if they are not for it."""
+    heads = [f"{value:.3f}" for tag, value in scalars.items() if tag.startswith(("loss/head_", "val/loss_head_"))]
+    if "loss/total" not in scalars:
+        return f"validation loss per head [{' '.join(heads)}]" if heads else ""
+    mfu = f"  MFU {scalars['throughput/mfu']:.1%}" if "throughput/mfu" in scalars else ""
+    return (
+        f"tokens {scalars['progress/tokens'] / 1e6:,.2f}M"
+        f"  loss {scalars['loss/total']:.3f} [{' '.join(heads)}]  lr {scalars['optim/lr']:.1e}"
+        f"  grad {scalars['optim/grad_norm']:.2f}  {scalars['throughput/tokens_per_s']:,.0f} tok/s{mfu}"
+        f"  mem {scalars['memory/peak_GiB']:.1f} GiB  wait {scalars['data/wait_s']:.2f}s"
+    )
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Return the lines of a file that a kill may have cut in the last one; none if there is no file."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

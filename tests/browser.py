@@ -1,0 +1,111 @@
+"""A headless Chromium, driven by its DevTools protocol over a pipe; no driver and no package needed.
+
+Messages are JSON, ended by a zero byte, on the descriptors 3 and 4 of the browser (`--remote-debugging-pipe`).
+"""
+
+import base64
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+# Everything that the page shows, also in the shadow trees that its components hide their own in.
+VISIBLE_TEXT = """
+(function text(node) {
+  if (node.nodeType === Node.TEXT_NODE) return node.data;
+  if (["STYLE", "SCRIPT", "TEMPLATE"].includes(node.nodeName)) return "";
+  const inner = [...(node.shadowRoot ? node.shadowRoot.childNodes : []), ...node.childNodes];
+  return inner.map(text).join(" ");
+})(document.body)
+"""
+
+
+def find_chromium() -> str | None:
+    """Return the path of an installed Chromium, or None."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Browser:
+    """One page of a headless Chromium, as large as a screenshot of it should be."""
+
+    def __init__(self, profile: Path, *, width: int = 1200, height: int = 900) -> None:
+        program = find_chromium()
+        assert program is not None
+        theirs_in, self._out = os.pipe()
+        self._in, theirs_out = os.pipe()
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        options += [f"--user-data-dir={profile}", f"--window-size={width},{height}", "--remote-debugging-pipe"]
+        redirected = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
+        self._process = subprocess.Popen(
+            ["bash", "-c", redirected, "bash", program, *options, "about:blank"],
+            pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._numbers, self._unread = itertools.count(1), b""
+        self._session: str | None = None
+        targets = self._call("Target.getTargets")["targetInfos"]
+        page = next(target["targetId"] for target in targets if target["type"] == "page")
+        self._session = self._call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._out)
+        os.close(self._in)
+        self._process.terminate()
+        self._process.wait()
+
+    def open(self, address: str) -> None:
+        """Go to a page, afresh."""
+        self._call("Page.navigate", url="about:blank")  # or another fragment would not load anything
+        self._call("Page.navigate", url=address)
+
+    def evaluate(self, expression: str) -> Any:
+        """Return the value of a JavaScript expression, as JSON has it."""
+        return self._call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def wait_for(self, *texts: str, timeout_s: float = 120) -> str:
+        """Return the text of the page once it has all of `texts`."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            shown = " ".join(str(self.evaluate(VISIBLE_TEXT)).split())
+            missing = [text for text in texts if text not in shown]
+            if not missing:
+                return shown
+            assert time.monotonic() < deadline, f"{missing} are not on the page: {shown[:2000]}"
+            time.sleep(0.2)
+
+    def screenshot(self, path: Path) -> None:
+        """Write what is seen as a PNG."""
+        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
+
+    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._read()
+            if answer.get("id") == number:
+                assert "result" in answer, answer
+                return answer["result"]
+
+    def _read(self) -> dict[str, Any]:
+        while b"\0" not in self._unread:
+            part = os.read(self._in, 1 << 20)
+            assert part, "the browser is gone"
+            self._unread += part
+        message, _, self._unread = self._unread.partition(b"\0")
+        return json.loads(message)

@@ -1,0 +1,58 @@
+"""Trains with and without being watched, on real ranks; started by test_observed.py under torchrun.
+
+usage: observed.py RESULT.pt JSON...     each as in ds_configs/, with sequence2 or tensor2 behind a dash
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.distributed import mean_over_ranks, world_from_environment
+from pipeline.engine import Engine, build_engine, process_group
+from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.previews import continued
+from tests.distributed.modes import Case, config_of, micro_batches
+
+STEPS = 3
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8]]
+
+
+def engine_of(case: Case) -> Engine:
+    """A fresh engine of a case."""
+    values = read_deepspeed_config(Path("ds_configs") / f"{case.json}.json")
+    if "zero3" in case.json:  # by the shipped threshold every weight this small would stay on every rank
+        values["zero_optimization"]["stage3_param_persistence_threshold"] = 100
+    deepspeed_config, _ = fill_deepspeed_config(values, config_of(case), data_ranks=case.replicas)
+    return build_engine(config_of(case), deepspeed_config, device=torch.device("cpu"))
+
+
+def train(case: Case, *, rank: int, watched: bool) -> dict[str, Any]:
+    """Some steps of a case: losses, and, of a watched run, what was seen in between."""
+    engine = engine_of(case)
+    batches = micro_batches(case, replica=rank // (case.sequence * case.tensor))
+    losses, norms, texts, seen = [], [], [], []
+    for _ in range(STEPS):
+        losses.append(mean_over_ranks(engine.train_step(batches, learning_rate=1e-3, takes_grad_norms=watched)))
+        norms.append((engine.gradient_norm, engine.grad_norms))
+        if watched and case.sequence == 1:
+            texts.append(continued(PROMPTS, engine.predict, n_tokens=4))
+            seen.append(engine.predict(torch.tensor([PROMPTS[1]])))
+    return {"losses": losses, "norms": norms, "texts": texts, "seen": seen}
+
+
+def main() -> None:
+    """Train each case twice."""
+    results, world = {}, world_from_environment()
+    with process_group(world):
+        for name in sys.argv[2:]:
+            json, _, how = name.partition("-")
+            case = Case(json=json, accumulation=2, **({how[:-1]: 2} if how else {}))  # type: ignore[arg-type]
+            results[name] = [train(case, rank=world.rank, watched=watched) for watched in (False, True)]
+    if world.is_main:
+        torch.save(results, sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Where figures go: console and terminal, TensorBoard's event files, metrics.jsonl, wandb; resumed without doubles."""
+
+import json
+import math
+import os
+import pty
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from pipeline.sinks import Console, MetricsFile, TensorBoard
+from tests.conftest import REPOSITORY
+from tests.unit.test_monitor import Clock, clock, config_in, jsonl
+
+__all__ = ["clock"]  # a fixture
+
+
+def test_metrics_beyond_the_resumed_step_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsFile(path, resumed_step=0)
+    for step in (1, 2, 3, 4):
+        first.write(step, {"loss/total": 10.0 * step, "progress/tokens": 512.0 * step})
+    first.close()
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "loss/to')  # a kill in the middle of a line
+    resumed = MetricsFile(path, resumed_step=2)
+    resumed.write(3, {"loss/total": 33.0, "optim/grad_norm": math.nan})  # which JSON does not know
+    resumed.close()
+    assert jsonl(path) == [
+        {"step": 1, "tokens": 512, "loss/total": 10.0, "progress/tokens": 512.0},
+        {"step": 2, "tokens": 1024, "loss/total": 20.0, "progress/tokens": 1024.0},
+        {"step": 3, "loss/total": 33.0, "optim/grad_norm": None},
+    ]
+
+
+def test_metrics_are_on_disk_after_each_step(tmp_path: Path) -> None:
+    sink = MetricsFile(tmp_path / "metrics.jsonl", resumed_step=0)
+    sink.write(1, {"loss/total": 1.0})
+    assert len(jsonl(tmp_path / "metrics.jsonl")) == 1
+    sink.close()
+
+
+def test_a_fresh_run_leaves_no_old_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n', encoding="utf-8")
+    MetricsFile(path, resumed_step=0).close()
+    assert jsonl(path) == []
+
+
+def opened(directory: Path, *, resumed_step: int) -> TensorBoard:
+    """A TensorBoard of a start, as if long after those before it."""
+    for file in (directory / "try" / "tensorboard").glob("events.*"):
+        file.rename(re.sub(r"tfevents\.\d", "tfevents.0", str(file)))
+    return TensorBoard(config_in(directory), resumed_step=resumed_step)
+
+
+def texts(accumulator: EventAccumulator) -> dict[str, list[tuple[int, str]]]:
+    """Return tag -> (step, text)."""
+    tags = [tag for tag in accumulator.Tags()["tensors"] if tag.endswith("/text_summary")]
+    return {
+        tag.removesuffix("/text_summary"): [
+            (e.step, e.tensor_proto.string_val[0].decode()) for e in accumulator.Tensors(tag)
+        ]
+        for tag in tags
+    }
+
+
+def accumulated(directory: Path) -> EventAccumulator:
+    """What TensorBoard's own reader makes of the event files."""
+    return EventAccumulator(str(directory / "try" / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+
+
+def test_tensorboard_shows_no_step_twice_after_kills_and_rollbacks(tmp_path: Path) -> None:
+    """Neither figures nor texts; a start that is killed before its first checkpoint, one after it, and a rollback."""
+    for start, (resumed_step, last) in enumerate([(0, 2), (0, 5), (3, 6), (3, 7)], start=1):
+        sink = opened(tmp_path, resumed_step=resumed_step)
+        for step in range(resumed_step + 1, last + 1):
+            sink.write(step, {"loss/total": 10.0 * start + step, "val/loss_head_1": float(step)})
+            sink.write_text(step, "previews/prompt_1", f"start {start}")
+        sink._writer.close()  # and not the sink: nobody says goodbye to a killed run
+    found = accumulated(tmp_path)
+    losses = [(e.step, e.value) for e in found.Scalars("loss/total")]
+    assert losses == [(1, 21.0), (2, 22.0), (3, 23.0), (4, 44.0), (5, 45.0), (6, 46.0), (7, 47.0)]
+    assert [e.step for e in found.Scalars("val/loss_head_1")] == [1, 2, 3, 4, 5, 6, 7]
+    starts = [2, 2, 2, 4, 4, 4, 4]
+    assert texts(found)["previews/prompt_1"] == [(step, f"start {of}") for step, of in enumerate(starts, start=1)]
+    assert [step for step, _ in texts(found)["config"]] == [1, 4]
+
+
+def test_the_dashboard_has_config_hyperparameters_and_all_heads_in_one_chart(tmp_path: Path) -> None:
+    sink = opened(tmp_path, resumed_step=0)
+    sink.write(config_in(tmp_path).total_steps, {"loss/total": 1.0})
+    sink.close()
+    found = accumulated(tmp_path)
+    ((_, text),) = texts(found)["config"]
+    assert yaml.safe_load(text.removeprefix("```yaml\n").removesuffix("```")) == json.loads(
+        json.dumps(config_in(tmp_path).as_dict())
+    )
+    layout = layout_pb2.Layout.FromString(found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    assert charts == {"training": ["^loss/head_"], "validation": ["^val/loss_head_"]}
+    content = {
+        tag: HParamsPluginData.FromString(found.SummaryMetadata(tag).plugin_data.content)
+        for tag in ("_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info")
+    }
+    hparams = content["_hparams_/session_start_info"].session_start_info.hparams
+    assert (hparams["model.n_future_tokens"].number_value, hparams["model.head_type"].string_value) == (
+        2,
+        "transformer",
+    )
+    metrics = [info.name.tag for info in content["_hparams_/experiment"].experiment.metric_infos]
+    assert metrics == ["loss/total", "val/loss_head_1", "val/loss_head_2", "throughput/tokens_per_s"]
+
+
+def test_a_run_that_has_not_ended_does_not_say_so(tmp_path: Path) -> None:
+    sink = opened(tmp_path, resumed_step=0)
+    sink.write(3, {"loss/total": 1.0})
+    sink.close()
+    with pytest.raises(KeyError):
+        accumulated(tmp_path).SummaryMetadata("_hparams_/session_end_info")
+
+
+def test_a_writer_that_failed_takes_nothing_back_when_it_goes_on(
+    tmp_path: Path, pipeline_log: pytest.LogCaptureFixture
+) -> None:
+    sink = opened(tmp_path, resumed_step=0)
+    sink.write(1, {"loss/total": 1.0})
+    sink._writer.flush()
+    writer, sink._writer = sink._writer, SimpleNamespace(add_scalar=fail)
+    sink.write(2, {"loss/total": 2.0})
+    writer.close()
+    sink.write(3, {"loss/total": 3.0})
+    sink.close()
+    assert [e.step for e in accumulated(tmp_path).Scalars("loss/total")] == [1, 3]
+    assert "TensorBoard misses what came before step 2 ([Errno 28] full)" in pipeline_log.text
+
+
+def fail(*_: object) -> None:
+    raise OSError(28, "full")
+
+
+BAR = """
+import logging
+from pipeline.distributed import configure_logging, World
+from pipeline.monitor import console_handler
+from pipeline.sinks import Console
+configure_logging(World(rank=0, local_rank=0, world_size=1, local_world_size=1), handlers=[console_handler()])
+console = Console(total_steps=4, resumed_step=0)
+for step in (1, 2, 3):
+    console.write(step, {"val/loss_head_1": float(step)})
+console.close()
+"""
+
+
+def test_a_terminal_shows_a_bar_and_a_log_file_whole_lines_alone(tmp_path: Path) -> None:
+    lines = [f"step {step}/4  validation loss per head [{step}.000]" for step in (1, 2, 3)]
+    command = [sys.executable, "-c", BAR]
+    with (tmp_path / "log").open("w") as log:
+        subprocess.run(command, cwd=REPOSITORY, stdout=log, check=True)
+    assert (tmp_path / "log").read_text().splitlines() == lines
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=theirs):
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # how a terminal whose last writer is gone ends
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    text = shown.decode()
+    assert "1/4 [" in text and "%|" in text  # noqa: PT018
+    assert [line for line in re.split(r"[\r\n]+", text) if line.startswith("step ")] == lines
+
+
+def test_wandb_gets_the_same_figures_and_goes_on_with_the_same_run(tmp_path: Path) -> None:
+    """Offline, through wandb's own reader of what it has kept."""
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install wandb")
+    code = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from pipeline.config import LogConfig
+from pipeline.sinks import WeightsAndBiases
+from tests.unit.test_monitor import config_in
+config = replace(config_in(Path(sys.argv[1])), log=LogConfig(wandb="project"))
+config.run_dir.mkdir(exist_ok=True)
+sink = WeightsAndBiases(config)
+for step in (1, 2):
+    sink.write(step, {"loss/total": 10.0 * step})
+sink.write(2, {"val/loss_head_1": 3.0})
+sink.close()
+"""
+    environment = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, env=environment, check=True)
+    runs = sorted((tmp_path / "try" / "wandb").glob("offline-run-*"))
+    assert len({run.name.rpartition("-")[2] for run in runs}) == 1
+    (file,) = runs[0].glob("run-*.wandb")
+    assert wandb_history(file) == {1: {"loss/total": 10.0}, 2: {"loss/total": 20.0, "val/loss_head_1": 3.0}}
+
+
+def wandb_history(file: Path) -> dict[int, dict[str, float]]:
+    """Return step -> what was logged, from a run's own file."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, history = DataStore(), {}
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record.FromString(data)
+        if record.WhichOneof("record_type") == "history":
+            items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+            history[items["_step"]] = {key: value for key, value in items.items() if not key.startswith("_")}
+    return history
+
+
+def test_the_console_line(clock: Clock, pipeline_log: pytest.LogCaptureFixture) -> None:
+    console = Console(total_steps=4000, resumed_step=1000)
+    clock.now_s += 20
+    scalars = {
+        "loss/total": 5.5, "loss/head_1": 2.0, "loss/head_2": 3.5, "optim/lr": 3e-4, "optim/grad_norm": 0.756,
+        "throughput/tokens_per_s": 12_345.6, "memory/peak_GiB": 1.26, "data/wait_s": 0.034,
+        "progress/tokens": 1_234_567_890.0,
+    }  # fmt: skip
+    console.write(1010, scalars)
+    console.write(1010, {**scalars, "throughput/mfu": 0.4567})
+    console.write(1010, {"val/loss_head_1": 1.2345, "val/loss_head_2": 2.5})
+    console.close()
+    plain, with_mfu, validation = (record.getMessage() for record in pipeline_log.records)
+    assert plain == (
+        "step 1010/4000  tokens 1,234.57M  loss 5.500 [2.000 3.500]  lr 3.0e-04  grad 0.76  12,346 tok/s"
+        "  mem 1.3 GiB  wait 0.03s  ETA 1:39:40"  # 2 s a step since the resume, 2,990 to go
+    )
+    assert with_mfu == plain.replace("tok/s", "tok/s  MFU 45.7%")
+    assert validation == "step 1010/4000  validation loss per head [1.234 2.500]"
