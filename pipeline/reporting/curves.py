@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 MOST = 300
-SMOOTHED = 40  # the running mean's window is this part of the curve
+SMOOTHED = 25  # the running mean's window is this part of the curve
 
 
 @dataclass(frozen=True, kw_only=True)

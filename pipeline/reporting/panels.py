@@ -4,6 +4,7 @@ Heads keep their colour in every chart, and so do runs. Where runs are compared,
 same for any number of heads.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -62,7 +63,7 @@ def panels(runs: Sequence[Run], *, names: Sequence[str]) -> Panels:
     draw = _Drawing(runs, names)
     known = {quantity.tag for quantity in (*QUANTITIES, *COUNTS)} | _SHOWN_OTHERWISE
     of_heads = {tag for run in runs for tag in (*run.head_tags, *run.validation_tags)}
-    others = sorted({tag for run in runs for tag in run.series} - known - of_heads)
+    others = sorted({tag for run in runs for tag in run.series} - known - of_heads, key=_by_numbers)
     large = draw.losses("head_tags", "Training loss", noisy=True)
     ordinary = draw.losses("validation_tags", "Validation loss", noisy=False)
     if len(runs) > 1:  # the heads of each run come after what is comparable
@@ -155,6 +156,11 @@ def _marks(run: Run, x: Callable[[Run, np.ndarray], np.ndarray]) -> Iterator[Mar
     for kind, step, text in found[-MOST_MARKS:]:
         if 0 <= step <= run.last_step:
             yield Mark(x=float(x(run, np.array([step]))[0]), kind=kind, text=text)
+
+
+def _by_numbers(tag: str) -> list[tuple[int, str]]:
+    """Sort key by which rank_2 comes before rank_10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]{1,9})", tag)]
 
 
 def _head(tag: str) -> int:

@@ -185,7 +185,7 @@ def _config(path: Path, problems: list[str]) -> tuple[Config | None, dict[str, A
         problems.append(f"config.yaml cannot be read: {' '.join(str(error).split())}")
         return None, {}
     if unusual:
-        problems.append(f"config.yaml is of another version: {'; '.join(unusual)}")
+        problems.append(f"config.yaml has what this version does not take: {'; '.join(unusual)}")
     return config, fields
 
 

@@ -109,7 +109,7 @@ def launches_of(run: Run) -> list[Launch]:
     """Return the launches in the history, each alive until its end or, if it was killed, the log's last line of it."""
     starts = [(i, event) for i, event in enumerate(run.history) if event.get("event") == "launch"]
     launches = []
-    for (i, event), (after, following) in zip(starts, [*starts[1:], (len(run.history), None)], strict=True):
+    for (i, event), (after, following) in zip(starts, [*starts, (len(run.history), None)][1:], strict=True):
         end = next((e for e in run.history[i:after] if e.get("event") == "end"), None)
         limit = following["time"] if following else datetime.max
         signs = [time for time in run.signs_of_life if event["time"] <= time < limit]
