@@ -37,6 +37,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to `path`, and flush it to disk. After a line that a kill cut short it begins a new one.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read() == b"\n" else f"\n{line}"
+        file.write(f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def inside(folder: Path, name: Any, *, named_in: str = "") -> Path:
     """Return the path of the file `name` in `folder`, or below it, where the name comes from outside.
 

@@ -6,6 +6,7 @@ heads), `loss` (the head-sequential backward), `shared_names`, `shards` and `dat
 `distributed`; `balance` and `stages` (pipelines), `sequence` (Ulysses), `engine` (DeepSpeed around the model),
 `sharded_state` and `sharded_files` (what of it is saved, and how it is read); `stop`, `watchdog`, `health` (how a run
 ends or bends), `manifest` and `checkpoint`; `dashboard`, `sinks`, `monitor`, `previews` and `rank_log` (what people
-see), `step_times` and `profiling` (what is slow), `loop`, `train`; `audit` (which samples were had). Then, to take the
-weights onward, `convert` with `formats`, `generate` with `decoding`, and `evaluate` with `evaluation`.
+see), `step_times` and `profiling` (what is slow), `history`, `loop`, `train`; `audit` (which samples were had). Then, to
+take the weights onward, `convert` with `formats`, `generate` with `decoding`, and `evaluate` with `evaluation`; and to
+look at runs, `report` with `reporting`.
 """

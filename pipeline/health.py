@@ -13,7 +13,6 @@ the same verdict at the same step.
 
 import json
 import math
-import os
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum
@@ -21,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from common.files import append_line
 from pipeline.config import FaultsConfig
 
 DEVIATIONS_PER_MAD = 1.4826  # median distance to the median -> standard deviation, for normal noise
@@ -115,10 +115,4 @@ def record_bad_step(
     numbers = {"loss": loss, "gradient_norm": gradient_norm}
     plain = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
     line = json.dumps({"step": step, **plain, "verdict": verdict.value, "samples": list(samples)}, allow_nan=False)
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read() == b"\n" else f"\n{line}"  # a kill may have cut the last one short
-        file.write(f"{line}\n".encode())
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(path, line)

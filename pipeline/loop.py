@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from pipeline import history
 from pipeline.audit import SampleRecord
 from pipeline.checkpoint import SHARDED, Checkpoint, CheckpointFolder
 from pipeline.config import Config
@@ -182,6 +183,8 @@ class Trainer:
                 f"the loss jumped again after faults.max_rollbacks={limit} rollbacks to {found.path}",
             )
         self._warn("going back to %s, and on with the data after step %d", found.path, step)
+        if self._world.is_main:
+            history.record(self._config.run_dir, "rollback", step=step, to_step=found.step)
         raise _RollBack(found)
 
     def _validate(self, monitor: Monitor) -> bool:

@@ -13,6 +13,7 @@ import yaml
 
 from common.command_line import UserError, exit_on_user_error
 from common.files import hold_lock, write_json, write_text
+from pipeline import history
 from pipeline.config import Config
 from pipeline.distributed import World, by_main, configure_logging, log_file_handler, logger, world_from_environment
 from pipeline.inputs import Inputs, evaluation_windows, load_inputs
@@ -91,6 +92,9 @@ def run(
         start = starting_weights(config.model, tokenizer_sha256=inputs.metadata["tokenizer"]["sha256"])
         logger.info("starting from %s", start.path)
     by_main(lambda: write_run_files(inputs), world=world)
+    if world.is_main:
+        step = 0 if found is None else found.step
+        history.record(config.run_dir, "launch", step=step, ranks=world.world_size, device=device.type)
     watchdog.progress("building the model and DeepSpeed's engine")
     engine = build_engine(config, inputs.deepspeed_config, device=device, start=start)
     validation = None
@@ -103,12 +107,15 @@ def run(
         previews=previews, checkpoints=checkpoints, stop=stop, watchdog=watchdog,
     )  # fmt: skip
     try:
-        return trainer.train(found)
+        exit_code = trainer.train(found)
     except Ending as ending:
         checkpoints.finish()
         if world.is_main:
             logger.error("%s", ending)
-        return ending.exit_code
+        exit_code = ending.exit_code
+    if world.is_main:
+        history.record(config.run_dir, "end", exit_code=exit_code)
+    return exit_code
 
 
 def make_run_directory(config: Config) -> Path:

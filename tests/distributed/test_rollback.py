@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.audit import consumed
 from pipeline.stop import ExitCode
 from tests.conftest import run_module
-from tests.distributed.test_train import metrics, recipe
+from tests.distributed.test_train import history, metrics, recipe
 
 __all__ = ["recipe"]  # a fixture
 
@@ -37,6 +37,7 @@ def test_a_spike_leaves_its_stretch_of_data_out(recipe: Path) -> None:
     first = spikes[0]["step"]
     back_to = (first - 1) // 5 * 5
     assert f"going back to {nervous}/checkpoints/step_{back_to:08d}, and on with the data after step {first}" in output
+    assert {"event": "rollback", "step": first, "to_step": back_to} == history(nervous)[1]
 
     assert len(losses(nervous)) == len(losses(steady))
     assert losses(nervous)[:back_to] == losses(steady)[:back_to]
@@ -48,3 +49,4 @@ def test_a_spike_leaves_its_stretch_of_data_out(recipe: Path) -> None:
     assert returncode == ExitCode.BAD_NUMBERS, output
     assert f"the loss jumped again after faults.max_rollbacks=0 rollbacks to {hopeless}" in output
     assert "Traceback" not in output
+    assert history(hopeless)[-1] == {"event": "end", "exit_code": ExitCode.BAD_NUMBERS}

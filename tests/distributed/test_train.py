@@ -68,6 +68,13 @@ def validations(run_dir: Path) -> Metrics:
     return {line["step"]: line for line in lines if "val/loss_head_1" in line}
 
 
+def history(run_dir: Path) -> list[dict[str, Any]]:
+    """Events of history.jsonl but for their times."""
+    events = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
+    assert all(event.pop("time") for event in events)
+    return events
+
+
 def exact(line: dict[str, Any]) -> dict[str, Any]:
     """What must not depend on interruptions: everything but times and memory."""
     return {
@@ -93,9 +100,13 @@ def uninterrupted(recipe: Path) -> Path:
 def test_run_directory_is_as_documented(uninterrupted: Path) -> None:
     assert {path.name for path in uninterrupted.iterdir()} == {
         "config.yaml", "ds_config.json", "environment.json", "train.log", "metrics.jsonl", "tensorboard", "checkpoints",
-        "hangs", "ranks", ".lock",
+        "hangs", "ranks", ".lock", "history.jsonl",
     }  # fmt: skip
     assert not list((uninterrupted / "hangs").iterdir())
+    assert history(uninterrupted) == [
+        {"event": "launch", "step": 0, "ranks": 2, "device": "cpu"},
+        {"event": "end", "exit_code": 0},
+    ]
     assert sorted(path.name for path in (uninterrupted / "checkpoints").iterdir()) == ["step_00000060", "step_00000080"]
     assert yaml.safe_load((uninterrupted / "config.yaml").read_text())["optim"]["beta2"] == 0.95
     assert json.loads((uninterrupted / "ds_config.json").read_text())["gradient_accumulation_steps"] == 2
@@ -116,6 +127,8 @@ def test_kill_9_and_restart_is_bit_identical(recipe: Path, uninterrupted: Path) 
     returncode, output = finish(start(recipe, "killed"))
     assert returncode == 0, output
     assert "resumed from" in output
+    assert [event["event"] for event in history(run_dir)] == ["launch", "launch", "end"]  # killed, it has no end
+    assert history(run_dir)[1]["step"] == killed_at // EVERY * EVERY
     expected, actual = metrics(uninterrupted), metrics(run_dir)
     assert {step: exact(line) for step, line in actual.items()} == {s: exact(line) for s, line in expected.items()}
 

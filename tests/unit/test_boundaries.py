@@ -18,6 +18,7 @@ COMMANDS = (
     "data_prep.report",
     "pipeline.train",
     "pipeline.audit",
+    "pipeline.report",
     "pipeline.convert",
     "pipeline.generate",
     "pipeline.evaluate",
