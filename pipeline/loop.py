@@ -14,9 +14,10 @@ from pipeline.audit import SampleRecord
 from pipeline.checkpoint import SHARDED, Checkpoint, CheckpointFolder
 from pipeline.config import Config
 from pipeline.data import Batch, EpochSamples, TrainingData, ValidationData
-from pipeline.distributed import World, agree, from_every_rank, logger
+from pipeline.distributed import World, agree, from_every_rank, from_main, logger
 from pipeline.engine import Engine
 from pipeline.health import Health, Verdict, record_bad_step
+from pipeline.lease import Lease
 from pipeline.monitor import Monitor, sinks_for
 from pipeline.optim import learning_rate
 from pipeline.stop import Ending, ExitCode, StopRequest
@@ -36,12 +37,13 @@ class Trainer:
         data: TrainingData,
         validation: ValidationData | None,
         checkpoints: CheckpointFolder,
+        lease: Lease,
         stop: StopRequest,
         watchdog: Watchdog,
     ) -> None:
         self._config, self._world, self._device = config, world, device
         self._engine, self._data, self._validation = engine, data, validation
-        self._checkpoints, self._stop, self._watchdog = checkpoints, stop, watchdog
+        self._checkpoints, self._lease, self._stop, self._watchdog = checkpoints, lease, stop, watchdog
         self._health = Health(config.faults)
         self._step = 0
         self._skipped_windows = 0
@@ -101,7 +103,9 @@ class Trainer:
         policy, faults, skipped = self._config.faults, self._data.take_faults(), self._data.take_skipped_windows()
         failed_save = policy.failed_save == "stop" and self._checkpoints.has_failed
         requested = self._stop.reason is not None
-        losses_N, sums = agree(losses_N, requested, len(faults), skipped, failed_save)
+        losses_N, sums = agree(losses_N, requested, len(faults), skipped, failed_save, self._is_taken_over)
+        if sums[4]:
+            self._give_way()
         if sums[1]:
             self._tell_of_bad_shards(step, faults, nothing_left=self._data.nothing_left)
         self._skipped_windows += round(sums[2]) // self._config.parallel.ranks_per_replica
@@ -203,12 +207,25 @@ class Trainer:
         failure = self._checkpoints.finish()
         if failure is None:
             return
+        if self._any(self._is_taken_over):
+            self._give_way()
         if must or self._config.faults.failed_save == "stop":
             raise Ending(
                 ExitCode.FAILED_SAVE,
                 f"a checkpoint could not be written ({failure}); the ones before it are whole",
             )
         self._warn("a checkpoint could not be written (%s); training goes on, the ones before it are whole", failure)
+
+    @property
+    def _is_taken_over(self) -> bool:
+        return self._world.is_main and not self._lease.is_mine
+
+    def _give_way(self) -> None:
+        holder = from_main(self._lease.holder)
+        raise Ending(
+            ExitCode.TAKEN_OVER,
+            f"{holder or 'another start'} has taken this run over and goes on with it; this one writes nothing more",
+        )
 
     def _restore(self, found: Checkpoint) -> None:
         self._watchdog.progress(f"loading {found.path}")
