@@ -40,7 +40,7 @@ load_software() {
         cpu) export DS_ACCELERATOR=cpu ;;
         *) fail "DEVICE=$DEVICE must be cuda or cpu" ;;
     esac
-    export TMPDIR=$NODE_SCRATCH TRITON_CACHE_DIR=$NODE_SCRATCH/triton-$USER
+    export TMPDIR=$NODE_SCRATCH TRITON_CACHE_DIR=$NODE_SCRATCH/triton-$UID
 }
 
 in_software() { "${container[@]}" "$@"; }

@@ -115,7 +115,7 @@ submit_all() {
         case $stage in
             prepare_data)
                 case $PREPARE_OPTIONS in
-                    *--dedup*) submit "survey" "${cpu[@]}" --array=1-"$PREPARE_JOBS" slurm/prepare_data.sbatch survey ;;
+                    *"--dedup exact"* | *"--dedup near"*) submit "survey" "${cpu[@]}" --array=1-"$PREPARE_JOBS" slurm/prepare_data.sbatch survey ;;
                 esac
                 submit "write shards" "${cpu[@]}" --array=1-"$PREPARE_JOBS" slurm/prepare_data.sbatch write
                 submit "merge" "${cpu[@]}" --output=slurm-%j-%x.log slurm/prepare_data.sbatch merge

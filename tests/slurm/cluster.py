@@ -127,7 +127,7 @@ class Cluster:
             self._controller.inside("env", f"--chdir={cwd}", *map(str, command)), capture_output=True, text=True,
             check=False, env={**self._environment, **variables}, timeout=PATIENCE_S,
         )  # fmt: skip
-        assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}"
+        assert done.returncode == 0 or not check, f"{command[0]}: {done.stdout}{done.stderr}"
         return done
 
     def job(self, job_id: str) -> Job:
