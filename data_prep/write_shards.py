@@ -7,52 +7,70 @@
 
 The same command on the same input writes the same shards, however many workers it had, whatever computed the ids
 (--tokenizer_engine), and however often it was killed.
+
+On many machines that see one folder, each runs the same command with a share of the parts, --part 1/8 to --part 8/8, in
+any order, and merge_shards does step 4 when all are done. With --dedup, each first runs it with --survey_only, too. The
+shards are those of one run without --part.
 """
 
 import argparse
-import importlib.metadata
 import os
-import platform
 import re
 import time
-from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.command_line import UserError, exit_on_user_error, raise_if_any
 from common.fast_tokens import EngineUnavailable
-from common.files import sha256_of_file, write_json
+from common.files import sha256_of_file
 from common.tokenizers import BYTES, Engine, Tokenizer, load_tokenizer
 from data_prep.decontaminate import load_benchmark
 from data_prep.deduplicate import decide, survey_part, survey_path
 from data_prep.documents import Source, add_source_arguments, cut_into_parts, list_sources
 from data_prep.filters import add_filter_arguments, apply_preset, filter_options
-from data_prep.languages import UNKNOWN
+from data_prep.merge_shards import facts_of, merge
 from data_prep.packing import WindowShape
 from data_prep.part_writer import (
     Part,
     PartOptions,
     PartResult,
-    SplitCounts,
     WrongIdsError,
     finished_parts,
     write_part,
 )
-from data_prep.report import REPORT, add_sample, build, count, table
-from data_prep.shard_folder import FORMAT_VERSION, Identity, abandon, claim, finish, is_finished, locked
+from data_prep.shard_folder import (
+    FORMAT_VERSION,
+    Identity,
+    Share,
+    abandon,
+    claim,
+    is_finished,
+    locked,
+    shares_with,
+    spoil,
+)
 from data_prep.workers import results_of, worker_pool
 
 _MIB = 1 << 20
 _MOST_IDS = 1 << 16  # of uint16
-_NOT_IDENTITY = ("out", "num_workers", "tokenizer_engine")  # what does not change the bytes that are written
+_NOT_IDENTITY = (
+    "out",
+    "num_workers",
+    "tokenizer_engine",
+    "part",
+    "survey_only",
+)  # what does not change the bytes that are written
 _EXAMPLES = """examples:
   python -m data_prep.write_shards --input ~/src/cpython --extensions .py .c --tokenizer tokenizer.model --out data/code
   python -m data_prep.write_shards --input corpus/*.jsonl.zst --tokenizer bytes --out data/bytes --dedup exact
   python -m data_prep.write_shards --input stack.jsonl --tokenizer tokenizer.model --out data/stack \\
       --filters starcoder --language_field lang --license_field license --licenses mit apache-2.0 \\
       --dedup near --decontaminate humaneval.jsonl
+
+on many machines, as jobs of an array:
+  python -m data_prep.write_shards --input corpus --tokenizer bytes --out /shared/bytes --part $SLURM_ARRAY_TASK_ID/8
+  python -m data_prep.merge_shards /shared/bytes
 
 A killed run is continued by the same command. A finished folder is left as it is."""
 
@@ -71,30 +89,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     smallest_part = arguments.part_bytes or 8 * _MIB
     sources = list_sources(arguments.input, extensions=arguments.extensions, piece_bytes=smallest_part)
     identity = _identity(arguments, tokenizer, sources)
-    with locked(arguments.out):
+    parts = _cut(sources, part_bytes=arguments.part_bytes)
+    share: Share = arguments.part
+    with locked(arguments.out, None if share.is_whole else share.of(parts)):
         if is_finished(arguments.out, identity):
             print(f"{arguments.out} is already finished, with the same arguments; nothing to do")
             return
-        parts = _cut(sources, part_bytes=arguments.part_bytes)
-        claim(arguments.out, identity, parts)
-        started = time.monotonic()
-        earlier = finished_parts(parts, arguments.out)
-        _announce(identity, n_parts=len(parts), n_earlier=len(earlier))
-        try:
-            written = _write_parts(parts, arguments, engine=engine, skip=earlier.keys())
-        except WrongIdsError:
-            abandon(arguments.out)  # documents that were not compared may be wrong, too
-            raise
-        results = [(earlier | written)[part.index] for part in parts]
-        total = _sum_of(results, sources=sources)
-        _check_splits(total, arguments)
-        report = build([(result.tally, result.samples) for result in (total, *results)])
-        write_json(arguments.out / REPORT, report)
         model = None if arguments.tokenizer == BYTES else Path(arguments.tokenizer)
-        finish(arguments.out, _metadata(identity, total, tokenizer), parts=parts, tokenizer_model=model)
-        n_bytes = sum(result.input_bytes for result in written.values())
-        print(_summary(total, out=arguments.out, n_bytes=n_bytes, seconds=time.monotonic() - started))
-        print(table(report))
+        facts = facts_of(sources, tokenizer)
+        claim(arguments.out, identity, parts, share=share, tokenizer_model=model, facts=facts)
+        try:
+            _write_share(parts, arguments, engine=engine)
+        except WrongIdsError as error:  # documents that were not compared may be wrong, too
+            if share.is_whole:
+                abandon(arguments.out)
+            else:
+                spoil(arguments.out, str(error))
+            raise
+        if share.is_whole and not arguments.survey_only:
+            merge(arguments.out)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -123,11 +136,22 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     engine_help = "what computes the ids, always sentencepiece's (default: gigatoken where it can do the model)"
     group.add_argument("--tokenizer_engine", choices=["auto", "sentencepiece"], default="auto", help=engine_help)
     group.add_argument("--part_bytes", type=int, metavar="N", help=part_help)
+    share_help = "write the I-th of N shares of the parts only, beside the runs of the others; then run merge_shards"
+    group.add_argument("--part", type=_share_of, default=Share(), metavar="I/N", help=share_help)
+    survey_help = "with --dedup and --part: only survey the share, which comes before any share is written"
+    group.add_argument("--survey_only", action="store_true", help=survey_help)
     arguments = parser.parse_args(argv)
     if arguments.lookahead is None:
         arguments.lookahead = 32 if arguments.tokenizer == BYTES else 8
     apply_preset(arguments)
     return arguments
+
+
+def _share_of(text: str) -> Share:
+    numbers = re.fullmatch(r"0*([1-9]\d{0,5})/0*([1-9]\d{0,5})", text)
+    if numbers is None or int(numbers[1]) > int(numbers[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, a number from 1 to N and N, such as 3/8")
+    return Share(int(numbers[1]), int(numbers[2]))
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -140,6 +164,8 @@ def _check(arguments: argparse.Namespace) -> None:
         problems.append(f"--val_fraction must be at least 0 and less than 1, not {arguments.val_fraction}")
     if arguments.compression and not re.fullmatch(r"zstd(:([1-9]|1\d|2[0-2]))?", arguments.compression):
         problems.append(f"--compression must be zstd, or zstd:1 to zstd:22, not {arguments.compression!r}")
+    if arguments.survey_only and arguments.dedup == "none":
+        problems.append("--survey_only is for --dedup exact or near; nothing else needs a survey")
     if arguments.out.exists() and not arguments.out.is_dir():
         problems.append(f"--out {arguments.out} is a file; give a folder")
     raise_if_any(problems, heading="bad arguments")
@@ -179,16 +205,30 @@ def _cut(sources: Sequence[Source], *, part_bytes: int | None) -> list[Part]:
     return [Part(i, tuple(share)) for i, share in enumerate(cut_into_parts(pieces, part_bytes=part_bytes))]
 
 
-def _announce(identity: Identity, *, n_parts: int, n_earlier: int) -> None:
-    n_files, n_bytes = (sum(source[name] for source in identity["sources"]) for name in ("files", "bytes"))
-    reused = f", of which {n_earlier} are finished already" if n_earlier else ""
-    print(f"{n_files:,} files, {n_bytes / 1e6:,.1f} MB, in {n_parts} parts{reused}; starting workers", flush=True)
+def _write_share(parts: Sequence[Part], arguments: argparse.Namespace, *, engine: Engine) -> None:
+    """Survey and write what is missing of this run's share, and say so."""
+    mine = arguments.part.of(parts)
+    earlier = finished_parts(mine, arguments.out)
+    n_bytes = sum(piece.size for part in mine for piece in part.pieces)
+    n_files = len({piece.path for part in mine for piece in part.pieces})
+    named = "" if arguments.part.is_whole else f"share {arguments.part}: "
+    reused = f", of which {len(earlier)} are finished already" if earlier else ""
+    print(
+        f"{named}{n_files:,} files, {n_bytes / 1e6:,.1f} MB, in {len(mine)} of {len(parts)} parts{reused}; "
+        "starting workers",
+        flush=True,
+    )
+    started = time.monotonic()
+    written = _write_parts(parts, arguments, engine=engine, skip=earlier.keys())
+    n_bytes, seconds = sum(result.input_bytes for result in written.values()), time.monotonic() - started
+    done = "surveyed" if arguments.survey_only else "written"
+    print(f"{named}{done}: {n_bytes / 1e6:,.1f} MB read in {seconds:.1f} s, {n_bytes / 1e6 / seconds:.1f} MB/s")
 
 
 def _write_parts(
     parts: Sequence[Part], arguments: argparse.Namespace, *, engine: Engine, skip: Collection[int]
 ) -> dict[int, PartResult]:
-    """Write the parts whose index is not in `skip`; return their results by index."""
+    """Write this share's parts whose index is not in `skip`; return their results by index."""
     options = PartOptions(
         out=arguments.out.absolute(),
         tokenizer=arguments.tokenizer,
@@ -199,92 +239,40 @@ def _write_parts(
         compression=arguments.compression,
         filters=filter_options(arguments),
     )
-    missing = [part for part in parts if part.index not in skip]
+    mine = arguments.part.of(parts)
+    missing = [part for part in mine if part.index not in skip]
     if not missing:
         return {}
     with worker_pool(min(arguments.num_workers, len(missing))) as (pool, progress):
-        reasons: list[Any] = [None] * len(parts)
+        reasons: Mapping[int, Any] = {}
         if arguments.dedup != "none":
             near = arguments.dedup == "near"
-            new = [part for part in parts if not survey_path(part, options.out).exists()]
+            new = [part for part in mine if not survey_path(part, options.out).exists()]
             surveys = [pool.submit(survey_part, part, options, near) for part in new]
             results_of(surveys, progress, input_bytes=_input_bytes(new), verb="surveying")
-            reasons = decide(parts, options.out, near=near)
-        futures = [pool.submit(write_part, part, options, reasons[part.index]) for part in missing]
+            if arguments.survey_only:
+                return {}
+            _check_surveys(parts, arguments)
+            reasons = dict(enumerate(decide(parts, options.out, near=near)))
+        futures = [pool.submit(write_part, part, options, reasons.get(part.index)) for part in missing]
         results = results_of(futures, progress, input_bytes=_input_bytes(missing), verb="writing")
     return dict(zip((part.index for part in missing), results, strict=True))
+
+
+def _check_surveys(parts: Sequence[Part], arguments: argparse.Namespace) -> None:
+    """Refuse to decide while a share has not surveyed all of its parts."""
+    absent = [part.index for part in parts if not survey_path(part, arguments.out).exists()]
+    if absent:
+        raise UserError(
+            f"{len(absent)} of {len(parts)} parts are not surveyed; first run it with --survey_only and --part "
+            f"{shares_with(arguments.out, absent)}"
+        )
 
 
 def _input_bytes(parts: Sequence[Part]) -> int | None:
     """Return how many bytes reading these parts will count, or None if compression hides it."""
     pieces = [piece for part in parts for piece in part.pieces]
     return None if any(piece.is_compressed for piece in pieces) else sum(piece.size for piece in pieces)
-
-
-def _sum_of(results: Sequence[PartResult], *, sources: Sequence[Source]) -> PartResult:
-    total = PartResult(splits={name: SplitCounts() for name in results[0].splits})
-    dropped: Counter[str] = Counter()
-    for source in sources:
-        for folder in source.unreadable:
-            dropped["unreadable_folder"] += 1
-            total.examples.setdefault("unreadable_folder", folder)
-            count(total.tally, language=UNKNOWN, outcome="unreadable_folder", n_bytes=0)
-            add_sample(total.samples, rule="unreadable_folder", source=folder, text="")
-    for result in results:
-        for name, counts in result.splits.items():
-            total.splits[name].add(counts)
-        dropped.update(result.dropped)
-        total.examples = result.examples | total.examples
-        total.input_bytes += result.input_bytes
-    total.dropped = dict(sorted(dropped.items()))
-    return total
-
-
-def _check_splits(total: PartResult, arguments: argparse.Namespace) -> None:
-    """Refuse shards that nothing can be trained or evaluated on, and remove them."""
-    n_documents = sum(counts.documents for counts in total.splits.values())
-    problem = ""
-    if n_documents == 0:
-        problem = f"no documents in {' '.join(arguments.input)}; dropped: {_dropped_text(total) or 'none'}"
-    for name, counts in total.splits.items():
-        if n_documents and counts.windows == 0:
-            problem = (
-                f"split {name!r} would have no window of {arguments.seq_len} + {arguments.lookahead} tokens "
-                f"(it has {counts.documents} documents, {counts.tokens} tokens, in several parts): "
-                f"change --val_fraction ({arguments.val_fraction}), lower --seq_len, or add input"
-            )
-            break
-    if problem:
-        abandon(arguments.out)
-        raise UserError(problem)
-
-
-def _metadata(identity: Identity, total: PartResult, tokenizer: Tokenizer) -> dict[str, Any]:
-    late = ("sources", "arguments")
-    packages = ("numpy", "xxhash", "zstandard")
-    return {
-        **{name: value for name, value in identity.items() if name not in late},
-        "splits": {name: asdict(counts) for name, counts in total.splits.items()},
-        "dropped": total.dropped,
-        **{name: identity[name] for name in late},
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages}
-        | tokenizer.versions,
-    }
-
-
-def _dropped_text(total: PartResult) -> str:
-    return ", ".join(f"{count:,} {reason} (first: {total.examples[reason]})" for reason, count in total.dropped.items())
-
-
-def _summary(total: PartResult, *, out: Path, n_bytes: int, seconds: float) -> str:
-    lines = [f"{out} is finished: {n_bytes / 1e6:,.1f} MB read in {seconds:.1f} s, {n_bytes / 1e6 / seconds:.1f} MB/s"]
-    for name, counts in total.splits.items():
-        lines.append(
-            f"  {name:<8}{counts.documents:>12,} documents {counts.tokens:>16,} tokens {counts.windows:>12,} windows"
-            f"   {counts.bytes / max(1, counts.tokens):.2f} bytes/token, {counts.tail_tokens:,} tokens left over"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pytest
 import sentencepiece
@@ -23,7 +22,7 @@ import xxhash
 from common.command_line import UserError
 from data_prep import train_tokenizer, write_shards
 from data_prep.part_writer import WORK_FOLDER
-from data_prep.shard_folder import METADATA
+from data_prep.shard_folder import METADATA, locked
 from tests.conftest import REPOSITORY, run_module
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -311,7 +310,7 @@ def test_finished_parts_are_not_written_again(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(write_shards, "finish", killed)
+        patch.setattr(write_shards, "merge", killed)
         for _ in range(2):
             with pytest.raises(RuntimeError, match="killed"):
                 write_shards.main(_arguments(corpus, model, out, dedup="exact"))
@@ -397,12 +396,10 @@ def test_a_folder_of_something_else_is_left_alone(corpus: Path, model: Path, tmp
 
 
 def test_two_runs_on_one_folder(corpus: Path, model: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with (
-        filelock.FileLock(tmp_path / "out" / ".lock"),
-        pytest.raises(UserError, match="another write_shards is writing to"),
-    ):
-        write_shards.main(_arguments(corpus, model, tmp_path / "out"))
+    with locked(tmp_path / "out"):  # which a process would not notice of itself
+        done = run_module("data_prep.write_shards", *_arguments(corpus, model, tmp_path / "out"))
+    assert done.returncode == 2
+    assert "another write_shards is writing to" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -436,8 +433,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(corpus: Path, tmp_path: Path) -> 
     assert done.stderr == "write_shards: error: bad arguments: --seq_len must be at least 1, not 0\n"
 
 
-@pytest.mark.parametrize("module", ["write_shards", "check_shards", "train_tokenizer"])
+@pytest.mark.parametrize("module", ["write_shards", "merge_shards", "check_shards", "train_tokenizer"])
 def test_help_shows_an_example(module: str) -> None:
     done = run_module(f"data_prep.{module}", "--help")
     assert done.returncode == 0
-    assert f"python -m data_prep.{module} " in done.stdout.partition("examples:")[2]
+    assert f"python -m data_prep.{module} " in done.stdout.partition("example")[2]

@@ -1,0 +1,156 @@
+"""Finish a folder that write_shards filled in shares: when all parts are there, merge their indexes, and write
+report.json and, last, metadata.json.
+
+    python -m data_prep.write_shards ... --out DIR --part 1/8      and so on, to 8/8, in any order, on any machines
+    python -m data_prep.merge_shards DIR
+
+What comes out is byte for byte what one run without --part writes; that run ends with this step, too. It needs the
+folder alone, neither the corpus nor the tokenizer.
+"""
+
+import argparse
+import importlib.metadata
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common.command_line import UserError, exit_on_user_error
+from common.files import write_json
+from common.tokenizers import Tokenizer
+from data_prep.documents import Source
+from data_prep.languages import UNKNOWN
+from data_prep.part_writer import Part, PartResult, SplitCounts, finished_parts
+from data_prep.report import REPORT, add_sample, build, count, table
+from data_prep.shard_folder import METADATA, abandon, finish, locked, read_plan, shares_with
+
+_EXAMPLES = """example:
+  python -m data_prep.merge_shards /shared/code"""
+_IN_METADATA = ("format_version", "seq_len", "lookahead", "vocab_size", "tokenizer")
+_MOST_NAMED = 5
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        UserError: parts are missing, shares are still being written, or nothing could be trained on what there is.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.merge_shards",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what write_shards was given as --out")
+    out: Path = parser.parse_args(argv).folder
+    if not (out / METADATA).exists():
+        read_plan(out)  # or a folder of something else would get a lock file
+    with locked(out):
+        if (out / METADATA).exists():
+            print(f"{out} is already finished; nothing to do")
+        else:
+            merge(out)
+
+
+def facts_of(sources: Sequence[Source], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what `merge` will need besides the identity, for the plan."""
+    packages = ("numpy", "xxhash", "zstandard")
+    return {
+        "unreadable": [folder for source in sources for folder in source.unreadable],
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages}
+        | tokenizer.versions,
+    }
+
+
+def merge(out: Path) -> None:
+    """Finish a folder, which this process holds, and print what is in it.
+
+    Raises:
+        UserError: parts are missing; or the shards would have no windows, and are removed.
+    """
+    plan = read_plan(out)
+    parts = [Part(index, ()) for index in range(len(plan["listing"]))]
+    finished = finished_parts(parts, out)
+    missing = [part.index for part in parts if part.index not in finished]
+    if missing:
+        raise UserError(_missing_text(out, missing, n_parts=len(parts)))
+    results = [finished[part.index] for part in parts]
+    total = _sum_of(results, unreadable=plan["unreadable"])
+    _check_splits(total, plan["arguments"], out=out)
+    report = build([(result.tally, result.samples) for result in (total, *results)])
+    write_json(out / REPORT, report)
+    finish(out, _metadata(plan, total), parts=parts)
+    print(f"{out} is finished\n{_summary(total)}\n{table(report)}")
+
+
+def _missing_text(out: Path, missing: Sequence[int], *, n_parts: int) -> str:
+    named = " ".join(f"part-{index:05}" for index in missing[:_MOST_NAMED]) + (" ..." if missing[_MOST_NAMED:] else "")
+    shares = shares_with(out, missing)
+    again = f"run the same command with --part {shares}" if shares else "run the same command"
+    return f"{len(missing)} of {n_parts} parts are missing in {out} ({named}); {again}, and then this one"
+
+
+def _sum_of(results: Sequence[PartResult], *, unreadable: Sequence[str]) -> PartResult:
+    total = PartResult(splits={name: SplitCounts() for name in results[0].splits})
+    dropped: Counter[str] = Counter()
+    for folder in unreadable:
+        dropped["unreadable_folder"] += 1
+        total.examples.setdefault("unreadable_folder", folder)
+        count(total.tally, language=UNKNOWN, outcome="unreadable_folder", n_bytes=0)
+        add_sample(total.samples, rule="unreadable_folder", source=folder, text="")
+    for result in results:
+        for name, counts in result.splits.items():
+            total.splits[name].add(counts)
+        dropped.update(result.dropped)
+        total.examples = result.examples | total.examples
+        total.input_bytes += result.input_bytes
+    total.dropped = dict(sorted(dropped.items()))
+    return total
+
+
+def _check_splits(total: PartResult, arguments: Mapping[str, Any], *, out: Path) -> None:
+    """Refuse shards that nothing can be trained or evaluated on, and remove them."""
+    n_documents = sum(counts.documents for counts in total.splits.values())
+    problem = ""
+    if n_documents == 0:
+        problem = f"no documents in {' '.join(arguments['input'])}; dropped: {_dropped_text(total) or 'none'}"
+    for name, counts in total.splits.items():
+        if n_documents and counts.windows == 0:
+            problem = (
+                f"split {name!r} would have no window of {arguments['seq_len']} + {arguments['lookahead']} tokens "
+                f"(it has {counts.documents} documents, {counts.tokens} tokens, in several parts): "
+                f"change --val_fraction ({arguments['val_fraction']}), lower --seq_len, or add input"
+            )
+            break
+    if problem:
+        abandon(out)
+        raise UserError(problem)
+
+
+def _metadata(plan: Mapping[str, Any], total: PartResult) -> dict[str, Any]:
+    return {
+        **{name: plan[name] for name in _IN_METADATA},
+        "splits": {name: asdict(counts) for name, counts in total.splits.items()},
+        "dropped": total.dropped,
+        **{name: plan[name] for name in ("sources", "arguments", "versions")},
+    }
+
+
+def _dropped_text(total: PartResult) -> str:
+    return ", ".join(f"{count:,} {reason} (first: {total.examples[reason]})" for reason, count in total.dropped.items())
+
+
+def _summary(total: PartResult) -> str:
+    return "\n".join(
+        f"  {name:<8}{counts.documents:>12,} documents {counts.tokens:>16,} tokens {counts.windows:>12,} windows"
+        f"   {counts.bytes / max(1, counts.tokens):.2f} bytes/token, {counts.tail_tokens:,} tokens left over"
+        for name, counts in total.splits.items()
+    )
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main, program="merge_shards")
