@@ -29,6 +29,7 @@ class Project:
 
     root: Path
     cluster: Cluster
+    shards: Path
 
     def submit(self, *arguments: object, check: bool = True, **variables: str) -> CompletedProcess[str]:
         """Call slurm/submit.sh."""
@@ -43,6 +44,10 @@ class Project:
     def log(self, job_id: str) -> str:
         """What the job itself has printed, without that of its ranks."""
         return "".join(path.read_text() for path in self.root.glob(f"slurm-{job_id}-*.log"))
+
+    def train_log(self, run_name: str) -> str:
+        """The run's own log, of all its starts."""
+        return (self.run_dir(run_name) / "train.log").read_text()
 
     def run_dir(self, run_name: str) -> Path:
         return self.root / "runs" / run_name
@@ -83,7 +88,7 @@ def make_project(root: Path, *, cluster: Cluster, **site: object) -> Project:
         (root / name).symlink_to(REPOSITORY / name)
     shutil.copytree(REPOSITORY / "slurm", root / "slurm")
     edit_site(root, **site)
-    return Project(root=root, cluster=cluster)
+    return Project(root=root, cluster=cluster, shards=Path(str(site["SHARDS"])))
 
 
 def edit_site(root: Path, **site: object) -> None:
