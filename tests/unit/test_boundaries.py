@@ -18,6 +18,8 @@ COMMANDS = (
     "data_prep.report",
     "pipeline.train",
     "pipeline.audit",
+    "pipeline.check_run",
+    "pipeline.requeue",
     "pipeline.convert",
     "pipeline.generate",
     "pipeline.evaluate",
