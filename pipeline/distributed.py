@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ def world_from_environment() -> World:
     if "RANK" not in env and "SLURM_STEP_ID" in env:
         env.update(RANK=env["SLURM_PROCID"], LOCAL_RANK=env["SLURM_LOCALID"], WORLD_SIZE=env["SLURM_STEP_NUM_TASKS"])
         env["LOCAL_WORLD_SIZE"] = str(tasks_on_node(env["SLURM_STEP_TASKS_PER_NODE"], node=int(env["SLURM_NODEID"])))
+        env.setdefault("MASTER_ADDR", first_host(env["SLURM_STEP_NODELIST"]))
+        env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 10_000))  # jobs may share a node
         launch = Launch(job=f"Slurm job {env['SLURM_JOB_ID']}", restart=int(env.get("SLURM_RESTART_COUNT", "0")))
     has_launcher = "LOCAL_RANK" in env
     env.setdefault("RANK", "0")
@@ -79,6 +82,13 @@ def tasks_on_node(tasks_per_node: str, *, node: int) -> int:
         for _ in range(int(times or 1))
     ]
     return counts[node]
+
+
+def first_host(hosts: str) -> str:
+    """Return the first of the hosts in Slurm's notation, where rank 0 is: "gpu[01-03,7],big" begins with gpu01."""
+    found = re.match(r"([^,\[]*)(?:\[([^],-]+)[^]]*\])?([^,\[]*)", hosts)
+    assert found is not None  # it matches anything
+    return "".join(part or "" for part in found.groups())
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:

@@ -121,8 +121,6 @@ train() {
     export run_dir DEVICE RANKS_PER_NODE INTERFACE NODE_SCRATCH
     ranks "$n_nodes" 1 "" bash slurm/check_node.sh
     if [ "$exit_code" = 0 ]; then
-        MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-        export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
         export NCCL_SOCKET_IFNAME=$INTERFACE GLOO_SOCKET_IFNAME=$INTERFACE NCCL_DEBUG=${NCCL_DEBUG:-WARN}
         export OMP_NUM_THREADS=$((SLURM_CPUS_ON_NODE / RANKS_PER_NODE))
         first=(env "--block-signal=USR1,TERM")

@@ -38,7 +38,7 @@ def test_the_whole_way_from_a_corpus_to_pass_at_k(project: Project, tmp_path: Pa
     assert job.state == "COMPLETED", "".join(path.read_text() for path in sorted(way.root.glob("slurm-*.log")))
     alone = tmp_path / "alone"
     subprocess.run(
-        [sys.executable, *"-m data_prep.write_shards --input".split(), corpus, "--tokenizer", "bytes", "--out", alone,
+        [sys.executable, *["-m", "data_prep.write_shards", "--input"], corpus, "--tokenizer", "bytes", "--out", alone,
          *prepare.split()],
         cwd=REPOSITORY, check=True, capture_output=True,
     )  # fmt: skip
@@ -96,8 +96,9 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
         ({"DEVICE": "tpu"}, "DEVICE=tpu must be cuda or cpu"),
     ],
 )
-def test_what_cannot_be_is_not_queued(project: Project, tmp_path: Path, changes: dict, complaint: str) -> None:
-    other = make_project(tmp_path / "other", cluster=project.cluster, **cpu_site(**{"SHARDS": project.shards, **changes}))
+def test_what_cannot_be_is_not_queued(project: Project, tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
+    site = cpu_site(**{"SHARDS": project.shards, **changes})
+    other = make_project(tmp_path / "other", cluster=project.cluster, **site)
     queued = project.cluster.run("squeue", "--noheader").stdout
     done = other.submit("train_200B", "--", *SHRUNK, check=False)
     assert done.returncode == 2

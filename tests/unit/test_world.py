@@ -4,13 +4,14 @@ import os
 
 import pytest
 
-from pipeline.distributed import World, tasks_on_node, world_from_environment
+from pipeline.distributed import World, first_host, tasks_on_node, world_from_environment
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # As srun sets them for the fifth of seven tasks, on the third of four nodes.
 STEP = {
     "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "1", "SLURM_PROCID": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "2",
     "SLURM_STEP_NUM_TASKS": "7", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NTASKS": "9",
+    "SLURM_STEP_NODELIST": "n[3-6]",
 }  # fmt: skip
 
 
@@ -34,13 +35,23 @@ def test_slurms_counts(text: str, counts: list[int]) -> None:
     assert [tasks_on_node(text, node=node) for node in range(len(counts))] == counts
 
 
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [("n1", "n1"), ("n[1-2]", "n1"), ("gpu[007-019,33],big", "gpu007"), ("gpu[7,9]", "gpu7"), ("b,a[1-2]", "b"),
+     ("rack[3,4-5]-node", "rack3-node"), ("127.0.0.1", "127.0.0.1")],
+)  # fmt: skip
+def test_where_rank_0_is(hosts: str, first: str) -> None:
+    assert first_host(hosts) == first
+
+
 def test_srun(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = world_of(monkeypatch, **STEP, SLURM_RESTART_COUNT="3", MASTER_ADDR="n1", MASTER_PORT="4")
+    world = world_of(monkeypatch, **STEP, SLURM_RESTART_COUNT="3")
     assert place(world) == (4, 0, 7, 2)
     assert world.has_launcher
     assert (world.launch.job, world.launch.restart) == ("Slurm job 77", 3)
     assert {name: os.environ[name] for name in NAMES if name in os.environ} == {
-        "RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "7", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "n1", "MASTER_PORT": "4",
+        "RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "7", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "n3", "MASTER_PORT": "20077",
     }  # fmt: skip
 
 
