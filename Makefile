@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all test-faults lint
+.PHONY: setup demo test test-all test-faults test-slurm lint
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -25,6 +25,11 @@ test-all: setup
 test-faults: setup
 	@$(MAKE) --no-print-directory --silent $(DEMO_TOKENIZER)
 	@$(ON_CPU) python -m tests.faults.campaign --seed 1 --faults 60
+
+# A real Slurm of three nodes in namespaces of this machine, and all that can happen to jobs on it; needs root.
+test-slurm: setup
+	@tests/slurm/install.sh
+	@$(BIN)/python -m pytest -m "slurm or not slurm" tests/slurm
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -25,6 +25,7 @@ from pipeline.data import Batch
 from pipeline.distributed import world_from_environment
 from pipeline.engine import Engine, build_engine, process_group
 from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.lease import Lease
 
 SEQ_LEN, VOCAB_SIZE, HEADS = 128, 8192, 4
 STATE_BYTES = 12  # of a parameter: fp32, and Adam's two moments
@@ -103,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         folders = {}
         for asynchronous, config in configs.items():
             (config.run_dir / "checkpoints").mkdir(parents=True)
-            folders[asynchronous] = CheckpointFolder(config, world=world)
+            lease = Lease(config.run_dir, launch=world.launch)
+            lease.take()
+            folders[asynchronous] = CheckpointFolder(config, world=world, lease=lease)
         values = read_deepspeed_config(Path("ds_configs/zero1_fp32.json"))
         deepspeed_config, _ = fill_deepspeed_config(values, configs[True], data_ranks=1)
         engine, batches = build_engine(configs[True], deepspeed_config, device=device), random_batches()

@@ -35,6 +35,7 @@ from pipeline import manifest
 from pipeline.config import CheckpointConfig, Config
 from pipeline.distributed import World, from_every_rank, from_main, logger
 from pipeline.engine import Engine
+from pipeline.lease import Lease
 from pipeline.sharded_state import HostCopies, Slice, save_state
 
 STATE, SHARDED = "training_state.json", "weights_and_moments"
@@ -65,8 +66,9 @@ class Checkpoint:
 class CheckpointFolder:
     """A run's checkpoints/. All ranks call each method together."""
 
-    def __init__(self, config: Config, *, world: World) -> None:
-        self._config, self._world = config, world
+    def __init__(self, config: Config, *, world: World, lease: Lease) -> None:
+        self._config, self._world, self._lease = config, world, lease
+        self._launch = from_main(lease.token)
         self._directory = config.run_dir / "checkpoints"
         self._group = dist.new_group(backend="gloo", timeout=_SLOWEST_SAVE)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -144,9 +146,10 @@ class CheckpointFolder:
     def _write(self, final: Path, parts: dict[str, Slice], state: dict[str, Any]) -> str | None:
         """Write, seal and rename; return what failed, the same on every rank, or None."""
         start_s = time.perf_counter()
-        partial = final.with_name(f".{final.name}.partial")
+        partial = final.with_name(f".{final.name}.{self._launch}.partial")  # never another start's
 
         def begin() -> None:
+            self._lease.check()
             for leftover in self._directory.glob(".step_*"):  # of a save, or its end, that was killed
                 shutil.rmtree(leftover)
             partial.mkdir(parents=True)
@@ -155,6 +158,7 @@ class CheckpointFolder:
             write_json(partial / STATE, state)
             of_all = {name: entry for of_rank in entries for name, entry in of_rank.items()}
             manifest.seal(partial, {**of_all, **manifest.entries_of(partial, [f"{SHARDED}/.metadata", STATE])})
+            self._lease.check()
             if final.exists():  # a damaged one of the same step, which `newest` passed over
                 remove_folder(final)
             os.replace(partial, final)

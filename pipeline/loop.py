@@ -16,9 +16,10 @@ from pipeline.checkpoint import SHARDED, Checkpoint, CheckpointFolder
 from pipeline.config import Config
 from pipeline.data import Batch, EpochSamples, TrainingData, ValidationData
 from pipeline.devices import peak_flops
-from pipeline.distributed import World, agree, from_every_rank, logger
+from pipeline.distributed import World, agree, from_every_rank, from_main, logger
 from pipeline.engine import Engine
 from pipeline.health import Health, Verdict, record_bad_step
+from pipeline.lease import Lease
 from pipeline.monitor import Monitor, device_name, is_due
 from pipeline.optim import learning_rate
 from pipeline.previews import Previews
@@ -43,13 +44,14 @@ class Trainer:
         validation: ValidationData | None,
         previews: Previews,
         checkpoints: CheckpointFolder,
+        lease: Lease,
         stop: StopRequest,
         watchdog: Watchdog,
     ) -> None:
         self._config, self._world, self._device = config, world, device
         self._engine, self._data, self._validation = engine, data, validation
         self._previews = previews
-        self._checkpoints, self._stop, self._watchdog = checkpoints, stop, watchdog
+        self._checkpoints, self._lease, self._stop, self._watchdog = checkpoints, lease, stop, watchdog
         self._health = Health(config.faults)
         self._times = StepTimes(
             world=world, n_stages=config.parallel.pipeline_stages, num_workers=config.data.num_workers
@@ -122,8 +124,11 @@ class Trainer:
         failed_save = policy.failed_save == "stop" and self._checkpoints.has_failed
         requested = self._stop.reason is not None
         own_times = self._times.own(wait_s=self._data.wait_s, compute_s=self._engine.take_compute_s())
-        losses_N, sums = agree(losses_N, requested, len(faults), skipped, failed_save, *own_times)
-        self._times.observe(sums[4:])
+        flags = (requested, len(faults), skipped, failed_save, self._is_taken_over)
+        losses_N, sums = agree(losses_N, *flags, *own_times)
+        self._times.observe(sums[len(flags) :])
+        if sums[4]:
+            self._give_way()
         if sums[1]:
             self._tell_of_bad_shards(step, faults, nothing_left=self._data.nothing_left)
         self._skipped_windows += round(sums[2]) // self._config.parallel.ranks_per_replica
@@ -227,12 +232,25 @@ class Trainer:
         failure = self._checkpoints.finish()
         if failure is None:
             return
+        if self._any(self._is_taken_over):
+            self._give_way()
         if must or self._config.faults.failed_save == "stop":
             raise Ending(
                 ExitCode.FAILED_SAVE,
                 f"a checkpoint could not be written ({failure}); the ones before it are whole",
             )
         self._warn("a checkpoint could not be written (%s); training goes on, the ones before it are whole", failure)
+
+    @property
+    def _is_taken_over(self) -> bool:
+        return self._world.is_main and not self._lease.is_mine
+
+    def _give_way(self) -> None:
+        holder = from_main(self._lease.holder)
+        raise Ending(
+            ExitCode.TAKEN_OVER,
+            f"{holder or 'another start'} has taken this run over and goes on with it; this one writes nothing more",
+        )
 
     def _restore(self, found: Checkpoint) -> None:
         self._watchdog.progress(f"loading {found.path}")

@@ -21,6 +21,7 @@ class ExitCode(IntEnum):
     FAILED_SAVE = 74  # EX_IOERR: a checkpoint could not be written; the one before is whole
     STOPPED = 75  # EX_TEMPFAIL: saved on request; start again to go on
     HUNG = 76  # EX_PROTOCOL: no progress for too long; start again to go on
+    TAKEN_OVER = 77  # EX_NOPERM: a later start of the same job goes on with the run (lease.py)
 
 
 class Ending(Exception):
@@ -42,6 +43,7 @@ class StopRequest:
         self._parent = os.getppid() if has_launcher else None
         for number in SIGNALS:
             signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a launcher may have held them back until now
 
     @property
     def reason(self) -> str | None:

@@ -6,6 +6,7 @@ A run that finds its own checkpoints goes on from the newest whole one.
 import argparse
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from pipeline import history
 from pipeline.config import Config
 from pipeline.distributed import World, by_main, configure_logging, log_file_handler, logger, world_from_environment
 from pipeline.inputs import Inputs, evaluation_windows, load_inputs
+from pipeline.lease import Launch, Lease
 from pipeline.rank_log import keep_rank_log
 from pipeline.stop import Ending, ExitCode, StopRequest
 from pipeline.watchdog import Watchdog, record_collectives
@@ -25,6 +27,7 @@ if TYPE_CHECKING:  # torch and deepspeed take seconds to import; mistakes are an
     import torch
 
 PROGRAM = "pipeline.train"
+LONGEST_FAREWELL_S = 60.0  # of an earlier start of the same job, whose lease was taken: a step and its last lines
 EXAMPLE = """example, on 2 GPUs or CPU ranks:
   deepspeed --num_gpus 2 --module pipeline.train --config pipeline/recipes/demo.yaml \\
       --deepspeed_config ds_configs/zero1_fp32.json run.name=try optim.lr=1.0e-3
@@ -76,13 +79,14 @@ def run(
     from pipeline.previews import Previews
 
     config = inputs.config
-    by_main(lambda: lock(config.run_dir), world=world)
+    lease = Lease(config.run_dir, launch=world.launch)
+    by_main(lambda: keep_others_out(config.run_dir, lease=lease, launch=world.launch), world=world)
     of_main = [console_handler(), log_file_handler(config.run_dir / "train.log")] if world.is_main else []
     configure_logging(world, handlers=[rank_log, *of_main])
     logger.info(header(inputs, world=world, device=device))
     previews = Previews(config, metadata=inputs.metadata)
 
-    checkpoints = CheckpointFolder(config, world=world)
+    checkpoints = CheckpointFolder(config, world=world, lease=lease)
     found = checkpoints.find(resume=resume)
     if found is not None and found.step >= config.total_steps and not found.state["validation_is_due"]:
         logger.info("finished: %s is the run's last step", found.path)
@@ -104,7 +108,7 @@ def run(
         validation = ValidationData(config, n_windows=n_windows, replica=replica, n_replicas=inputs.data_ranks)
     trainer = Trainer(
         config, world=world, device=device, engine=engine, data=TrainingData(config), validation=validation,
-        previews=previews, checkpoints=checkpoints, stop=stop, watchdog=watchdog,
+        previews=previews, checkpoints=checkpoints, lease=lease, stop=stop, watchdog=watchdog,
     )  # fmt: skip
     try:
         exit_code = trainer.train(found)
@@ -132,15 +136,30 @@ def make_run_directory(config: Config) -> Path:
     return config.run_dir
 
 
-def lock(run_dir: Path) -> None:
-    """Keep other runs out of this folder for as long as this process lives.
+def keep_others_out(run_dir: Path, *, lease: Lease, launch: Launch) -> None:
+    """Lock this folder for as long as this process lives, and take its lease; an earlier start of the same job must go.
+
+    That one stops before its next step, once it sees the lease gone; if it does not see that, it cannot write either.
 
     Raises:
-        UserError: another process trains this run.
+        UserError: another job trains this run, or a later start of this one does.
     """
+    before = lease.holder
+    if before is not None and before.is_later_than(launch):
+        raise UserError(f"{run_dir} has been taken over by {before}; this is the start before that, and ends")
+    takes_over = before is not None and launch.is_later_than(before)
+    if takes_over:
+        lease.take()
     holder = hold_lock(run_dir / ".lock")
-    if holder is not None:
+    end_s = time.monotonic() + LONGEST_FAREWELL_S
+    while holder is not None and takes_over and time.monotonic() < end_s:
+        time.sleep(0.5)
+        holder = hold_lock(run_dir / ".lock")
+    if holder is not None and not takes_over:
         raise UserError(f"{run_dir} is in use by {holder}; stop it, or set another run.name")
+    if holder is not None:
+        logger.warning("%s, of an earlier start of this job, still lives; it has lost the right to write", holder)
+    lease.take()
 
 
 def write_run_files(inputs: Inputs) -> None:

@@ -100,7 +100,7 @@ def uninterrupted(recipe: Path) -> Path:
 def test_run_directory_is_as_documented(uninterrupted: Path) -> None:
     assert {path.name for path in uninterrupted.iterdir()} == {
         "config.yaml", "ds_config.json", "environment.json", "train.log", "metrics.jsonl", "tensorboard", "checkpoints",
-        "hangs", "ranks", ".lock", "history.jsonl",
+        "hangs", "ranks", ".lock", "history.jsonl", "lease.json",
     }  # fmt: skip
     assert not list((uninterrupted / "hangs").iterdir())
     assert history(uninterrupted) == [
@@ -242,9 +242,12 @@ def test_weights_that_do_not_fit_are_refused_and_leave_nothing(recipe: Path, uni
     assert not (recipe.parent / "runs" / "misfit" / "config.yaml").exists()
 
 
+STARTS = ("train.log", ".lock", "lease.json")
+
+
 def times_of_files(run_dir: Path) -> dict[str, int]:
     """When each file was last written, but for those that every start writes."""
-    files = (path for path in run_dir.rglob("*") if path.is_file() and path.name not in ("train.log", ".lock"))
+    files = (path for path in run_dir.rglob("*") if path.is_file() and path.name not in STARTS)
     return {str(path): path.stat().st_mtime_ns for path in files}
 
 

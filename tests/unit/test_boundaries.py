@@ -19,6 +19,8 @@ COMMANDS = (
     "pipeline.train",
     "pipeline.audit",
     "pipeline.report",
+    "pipeline.check_run",
+    "pipeline.requeue",
     "pipeline.convert",
     "pipeline.generate",
     "pipeline.evaluate",

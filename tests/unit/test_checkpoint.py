@@ -19,6 +19,7 @@ from pipeline.checkpoint import (
 )
 from pipeline.config import CheckpointConfig, Config, ModelConfig, RunConfig, resolve_model
 from pipeline.distributed import World
+from pipeline.lease import Lease
 from pipeline.manifest import damage_of
 
 FILES = {
@@ -245,7 +246,8 @@ def _world_of_one() -> Iterator[None]:
 
 def run_in(directory: Path, **model: Any) -> CheckpointFolder:
     config = Config(run=RunConfig(dir=str(directory), name="run"), model=resolve_model(ModelConfig(**model)))
-    return CheckpointFolder(config, world=World(rank=0, local_rank=0, world_size=1, local_world_size=1))
+    world = World(rank=0, local_rank=0, world_size=1, local_world_size=1)
+    return CheckpointFolder(config, world=world, lease=Lease(config.run_dir, launch=world.launch))
 
 
 def files_of(config: dict[str, Any]) -> dict[str, bytes]:

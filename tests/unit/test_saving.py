@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.checkpoint import CheckpointFolder
 from pipeline.config import CheckpointConfig, Config, RunConfig
 from pipeline.distributed import World
+from pipeline.lease import Launch, Lease
 from pipeline.manifest import damage_of
 from pipeline.sharded_state import HostCopies, Slice, state_of, weight_reader
 from tests.unit.test_sharded_state import engine_of
@@ -42,10 +43,12 @@ def _world_of_one() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def folder_in(run_dir: Path, **policy: Any) -> CheckpointFolder:
+def folder_in(run_dir: Path, launch: Launch = ALONE.launch, **policy: Any) -> CheckpointFolder:
     (run_dir / "checkpoints").mkdir(exist_ok=True)
     config = Config(run=RunConfig(dir=str(run_dir.parent), name=run_dir.name), checkpoint=CheckpointConfig(**policy))
-    return CheckpointFolder(config, world=ALONE)
+    lease = Lease(run_dir, launch=launch)
+    lease.take()
+    return CheckpointFolder(config, world=ALONE, lease=lease)
 
 
 @contextmanager
@@ -132,3 +135,27 @@ def test_what_a_killed_save_left_is_cleared_away_first(tmp_path: Path) -> None:
     begin(folder, 8, OneWeight())
     assert folder.finish() is None
     assert names(tmp_path) == ["step_00000008"]
+
+
+def test_a_start_whose_lease_was_taken_writes_nothing_more(tmp_path: Path) -> None:
+    """Before it begins, and in the middle of a save; the later start's own save, of the same step, is left alone."""
+    first, second = Launch(job="7"), Launch(job="7", restart=1)
+    folder, engine = folder_in(tmp_path, first), OneWeight()
+    begin(folder, 1, engine)
+    assert folder.finish() is None
+    folder_in(tmp_path, second)
+    begin(folder, 2, engine)
+    assert folder.finish() == "7, start 2 has taken the run over"
+    assert names(tmp_path) == ["step_00000001"]
+
+    folder = folder_in(tmp_path, first)
+    whole = folder._lease.check
+    looks = iter((whole, lambda: (folder_in(tmp_path, second), whole())))
+    folder._lease.check = lambda: next(looks)()  # type: ignore[method-assign]
+    begin(folder, 3, engine)
+    assert folder.finish() == "7, start 2 has taken the run over"
+    assert names(tmp_path) == ["step_00000001"]
+    later = folder_in(tmp_path, second)
+    begin(later, 3, engine)
+    assert later.finish() is None
+    assert damage_of(tmp_path / "checkpoints" / "step_00000003") is None

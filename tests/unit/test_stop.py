@@ -71,6 +71,27 @@ def test_the_death_of_the_launcher_requests_a_stop() -> None:
         assert process.stdout.readline() == "None its launcher's death\n"
 
 
+BLOCKED = """
+import signal, time
+from pipeline.stop import StopRequest
+print("started", flush=True)
+while signal.SIGUSR1 not in signal.sigpending():
+    time.sleep(0.01)
+print(StopRequest(has_launcher=False).reason, flush=True)
+"""
+
+
+def test_a_signal_held_back_by_the_launcher_is_a_request() -> None:
+    """As slurm/launch.sh holds back those that come while Python starts."""
+    command = ["env", "--block-signal=USR1", sys.executable, "-c", BLOCKED]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout.readline() == "SIGUSR1\n"
+
+
 def test_the_exit_codes_are_the_systems() -> None:
     assert (ExitCode.STOPPED, ExitCode.FAILED_SAVE) == (os.EX_TEMPFAIL, os.EX_IOERR)
+    assert ExitCode.TAKEN_OVER == os.EX_NOPERM
     assert (ExitCode.BAD_NUMBERS, ExitCode.HUNG) == (os.EX_DATAERR, os.EX_PROTOCOL)

@@ -1,0 +1,281 @@
+"""A real Slurm on this machine: one controller and some nodes, each in Linux namespaces of its own.
+
+A node has a network, a process table, a host name and mounts of its own, so that it can lose its power, its daemon or
+its cable like a machine; the file system is this machine's, as on clusters with a shared one. All cables end in a
+bridge in the controller's network: this machine's own network is not touched.
+
+    controller  ctl 10.88.0.250: munged, slurmctld, and the commands of users (`Cluster.run`)
+    node i      ni  10.88.0.i:   slurmd, its step daemons, and the tasks
+
+The first process of each only waits, and ends when this process does, however that may be; with it ends everything
+inside. munged's socket is a file, and so is reached from all nodes.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import REPOSITORY
+
+CPUS_PER_NODE = 2
+PATIENCE_S = 300.0  # for what takes seconds on a quiet machine
+BRIDGE, CONTROLLER = "br0", "10.88.0.250"
+COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "setpriv")
+# Deaf to every signal but the one that ends namespaces, it collects what its children leave behind.
+FIRST_PROCESS = "hostname {host}; mount --bind {hosts} /etc/hosts; ip link set lo up; echo up; sleep infinity & wait"
+
+
+def unavailable() -> str | None:
+    """Return why this machine cannot run the cluster, or None."""
+    if os.geteuid() != 0:
+        return "Slurm in namespaces needs root"
+    missing = [name for name in COMMANDS if shutil.which(name) is None]
+    if missing:
+        return f"{', '.join(missing)} missing; tests/slurm/install.sh installs Slurm on Debian and Ubuntu"
+    if subprocess.run(["unshare", "--net", "--pid", "--fork", "true"], capture_output=True, check=False).returncode:
+        return "the kernel gives this process no namespaces (a container without privileges?)"
+    return None
+
+
+def wait_for(condition: Callable[[], bool], what: str, *, timeout_s: float = PATIENCE_S, every_s: float = 0.2) -> None:
+    """Poll until the condition holds; fail with `what` it is if it does not in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s:.0f} s: {what}"
+        time.sleep(every_s)
+
+
+class Machine:
+    """Namespaces that look like a machine, from their first process on."""
+
+    def __init__(self, host: str, *, hosts: Path) -> None:
+        self.host = host
+        setup = FIRST_PROCESS.format(host=host, hosts=hosts)
+        command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--pid", "--mount", "--uts", "--fork"]
+        self._unshare = subprocess.Popen(
+            [*command, "--kill-child", "--mount-proc", "bash", "-c", setup],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        assert self._unshare.stdout is not None
+        assert self._unshare.stdout.readline() == "up\n"
+        children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text()
+        self.first_pid = int(children.split()[0])
+
+    def inside(self, *command: str) -> list[str]:
+        """Return the command that runs `command` on this machine."""
+        return ["nsenter", "--target", str(self.first_pid), "--net", "--pid", "--mount", "--uts", *command]
+
+    def power_off(self) -> None:
+        """End every process on it at once."""
+        self._unshare.kill()
+        self._unshare.wait()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What Slurm says of a job. state: its base state; restarts: how often it was requeued."""
+
+    state: str
+    restarts: int
+    nodes: str
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it neither runs, nor waits, nor is being ended."""
+        return self.state not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED")
+
+
+class Cluster:
+    """A controller and `n_nodes` nodes; a context, at whose end nothing is left of them."""
+
+    def __init__(self, directory: Path, *, n_nodes: int) -> None:
+        self._directory, self._n_nodes = directory, n_nodes
+        for name in ("state", "spool", "log"):
+            (directory / name).mkdir(parents=True)
+        self._environment = {**os.environ, "SLURM_CONF": str(directory / "slurm.conf")}
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._controller: Machine
+        self.nodes: dict[str, Machine] = {}
+
+    def __enter__(self) -> "Cluster":
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for machine in (*self.nodes.values(), getattr(self, "_controller", None)):
+            if machine is not None:
+                machine.power_off()
+        for daemon in self._daemons.values():
+            daemon.wait()
+
+    def run(
+        self, *command: object, check: bool = True, cwd: Path = REPOSITORY, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as a user at the controller."""
+        done = subprocess.run(
+            self._controller.inside("env", f"--chdir={cwd}", *map(str, command)), capture_output=True, text=True,
+            check=False, env={**self._environment, **variables}, timeout=PATIENCE_S,
+        )  # fmt: skip
+        assert done.returncode == 0 or not check, f"{command[0]}: {done.stdout}{done.stderr}"
+        return done
+
+    def job(self, job_id: str) -> Job:
+        """Ask Slurm about a job."""
+        text = self.run("scontrol", "--oneliner", "show", "job", job_id).stdout
+        fields = dict(re.findall(r"(\w+)=(\S*)", text))
+        return Job(state=fields["JobState"], restarts=int(fields["Restarts"]), nodes=fields["NodeList"])
+
+    def wait_for_end(self, job_id: str, *, timeout_s: float = PATIENCE_S) -> Job:
+        """Return what Slurm says of a job when it is through with it."""
+        wait_for(lambda: self.job(job_id).has_ended, f"the end of job {job_id}", timeout_s=timeout_s)
+        return self.job(job_id)
+
+    def tasks(self, *, containing: str, executable: str = "") -> dict[int, str]:
+        """Return the processes on the nodes, pid outside and node, by their command line's text and first word."""
+        found = {}
+        spaces = {os.readlink(f"/proc/{node.first_pid}/ns/pid"): name for name, node in self.nodes.items()}
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                node = spaces.get(os.readlink(process / "ns" / "pid"))
+                if node is not None and containing in line and executable in line.partition(" ")[0]:
+                    found[int(process.name)] = node
+        return found
+
+    def kill_daemon(self, node: str) -> None:
+        """Kill the node's slurmd; its step daemons and their tasks live on."""
+        for pid, where in self.tasks(containing="slurmd -D").items():
+            if where == node:
+                os.kill(pid, signal.SIGKILL)
+        self._daemons[node].wait()
+
+    def start_daemon(self, node: str) -> None:
+        """Start the node's slurmd."""
+        self._start_daemon(node, self.nodes[node], ["slurmd", "-D", "-N", node])
+
+    def power_off(self, node: str) -> None:
+        """End every process of the node at once."""
+        self.nodes[node].power_off()
+
+    def power_on(self, node: str) -> None:
+        """Boot a node that was off, or is new."""
+        number = int(node.removeprefix("n"))
+        self.nodes[node] = machine = Machine(node, hosts=self._directory / "hosts")
+        wire = ["ip", "link", "add", f"v{number}", "type", "veth", "peer", "name", "eth0"]
+        wire += ["netns", str(machine.first_pid)]
+        for command in (
+            self._in_hub_network(*wire),
+            self._in_hub_network("ip", "link", "set", f"v{number}", "master", BRIDGE, "up"),
+            machine.inside("ip", "addr", "add", f"10.88.0.{number}/24", "dev", "eth0"),
+            machine.inside("ip", "link", "set", "eth0", "up"),
+        ):
+            subprocess.run(command, check=True)
+        self.start_daemon(node)
+
+    def cut(self, node: str) -> None:
+        """Pull the node's network cable."""
+        self._cable(node, "down")
+
+    def join(self, node: str) -> None:
+        """Plug it in again."""
+        self._cable(node, "up")
+
+    def wait_until_idle(self) -> None:
+        """Wait until every node is free and healthy."""
+
+        def idle() -> bool:
+            return self.run("sinfo", "-h", "-N", "-o", "%T", check=False).stdout.split() == ["idle"] * self._n_nodes
+
+        wait_for(idle, "all nodes idle")
+
+    def _cable(self, node: str, state: str) -> None:
+        subprocess.run(self._in_hub_network("ip", "link", "set", f"v{node.removeprefix('n')}", state), check=True)
+
+    def _in_hub_network(self, *command: str) -> list[str]:
+        """Return the command with the controller's network, but this machine's process ids."""
+        return ["nsenter", "--target", str(self._controller.first_pid), "--net", *command]
+
+    def _start(self) -> None:
+        self._write_configuration()
+        key, socket = self._directory / "munge.key", self._directory / "munge.socket"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+        self._controller = Machine("ctl", hosts=self._directory / "hosts")
+        for command in (
+            ("ip", "link", "add", BRIDGE, "type", "bridge"),
+            ("ip", "addr", "add", f"{CONTROLLER}/24", "dev", BRIDGE),
+            ("ip", "link", "set", BRIDGE, "up"),
+        ):
+            subprocess.run(self._controller.inside(*command), check=True)
+        munged = ["munged", "--foreground", "--force", f"--socket={socket}", f"--key-file={key}"]
+        munged += [f"--{name}-file={self._directory / 'munged'}.{name}" for name in ("pid", "log", "seed")]
+        self._start_daemon("munged", self._controller, munged)
+        wait_for(socket.exists, "munged's socket")
+        self._start_daemon("slurmctld", self._controller, ["slurmctld", "-D"])
+        for number in range(1, self._n_nodes + 1):
+            self.power_on(f"n{number}")
+        self.wait_until_idle()
+
+    def _start_daemon(self, name: str, machine: Machine, command: Sequence[str]) -> None:
+        with (self._directory / "log" / f"{name}.out").open("ab") as log:
+            self._daemons[name] = subprocess.Popen(
+                machine.inside(*command), env=self._environment, cwd="/", stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def _write_configuration(self) -> None:
+        names = [f"n{number}" for number in range(1, self._n_nodes + 1)]
+        addresses = {name: f"10.88.0.{name.removeprefix('n')}" for name in names}
+        lines = [f"{address} {name}" for name, address in {**addresses, "ctl": CONTROLLER}.items()]
+        (self._directory / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines]) + "\n")
+        nodes = [
+            f"NodeName={name} NodeAddr={address} CPUs={CPUS_PER_NODE} RealMemory=4000 State=UNKNOWN"
+            for name, address in addresses.items()
+        ]
+        (self._directory / "slurm.conf").write_text(
+            f"""ClusterName=test
+SlurmctldHost=ctl({CONTROLLER})
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+# A requeued job waits until the credentials of its last start have run out; by default 2 minutes.
+AuthInfo=socket={self._directory}/munge.socket,cred_expire=5
+StateSaveLocation={self._directory}/state
+SlurmdSpoolDir={self._directory}/spool/%n
+SlurmctldPidFile={self._directory}/slurmctld.pid
+SlurmdPidFile={self._directory}/slurmd.%n.pid
+SlurmctldLogFile={self._directory}/log/slurmctld.log
+SlurmdLogFile={self._directory}/log/slurmd.%n.log
+MailProg=/bin/true
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+# Nodes have the CPUs and memory that are written below, whatever this machine has.
+SlurmdParameters=config_overrides
+ReturnToService=2
+JobRequeue=1
+EnforcePartLimits=ALL
+MinJobAge=86400
+# A node that is silent for this long is down.
+SlurmdTimeout=10
+MessageTimeout=5
+KillWait=15
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+{chr(10).join(nodes)}
+PartitionName=main Nodes=ALL Default=YES DefaultTime=30 MaxTime=INFINITE State=UP
+"""
+        )

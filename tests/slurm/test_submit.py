@@ -1,0 +1,114 @@
+"""slurm/submit.sh: the whole way by one command, and what it refuses before anything is queued."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.slurm.site import SHRUNK, VARIABLES, Project, cpu_site, edit_site, job_ids, make_project
+from tests.unit.own_problems import HUMANEVAL
+
+
+@pytest.mark.slurm
+def test_the_whole_way_from_a_corpus_to_pass_at_k(project: Project, tmp_path: Path) -> None:
+    """With duplicates, and parts that two jobs share; the shards are those of one run on one machine."""
+    corpus = tmp_path / "corpus"
+    shutil.copytree(REPOSITORY / "common", corpus, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(corpus / "files.py", corpus / "copied.py")
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text("".join(json.dumps(problem) + "\n" for problem in HUMANEVAL[:1]))
+    prepare = "--seq_len 32 --val_fraction 0.3 --part_bytes 8000 --dedup exact"
+    way = make_project(
+        tmp_path / "way", cluster=project.cluster,
+        **cpu_site(
+            SHARDS="data/own", CORPUS=corpus, TOKENIZER="bytes", PREPARE_JOBS=2, PREPARE_OPTIONS=prepare,
+            PROBLEMS=problems, EVALUATE_OPTIONS="--n_samples 1 --k 1 --max_gen_len 4 --temperatures 0",
+        ),
+    )  # fmt: skip
+    stages = ("prepare_data", "train_200B", "convert", "evaluate")
+    short = ("train.total_tokens=1024", "optim.warmup_steps=1")
+    done = way.submit(*stages, "--", *SHRUNK, *short, RUN_NAME="own")
+    ids = job_ids(done)
+    assert len(ids) == 6  # survey, write shards, merge, and the other three
+    job = way.cluster.wait_for_end(ids[-1], timeout_s=900)
+    assert job.state == "COMPLETED", "".join(path.read_text() for path in sorted(way.root.glob("slurm-*.log")))
+    alone = tmp_path / "alone"
+    subprocess.run(
+        [sys.executable, *["-m", "data_prep.write_shards", "--input"], corpus, "--tokenizer", "bytes", "--out", alone,
+         *prepare.split()],
+        cwd=REPOSITORY, check=True, capture_output=True,
+    )  # fmt: skip
+    assert (way.root / "data/own/train/index.json").read_bytes() == (alone / "train/index.json").read_bytes()
+    assert (way.root / "exports/own/consolidated.pth").exists()
+    assert "pass@1" in (way.root / "evaluations/own/results.json").read_text()
+
+
+def refusal(folder: Path, *arguments: object, **site: object) -> str:
+    """What submit.sh says where it queues nothing; Slurm's own commands are not needed for that."""
+    root = folder / "project"
+    root.mkdir()
+    for name in ("common", "data_prep", "ds_configs", "pipeline"):
+        (root / name).symlink_to(REPOSITORY / name)
+    shutil.copytree(REPOSITORY / "slurm", root / "slurm")
+    edit_site(root, **site)
+    done = subprocess.run(
+        ["slurm/submit.sh", *map(str, arguments)], cwd=root, capture_output=True, text=True, check=False,
+        env={"PATH": "/usr/bin:/bin", **VARIABLES},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_placeholders_left_in_are_all_named(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "prepare_data", "train_200B", "convert", "evaluate")
+    for name in ("ACCOUNT", "CPU_PARTITION", "GPU_PARTITION", "INTERFACE", "CORPUS", "TOKENIZER", "PROBLEMS"):
+        assert f"{name}=CHANGE_ME is to be filled in" in said
+
+
+def test_a_stage_that_there_is_not(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "train_2T")
+    assert "there is no stage train_2T; there are convert evaluate prepare_data train_1T train_200B" in said
+
+
+def test_inputs_that_are_not_there(tmp_path: Path) -> None:
+    site = cpu_site(CORPUS="nowhere", TOKENIZER="none.model", PROBLEMS="none.jsonl", PREPARE_JOBS=0)
+    said = refusal(tmp_path, "prepare_data", "evaluate", **site)
+    for problem in ("CORPUS: nowhere", "TOKENIZER=none.model", "PROBLEMS=none.jsonl", "PREPARE_JOBS=0"):
+        assert problem in said
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"TRAIN_NODES": 3}, "train.batch_tokens=256 is not a multiple of"),
+        ({"TRAIN_NODES": 4}, "Slurm would not take train_200B: "),
+        ({"GPU_PARTITION": "gpus"}, "invalid partition"),
+        ({"SHARDS": "nowhere"}, "nowhere/metadata.json does not exist"),
+        ({"MODULES": "cuda/99"}, 'MODULES="cuda/99", but there is no module command on ctl'),
+        ({"VENV": "nowhere"}, "VENV=nowhere has no bin/python on ctl"),
+        ({"CONTAINER": "nowhere exec image"}, "CONTAINER: there is no nowhere on ctl"),
+        ({"DEVICE": "tpu"}, "DEVICE=tpu must be cuda or cpu"),
+    ],
+)
+def test_what_cannot_be_is_not_queued(
+    project: Project, tmp_path: Path, changes: dict[str, object], complaint: str
+) -> None:
+    site = cpu_site(**{"SHARDS": project.shards, **changes})
+    other = make_project(tmp_path / "other", cluster=project.cluster, **site)
+    queued = project.cluster.run("squeue", "--noheader").stdout
+    done = other.submit("train_200B", "--", *SHRUNK, check=False)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert project.cluster.run("squeue", "--noheader").stdout == queued
+
+
+def test_the_templates_read_as_bash() -> None:
+    for script in (*(REPOSITORY / "slurm").glob("*.s*"), REPOSITORY / "tests/slurm/install.sh"):
+        subprocess.run(["bash", "-n", script], check=True)

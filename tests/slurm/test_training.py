@@ -1,0 +1,183 @@
+"""Training jobs on a real Slurm, by the shipped templates: what can happen to them, and how they go on."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.stop import ExitCode
+from tests.conftest import launch_deepspeed
+from tests.slurm.cluster import wait_for
+from tests.slurm.site import EVERY, SHRUNK, STEPS, VARIABLES, Project, edit_site
+
+pytestmark = pytest.mark.slurm
+UNDER_WAY = 5  # steps: the run is training, and has no checkpoint yet
+
+
+@contextlib.contextmanager
+def frozen(project: Project, run_name: str) -> Iterator[list[int]]:
+    """Keep a run's ranks from taking another step; yield their pids. Signals that come wait for the end of this."""
+    pids = list(project.ranks(run_name))
+    assert len(pids) == 2
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pids
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has been sent a signal that it has not taken yet."""
+    lines = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    return bool(int(lines["ShdPnd"], 16) >> (number - 1) & 1)
+
+
+def wait_for_restart(project: Project, job_id: str, *, restarts: int = 1) -> None:
+    wait_for(lambda: project.cluster.job(job_id).restarts == restarts, f"a requeue of job {job_id}")
+
+
+def assert_finished(project: Project, job_id: str, *, restarts: int) -> None:
+    job = project.cluster.wait_for_end(job_id)
+    assert (job.state, job.restarts) == ("COMPLETED", restarts), project.log(job_id)
+
+
+def test_two_nodes_train_as_one_launcher_does(project: Project, uninterrupted: str) -> None:
+    assert list(project.losses(uninterrupted)) == list(range(1, STEPS + 1))
+    process = launch_deepspeed(
+        "pipeline.train", "--config", VARIABLES["RECIPE"], "--deepspeed_config", VARIABLES["DEEPSPEED_CONFIG"], *SHRUNK,
+        f"data.shards={project.shards}", f"run.dir={project.root / 'runs'}", "run.name=one-launcher",
+    )  # fmt: skip
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    expected = project.losses("one-launcher")
+    for step, losses in project.losses(uninterrupted).items():
+        assert losses == pytest.approx(expected[step], rel=1e-5)
+
+
+def test_each_rank_has_a_log_and_the_job_one_line(project: Project, uninterrupted: str) -> None:
+    logs = sorted(path.name for path in (project.run_dir(uninterrupted) / "ranks").iterdir())
+    assert logs == ["rank_0.log", "rank_1.log"]
+    assert f"step {STEPS}/{STEPS}" in (project.run_dir(uninterrupted) / "ranks" / "rank_0.log").read_text()
+    (job_log,) = (path for path in project.root.glob("slurm-*.log") if "runs/uninterrupted" in path.read_text())
+    assert len(job_log.read_text().splitlines()) == 1
+
+
+def test_the_time_limits_warning_saves_and_the_job_goes_on(project: Project, uninterrupted: str) -> None:
+    """The template's own --signal=USR1@300, and a limit that is moved near once the run is under way."""
+    job_id = project.train("limited")
+    project.wait_for_step("limited", UNDER_WAY)
+    with frozen(project, "limited") as pids:
+        project.cluster.run("scontrol", "update", f"JobId={job_id}", "TimeLimit=6")
+        wait_for(lambda: all(is_pending(pid, signal.SIGUSR1) for pid in pids), "USR1 on both ranks")
+    wait_for_restart(project, job_id)
+    project.cluster.run("scontrol", "update", f"JobId={job_id}", "TimeLimit=60")
+    assert_finished(project, job_id, restarts=1)
+    assert "stopped on request (SIGUSR1 on rank 0, SIGUSR1 on rank 1)" in project.train_log("limited")
+    assert f"requeueing job {job_id} after exit code {ExitCode.STOPPED}" in project.log(job_id)
+    project.assert_went_on_as_if_nothing_had_happened("limited", uninterrupted)
+
+
+def test_a_cancelled_job_saves_and_stays_away(project: Project, uninterrupted: str) -> None:
+    job_id = project.train("cancelled")
+    project.wait_for_step("cancelled", UNDER_WAY)
+    with frozen(project, "cancelled"):
+        project.cluster.run("scancel", job_id)
+    job = project.cluster.wait_for_end(job_id)
+    assert (job.state, job.restarts) == ("CANCELLED", 0), project.log(job_id)
+    assert "stopped on request (SIGTERM" in project.train_log("cancelled")
+    stopped_at = max(project.metrics("cancelled"))
+    assert stopped_at < STEPS
+    assert (project.run_dir("cancelled") / "checkpoints" / f"step_{stopped_at:08d}").is_dir()
+
+
+def test_requeued_by_hand(project: Project, uninterrupted: str) -> None:
+    """`scontrol requeue`; then the signals come while Python starts, and none is lost or deadly."""
+    job_id = project.train("requeued")
+    project.wait_for_step("requeued", UNDER_WAY)
+    with frozen(project, "requeued"):
+        project.cluster.run("scontrol", "requeue", job_id)
+    wait_for_restart(project, job_id)
+    wait_for(lambda: len(project.ranks("requeued")) == 2, "the ranks of the second start")
+    project.cluster.run("scancel", "--signal=USR1", job_id)
+    assert_finished(project, job_id, restarts=2)
+    project.assert_went_on_as_if_nothing_had_happened("requeued", uninterrupted)
+
+
+def test_a_node_without_power(project: Project, uninterrupted: str) -> None:
+    job_id = project.train("node-lost")
+    project.wait_for_step("node-lost", EVERY + 2)  # no rank saves at the end, so that a checkpoint must be there
+    (lost,) = {node for pid, node in project.ranks("node-lost").items() if node != "n1"}
+    project.cluster.power_off(lost)
+    assert_finished(project, job_id, restarts=1)
+    assert lost not in project.cluster.job(job_id).nodes
+    project.cluster.power_on(lost)
+    project.cluster.wait_until_idle()
+    project.assert_went_on_as_if_nothing_had_happened("node-lost", uninterrupted)
+
+
+def test_a_node_that_slurm_has_lost_sight_of_writes_nothing_more(project: Project, uninterrupted: str) -> None:
+    """Only its slurmd is dead: its ranks train on beside the job's next start, and find their lease gone."""
+    edit_site(project.root, TRAIN_NODES=1, RANKS_PER_NODE=2)
+    job_id = project.train("split")
+    edit_site(project.root, TRAIN_NODES=2, RANKS_PER_NODE=1)
+    project.wait_for_step("split", UNDER_WAY)
+    with frozen(project, "split") as old_ranks:
+        (node,) = set(project.ranks("split").values())
+        project.cluster.kill_daemon(node)
+        wait_for_restart(project, job_id)
+        wait_for(lambda: lease_of(project, "split").get("restart") == 1, "the second start's lease")
+    wait_for(lambda: not set(old_ranks) & set(project.ranks("split")), "the end of the first start's ranks")
+    assert_finished(project, job_id, restarts=1)
+    project.cluster.start_daemon(node)
+    project.cluster.wait_until_idle()
+    assert f"Slurm job {job_id}, start 2 has taken this run over" in project.train_log("split")
+    project.assert_went_on_as_if_nothing_had_happened("split", uninterrupted)
+
+
+def lease_of(project: Project, run_name: str) -> dict[str, object]:
+    return json.loads((project.run_dir(run_name) / "lease.json").read_text())
+
+
+BROKEN = """#!/bin/bash
+case " $* " in *" pipeline.train "*) echo "no such library" >&2; exit 1 ;; esac
+exec {python} "$@"
+"""
+
+
+def test_a_job_that_fails_twice_at_the_same_step_ends(project: Project, tmp_path: Path) -> None:
+    """Its software breaks before the first step."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(BROKEN.format(python=sys.executable))
+    python.chmod(0o755)
+    edit_site(project.root, VENV=python.parent.parent)
+    job_id = project.train("broken")
+    job = project.cluster.wait_for_end(job_id)
+    edit_site(project.root, VENV=sys.prefix)
+    assert (job.state, job.restarts) == ("FAILED", 1), project.log(job_id)
+    assert f"job {job_id} does not start again: it ended twice after step 0" in project.log(job_id)
+
+
+def test_a_refusal_is_final(project: Project, uninterrupted: str) -> None:
+    """A checkpoint of another run, which only the ranks find."""
+    job_id = project.train("uninterrupted", "train.seed=2")
+    job = project.cluster.wait_for_end(job_id)
+    assert (job.state, job.restarts) == ("FAILED", 0), project.log(job_id)
+    assert "exit code 2 is final" in project.log(job_id)
+
+
+def test_a_node_that_is_not_as_it_should_be_is_named(project: Project) -> None:
+    edit_site(project.root, INTERFACE="ib7")
+    job_id = project.train("sick")
+    edit_site(project.root, INTERFACE="eth0")
+    wait_for(lambda: "has no network interface ib7 (it has: eth0 lo)" in project.log(job_id), "a word on n1")
+    project.cluster.run("scancel", job_id)
+    project.cluster.wait_for_end(job_id)
