@@ -6,7 +6,8 @@ heads), `loss` (the head-sequential backward), `shared_names`, `shards` and `dat
 `lease` (whose run directory it is), `distributed`; `balance` and `stages` (pipelines), `sequence` (Ulysses), `engine`
 (DeepSpeed around the model), `sharded_state` and `sharded_files` (what of it is saved, and how it is read); `stop`,
 `watchdog`, `health` (how a run ends or bends), `manifest` and `checkpoint`; `dashboard`, `sinks`, `monitor`, `previews`
-and `rank_log` (what people see), `step_times` and `profiling` (what is slow), `history`, `loop`, `train`; `audit` (which
-samples were had), `check_run` and `requeue` (before and after a job). Then, to take the weights onward, `convert` with
-`formats`, `generate` with `decoding`, `evaluate` with `evaluation`; and to look at runs, `report` with `reporting`.
+and `rank_log` (what people see), `step_times` and `profiling` (what is slow), `history`, `loop`, `train`; `audit`
+(which samples were had), `check_run` and `requeue` (before and after a job). Then, to take the weights onward,
+`convert` with `formats`, `generate` with `decoding`, `evaluate` with `evaluation`; and to look at runs, `report` with
+`reporting`.
 """

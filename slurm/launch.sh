@@ -124,7 +124,7 @@ train() {
         export NCCL_SOCKET_IFNAME=$INTERFACE GLOO_SOCKET_IFNAME=$INTERFACE NCCL_DEBUG=${NCCL_DEBUG:-WARN}
         export OMP_NUM_THREADS=$((SLURM_CPUS_ON_NODE / RANKS_PER_NODE))
         first=(env "--block-signal=USR1,TERM")
-        ranks "$n_nodes" "$RANKS_PER_NODE" "$run_dir/ranks/rank_%t.log" python -m pipeline.train "${arguments[@]}"
+        ranks "$n_nodes" "$RANKS_PER_NODE" "$run_dir/ranks/output_%5t.log" python -m pipeline.train "${arguments[@]}"
     fi
     may_start_again() { in_software python -m pipeline.requeue "$run_dir" --job "$SLURM_JOB_ID" --exit_code "$1"; }
     end
