@@ -15,7 +15,7 @@ from pipeline.model import MultiTokenModel
 class NaiveModel(MultiTokenModel):
     """The same weights under the same names; what autograd keeps of every head's logits lives until the backward."""
 
-    def forward(self, tokens_BT: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens_BT: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Return the summed loss () and the per-head losses (N,) detached: nats per token, fp32 or the weights' fp64.
 
         `targets_BTN[b, t, i]` is the id of token t + 1 + i.

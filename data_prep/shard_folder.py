@@ -134,7 +134,7 @@ def claim(
         UserError: the folder holds something else.
     """
     work = out / WORK_FOLDER
-    plan = identity | {"listing": {part.name: _described(part) for part in parts}} | facts
+    plan = {**identity, "listing": {part.name: _described(part) for part in parts}, **facts}
     # in this order: what other shares write comes after their plan
     strangers = sorted({path.name for path in out.iterdir()} - {_LOCK, WORK_FOLDER})
     if _read_json(work / _PLAN) is None:

@@ -153,7 +153,7 @@ class _Timeline:
         launches: dict[Any, Any] = {
             span["args"].get("correlation"): span["ts"] for span in self._spans if span.get("cat") in _LAUNCHES
         }
-        times = [(kernel, launches.get(kernel["args"].get("correlation"), kernel["ts"])) for kernel in kernels]
+        times = [(kernel, launches.get(kernel["args"].get("correlation")) or kernel["ts"]) for kernel in kernels]
         return self._painted([(kernel, self._labels[host[self._moment(time)]]) for kernel, time in times])
 
     def _annotations(self) -> list[Event]:

@@ -43,7 +43,7 @@ def plain() -> list[tuple[dict[str, float], MultiTokenModel]]:
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
         plain_losses(model, batch_of(step, CONFIG.model)).sum().backward()
-        blocks = {"embedding": model.trunk.tok_embeddings}
+        blocks: dict[str, torch.nn.Module] = {"embedding": model.trunk.tok_embeddings}
         blocks |= {f"layer_{index:03d}": layer for index, layer in enumerate(model.trunk.layers)}
         blocks |= {f"head_{index}": head for index, head in enumerate(model.heads.layers, start=1)}
         of = {name: torch.cat([w.grad.flatten() for w in block.parameters()]) for name, block in blocks.items()}  # type: ignore[union-attr]

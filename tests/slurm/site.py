@@ -34,7 +34,9 @@ class Project:
     def submit(self, *arguments: object, check: bool = True, **variables: str) -> CompletedProcess[str]:
         """Call slurm/submit.sh."""
         environment = {**VARIABLES, "CHECK_ONLY": "", **variables}
-        return self.cluster.run("slurm/submit.sh", *arguments, cwd=self.root, check=check, **environment)
+        return self.cluster.run(  # type: ignore[misc]
+            "slurm/submit.sh", *arguments, cwd=self.root, check=check, **environment
+        )
 
     def train(self, run_name: str, *options: object, **variables: str) -> str:
         """Submit the shrunk demo on two nodes; return the job's id."""

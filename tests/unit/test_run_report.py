@@ -125,6 +125,7 @@ def test_figures_are_those_of_the_lines(write: Write) -> None:
     assert summary.tokens_per_s == np.median([1000 + step for step in range(1, 31)])
     assert (summary.last_step, summary.total_steps, summary.tokens) == (30, 40, 30 * STEP_TOKENS)
     assert summary.peak_memory_gib == 3.25
+    assert summary.tokens_per_s is not None
     assert summary.left_s == pytest.approx(10 * STEP_TOKENS / summary.tokens_per_s)
 
 

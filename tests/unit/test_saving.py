@@ -151,7 +151,7 @@ def test_a_start_whose_lease_was_taken_writes_nothing_more(tmp_path: Path) -> No
     folder = folder_in(tmp_path, first)
     whole = folder._lease.check
     looks = iter((whole, lambda: (folder_in(tmp_path, second), whole())))
-    folder._lease.check = lambda: next(looks)()  # type: ignore[method-assign]
+    folder._lease.check = lambda: next(looks)()  # type: ignore[method-assign, assignment]
     begin(folder, 3, engine)
     assert folder.finish() == "7, start 2 has taken the run over"
     assert names(tmp_path) == ["step_00000001"]
