@@ -34,13 +34,12 @@ class Project:
     def submit(self, *arguments: object, check: bool = True, **variables: str) -> CompletedProcess[str]:
         """Call slurm/submit.sh."""
         environment = {**VARIABLES, "CHECK_ONLY": "", **variables}
-        return self.cluster.run(  # type: ignore[misc]
-            "slurm/submit.sh", *arguments, cwd=self.root, check=check, **environment
-        )
+        return self.cluster.run("slurm/submit.sh", *arguments, cwd=self.root, check=check, **environment)
 
     def train(self, run_name: str, *options: object, **variables: str) -> str:
         """Submit the shrunk demo on two nodes; return the job's id."""
-        done = self.submit("train_200B", "--", *SHRUNK, *options, RUN_NAME=run_name, **variables)
+        of_job: dict[str, Any] = {"RUN_NAME": run_name, **variables}
+        done = self.submit("train_200B", "--", *SHRUNK, *options, **of_job)
         return job_ids(done)[0]
 
     def log(self, job_id: str) -> str:

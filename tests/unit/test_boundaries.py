@@ -14,6 +14,7 @@ PACKAGES = ("common", "data_prep", "pipeline")
 COMMANDS = (
     "data_prep.train_tokenizer",
     "data_prep.write_shards",
+    "data_prep.merge_shards",
     "data_prep.check_shards",
     "data_prep.report",
     "pipeline.train",
