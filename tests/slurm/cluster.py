@@ -143,8 +143,10 @@ class Cluster:
 
     def processes(self, pattern: str) -> dict[int, str]:
         """Return the processes on the nodes whose command line the pattern matches: pid outside, and node."""
-        found = {}
-        spaces = {os.readlink(f"/proc/{node.first_pid}/ns/pid"): name for name, node in self.nodes.items()}
+        found, spaces = {}, {}
+        for name, machine in self.nodes.items():
+            with contextlib.suppress(FileNotFoundError):  # it is off
+                spaces[os.readlink(f"/proc/{machine.first_pid}/ns/pid")] = name
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
