@@ -96,7 +96,9 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
         ({"DEVICE": "tpu"}, "DEVICE=tpu must be cuda or cpu"),
     ],
 )
-def test_what_cannot_be_is_not_queued(project: Project, tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
+def test_what_cannot_be_is_not_queued(
+    project: Project, tmp_path: Path, changes: dict[str, object], complaint: str
+) -> None:
     site = cpu_site(**{"SHARDS": project.shards, **changes})
     other = make_project(tmp_path / "other", cluster=project.cluster, **site)
     queued = project.cluster.run("squeue", "--noheader").stdout
