@@ -141,21 +141,23 @@ class Cluster:
         wait_for(lambda: self.job(job_id).has_ended, f"the end of job {job_id}", timeout_s=timeout_s)
         return self.job(job_id)
 
-    def tasks(self, *, containing: str, executable: str = "") -> dict[int, str]:
-        """Return the processes on the nodes, pid outside and node, by their command line's text and first word."""
-        found = {}
-        spaces = {os.readlink(f"/proc/{node.first_pid}/ns/pid"): name for name, node in self.nodes.items()}
+    def processes(self, pattern: str) -> dict[int, str]:
+        """Return the processes on the nodes whose command line the pattern matches: pid outside, and node."""
+        found, spaces = {}, {}
+        for name, machine in self.nodes.items():
+            with contextlib.suppress(FileNotFoundError):  # it is off
+                spaces[os.readlink(f"/proc/{machine.first_pid}/ns/pid")] = name
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                 node = spaces.get(os.readlink(process / "ns" / "pid"))
-                if node is not None and containing in line and executable in line.partition(" ")[0]:
+                if node is not None and re.match(pattern, line):
                     found[int(process.name)] = node
         return found
 
     def kill_daemon(self, node: str) -> None:
         """Kill the node's slurmd; its step daemons and their tasks live on."""
-        for pid, where in self.tasks(containing="slurmd -D").items():
+        for pid, where in self.processes("slurmd -D ").items():
             if where == node:
                 os.kill(pid, signal.SIGKILL)
         self._daemons[node].wait()

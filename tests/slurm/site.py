@@ -70,7 +70,7 @@ class Project:
 
     def ranks(self, run_name: str) -> dict[int, str]:
         """The pids of the run's ranks, seen from this machine, and the nodes they are on."""
-        return self.cluster.tasks(containing=f"run.name={run_name} ", executable="python")
+        return self.cluster.processes(rf"\S*python -m pipeline\.train .*run\.name={re.escape(run_name)} ")
 
     def wait_for_step(self, run_name: str, step: int) -> None:
         """Wait until the run has reported a step."""
