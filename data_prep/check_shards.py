@@ -218,7 +218,7 @@ def _verify(data: bytes, info: dict[str, Any], path: Path) -> None:
 def _columns_in(
     raw: bytes, shape: WindowShape, metadata: dict[str, Any], *, n_windows: int, path: Path
 ) -> tuple[TokenArray | None, TokenArray]:
-    """Return the columns of an MDS file, document ids (if there are any) and windows, (windows, seq_len + lookahead)."""
+    """Return the columns of an MDS file, (windows, seq_len + lookahead): document ids, if there are any, and tokens."""
     n_columns = 2 if metadata.get("document_ids") else 1
     wrong = DamagedShardError(f"{path} does not hold {n_windows} windows of {shape.length} tokens")
     table = raw[4 : 4 * (n_windows + 2)]

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from common.command_line import UserError, exit_on_user_error, raise_if_any
 from common.files import written_whole
 from data_prep.documents import Document, Source, add_source_arguments, list_sources, read_piece
-from data_prep.fim import SENTINEL_PIECES
 from data_prep.filters import FilterOptions, reason_to_drop
+from data_prep.fim import SENTINEL_PIECES
 
 _MIB = 1 << 20
 _MOST_IDS = 1 << 16  # of uint16, which shards hold
@@ -103,9 +103,7 @@ def sentences_of(text: str) -> Iterator[str]:
         start = stop
 
 
-def train(
-    sentences: Iterator[str], *, vocab_size: int, num_threads: int, control_symbols: Sequence[str] = ()
-) -> bytes:
+def train(sentences: Iterator[str], *, vocab_size: int, num_threads: int, control_symbols: Sequence[str] = ()) -> bytes:
     """Return a serialized SentencePiece model, `control_symbols` after its unk, bos and eos.
 
     Raises:

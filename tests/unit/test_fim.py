@@ -9,6 +9,7 @@ import pytest
 import sentencepiece
 
 from common.command_line import UserError
+from data_prep.filters import digest
 from data_prep.fim import (
     SENTINEL_PIECES,
     FimOptions,
@@ -19,7 +20,6 @@ from data_prep.fim import (
     runs_of,
     split_of,
 )
-from data_prep.filters import digest
 
 TEXTS = [
     "def f(x):\n\treturn x  # é☃\U0001f600\r\n",

@@ -132,6 +132,7 @@ def test_the_metadata_keeps_its_contract(corpus: Path, model: Path, tmp_path: Pa
     write_shards.main(_arguments(corpus, model, tmp_path / "out"))
     metadata = json.loads((tmp_path / "out" / METADATA).read_text())
     head = ["format_version", "seq_len", "lookahead", "vocab_size", "tokenizer"]
+    head += ["document_ends", "document_ids", "fim", "shuffle_seed"]
     assert list(metadata) == [*head, "splits", "dropped", "sources", "arguments", "versions"]
     assert metadata["tokenizer"].keys() == {"kind", "sha256", "bos_id", "eos_id"}
     assert metadata["splits"]["train"].keys() >= {"documents", "tokens", "windows", "bytes"}
