@@ -308,3 +308,32 @@ def test_damage_is_exit_code_2_without_a_traceback(shards: Path) -> None:
     assert done.stderr.splitlines()[-1] == (
         f"check_shards: error: {shards} is damaged: {shards / SHARD}: its xxh64 hash is not the one in its index"
     )
+
+
+def test_document_ids_that_do_not_count_documents_are_found(tmp_path: Path) -> None:
+    from data_prep.mds_writer import MDSWriter
+
+    tokens = np.array([[1, 2, 257, 3, 257, 4], [257, 4, 5, 5, 257, 6]], dtype=np.uint16)
+    right = np.array([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 2]], dtype=np.uint16)
+    metadata = {
+        "seq_len": 4, "lookahead": 2, "vocab_size": 258, "document_ids": True, "tokenizer": {"eos_id": 257},
+    }  # fmt: skip
+
+    def problems_of(name: str, document_ids: Any, *, ends: str) -> list[str]:
+        writer = MDSWriter(tmp_path / name, window_length=6, compression=None, columns=["document_ids", "tokens"])
+        writer.add(np.hstack([document_ids, tokens]))
+        writer.finish()
+        return check_shards.check_split(
+            tmp_path / name, metadata | {"document_ends": ends}, expected_windows=2
+        ).problems
+
+    assert problems_of("right", right, ends="eos") == []
+    late = right.copy()
+    late[1] = [0, 0, 1, 1, 1, 2]
+    assert problems_of("late_bos", late, ends="bos") == []  # where EOS ends no document, a step may be anywhere
+    for name, wrong in (("late", late), ("from_1", right + np.uint16(1))):
+        [problem] = problems_of(name, wrong, ends="eos")
+        assert problem.endswith("the document ids do not count the documents of each window from 0")
+    skipped = right.copy()
+    skipped[0, 5] = 3
+    assert len(problems_of("skipped", skipped, ends="none")) == 1

@@ -11,11 +11,12 @@ import pytest
 from common.command_line import UserError
 from data_prep import check_shards, write_shards
 from data_prep.document_options import DocumentOptions
-from data_prep.documents import list_sources
+from data_prep.documents import ReadOptions
 from data_prep.filters import FilterOptions
 from data_prep.fim import FimOptions
 from data_prep.packing import WindowShape
 from data_prep.part_writer import WORK_FOLDER, Part, PartOptions, PartResult, write_part
+from data_prep.sources import list_source
 
 BOS, EOS, PRE, SUF, MID, EOT = range(256, 262)
 Rows = list[list[int]]
@@ -24,7 +25,7 @@ Rows = list[list[int]]
 def texts_of_corpus() -> list[str]:
     """Documents of 1 to 900 characters: what looks special, several bytes a character, two that are equal."""
     random = np.random.default_rng(0)
-    alphabet = list("ab \n\t\r") + ["é", "☃", "\U0001f600", "<PRE>", "▁<MID>", "</s>"]
+    alphabet = ["a", "b", " ", "\n", "\t", "\r", "é", "☃", "\U0001f600", "<PRE>", "▁<MID>", "</s>"]
     texts = ["x", "é", "same", "same"]
     texts += ["".join(random.choice(alphabet, size=size)) for size in random.integers(1, 300, size=60)]
     return [text for text in texts if not text.isspace()]
@@ -53,9 +54,9 @@ def columns_of(split: Path) -> dict[str, Rows]:
 def part_written(corpus: Path, out: Path, shape: WindowShape, documents: DocumentOptions) -> PartResult:
     """Write the corpus as one part, all of it for training."""
     (out / WORK_FOLDER).mkdir(parents=True)
-    pieces = list_sources([str(corpus)], extensions=[".jsonl", ".txt"])[0].pieces
+    pieces = list_source(str(corpus), extensions=[".jsonl", ".txt"]).pieces
     options = PartOptions(
-        out, "bytes", "sentencepiece", "text", shape, val_fraction=0.0, compression=None, filters=FilterOptions(),
+        out, "bytes", "sentencepiece", ReadOptions(), shape, val_fraction=0.0, compression=None, filters=FilterOptions(),
         documents=documents,
     )  # fmt: skip
     return write_part(Part(0, tuple(pieces)), options, None)
@@ -209,9 +210,10 @@ def test_a_killed_run_goes_on_to_the_same_shuffle(
 
     write_shards.main(command(corpus, tmp_path / "whole", *ALL))
     out = tmp_path / "out"
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(write_shards, "finish", killed)
-        write_shards.main(command(corpus, out, *ALL))
+    with monkeypatch.context() as patch:
+        patch.setattr(write_shards, "merge", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            write_shards.main(command(corpus, out, *ALL))
     for number in (1, 3):
         (out / WORK_FOLDER / f"part-{number:05}.json").unlink()
     (out / WORK_FOLDER / "part-00001.staging-1").mkdir()

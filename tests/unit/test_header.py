@@ -17,12 +17,14 @@ def test_the_header_s_arithmetic(tmp_path: Path) -> None:
     )
     # 2 x 50 x 16 embeddings, 6 layers of 4 x 16 x 16 + 3 x 16 x 48 + 2 x 16, the last norm's 16
     n_parameters = 1600 + 6 * (1024 + 2304 + 32) + 16
+    # 6 x the layers' matrices, 12 x dim x positions of attention in each, 6 x the unembedding for each head
+    flops = 6 * 6 * (1024 + 2304) + 6 * 12 * 16 * 32 + 2 * 6 * 50 * 16
     assert header(inputs, world=MAIN, device=CPU).splitlines() == [
         f"model    {n_parameters / 1e6:.1f}M parameters: 4 trunk layers and 2 heads of one layer, "
         "dim 16, vocabulary 50",
         "layout   2 ranks on cpu, ZeRO-2",
         "batch    512 tokens = 2 replicas x 2 micro batches x 4 sequences x 32 tokens",
-        "cost     1.08e+08 FLOPs a step = 2.11e+05 a token",
+        f"cost     {512 * flops:.3g} FLOPs a step = {flops:.3g} a token",
         "budget   20,000 tokens = 40 steps",
         f"watch    tensorboard --logdir {tmp_path}/try/tensorboard",
     ]

@@ -86,6 +86,7 @@ def test_a_folder_brings_its_tokenizer(tmp_path: Path, sentencepiece_model: Path
 
 def test_a_model_of_258_ids_without_a_tokenizer_reads_bytes(tmp_path: Path) -> None:
     assert matching_tokenizer(None, tmp_path, tiny_config(vocab_size=258)).kind == "bytes"
+    assert matching_tokenizer(None, tmp_path, tiny_config(vocab_size=262)).vocab_size == 262  # with sentinels
 
 
 def test_the_first_token_leads(sentencepiece_model: Path) -> None:

@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+import termios
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,6 +171,7 @@ def test_a_terminal_shows_a_bar_and_a_log_file_whole_lines_alone(tmp_path: Path)
         subprocess.run(command, cwd=REPOSITORY, stdout=log, check=True)
     assert (tmp_path / "log").read_text().splitlines() == lines
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=theirs):
         os.close(theirs)
         shown = b""
