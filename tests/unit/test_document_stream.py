@@ -56,8 +56,8 @@ def part_written(corpus: Path, out: Path, shape: WindowShape, documents: Documen
     (out / WORK_FOLDER).mkdir(parents=True)
     pieces = list_source(str(corpus), extensions=[".jsonl", ".txt"]).pieces
     options = PartOptions(
-        out, "bytes", "sentencepiece", ReadOptions(), shape, val_fraction=0.0, compression=None, filters=FilterOptions(),
-        documents=documents,
+        out, "bytes", "sentencepiece", ReadOptions(), shape, val_fraction=0.0, compression=None,
+        filters=FilterOptions(), documents=documents,
     )  # fmt: skip
     return write_part(Part(0, tuple(pieces)), options, None)
 
