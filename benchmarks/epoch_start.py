@@ -76,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the JSON's folder does not exist.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.epoch_start", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.epoch_start",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     usual = DataConfig()
     parser.add_argument("--windows", type=int, default=WINDOWS_OF_1T, help=f"default: {WINDOWS_OF_1T}, 1T tokens")
@@ -93,11 +95,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         for nodes in arguments.canonical_nodes
     ]
     if arguments.only is not None:
-        print(json.dumps(first_batch(arguments.only, DataConfig(shards=str(arguments.only), num_workers=0, **settings[0]))))
+        print(
+            json.dumps(
+                first_batch(arguments.only, DataConfig(shards=str(arguments.only), num_workers=0, **settings[0]))
+            )
+        )
         return
     check_json(arguments.json)
     rows = []
-    print("| shuffle_algo | block size | canonical nodes | open, s | first batch after, s | peak, GiB |\n|---|---|---|---|---|---|")
+    print(
+        "| shuffle_algo | block size | canonical nodes | open, s | first batch after, s | peak, GiB |\n|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "train").mkdir()
         write_index(Path(folder) / "train", windows=arguments.windows)

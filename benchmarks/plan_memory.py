@@ -1,4 +1,4 @@
-"""Predicted memory of a rank (pipeline/planning/memory.py) beside what DeepSpeed's engines really allocate, on CPU ranks.
+"""Predicted memory of a rank (pipeline/planning/memory.py) beside what DeepSpeed's engines allocate on CPU ranks.
 
     python -m benchmarks.plan_memory [--ranks 1 2] [--stages 1 2] [--n 1 4] [--json FILE]
 
@@ -169,7 +169,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the JSON's folder does not exist.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.plan_memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.plan_memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="default: 1 2")
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="default: 1 2")
@@ -182,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     check_json(arguments.json)
     rows = []
-    wanted = [case for case in cases(ranks=arguments.ranks, stages=arguments.stages) if case.n_future_tokens in arguments.n]
+    wanted = [
+        case for case in cases(ranks=arguments.ranks, stages=arguments.stages) if case.n_future_tokens in arguments.n
+    ]
 
     def launch_of(case: Case) -> tuple[int, int, int]:
         return case.ranks, case.stages, case.n_future_tokens

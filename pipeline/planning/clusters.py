@@ -9,9 +9,9 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU's data sheet. Its peak FLOP/s is in the table that throughput is reported by.
+    """A GPU's data sheet. Its peak FLOP/s is in pipeline/devices.py.
 
-    name: as in that table.  memory_bytes: of the device.
+    name: as its driver gives it.  memory_bytes: of the device.
     intra_node_bytes_per_s: to the node's other GPUs, one direction.  inter_node_bytes_per_s: of its network adapter.
     watts: its share of the node's largest draw.
     """
@@ -26,11 +26,20 @@ class Gpu:
 # Data sheets of the makers: A100 80 GB SXM and DGX A100 (6.5 kW, 200 Gb/s an adapter); H100 SXM and DGX H100 (10.2 kW,
 # 400 Gb/s); H200 SXM and DGX H200 (10.2 kW, 400 Gb/s); B200 and DGX B200 (14.3 kW, 180 GB, 400 Gb/s).
 GPUS = {
-    "a100": Gpu(name="A100", memory_bytes=80 * 10**9, intra_node_bytes_per_s=300e9, inter_node_bytes_per_s=25e9, watts=812),
-    "h100": Gpu(name="H100", memory_bytes=80 * 10**9, intra_node_bytes_per_s=450e9, inter_node_bytes_per_s=50e9, watts=1275),
-    "h200": Gpu(name="H200", memory_bytes=141 * 10**9, intra_node_bytes_per_s=450e9, inter_node_bytes_per_s=50e9, watts=1275),
-    "b200": Gpu(name="B200", memory_bytes=180 * 10**9, intra_node_bytes_per_s=900e9, inter_node_bytes_per_s=50e9, watts=1788),
-}  # fmt: skip
+    name: Gpu(
+        name=driver_name,
+        memory_bytes=memory_gb * 10**9,
+        intra_node_bytes_per_s=intra_node * 1e9,
+        inter_node_bytes_per_s=inter_node * 1e9,
+        watts=watts,
+    )
+    for name, driver_name, memory_gb, intra_node, inter_node, watts in (
+        ("a100", "A100 SXM4", 80, 300, 25, 812),
+        ("h100", "H100 HBM3", 80, 450, 50, 1275),
+        ("h200", "H200", 141, 450, 50, 1275),
+        ("b200", "B200", 180, 900, 50, 1788),
+    )
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,26 +48,27 @@ class Assumptions:
 
     mfu: float = 0.43
     link_efficiency: float = 0.8
-    host_GB_per_s: float = 40.0  # noqa: N815
-    reserved_GiB: float = 2.0  # noqa: N815
+    host_GB_per_s: float = 40.0
+    reserved_GiB: float = 2.0
     fragmentation: float = 0.05
     mtbf_gpu_hours: float = 50_000.0
     restart_s: float = 900.0
-    checkpoint_GB_per_s_per_node: float = 1.0  # noqa: N815
+    checkpoint_GB_per_s_per_node: float = 1.0
     usd_per_gpu_hour: float = 2.0
     usd_per_kwh: float = 0.0
     pue: float = 1.1
 
 
 SOURCES = {
-    "mfu": "of a GPU that waits for nobody and recomputes nothing; Llama 3 reached 0.38 to 0.43 (arXiv 2407.21783, Table 4),"
-    " PaLM 0.46 (arXiv 2204.02311, Table 3; counted as in its appendix B)",
+    "mfu": "of a GPU that waits for nobody and recomputes nothing; Llama 3 reached 0.38 to 0.43 (arXiv 2407.21783,"
+    " Table 4), PaLM 0.46 (arXiv 2204.02311, Table 3; counted as in its appendix B)",
     "link_efficiency": "of the data sheet's bandwidths; a round assumption",
-    "host_GB_per_s": "between a GPU and the host, for offloading and copies of checkpoints; PCIe 5.0 x16 has 64; an assumption",
+    "host_GB_per_s": "between a GPU and the host, for offloading and copies of checkpoints; an assumption (PCIe 5.0 x16:"
+    " 64)",
     "reserved_GiB": "of a GPU for the CUDA context, cuBLAS and NCCL; an assumption, not measured",
     "fragmentation": "of what is allocated, lost by the allocator; an assumption, not measured",
     "mtbf_gpu_hours": "GPU-hours between unexpected interruptions: 54 days x 16,384 H100 / 419 = 50,700 (Llama 3, arXiv"
-    " 2407.21783, section 3.3.4); OPT-175B on 992 A100 restarted over 100 times in two months, worse (arXiv 2205.01068)",
+    " 2407.21783, section 3.3.4); OPT-175B on 992 A100 had at least 35 manual restarts in two months (arXiv 2205.01068)",
     "restart_s": "from a failure to the first step after it: noticed, scheduled, started, loaded; an assumption",
     "checkpoint_GB_per_s_per_node": "writes and reads of checkpoints by each node; an assumption",
     "usd_per_gpu_hour": "a round assumption; give your own",

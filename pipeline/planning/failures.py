@@ -1,4 +1,4 @@
-"""What failures cost: the interval between checkpoints that loses least, the goodput to expect, and a simulation of both.
+"""What failures cost: the interval between checkpoints that loses least, the goodput to expect, a simulation of both.
 
 A run takes a checkpoint each `interval_s` of training and stands still `stall_s` for it; `lag_s` later it is whole
 (asynchronous saves; 0 is a save that is waited for). A failure throws it back to the last whole checkpoint, and

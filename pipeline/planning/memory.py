@@ -11,13 +11,13 @@ torch's: the fp32 value (a second one in fp32, too) and two moments. The moments
 
 Per ZeRO stage (`stage_1_and_2.py`, `stage3.py`, `bf16_optimizer.py`, `engine.py` of DeepSpeed):
 
-    mode            weights  optimizer  gradients                       buckets
-    0, fp32         4E       8E         4E                              a flat copy of up to 5e8 elements
-    1, fp32         4E       12E/D      4E, then 4E/D twice             two of reduce_bucket_size (overlap_comm)
-    1, bf16         2E       12E/D      4E, and 2E as bf16              a flat copy of up to 5e8 elements in fp32 and bf16
-    2, fp32         4E       12E/D      4E/D, twice in later micro b.   two
-    2, bf16         2E       12E/D      4E/D                            two
-    3               wE/D     12E/D      4E/D                            one, and weights gathered up to max_live_parameters
+    mode       weights  optimizer  gradients                      buckets
+    0, fp32    4E       8E         4E                             a flat copy of up to 5e8 elements
+    1, fp32    4E       12E/D      4E, then 4E/D twice            two of reduce_bucket_size (overlap_comm)
+    1, bf16    2E       12E/D      4E, and 2E as bf16             a flat copy of up to 5e8 elements in fp32 and bf16
+    2, fp32    4E       12E/D      4E/D, twice in later micro b.  two
+    2, bf16    2E       12E/D      4E/D                           two
+    3          wE/D     12E/D      4E/D                           one; weights gathered up to max_live_parameters
 
 `tests/unit/test_plan_memory.py` and `benchmarks/plan_memory.py` hold this against what is allocated on real ranks of
 CPUs. That a GPU's allocator rounds and fragments, and its context and NCCL take memory of their own, is in `clusters`.
@@ -25,10 +25,11 @@ CPUs. That a GPU's allocator rounds and fragments, and its context and NCCL take
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
-from pipeline.architecture import Share, head_inputs, head_parameters, layer_parameters
-from pipeline.balance import balanced_stages
+from pipeline.architecture import Share, head_parameters, layer_parameters
+from pipeline.balance import Stage, balanced_stages
 from pipeline.config import Config
 from pipeline.inputs import zero_stage
 from pipeline.planning.activations import Activations, activations
@@ -94,6 +95,12 @@ def mode_of(deepspeed_config: dict[str, Any]) -> Mode:
     )
 
 
+@cache
+def stages_of(config: Config) -> tuple[Stage, ...]:
+    """Return the balanced stages, once for each config: cutting a model takes tenths of a second."""
+    return tuple(balanced_stages(config))
+
+
 def fullest(config: Config, mode: Mode, *, world_size: int, device: str) -> Memory:
     """Return the fullest moment of the fullest rank; see `moments`."""
     every = [
@@ -104,9 +111,7 @@ def fullest(config: Config, mode: Mode, *, world_size: int, device: str) -> Memo
     return max(every, key=lambda memory: memory.device)
 
 
-def moments(
-    config: Config, mode: Mode, *, world_size: int, device: str, pipeline_stage: int = 0
-) -> list[Memory]:
+def moments(config: Config, mode: Mode, *, world_size: int, device: str, pipeline_stage: int = 0) -> list[Memory]:
     """Return what a rank of one pipeline stage holds at each moment that may be the fullest.
 
     Args:
@@ -118,13 +123,11 @@ def moments(
     """
     replicas = world_size // config.parallel.ranks_per_replica
     accumulation = config.accumulation_steps(replicas)
-    stages = balanced_stages(config)
+    stages = stages_of(config)
     share = stages[pipeline_stage].share
     before = [head for stage in stages[:pipeline_stage] for head in stage.share.heads]
     boundary_states = 1 + len(before) if pipeline_stage else 0
-    batch = activations(
-        config, share, weight_bytes=mode.weight_bytes, device=device, boundary_states=boundary_states
-    )
+    batch = activations(config, share, weight_bytes=mode.weight_bytes, device=device, boundary_states=boundary_states)
     rank = _Rank(
         mode=mode,
         elements=share_elements(config, share),
@@ -203,7 +206,7 @@ class _Rank:
 
     def _standing(self) -> Memory:
         """What is there while a later micro batch runs: weights, optimizer, gradients of those before, buckets."""
-        mode, E, part, w = self.mode, self.elements, self.part, self.mode.weight_bytes  # noqa: N806
+        mode, E, part, w = self.mode, self.elements, self.part, self.mode.weight_bytes
         later = self.accumulation > 1
         bucket = mode.zero["reduce_bucket_size"]
         if mode.stage == 0:
@@ -246,7 +249,7 @@ class _Rank:
         return 5 * self.received + sent
 
     def _reduction(self, standing: Memory, backward: Memory, *, kept: int, recomputed: int) -> Iterator[Memory]:
-        mode, E, part, w = self.mode, self.elements, self.part, self.mode.weight_bytes  # noqa: N806
+        mode, E, part, w = self.mode, self.elements, self.part, self.mode.weight_bytes
         flat = min(E, FLAT_COPY_ELEMENTS)
         bucket = mode.zero["reduce_bucket_size"]
         if mode.stage == 0:
@@ -279,7 +282,7 @@ class _Rank:
         return 5 * self.received if self.received else 0
 
     def _step(self, standing: Memory) -> Memory:
-        mode, E, part, w = self.mode, self.elements, self.part, self.mode.weight_bytes  # noqa: N806
+        mode, E, part, w = self.mode, self.elements, self.part, self.mode.weight_bytes
         if mode.stage == 0 or (mode.stage == 1 and w == 2):
             gradients = w * E if mode.stage == 0 else (FP32 + w) * E
             return replace(standing, moment="step", gradients=gradients)

@@ -1,6 +1,6 @@
 """How long a step takes on a cluster, by formula: computing, recomputing, pipeline bubbles, communication.
 
-    computing       FLOPs per token (architecture.py, PaLM's count) over peak x MFU; recomputation adds a forward
+    computing       FLOPs per token (architecture.py, PaLM's count) over the peak of bf16 or fp32 x MFU; recomputation adds a forward
     pipeline        times the slowest stage over the mean, and the bubble (balance.py)
     communication   bytes that a rank sends in rings over the bandwidth, less what hides behind the backward:
 
@@ -22,10 +22,11 @@ from pipeline.architecture import (
     training_flops_per_token,
     unembedding_flops_per_token,
 )
-from pipeline.balance import balanced_stages, bubble_fraction, imbalance
+from pipeline.balance import bubble_fraction
 from pipeline.config import Config
+from pipeline.devices import peak_flops
 from pipeline.planning.clusters import Assumptions, Gpu
-from pipeline.planning.memory import Mode, share_elements
+from pipeline.planning.memory import Mode, share_elements, stages_of
 
 ADAM_BYTES_ON_HOST = 28  # read: gradient, value, moments; written: value, moments
 BACKWARD = 2 / 3  # of a micro batch's time
@@ -33,18 +34,23 @@ BACKWARD = 2 / 3  # of a micro batch's time
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Machines that are all alike. peak_flops: dense bf16 FLOP/s of one GPU."""
+    """Machines that are all alike."""
 
     n_nodes: int
     gpus_per_node: int
     gpu: Gpu
-    peak_flops: float
     assumed: Assumptions
 
     @property
     def world_size(self) -> int:
         """GPUs in all."""
         return self.n_nodes * self.gpus_per_node
+
+    def peak_flops(self, mode: Mode) -> float:
+        """Return the dense FLOP/s of one GPU in a mode's precision."""
+        peak = peak_flops(self.gpu.name, precision="bf16" if mode.weight_bytes == 2 else "fp32")
+        assert peak is not None, f"{self.gpu.name} is in clusters.py, but not in devices.py"
+        return peak
 
     def ring_bytes_per_s(self, ranks: int, *, neighbours: bool = False) -> float:
         """Return what a rank can send in a collective of `ranks`: all of a node's adapters carry rings at once.
@@ -99,10 +105,11 @@ def step_time(config: Config, mode: Mode, cluster: Cluster) -> StepTime:
     train, parallel, n_stages = config.train, config.parallel, config.parallel.pipeline_stages
     replicas = cluster.world_size // parallel.ranks_per_replica
     accumulation = config.accumulation_steps(replicas)
-    rate = cluster.peak_flops * cluster.assumed.mfu * cluster.world_size
+    rate = cluster.peak_flops(mode) * cluster.assumed.mfu * cluster.world_size
     compute = train.batch_tokens * training_flops_per_token(config.model, seq_len=config.data.seq_len) / rate
     recompute = _recomputed_flops(config) * train.batch_tokens / rate
-    slowest = imbalance(config) if n_stages > 1 else 1.0
+    flops = [stage.flops_per_token for stage in stages_of(config)]
+    slowest = max(flops) * n_stages / sum(flops)
     busy = (compute + recompute) * slowest
     pipeline = busy / (1 - bubble_fraction(n_stages, accumulation)) - (compute + recompute)
     return StepTime(
@@ -126,7 +133,7 @@ def _exposed(config: Config, mode: Mode, cluster: Cluster, *, accumulation: int,
     """Return the seconds of communication that no computing hides."""
     parallel, world = config.parallel, cluster.world_size
     shared = world // (parallel.pipeline_stages * parallel.tensor_parallel_size)
-    elements = max(share_elements(config, stage.share) for stage in balanced_stages(config))
+    elements = max(share_elements(config, stage.share) for stage in stages_of(config))
     ring = (shared - 1) / shared * mode.weight_bytes * elements / cluster.ring_bytes_per_s(shared)
     if mode.stage == 3:
         during, hiding, after = 3 * ring * accumulation, busy_s, 0.0
@@ -135,7 +142,13 @@ def _exposed(config: Config, mode: Mode, cluster: Cluster, *, accumulation: int,
     else:
         during, hiding, after = 0.0, 0.0, (3 if mode.stage == 1 else 2) * ring
     hidden = min(during, hiding) if mode.overlap else 0.0
-    return during - hidden + after + _offloading(mode, cluster, elements / shared, accumulation) + _inside(config, cluster, mode)
+    return (
+        during
+        - hidden
+        + after
+        + _offloading(mode, cluster, elements / shared, accumulation)
+        + _inside(config, cluster, mode)
+    )
 
 
 def _offloading(mode: Mode, cluster: Cluster, elements: float, accumulation: int) -> float:

@@ -1,0 +1,54 @@
+"""What a device could compute at best, by its name: the denominator of utilisation. Needs no torch.
+
+Dense peaks from the makers' data sheets, without structured sparsity, which NVIDIA's newer sheets print figures with
+(halved here). A rate belongs to a precision: fp32 products run outside the tensor cores unless TF32 is asked for (torch
+does not by default), ten times slower or more, so a fp32 run measured against the bf16 peak would look idle.
+What is not in the table has no utilisation, rather than one of a device that is like it: other boards of the same chip
+differ by up to a quarter, and a slice of one (MIG, vGPU) has an unknown part of it.
+
+Sources, data sheets: "NVIDIA A100 Tensor Core GPU" (SXM and PCIe); "NVIDIA H100 Tensor Core GPU" (SXM and PCIe in its
+first edition, SXM and NVL in the later one); "NVIDIA H200 Tensor Core GPU" (SXM and NVL); "NVIDIA Blackwell" (HGX B200:
+4.5 PFLOP/s bf16 with sparsity, 75 TFLOP/s fp32); "AMD Instinct MI300X Accelerator".
+"""
+
+import re
+from typing import Literal, NamedTuple
+
+Precision = Literal["bf16", "fp32"]
+
+
+class _Peak(NamedTuple):
+    """Tera FLOP/s, dense; bf16 on tensor (matrix) cores, fp32 without TF32."""
+
+    bf16: float
+    fp32: float
+
+
+# Words of the device's name, as the driver gives it; of several rows that fit, the first counts.
+_PEAKS: list[tuple[str, _Peak]] = [
+    ("a100 sxm4", _Peak(312, 19.5)),
+    ("a100 pcie", _Peak(312, 19.5)),
+    ("h100 pcie", _Peak(756, 51)),
+    ("h100 nvl", _Peak(835, 60)),
+    ("h100 hbm3", _Peak(989, 67)),  # SXM: the only one of the name with this memory
+    ("h200 nvl", _Peak(835, 60)),
+    ("h200", _Peak(989, 67)),
+    ("b200", _Peak(2250, 75)),
+    ("mi300x", _Peak(1307, 163.4)),
+]
+_SLICES = {"mig", "grid"}
+
+
+def peak_flops(device_name: str, *, precision: Precision) -> float | None:
+    """Return the device's dense peak in FLOP/s, or None where it is not known.
+
+    Args:
+        device_name: as `torch.cuda.get_device_name` has it, such as "NVIDIA H100 80GB HBM3".
+        precision: what matrices are multiplied in.
+    """
+    words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
+    if words & _SLICES:
+        return None
+    peaks = (peak for key, peak in _PEAKS if words.issuperset(key.split()))
+    peak = next(peaks, None)
+    return None if peak is None else getattr(peak, precision) * 1e12
