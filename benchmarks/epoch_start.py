@@ -103,9 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     check_json(arguments.json)
     rows = []
-    print(
-        "| shuffle_algo | block size | canonical nodes | open, s | first batch after, s | peak, GiB |\n|---|---|---|---|---|---|"
-    )
+    print("| shuffle_algo | block size | canonical nodes | open, s | first batch after, s | peak, GiB |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "train").mkdir()
         write_index(Path(folder) / "train", windows=arguments.windows)

@@ -69,7 +69,7 @@ def activations(config: Config, share: Share, *, weight_bytes: int, device: str,
     if not share.unembedding:
         return Activations(
             kept=per_layer * kept_as_layers, recomputed=recomputed, loss=0, logits=0, loss_gradients=0,
-            stored_gradients=0, last_gradients=0, backward=backward, boundary=hidden * (1 + heads_here if heads_here else 1),
+            stored_gradients=0, last_gradients=0, backward=backward, boundary=hidden * (max(1, boundary_states) + heads_here),
         )  # fmt: skip
     matrix = model.vocab_size * model.dim * weight_bytes
     head = head_parameters(model) * weight_bytes // parallel.tensor_parallel_size

@@ -63,12 +63,11 @@ SOURCES = {
     "mfu": "of a GPU that waits for nobody and recomputes nothing; Llama 3 reached 0.38 to 0.43 (arXiv 2407.21783,"
     " Table 4), PaLM 0.46 (arXiv 2204.02311, Table 3; counted as in its appendix B)",
     "link_efficiency": "of the data sheet's bandwidths; a round assumption",
-    "host_GB_per_s": "between a GPU and the host, for offloading and copies of checkpoints; an assumption (PCIe 5.0 x16:"
-    " 64)",
+    "host_GB_per_s": "between a GPU and the host, for offloading and copies of checkpoints; an assumption",
     "reserved_GiB": "of a GPU for the CUDA context, cuBLAS and NCCL; an assumption, not measured",
     "fragmentation": "of what is allocated, lost by the allocator; an assumption, not measured",
     "mtbf_gpu_hours": "GPU-hours between unexpected interruptions: 54 days x 16,384 H100 / 419 = 50,700 (Llama 3, arXiv"
-    " 2407.21783, section 3.3.4); OPT-175B on 992 A100 had at least 35 manual restarts in two months (arXiv 2205.01068)",
+    " 2407.21783, section 3.3.4); OPT-175B on 992 A100: at least 35 manual restarts in two months (arXiv 2205.01068)",
     "restart_s": "from a failure to the first step after it: noticed, scheduled, started, loaded; an assumption",
     "checkpoint_GB_per_s_per_node": "writes and reads of checkpoints by each node; an assumption",
     "usd_per_gpu_hour": "a round assumption; give your own",

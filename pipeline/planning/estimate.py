@@ -50,7 +50,7 @@ def estimate(way: Way, cluster: Cluster) -> Estimate:
     config, assumed = way.config, cluster.assumed
     step_s, world = way.time.total_s, cluster.world_size
     run = faults_of(config, cluster)
-    interval_s = best_interval_s(run)
+    interval_s = max(best_interval_s(run), run.lag_s)  # a save waits for the one before it
     every_steps = max(1, round(interval_s / step_s))
     goodput = expected_goodput(run, interval_s=every_steps * step_s)
     tokens_per_s = way.tokens_per_s

@@ -101,14 +101,16 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
     return tuple(balanced_stages(config))
 
 
-def fullest(config: Config, mode: Mode, *, world_size: int, device: str) -> Memory:
-    """Return the fullest moment of the fullest rank; see `moments`."""
-    every = [
-        memory
+def fullest(config: Config, mode: Mode, *, world_size: int, device: str) -> list[Memory]:
+    """Return the moments of the fullest rank, the fullest first; see `moments`."""
+    ranks = [
+        sorted(
+            moments(config, mode, world_size=world_size, device=device, pipeline_stage=index),
+            key=lambda memory: -memory.device,
+        )
         for index in range(config.parallel.pipeline_stages)
-        for memory in moments(config, mode, world_size=world_size, device=device, pipeline_stage=index)
     ]
-    return max(every, key=lambda memory: memory.device)
+    return max(ranks, key=lambda rank: rank[0].device)
 
 
 def moments(config: Config, mode: Mode, *, world_size: int, device: str, pipeline_stage: int = 0) -> list[Memory]:

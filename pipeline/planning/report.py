@@ -38,6 +38,8 @@ def _memory(way: Way, ways: list[Way], cluster: Cluster) -> str:
     memory, usable = way.memory, usable_bytes(cluster.gpu, cluster.assumed)
     lines = [f"memory       of the fullest rank, at the moment '{memory.moment}', GB"]
     lines += [f"  {name:<16} {n_bytes / 1e9:>8.2f}" for name, n_bytes in memory.parts().items()]
+    every = ", ".join(f"{name} {n_bytes / 1e9:.1f}" for name, n_bytes in way.moments.items())
+    lines.append(f"  each moment      {every}")
     lines.append(f"  {'together':<16} {memory.device / 1e9:>8.2f}  of {usable / 1e9:.2f} for tensors")
     kept_back = cluster.gpu.memory_bytes - usable
     lines.append(f"  {'kept back':<16} {kept_back / 1e9:>8.2f}  context, libraries, fragmentation")
@@ -73,7 +75,8 @@ def _time(way: Way, found: Estimate, cluster: Cluster) -> str:
     parts = {name.removesuffix("_s"): seconds / found.step_s for name, seconds in asdict(way.time).items()}
     shares = ", ".join(f"{name} {share:.1%}" for name, share in parts.items())
     return (
-        f"time         {found.tokens_per_s:,.0f} tokens/s, {found.step_s:.2f} s a step ({shares}); MFU {found.mfu:.1%}\n"
+        f"time         {found.tokens_per_s:,.0f} tokens/s, {found.step_s:.2f} s a step ({shares})\n"
+        f"             MFU {found.mfu:.1%}\n"
         f"             {found.steps:,} steps: {found.days:.1f} days, {found.gpu_hours:,.0f} GPU-hours on "
         f"{cluster.world_size:,} {cluster.gpu.name}\n"
         f"cost         {found.usd:,.0f} USD, {found.energy_kwh / 1000:,.1f} MWh"
@@ -103,8 +106,8 @@ def _assumptions(way: Way, cluster: Cluster) -> str:
     lines = [
         "assumed      no figure here was measured on a GPU",
         f"  {gpu.name} (data sheet): {way.peak_flops / 1e12:.0f} TFLOP/s dense, {gpu.memory_bytes / 1e9:.0f} GB, "
-        f"{gpu.intra_node_bytes_per_s / 1e9:.0f} GB/s within a node, {gpu.inter_node_bytes_per_s / 1e9:.0f} GB/s between nodes, "
-        f"{gpu.watts:.0f} W",
+        f"{gpu.intra_node_bytes_per_s / 1e9:.0f} GB/s within a node, "
+        f"{gpu.inter_node_bytes_per_s / 1e9:.0f} GB/s between nodes, {gpu.watts:.0f} W",
     ]
     lines += [f"  {name}={value:g}: {SOURCES[name]}" for name, value in asdict(cluster.assumed).items()]
     return "\n".join(lines)

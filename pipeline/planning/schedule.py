@@ -1,13 +1,14 @@
 """How long a step takes on a cluster, by formula: computing, recomputing, pipeline bubbles, communication.
 
-    computing       FLOPs per token (architecture.py, PaLM's count) over the peak of bf16 or fp32 x MFU; recomputation adds a forward
+    computing       FLOPs per token (architecture.py, PaLM's count) over the precision's peak x MFU; recomputation adds a
+                    forward
     pipeline        times the slowest stage over the mean, and the bubble (balance.py)
     communication   bytes that a rank sends in rings over the bandwidth, less what hides behind the backward:
 
         ZeRO 0, 1   gradients reduced once a step, after the last backward: 2 wE; weights gathered (1): wE
         ZeRO 2      2 wE for each micro batch, during its backward (DeepSpeed reduces whole buckets); wE once
         ZeRO 3      3 wE for each micro batch: weights for the forward, for the backward, and gradients
-        offloading  fp32 gradients to the host for each micro batch, weights back and 28 bytes per element of Adam's there
+        offloading  fp32 gradients to the host for each micro batch, weights back, and 28 bytes per element for Adam there
         pipeline    hidden states to the next stage and gradients back
         Ulysses, tensor parallelism     hidden states within each layer
 
