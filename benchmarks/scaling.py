@@ -1,4 +1,4 @@
-"""Plans of the paper's large runs on 64, 256 and 1,024 H100: the table of docs/scaling.md, by formula alone.
+"""Plans of the paper's large runs on 64, 256 and 1,024 H100, by formula alone.
 
     python -m benchmarks.scaling
 

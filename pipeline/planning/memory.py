@@ -133,6 +133,7 @@ def moments(config: Config, mode: Mode, *, world_size: int, device: str, pipelin
     rank = _Rank(
         mode=mode,
         elements=share_elements(config, share),
+        leaf=share_elements(config, replace(share, embedding=False, trunk_layers=range(0))),
         largest=max(config.model.vocab_size * config.model.dim, config.model.dim * config.model.ffn_dim),
         divided_by=world_size // (config.parallel.pipeline_stages * config.parallel.tensor_parallel_size),
         accumulation=accumulation,
@@ -162,6 +163,7 @@ def share_elements(config: Config, share: Share) -> int:
 class _Rank:
     mode: Mode
     elements: int
+    leaf: int  # of the heads' module, which ZeRO-3 gathers whole
     largest: int
     divided_by: int
     accumulation: int
@@ -218,7 +220,7 @@ class _Rank:
             gathered = 0
             if self.divided_by > 1:
                 live = mode.zero["stage3_max_live_parameters"] + mode.zero["stage3_prefetch_bucket_size"]
-                gathered = w * min(E, live)
+                gathered = w * min(E, max(live, self.leaf))
             on_device = Memory(
                 moment="", weights=w * part, optimizer=optimizer, gradients=FP32 * part, buffers=w * bucket + gathered
             )
