@@ -114,13 +114,18 @@ class StorageLog(TorchDispatchMode):
         if kind is not None:
             entered.kind = kind
 
-    def peak(self) -> Peak:
-        """Return what was alive when most bytes were; at the first such moment."""
+    @property
+    def n_events(self) -> int:
+        """How often a storage has appeared or died so far."""
+        return len(self._events)
+
+    def peak(self, *, since: int = 0) -> Peak:
+        """Return what was alive when most bytes were; at the first such moment after `since` events."""
         n_bytes = most = 0
         n_events = 0
         for index, (sign, storage) in enumerate(self._events, start=1):
             n_bytes += sign * storage.n_bytes
-            if n_bytes > most:
+            if index > since and n_bytes > most:
                 most, n_events = n_bytes, index
         kinds = dict.fromkeys(("weights", "gradients", "logits", "rest"), 0)
         for sign, storage in self._events[:n_events]:
@@ -134,7 +139,7 @@ class StorageLog(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self.operators.add(func.__name__)
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.device.type != "meta":
                 self.enter(leaf)
         return result
 

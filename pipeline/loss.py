@@ -20,12 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.chunks import chunk_positions
 from pipeline.trace import part
 
 Piece = Callable[..., Tensor]
 """Maps (index, *inputs) to one scalar summand of the loss."""
-
-MIN_CHUNK_POSITIONS = 256  # below this, matrix products get too thin to be fast
 
 
 def sum_of_pieces(
@@ -60,7 +59,7 @@ def cross_entropy(hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor
     """
     hidden_XD, targets_X = hidden_BTD.flatten(0, -2), targets_BT.flatten()
     n_positions, (vocab_size, dim) = len(hidden_XD), unembedding_VD.shape
-    chunk = max(MIN_CHUNK_POSITIONS, n_positions * dim // vocab_size)
+    chunk = chunk_positions(n_positions, dim=dim, vocab_size=vocab_size)
 
     def chunk_loss(index: int, hidden_XD: Tensor) -> Tensor:
         positions = slice(index * chunk, (index + 1) * chunk)

@@ -49,7 +49,7 @@ def test_every_command_runs(sandbox: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         outputs[command] = done.stdout
-    assert len(outputs) == 11
+    assert len(outputs) == 12
     assert "tokens per forward" in outputs[readme_commands()[6]]
     assert "pass@1" in outputs[readme_commands()[-1]]
     exports = sandbox / "exports"

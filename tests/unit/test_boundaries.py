@@ -25,6 +25,7 @@ COMMANDS = (
     "pipeline.convert",
     "pipeline.generate",
     "pipeline.evaluate",
+    "pipeline.plan",
     "benchmarks.decode",
 )
 HEAVY = {"torch", "streaming", "deepspeed", "transformers"}
@@ -90,7 +91,7 @@ def test_inside_the_sandbox_is_the_standard_library_alone() -> None:
         assert {module.partition(".")[0] for module in imported} <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("module", ["pipeline.inputs", "pipeline.balance"])
+@pytest.mark.parametrize("module", ["pipeline.inputs", "pipeline.balance", "pipeline.plan"])
 def test_nor_does_anything_that_it_imports(module: str) -> None:
     code = f"import {module}, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)

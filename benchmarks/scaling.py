@@ -1,0 +1,79 @@
+"""Plans of the paper's large runs on 64, 256 and 1,024 H100, by formula alone.
+
+    python -m benchmarks.scaling
+
+For each run and number of GPUs the fastest way that fits, without pipelines, under the default assumptions of
+`pipeline.plan`; and a month of it simulated with failures (pipeline/planning/failures.py, seeds 1 to 20) beside the
+formula.
+"""
+
+import dataclasses
+from statistics import mean
+
+from pipeline.config import Config
+from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.planning.alternatives import DS_CONFIGS, Way, alternatives
+from pipeline.planning.clusters import GPUS, Assumptions
+from pipeline.planning.estimate import DAY_S, estimate, faults_of
+from pipeline.planning.failures import simulate
+from pipeline.planning.schedule import Cluster
+from pipeline.recipe import load_config
+
+RECIPES = DS_CONFIGS.parent / "pipeline" / "recipes"
+T1 = 10**12
+# 7B_1T's own batch of 1,792 sequences does not divide by 1,024 ranks; the others' 2,048 do
+RUNS = {
+    "7B, 200B tokens": ("7B_200B", {}),
+    "7B, 1T tokens": ("7B_1T", {"batch_tokens": 8 * 2**20}),
+    "13B, 200B tokens": ("13B_200B", {}),
+    "13B, 1T tokens": ("13B_200B", {"total_tokens": T1}),
+}
+NODES = (8, 32, 128)
+MONTH_S = 30 * DAY_S
+SEEDS = range(1, 21)
+
+
+def fastest(config: Config, cluster: Cluster) -> Way:
+    """Return the fastest way that fits, without pipelines."""
+    values = read_deepspeed_config(DS_CONFIGS / "zero2_bf16.json")
+    filled, _ = fill_deepspeed_config(values, config, data_ranks=cluster.world_size)
+    return alternatives(config, filled, cluster, stages=(1,))[0]
+
+
+def table() -> str:
+    """Return the plans as a Markdown table."""
+    lines = [
+        "| run | GPUs | way | recomputation, micro batch | GB of a rank | tokens/s | MFU | days | 1,000 GPU-hours | limit"
+        " | save every | goodput: formula, simulated | with the recipe's interval: formula, simulated |",
+        "|---" * 13 + "|",
+    ]
+    for name, (recipe, changes) in RUNS.items():
+        config = load_config(RECIPES / f"{recipe}.yaml")
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+        for n_nodes in NODES:
+            cluster = Cluster(n_nodes=n_nodes, gpus_per_node=8, gpu=GPUS["h100"], assumed=Assumptions())
+            lines.append(_row(name, fastest(config, cluster), cluster))
+    return "\n".join(lines)
+
+
+def _row(name: str, way: Way, cluster: Cluster) -> str:
+    found, train = estimate(way, cluster), way.config.train
+    own_s = way.config.checkpoint.every_steps * found.step_s
+    simulated, simulated_own = (
+        mean(
+            simulate(faults_of(way.config, cluster), interval_s=interval_s, wall_s=MONTH_S, seed=seed).goodput
+            for seed in SEEDS
+        )
+        for interval_s in (found.checkpoint_every_steps * found.step_s, own_s)
+    )
+    recompute = "yes" if train.activation_checkpointing else "no"
+    return (
+        f"| {name} | {cluster.world_size:,} | {way.json} | {recompute}, {train.micro_batch_size} | "
+        f"{way.memory.device / 1e9:.1f} | {found.tokens_per_s:,.0f} | {found.mfu:.1%} | {found.days:.1f} | "
+        f"{found.gpu_hours / 1000:.1f} | {way.time.limit()} | {found.checkpoint_every_steps} steps | "
+        f"{found.goodput:.2%}, {simulated:.2%} | {found.goodput_as_configured:.2%}, {simulated_own:.2%} |"
+    )
+
+
+if __name__ == "__main__":
+    print(table())

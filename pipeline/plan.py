@@ -1,0 +1,97 @@
+"""Front door of planning: what a run will need and cost, before it starts. Formulas alone; needs no GPU and no torch.
+
+The same recipe, JSON and overrides as `pipeline.train`, and the same checks. Exits with 0 if the run fits into the
+GPUs, with 1 if it does not (the plan is printed all the same), and with 2 for a mistake in what was given.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.command_line import UserError, exit_on_user_error
+from pipeline.inputs import Inputs, load_inputs
+from pipeline.planning.alternatives import alternatives, way
+from pipeline.planning.clusters import GPUS, Assumptions, assumptions_from
+from pipeline.planning.estimate import as_dict, estimate
+from pipeline.planning.report import plot, report
+from pipeline.planning.schedule import Cluster
+
+PROGRAM = "pipeline.plan"
+DOES_NOT_FIT = 1
+EXAMPLE = """example:
+  python -m pipeline.plan --config pipeline/recipes/7B_200B.yaml --deepspeed_config ds_configs/zero2_bf16.json \\
+      --num_nodes 8 --gpus_per_node 8 --gpu h100 --assume usd_per_gpu_hour=2.5 model.n_future_tokens=1
+
+Exit codes: 0 the run fits, 1 it does not, 2 a mistake in the command or the recipe."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, check, compute and print; see the module.
+
+    Raises:
+        UserError: anything is wrong with the inputs, or a file cannot be written.
+    """
+    arguments = _parser().parse_args(argv)
+    for name in ("num_nodes", "gpus_per_node"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)}: must be at least 1")
+    cluster = Cluster(
+        n_nodes=arguments.num_nodes,
+        gpus_per_node=arguments.gpus_per_node,
+        gpu=GPUS[arguments.gpu],
+        assumed=assumptions_from(arguments.assume),
+    )
+    inputs = checked_inputs(arguments.config, arguments.deepspeed_config, arguments.overrides, cluster)
+    chosen = way(inputs.config, inputs.deepspeed_config, cluster, name=arguments.deepspeed_config.stem)
+    ways = alternatives(inputs.config, inputs.deepspeed_config, cluster)
+    found = estimate(chosen, cluster)
+    if arguments.plot is not None:
+        if not arguments.plot.parent.is_dir():
+            raise UserError(f"--plot {arguments.plot}: there is no folder {arguments.plot.parent}")
+        plot(chosen, cluster, arguments.plot)
+    if arguments.json:
+        print(json.dumps(as_dict(chosen, ways, found, cluster), indent=1))
+    else:
+        print(report(chosen, ways, found, cluster))
+    if not chosen.fits:
+        sys.exit(DOES_NOT_FIT)
+
+
+def checked_inputs(recipe: Path, deepspeed_json: Path, overrides: list[str], cluster: Cluster) -> Inputs:
+    """Return the inputs as a run would have them; shards need not be there yet.
+
+    Raises:
+        UserError: a run would refuse them.
+    """
+    return load_inputs(
+        recipe,
+        deepspeed_json,
+        overrides=[*overrides, 'data.shards=""'],
+        world_size=cluster.world_size,
+        n_nodes=cluster.n_nodes,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
+    parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed JSON, see ds_configs/")
+    parser.add_argument("--num_nodes", type=int, default=1, help="machines (default: 1)")
+    parser.add_argument("--gpus_per_node", type=int, default=8, help="GPUs of each (default: 8)")
+    parser.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="kind of GPU (default: h100)")
+    parser.add_argument(
+        "--assume", action="append", default=[], metavar="NAME=VALUE",
+        help=f"replace an assumption, as often as needed: {', '.join(vars(Assumptions()))}",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print everything as JSON instead")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the memory by part")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="as in pipeline.train")
+    return parser
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main, program=PROGRAM)

@@ -1,0 +1,106 @@
+"""Other ways to run the same recipe on the same machines: memory and time of each, the fastest that fits first.
+
+The JSONs of ds_configs/ with the given one's precision, times activation checkpointing, micro batch and pipeline
+stages; what the checks of a run would refuse is left out. Pipelines are tried with the recipe's own micro batch alone:
+each takes a cut of its own.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config, unsupported
+from pipeline.layout import batch_problems, parallel_problems
+from pipeline.planning.clusters import usable_bytes
+from pipeline.planning.memory import Memory, fullest, mode_of
+from pipeline.planning.schedule import Cluster, StepTime, step_time
+
+DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+MICRO_BATCHES = (1, 2, 4, 8)
+STAGES = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to run.
+
+    json: name of the DeepSpeed JSON; the other settings are the config's.  memory: of the fullest rank when it is
+    fullest.  moments: its bytes at each moment.  peak_flops: of one GPU in its precision.
+    """
+
+    json: str
+    config: Config
+    memory: Memory
+    moments: dict[str, int]
+    time: StepTime
+    fits: bool
+    peak_flops: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens per second of the whole cluster, while nothing fails."""
+        return self.config.train.batch_tokens / self.time.total_s
+
+
+def way(config: Config, deepspeed_config: dict[str, Any], cluster: Cluster, *, name: str) -> Way:
+    """Return how a checked recipe and JSON would do."""
+    mode = mode_of(deepspeed_config)
+    memory, *others = fullest(config, mode, world_size=cluster.world_size, device="cuda")
+    return Way(
+        json=name,
+        config=config,
+        memory=memory,
+        moments={moment.moment: moment.device for moment in (memory, *others)},
+        time=step_time(config, mode, cluster),
+        fits=memory.device <= usable_bytes(cluster.gpu, cluster.assumed),
+        peak_flops=cluster.peak_flops(mode),
+    )
+
+
+def alternatives(
+    config: Config, deepspeed_config: dict[str, Any], cluster: Cluster, *, stages: tuple[int, ...] = STAGES
+) -> list[Way]:
+    """Return every way that a run would accept: those that fit first, and of those the fastest.
+
+    Args:
+        config: the recipe, checked.
+        deepspeed_config: filled; its precision is kept.
+        cluster: where it would run.
+        stages: numbers of pipeline stages to try, beside the recipe's own.
+    """
+    is_bf16 = mode_of(deepspeed_config).weight_bytes == 2
+    found = [
+        way(other, values, cluster, name=name)
+        for other in _configs(config, world_size=cluster.world_size, stages=stages)
+        for name, values in _jsons(other, world_size=cluster.world_size, precision="bf16" if is_bf16 else "fp32")
+    ]
+    return sorted(found, key=lambda way: (not way.fits, way.time.total_s if way.fits else way.memory.device))
+
+
+def _configs(config: Config, *, world_size: int, stages: tuple[int, ...]) -> Iterator[Config]:
+    own = config.parallel.pipeline_stages
+    alone = config.parallel.sequence_parallel_size * config.parallel.tensor_parallel_size == 1
+    for n_stages in sorted({*stages, own}) if alone else [own]:
+        parallel = dataclasses.replace(config.parallel, pipeline_stages=n_stages)
+        own_micro_batch = config.train.micro_batch_size
+        for micro_batch in sorted({*MICRO_BATCHES, own_micro_batch}) if n_stages == 1 else [own_micro_batch]:
+            for recompute in (False, True):
+                train = dataclasses.replace(
+                    config.train, micro_batch_size=micro_batch, activation_checkpointing=recompute
+                )
+                other = dataclasses.replace(config, train=train, parallel=parallel)
+                data_ranks = max(1, world_size // parallel.ranks_per_replica)
+                if not parallel_problems(other, world_size=world_size) + batch_problems(other, data_ranks=data_ranks):
+                    yield other
+
+
+def _jsons(config: Config, *, world_size: int, precision: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted(DS_CONFIGS.glob(f"*_{precision}*.json")):
+        values = read_deepspeed_config(path)
+        if unsupported(values, config):
+            continue
+        filled, _ = fill_deepspeed_config(values, config, data_ranks=world_size // config.parallel.ranks_per_replica)
+        yield path.stem, filled

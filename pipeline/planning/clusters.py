@@ -1,0 +1,109 @@
+"""What is assumed about machines, storage and prices: every number an input with a default and its source."""
+
+from dataclasses import asdict, dataclass, fields, replace
+
+from common.command_line import UserError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU's data sheet. Its peak FLOP/s is in pipeline/devices.py.
+
+    name: as its driver gives it.  memory_bytes: of the device.
+    intra_node_bytes_per_s: to the node's other GPUs, one direction.  inter_node_bytes_per_s: of its network adapter.
+    watts: its share of the node's largest draw.
+    """
+
+    name: str
+    memory_bytes: int
+    intra_node_bytes_per_s: float
+    inter_node_bytes_per_s: float
+    watts: float
+
+
+# Data sheets of the makers: A100 80 GB SXM and DGX A100 (6.5 kW, 200 Gb/s an adapter); H100 SXM and DGX H100 (10.2 kW,
+# 400 Gb/s); H200 SXM and DGX H200 (10.2 kW, 400 Gb/s); B200 and DGX B200 (14.3 kW, 180 GB, 400 Gb/s).
+GPUS = {
+    name: Gpu(
+        name=driver_name,
+        memory_bytes=memory_gb * 10**9,
+        intra_node_bytes_per_s=intra_node * 1e9,
+        inter_node_bytes_per_s=inter_node * 1e9,
+        watts=watts,
+    )
+    for name, driver_name, memory_gb, intra_node, inter_node, watts in (
+        ("a100", "A100 SXM4", 80, 300, 25, 812),
+        ("h100", "H100 HBM3", 80, 450, 50, 1275),
+        ("h200", "H200", 141, 450, 50, 1275),
+        ("b200", "B200", 180, 900, 50, 1788),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumptions:
+    """What no recipe says; each can be given as --assume name=value. `SOURCES` says where the defaults are from."""
+
+    mfu: float = 0.43
+    link_efficiency: float = 0.8
+    host_GB_per_s: float = 40.0
+    reserved_GiB: float = 2.0
+    fragmentation: float = 0.05
+    mtbf_gpu_hours: float = 50_000.0
+    restart_s: float = 900.0
+    checkpoint_GB_per_s_per_node: float = 1.0
+    usd_per_gpu_hour: float = 2.0
+    usd_per_kwh: float = 0.0
+    pue: float = 1.1
+
+
+SOURCES = {
+    "mfu": "of a GPU that waits for nobody and recomputes nothing; Llama 3 reached 0.38 to 0.43 (arXiv 2407.21783,"
+    " Table 4), PaLM 0.46 (arXiv 2204.02311, Table 3; counted as in its appendix B)",
+    "link_efficiency": "of the data sheet's bandwidths; a round assumption",
+    "host_GB_per_s": "between a GPU and the host, for offloading and copies of checkpoints; an assumption",
+    "reserved_GiB": "of a GPU for the CUDA context, cuBLAS and NCCL; an assumption, not measured",
+    "fragmentation": "of what is allocated, lost by the allocator; an assumption, not measured",
+    "mtbf_gpu_hours": "GPU-hours between unexpected interruptions: 54 days x 16,384 H100 / 419 = 50,700 (Llama 3, arXiv"
+    " 2407.21783, section 3.3.4); OPT-175B on 992 A100: at least 35 manual restarts in two months (arXiv 2205.01068)",
+    "restart_s": "from a failure to the first step after it: noticed, scheduled, started, loaded; an assumption",
+    "checkpoint_GB_per_s_per_node": "writes and reads of checkpoints by each node; an assumption",
+    "usd_per_gpu_hour": "a round assumption; give your own",
+    "usd_per_kwh": "0: in the GPU-hour's price",
+    "pue": "of the data centre, over the nodes' own power; an assumption",
+}
+assert set(SOURCES) == {field.name for field in fields(Assumptions)}
+
+
+def assumptions_from(given: list[str]) -> Assumptions:
+    """Return the defaults with `name=value` in place of some.
+
+    Raises:
+        UserError: a name is unknown, or a value is no number above 0 (0 where that means none); names all of them.
+    """
+    known, values, problems = asdict(Assumptions()), {}, []
+    may_be_zero = ("reserved_GiB", "fragmentation", "restart_s", "usd_per_gpu_hour", "usd_per_kwh")
+    for text in given:
+        name, _, value = text.partition("=")
+        if name not in known:
+            problems.append(f"--assume {text}: there is no {name!r}; known: {', '.join(known)}")
+            continue
+        try:
+            values[name] = float(value)
+        except ValueError:
+            problems.append(f"--assume {text}: {value!r} is not a number")
+            continue
+        if not (0 < values[name] < float("inf") or (values[name] == 0 and name in may_be_zero)):
+            problems.append(f"--assume {text}: must be a number above 0")
+        if name in ("mfu", "link_efficiency") and values[name] > 1:
+            problems.append(f"--assume {text}: must be at most 1")
+    if problems:
+        raise UserError("; ".join(problems))
+    return replace(Assumptions(), **values)
+
+
+def usable_bytes(gpu: Gpu, assumed: Assumptions) -> int:
+    """Return what tensors may take of a GPU."""
+    return int((gpu.memory_bytes - assumed.reserved_GiB * GIB) / (1 + assumed.fragmentation))

@@ -1,0 +1,162 @@
+"""The whole answer: memory, time, money, checkpoints and storage of a run on a cluster, and its alternatives."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.architecture import Flops, parameter_count, training_flops
+from pipeline.config import Config
+from pipeline.planning.alternatives import Way
+from pipeline.planning.clusters import SOURCES, usable_bytes
+from pipeline.planning.failures import Faulty, best_interval_s, expected_goodput
+from pipeline.planning.schedule import Cluster
+
+STATE_BYTES = 12  # of a checkpoint, per parameter: the fp32 value and Adam's two moments
+TOKEN_BYTES = 2  # in a shard: uint16
+DEFAULT_LOOKAHEAD = 8
+HOUR_S, DAY_S = 3600, 86_400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run needs and costs. Seconds, bytes, USD; goodput is the part of the wall clock that makes progress."""
+
+    parameters: int
+    flops_per_token: Flops
+    tokens_per_s: float
+    mfu: float
+    step_s: float
+    steps: int
+    days: float
+    gpu_hours: float
+    energy_kwh: float
+    usd: float
+    checkpoint_bytes: int
+    checkpoint_write_s: float
+    checkpoint_stall_s: float
+    checkpoint_interval_s: float
+    checkpoint_every_steps: int
+    checkpoints_on_disk_bytes: int
+    failures: float
+    mtbf_s: float
+    goodput: float
+    goodput_as_configured: float
+    shard_bytes: int
+    read_bytes_per_s: float
+
+
+def estimate(way: Way, cluster: Cluster) -> Estimate:
+    """Return what a run costs that goes this way and saves at the best interval."""
+    config, assumed = way.config, cluster.assumed
+    step_s, world = way.time.total_s, cluster.world_size
+    run = faults_of(config, cluster)
+    interval_s = max(best_interval_s(run), run.lag_s)  # a save waits for the one before it
+    every_steps = max(1, round(interval_s / step_s))
+    goodput = expected_goodput(run, interval_s=every_steps * step_s)
+    tokens_per_s = way.tokens_per_s
+    wall_s = config.total_steps * step_s / goodput
+    gpu_hours = wall_s / HOUR_S * world
+    energy_kwh = gpu_hours * cluster.gpu.watts / 1000 * assumed.pue
+    flops = training_flops(config.model, seq_len=config.data.seq_len)
+    state = STATE_BYTES * parameter_count(config.model)
+    window = TOKEN_BYTES * (config.data.seq_len + DEFAULT_LOOKAHEAD) / config.data.seq_len
+    return Estimate(
+        parameters=parameter_count(config.model),
+        flops_per_token=flops,
+        tokens_per_s=tokens_per_s,
+        mfu=tokens_per_s * flops.total / (way.peak_flops * world),
+        step_s=step_s,
+        steps=config.total_steps,
+        days=wall_s / DAY_S,
+        gpu_hours=gpu_hours,
+        energy_kwh=energy_kwh,
+        usd=gpu_hours * assumed.usd_per_gpu_hour + energy_kwh * assumed.usd_per_kwh,
+        checkpoint_bytes=state,
+        checkpoint_write_s=write_s(config, cluster),
+        checkpoint_stall_s=run.stall_s,
+        checkpoint_interval_s=interval_s,
+        checkpoint_every_steps=every_steps,
+        checkpoints_on_disk_bytes=state * (config.checkpoint.keep + 1),
+        failures=wall_s / run.mtbf_s,
+        mtbf_s=run.mtbf_s,
+        goodput=goodput,
+        goodput_as_configured=expected_goodput(run, interval_s=config.checkpoint.every_steps * step_s),
+        shard_bytes=math.ceil(config.train.total_tokens * window),
+        read_bytes_per_s=tokens_per_s * window,
+    )
+
+
+def write_s(config: Config, cluster: Cluster) -> float:
+    """Return the seconds in which all nodes together write a checkpoint."""
+    rate = cluster.assumed.checkpoint_GB_per_s_per_node * 1e9 * cluster.n_nodes
+    return STATE_BYTES * parameter_count(config.model) / rate
+
+
+def faults_of(config: Config, cluster: Cluster) -> Faulty:
+    """Return how the run fails: an asynchronous save stands still for the copy to the host alone."""
+    assumed, writing = cluster.assumed, write_s(config, cluster)
+    copying = STATE_BYTES * parameter_count(config.model) / cluster.world_size / (assumed.host_GB_per_s * 1e9)
+    is_async = config.checkpoint.asynchronous
+    return Faulty(
+        mtbf_s=assumed.mtbf_gpu_hours * HOUR_S / cluster.world_size,
+        stall_s=copying if is_async else copying + writing,
+        lag_s=writing if is_async else 0.0,
+        restart_s=assumed.restart_s + writing,  # what was written is read again
+    )
+
+
+def shortage_advice(way: Way, cluster: Cluster, ways: list[Way]) -> str:
+    """Return by how much a way does not fit, and what would."""
+    usable = usable_bytes(cluster.gpu, cluster.assumed)
+    short = (
+        f"does not fit: {way.memory.device / 1e9:.1f} GB on the fullest rank (at the moment '{way.memory.moment}'), "
+        f"{(way.memory.device - usable) / 1e9:.1f} GB more than the {usable / 1e9:.1f} GB that a {cluster.gpu.name} has"
+        " for tensors"
+    )
+    fitting = [other for other in ways if other.fits]
+    if fitting:
+        return f"{short}; the fastest way that fits: {command_of(fitting[0])}"
+    return f"{short}; no way of the table fits: take more or larger GPUs, or a smaller model"
+
+
+def command_of(way: Way) -> str:
+    """Return what to change on the command line for a way."""
+    train, parallel = way.config.train, way.config.parallel
+    return (
+        f"--deepspeed_config ds_configs/{way.json}.json train.micro_batch_size={train.micro_batch_size} "
+        f"train.activation_checkpointing={str(train.activation_checkpointing).lower()} "
+        f"parallel.pipeline_stages={parallel.pipeline_stages}"
+    )
+
+
+def as_dict(way: Way, ways: list[Way], found: Estimate, cluster: Cluster) -> dict[str, Any]:
+    """Return everything as plain values, for machines."""
+    return {
+        "fits": way.fits,
+        "usable_bytes": usable_bytes(cluster.gpu, cluster.assumed),
+        "estimate": asdict(found),
+        "chosen": _way_dict(way),
+        "alternatives": [_way_dict(other) for other in ways],
+        "assumptions": {
+            name: {"value": value, "source": SOURCES[name]} for name, value in asdict(cluster.assumed).items()
+        },
+        "cluster": {
+            "n_nodes": cluster.n_nodes,
+            "gpus_per_node": cluster.gpus_per_node,
+            "gpu": asdict(cluster.gpu),
+            "peak_flops": way.peak_flops,
+        },
+    }
+
+
+def _way_dict(way: Way) -> dict[str, Any]:
+    return {
+        "json": way.json,
+        "micro_batch_size": way.config.train.micro_batch_size,
+        "activation_checkpointing": way.config.train.activation_checkpointing,
+        "pipeline_stages": way.config.parallel.pipeline_stages,
+        "fits": way.fits,
+        "tokens_per_s": way.tokens_per_s,
+        "memory": {"moment": way.memory.moment, "host": way.memory.host, **way.memory.parts()},
+        "step": {**asdict(way.time), "limit": way.time.limit()},
+    }

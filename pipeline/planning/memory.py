@@ -1,0 +1,302 @@
+"""What one rank holds at its fullest moments, by part: this project's engine, DeepSpeed 0.19.8's buffers.
+
+E elements of weights lie on the rank, D replicas share what ZeRO divides, w is 4 bytes in fp32 and 2 in bf16. Adam is
+torch's: the fp32 value (a second one in fp32, too) and two moments. The moments that can be the fullest:
+
+    start        the model is built whole in fp32 on every rank, whatever ZeRO divides later
+    loss         a later micro batch is at its last head (activations.py); gradients of earlier ones are there
+    backward     its backward begins: all that was kept, and the op's stored gradients handed out
+    reduction    the last backward's gradients go through DeepSpeed's buckets
+    step         gradients as the optimizer wants them, beside those that they are made of
+
+Per ZeRO stage (`stage_1_and_2.py`, `stage3.py`, `bf16_optimizer.py`, `engine.py` of DeepSpeed):
+
+    mode       weights  optimizer  gradients                      buckets
+    0, fp32    4E       8E         4E                             a flat copy of up to 5e8 elements
+    1, fp32    4E       12E/D      4E, then 4E/D twice            two of reduce_bucket_size (overlap_comm)
+    1, bf16    2E       12E/D      4E, and 2E as bf16             a flat copy of up to 5e8 elements in fp32 and bf16
+    2, fp32    4E       12E/D      4E/D, twice in later micro b.  two
+    2, bf16    2E       12E/D      4E/D                           two
+    3          wE/D     12E/D      4E/D                           one; weights gathered up to max_live_parameters
+
+`tests/unit/test_plan_memory.py` and `benchmarks/plan_memory.py` hold this against what is allocated on real ranks of
+CPUs. That a GPU's allocator rounds and fragments, and its context and NCCL take memory of their own, is in `clusters`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from pipeline.architecture import Share, head_parameters, layer_parameters
+from pipeline.balance import Stage, balanced_stages
+from pipeline.config import Config
+from pipeline.inputs import zero_stage
+from pipeline.planning.activations import Activations, activations
+
+FLAT_COPY_ELEMENTS = 500_000_000  # DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE
+# DeepSpeed's defaults of what a JSON may leave out
+ZERO_DEFAULTS = {
+    "reduce_bucket_size": 500_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+    "stage3_max_live_parameters": 1_000_000_000,
+    "sub_group_size": 1_000_000_000,
+}
+FP32, FP64 = 4, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one rank at one moment; `host` is what offloading puts into the machine's memory instead."""
+
+    moment: str
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    logits: int = 0
+    buffers: int = 0
+    host: int = 0
+
+    @property
+    def device(self) -> int:
+        """Bytes on the rank's device."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Return the device's bytes by part."""
+        names = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """What of a DeepSpeed JSON matters for memory."""
+
+    stage: int
+    weight_bytes: int
+    offload_optimizer: bool
+    offload_weights: bool
+    overlap: bool
+    zero: dict[str, int]
+
+
+def mode_of(deepspeed_config: dict[str, Any]) -> Mode:
+    """Return the mode of a filled DeepSpeed JSON."""
+    zero = deepspeed_config.get("zero_optimization", {})
+    is_bf16 = deepspeed_config.get("bf16", deepspeed_config.get("bfloat16", {})).get("enabled", False)
+    return Mode(
+        stage=zero_stage(deepspeed_config),
+        weight_bytes=2 if is_bf16 else 4,
+        offload_optimizer=zero.get("offload_optimizer", {}).get("device") == "cpu",
+        offload_weights=zero.get("offload_param", {}).get("device") == "cpu",
+        overlap=zero.get("overlap_comm", False),
+        zero={key: int(zero.get(key, default)) for key, default in ZERO_DEFAULTS.items()},
+    )
+
+
+@cache
+def stages_of(config: Config) -> tuple[Stage, ...]:
+    """Return the balanced stages, once for each config: cutting a model takes tenths of a second."""
+    return tuple(balanced_stages(config))
+
+
+def fullest(config: Config, mode: Mode, *, world_size: int, device: str) -> list[Memory]:
+    """Return the moments of the fullest rank, the fullest first; see `moments`."""
+    ranks = [
+        sorted(
+            moments(config, mode, world_size=world_size, device=device, pipeline_stage=index),
+            key=lambda memory: -memory.device,
+        )
+        for index in range(config.parallel.pipeline_stages)
+    ]
+    return max(ranks, key=lambda rank: rank[0].device)
+
+
+def moments(config: Config, mode: Mode, *, world_size: int, device: str, pipeline_stage: int = 0) -> list[Memory]:
+    """Return what a rank of one pipeline stage holds at each moment that may be the fullest.
+
+    Args:
+        config: the run, checked.
+        mode: of its DeepSpeed JSON.
+        world_size: ranks in all.
+        device: "cpu" or "cuda".
+        pipeline_stage: 0 without a pipeline.
+    """
+    replicas = world_size // config.parallel.ranks_per_replica
+    accumulation = config.accumulation_steps(replicas)
+    stages = stages_of(config)
+    share = stages[pipeline_stage].share
+    before = [head for stage in stages[:pipeline_stage] for head in stage.share.heads]
+    boundary_states = 1 + len(before) if pipeline_stage else 0
+    batch = activations(config, share, weight_bytes=mode.weight_bytes, device=device, boundary_states=boundary_states)
+    rank = _Rank(
+        mode=mode,
+        elements=share_elements(config, share),
+        leaf=share_elements(config, replace(share, embedding=False, trunk_layers=range(0))),
+        largest=max(config.model.vocab_size * config.model.dim, config.model.dim * config.model.ffn_dim),
+        divided_by=world_size // (config.parallel.pipeline_stages * config.parallel.tensor_parallel_size),
+        accumulation=accumulation,
+        under_way=min(config.parallel.pipeline_stages - pipeline_stage, accumulation),
+        n_stages=config.parallel.pipeline_stages,
+        is_last=pipeline_stage == config.parallel.pipeline_stages - 1,
+        received=batch.boundary if pipeline_stage else 0,
+    )
+    return list(rank.moments(batch))
+
+
+def share_elements(config: Config, share: Share) -> int:
+    """Return how many elements of weights lie on a rank that holds `share`, before ZeRO divides them."""
+    model, size = config.model, config.parallel.tensor_parallel_size
+    matrix = model.vocab_size * model.dim
+
+    def divided(parameters: int) -> int:  # tensor parallelism leaves the norms whole
+        return (parameters - 2 * model.dim) // size + 2 * model.dim
+
+    layers = len(share.trunk_layers) * divided(layer_parameters(model))
+    head = divided(head_parameters(model)) if model.head_type == "transformer" else head_parameters(model)
+    outputs = model.n_unembeddings * matrix + model.dim if share.unembedding else 0
+    return matrix * share.embedding + layers + len(share.heads) * head + outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rank:
+    mode: Mode
+    elements: int
+    leaf: int  # of the heads' module, which ZeRO-3 gathers whole
+    largest: int
+    divided_by: int
+    accumulation: int
+    under_way: int
+    n_stages: int
+    is_last: bool
+    received: int
+
+    @property
+    def part(self) -> int:
+        """Elements of what ZeRO divides."""
+        return -(-self.elements // self.divided_by)
+
+    def moments(self, batch: Activations) -> Iterator[Memory]:
+        standing = self._standing()
+        kept = batch.kept * self.under_way + self._handed_on(batch)
+        yield self._start()
+        yield replace(
+            standing,
+            moment="loss",
+            activations=kept + batch.loss,
+            logits=batch.logits,
+            gradients=standing.gradients + batch.loss_gradients,
+        )
+        yield replace(
+            standing,
+            moment="head",
+            activations=kept + batch.loss,
+            gradients=standing.gradients + batch.stored_gradients + batch.last_gradients,
+        )
+        backward = replace(
+            standing,
+            moment="backward",
+            activations=kept + batch.recomputed + batch.backward,
+            gradients=standing.gradients + batch.stored_gradients,
+        )
+        yield backward
+        yield from self._reduction(standing, backward, kept=kept, recomputed=batch.recomputed + batch.backward)
+        yield self._step(standing)
+
+    def _start(self) -> Memory:
+        """The whole model in fp32, and while a matrix is drawn three times its size (`model.initialise`)."""
+        return Memory(moment="start", weights=FP32 * self.elements, buffers=3 * FP32 * self.largest)
+
+    def _standing(self) -> Memory:
+        """What is there while a later micro batch runs: weights, optimizer, gradients of those before, buckets."""
+        mode, E, part, w = self.mode, self.elements, self.part, self.mode.weight_bytes
+        later = self.accumulation > 1
+        bucket = mode.zero["reduce_bucket_size"]
+        if mode.stage == 0:
+            return Memory(moment="", weights=w * E, optimizer=2 * FP32 * E, gradients=FP32 * E * later)
+        optimizer = 3 * FP32 * part
+        if mode.stage == 3:
+            gathered = 0
+            if self.divided_by > 1:
+                live = mode.zero["stage3_max_live_parameters"] + mode.zero["stage3_prefetch_bucket_size"]
+                gathered = w * min(E, max(live, self.leaf))
+            on_device = Memory(
+                moment="", weights=w * part, optimizer=optimizer, gradients=FP32 * part, buffers=w * bucket + gathered
+            )
+            return self._offloaded(on_device)
+        if mode.stage == 1 and w == 2:  # BF16_Optimizer
+            return Memory(moment="", weights=w * E, optimizer=optimizer, gradients=(FP32 + w * later) * E)
+        if mode.stage == 1:
+            buckets = (1 if self.n_stages > 1 else 1 + mode.overlap) * w * bucket
+            return Memory(
+                moment="", weights=w * E, optimizer=optimizer, gradients=w * E * later, buffers=buckets * later
+            )
+        return Memory(moment="", weights=w * E, optimizer=optimizer, gradients=FP32 * part * later)
+
+    def _offloaded(self, memory: Memory) -> Memory:
+        """ZeRO-3's offloading moves the optimizer and its gradients, and the divided weights, to the host."""
+        host = 0
+        if self.mode.offload_optimizer:
+            host = memory.optimizer + 2 * FP32 * self.part
+            memory = replace(memory, optimizer=0, gradients=0)
+        if self.mode.offload_weights:
+            host += memory.weights
+            memory = replace(memory, weights=0)
+        return replace(memory, host=host)
+
+    def _handed_on(self, batch: Activations) -> int:
+        """What DeepSpeed's pipeline keeps of what stages hand on: two receive buffers with gradients, one in use."""
+        if self.n_stages == 1:
+            return 0
+        sent = 0 if self.is_last else batch.boundary
+        return 5 * self.received + sent
+
+    def _reduction(self, standing: Memory, backward: Memory, *, kept: int, recomputed: int) -> Iterator[Memory]:
+        mode, E, part, w = self.mode, self.elements, self.part, self.mode.weight_bytes
+        flat = min(E, FLAT_COPY_ELEMENTS)
+        bucket = mode.zero["reduce_bucket_size"]
+        if mode.stage == 0:
+            yield replace(standing, moment="reduction", gradients=w * E, buffers=w * flat)
+        elif mode.stage == 1 and w == 2:
+            yield replace(standing, moment="reduction", gradients=(FP32 + w) * E, buffers=(FP32 + w) * flat)
+        elif mode.stage == 1:
+            n_buckets = 1 + (mode.overlap or self.n_stages > 1)
+            in_backward = self.n_stages == 1
+            yield replace(
+                standing,
+                moment="reduction",
+                gradients=w * E + w * part,
+                buffers=n_buckets * w * bucket,
+                activations=kept + recomputed if in_backward else self._handed_on_only(kept),
+            )
+        elif mode.stage == 2:
+            # the gradients of the heads leave through the buckets while the trunk's activations are still there
+            twice = w == FP32 and self.accumulation > 1
+            yield replace(
+                backward,
+                moment="reduction",
+                gradients=FP32 * part * (1 + twice) + backward.gradients - standing.gradients,
+                buffers=(1 + mode.overlap) * w * bucket,
+            )
+        else:
+            yield replace(backward, moment="reduction")
+
+    def _handed_on_only(self, kept: int) -> int:
+        return 5 * self.received if self.received else 0
+
+    def _step(self, standing: Memory) -> Memory:
+        mode, E, part, w = self.mode, self.elements, self.part, self.mode.weight_bytes
+        if mode.stage == 0 or (mode.stage == 1 and w == 2):
+            gradients = w * E if mode.stage == 0 else (FP32 + w) * E
+            return replace(standing, moment="step", gradients=gradients)
+        if mode.stage == 3:
+            if mode.offload_optimizer:
+                return replace(standing, moment="step")
+            group = min(part, mode.zero["sub_group_size"])
+            gathered = mode.weight_bytes * mode.zero["reduce_bucket_size"]
+            return replace(standing, moment="step", gradients=FP32 * (part + group), buffers=gathered)
+        if w == FP32:
+            return replace(standing, moment="step", gradients=2 * FP32 * part, buffers=0)
+        norm = FP64 * min(part, self.largest)  # of one gradient at a time, in fp64
+        return replace(standing, moment="step", gradients=FP32 * part, buffers=norm)

@@ -1,0 +1,153 @@
+"""How long a step takes on a cluster, by formula: computing, recomputing, pipeline bubbles, communication.
+
+    computing       FLOPs per token (architecture.py, PaLM's count) over the precision's peak x MFU; recomputation adds
+                    most of a forward
+    pipeline        times the slowest stage over the mean, and the bubble (balance.py)
+    communication   bytes that a rank sends in rings over the bandwidth, less what hides behind the backward:
+
+        ZeRO 0, 1   gradients reduced once a step, after the last backward: 2 wE; weights gathered (1): wE
+        ZeRO 2      2 wE for each micro batch, during its backward (DeepSpeed reduces whole buckets); wE once
+        ZeRO 3      3 wE for each micro batch: weights for the forward, for the backward, and gradients
+        offloading  fp32 gradients to the host for each micro batch, weights back; 28 bytes an element for Adam there
+        pipeline    hidden states to the next stage and gradients back
+        Ulysses, tensor parallelism     hidden states within each layer
+
+Not in it: latency, stragglers, loading, validation. No figure of this has been measured on GPUs.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.architecture import recomputed_flops_per_token, training_flops_per_token
+from pipeline.balance import bubble_fraction
+from pipeline.config import Config
+from pipeline.devices import peak_flops
+from pipeline.planning.clusters import Assumptions, Gpu
+from pipeline.planning.memory import Mode, share_elements, stages_of
+
+ADAM_BYTES_ON_HOST = 28  # read: gradient, value, moments; written: value, moments
+BACKWARD = 2 / 3  # of a micro batch's time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Machines that are all alike."""
+
+    n_nodes: int
+    gpus_per_node: int
+    gpu: Gpu
+    assumed: Assumptions
+
+    @property
+    def world_size(self) -> int:
+        """GPUs in all."""
+        return self.n_nodes * self.gpus_per_node
+
+    def peak_flops(self, mode: Mode) -> float:
+        """Return the dense FLOP/s of one GPU in a mode's precision."""
+        peak = peak_flops(self.gpu.name, precision="bf16" if mode.weight_bytes == 2 else "fp32")
+        assert peak is not None, f"{self.gpu.name} is in clusters.py, but not in devices.py"
+        return peak
+
+    def ring_bytes_per_s(self, ranks: int, *, neighbours: bool = False) -> float:
+        """Return what a rank can send in a collective of `ranks`: all of a node's adapters carry rings at once.
+
+        Args:
+            ranks: in the collective.
+            neighbours: whether they are consecutive, so that a node may hold all of them.
+        """
+        gpu = self.gpu
+        within = self.n_nodes == 1 or (neighbours and ranks <= self.gpus_per_node)
+        between = min(gpu.intra_node_bytes_per_s, gpu.inter_node_bytes_per_s * self.gpus_per_node)
+        return (gpu.intra_node_bytes_per_s if within else between) * self.assumed.link_efficiency
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """Seconds of one optimizer step; their sum is the step."""
+
+    compute_s: float
+    recompute_s: float
+    pipeline_s: float
+    communication_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of the step."""
+        return self.compute_s + self.recompute_s + self.pipeline_s + self.communication_s
+
+    def limit(self) -> str:
+        """Return what takes most beside computing itself."""
+        rest = {"recomputation": self.recompute_s, "pipeline": self.pipeline_s, "communication": self.communication_s}
+        return max(rest, key=lambda name: rest[name]) if any(rest.values()) else "computing"
+
+
+def step_time(config: Config, mode: Mode, cluster: Cluster) -> StepTime:
+    """Return the seconds of one optimizer step of a checked config."""
+    train, parallel, n_stages = config.train, config.parallel, config.parallel.pipeline_stages
+    replicas = cluster.world_size // parallel.ranks_per_replica
+    accumulation = config.accumulation_steps(replicas)
+    rate = cluster.peak_flops(mode) * cluster.assumed.mfu * cluster.world_size
+    compute = train.batch_tokens * training_flops_per_token(config.model, seq_len=config.data.seq_len) / rate
+    again = recomputed_flops_per_token(config.model, seq_len=config.data.seq_len) * train.activation_checkpointing
+    recompute = again * train.batch_tokens / rate
+    flops = [stage.flops_per_token for stage in stages_of(config)]
+    slowest = max(flops) * n_stages / sum(flops)
+    busy = (compute + recompute) * slowest
+    pipeline = busy / (1 - bubble_fraction(n_stages, accumulation)) - (compute + recompute)
+    return StepTime(
+        compute_s=compute,
+        recompute_s=recompute,
+        pipeline_s=pipeline,
+        communication_s=_exposed(config, mode, cluster, accumulation=accumulation, busy_s=busy),
+    )
+
+
+def _exposed(config: Config, mode: Mode, cluster: Cluster, *, accumulation: int, busy_s: float) -> float:
+    """Return the seconds of communication that no computing hides."""
+    parallel, world = config.parallel, cluster.world_size
+    shared = world // (parallel.pipeline_stages * parallel.tensor_parallel_size)
+    elements = max(share_elements(config, stage.share) for stage in stages_of(config))
+    ring = (shared - 1) / shared * mode.weight_bytes * elements / cluster.ring_bytes_per_s(shared)
+    if mode.stage == 3:
+        during, hiding, after = 3 * ring * accumulation, busy_s, 0.0
+    elif mode.stage == 2:
+        during, hiding, after = 2 * ring * accumulation, BACKWARD * busy_s, ring
+    else:
+        during, hiding, after = 0.0, 0.0, (3 if mode.stage == 1 else 2) * ring
+    hidden = min(during, hiding) if mode.overlap else 0.0
+    return (
+        during
+        - hidden
+        + after
+        + _offloading(mode, cluster, elements / shared, accumulation)
+        + _inside(config, cluster, mode)
+    )
+
+
+def _offloading(mode: Mode, cluster: Cluster, elements: float, accumulation: int) -> float:
+    rate = cluster.assumed.host_GB_per_s * 1e9
+    moved = 0.0
+    if mode.offload_optimizer:
+        moved += elements * (4 * accumulation + mode.weight_bytes + ADAM_BYTES_ON_HOST)
+    if mode.offload_weights:
+        moved += 2 * elements * mode.weight_bytes * accumulation
+    return moved / rate
+
+
+def _inside(config: Config, cluster: Cluster, mode: Mode) -> float:
+    """Return the seconds that ranks of one replica take to hand hidden states to each other."""
+    parallel, model = config.parallel, config.model
+    tokens = config.train.batch_tokens / (cluster.world_size // parallel.ranks_per_replica)
+    hidden = tokens * model.dim * mode.weight_bytes
+    size = parallel.ranks_per_replica
+    if size == 1:
+        return 0.0
+    if parallel.pipeline_stages > 1:
+        crosses = cluster.gpus_per_node % size != 0 and cluster.n_nodes > 1
+        gpu = cluster.gpu
+        rate = gpu.inter_node_bytes_per_s if crosses else gpu.intra_node_bytes_per_s
+        return 2 * hidden / (rate * cluster.assumed.link_efficiency)
+    rate = cluster.ring_bytes_per_s(size, neighbours=True)
+    if parallel.tensor_parallel_size > 1:  # two all-reduces in the forward, two in the backward
+        return model.n_transformer_layers * 4 * 2 * hidden * (size - 1) / size / rate
+    return model.n_transformer_layers * 8 * hidden / size * (size - 1) / size / rate  # q, k, v, output; and back

@@ -1,0 +1,90 @@
+"""The command: its answer and exit codes, and where its numbers come from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.command_line import UserError
+from pipeline import plan
+from pipeline.architecture import parameter_count, training_flops_per_token
+from pipeline.recipe import load_config
+from tests.conftest import REPOSITORY
+
+DEMO = REPOSITORY / "pipeline" / "recipes" / "demo.yaml"
+SMALL = ["--config", str(DEMO), "--deepspeed_config", str(REPOSITORY / "ds_configs" / "zero2_bf16.json")]
+ON_TWO = [*SMALL, "--num_nodes", "1", "--gpus_per_node", "2"]
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    plan.main([*arguments, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_answer_names_every_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = tmp_path / "memory.png"
+    plan.main([*ON_TWO, "--plot", str(picture), "--assume", "mfu=0.5"])
+    text = capsys.readouterr().out
+    for word in ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "tokens/s", "goodput", "USD"):
+        assert word in text
+    assert "mfu=0.5:" in text
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_numbers_are_those_of_their_owners(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, *ON_TWO)
+    config = load_config(DEMO)
+    estimate = found["estimate"]
+    assert estimate["parameters"] == parameter_count(config.model)
+    flops = estimate["flops_per_token"]
+    assert flops["trunk"] + flops["heads"] + flops["unembedding"] == training_flops_per_token(config.model, seq_len=256)
+    seconds = estimate["steps"] * estimate["step_s"] / estimate["goodput"]
+    assert estimate["days"] == pytest.approx(seconds / 86_400)
+    assert estimate["gpu_hours"] == pytest.approx(2 * seconds / 3600)
+
+
+def test_what_fits_comes_first_and_the_fastest_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    ways = planned(capsys, *ON_TWO)["alternatives"]
+    fits = [way["fits"] for way in ways]
+    assert fits == sorted(fits, reverse=True)
+    speeds = [way["tokens_per_s"] for way in ways if way["fits"]]
+    assert speeds == sorted(speeds, reverse=True)
+    assert {way["pipeline_stages"] for way in ways} == {1, 2}
+    assert {way["json"] for way in ways} == {"zero1_bf16", "zero2_bf16", "zero3_bf16", "zero3_bf16_offload"}
+
+
+def test_what_does_not_fit_is_an_answer_with_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    # the 13B on one GPU: its fp32 weights alone are 52 GB, and its optimizer 156
+    with pytest.raises(SystemExit) as end:
+        plan.main([*SMALL, "--gpus_per_node", "1", "model.dim=5120", "model.n_layers=40", "model.n_heads=40"])
+    text = capsys.readouterr().out
+    assert end.value.code == 1
+    assert "GB more than the" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*SMALL, "--gpus_per_node", "3"], "not a multiple"),
+        ([*SMALL, "--gpus_per_node", "0"], "--gpus_per_node 0"),
+        ([*ON_TWO, "--assume", "price=3"], "there is no 'price'"),
+        ([*ON_TWO, "--assume", "mfu=high"], "not a number"),
+        ([*ON_TWO, "--assume", "mfu=1.5"], "at most 1"),
+        ([*ON_TWO, "train.micro_batch=3"], "unknown key"),
+        ([*ON_TWO, "--plot", "absent/memory.png"], "no folder"),
+    ],
+)
+def test_mistakes_are_told(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan.main(arguments)
+
+
+def test_more_gpus_are_faster_and_fuller_rows_are_divided(capsys: pytest.CaptureFixture[str]) -> None:
+    one, many = (
+        planned(capsys, *SMALL, "--num_nodes", nodes, "train.batch_tokens=20971520", "train.total_tokens=2097152000")
+        for nodes in ("1", "1280")
+    )
+    assert many["estimate"]["tokens_per_s"] > 100 * one["estimate"]["tokens_per_s"]
+    assert many["estimate"]["mtbf_s"] == pytest.approx(one["estimate"]["mtbf_s"] / 1280)
+    assert many["chosen"]["memory"]["optimizer"] < one["chosen"]["memory"]["optimizer"]
