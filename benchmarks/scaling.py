@@ -43,8 +43,8 @@ def fastest(config: Config, cluster: Cluster) -> Way:
 def table() -> str:
     """Return the plans as a Markdown table."""
     lines = [
-        "| run | GPUs | way | recomputation, micro batch | GB of a rank | tokens/s | MFU | days | 1,000 GPU-hours | limit"
-        " | save every | goodput: formula, simulated | with the recipe's interval: formula, simulated |",
+        "| run | GPUs | way | recomputation, micro batch | GB of a rank | tokens/s | MFU | days | 1,000 GPU-hours"
+        " | limit | save every | goodput: formula, simulated | with the recipe's interval: formula, simulated |",
         "|---" * 13 + "|",
     ]
     for name, (recipe, changes) in RUNS.items():
