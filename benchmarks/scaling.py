@@ -9,6 +9,7 @@ formula.
 
 import dataclasses
 from statistics import mean
+from typing import Any
 
 from pipeline.config import Config
 from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
@@ -22,7 +23,7 @@ from pipeline.recipe import load_config
 RECIPES = DS_CONFIGS.parent / "pipeline" / "recipes"
 T1 = 10**12
 # 7B_1T's own batch of 1,792 sequences does not divide by 1,024 ranks; the others' 2,048 do
-RUNS = {
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "7B, 200B tokens": ("7B_200B", {}),
     "7B, 1T tokens": ("7B_1T", {"batch_tokens": 8 * 2**20}),
     "13B, 200B tokens": ("13B_200B", {}),
