@@ -4,7 +4,7 @@ Reading order: `config`, `recipe`, `layout` and `inputs` (what a run is, checked
 (trunk and heads), `loss` (the head-sequential backward), `shared_names`, `shards` and `data` (shards to batches),
 `optim`, `distributed`; `balance` and `stages` (pipelines), `sequence` (Ulysses), `engine` (DeepSpeed around the model),
 `sharded_state` and `sharded_files` (what of it is saved, and how it is read); `stop`, `watchdog`, `health` (how a run
-ends or bends), `manifest` and `checkpoint`, `monitor`, `history`, `loop`, `train`; `audit` (which samples were had). Then, to
-take the weights onward, `convert` with `formats`, `generate` with `decoding`, and `evaluate` with `evaluation`; and to
-look at runs, `report` with `reporting`.
+ends or bends), `manifest` and `checkpoint`, `monitor`, `history`, `loop`, `train`; `audit` (which samples were had). Then,
+to take the weights onward, `convert` with `formats`, `generate` with `decoding`, and `evaluate` with `evaluation`; and
+to look at runs, `report` with `reporting`.
 """
