@@ -17,6 +17,7 @@ than 5 words have no near ones.
 """
 
 import itertools
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import numpy.typing as npt
 from common.files import written_whole
 from data_prep.documents import Document
 from data_prep.filters import DIGEST_BYTES, digest, first_occurrences
+from data_prep.near_index import near_rows
 from data_prep.ngrams import ngram_hashes, word_hashes, words_of
 from data_prep.part_writer import WORK_FOLDER, Part, PartOptions
 from data_prep.readers import read_piece
@@ -82,24 +84,47 @@ def survey_part(part: Part, options: PartOptions, near: bool) -> None:
 def decide(parts: Sequence[Part], out: Path, *, near: bool) -> list[Reasons]:
     """Return for each part the reasons that drop its records, "" for those that stay, by the surveys of all parts."""
     is_first = first_occurrences([_read(part, out, "digests") for part in parts])
-    is_new = _NearIndex().add if near else None
-    return [_reasons_of(part, out, first, is_new) for part, first in zip(parts, is_first, strict=True)]
+    is_near = _near_documents(parts, out, is_first) if near else [np.zeros_like(firsts) for firsts in is_first]
+    return [_reasons_of(part, out, *which) for part, *which in zip(parts, is_first, is_near, strict=True)]
 
 
-def _reasons_of(
-    part: Part, out: Path, is_first: npt.NDArray[np.bool_], is_new: Callable[[Signature], bool] | None
-) -> Reasons:
+def _reasons_of(part: Part, out: Path, is_first: npt.NDArray[np.bool_], is_near: npt.NDArray[np.bool_]) -> Reasons:
     names = _read(part, out, "names").tolist()
     reasons = [names[index] for index in _read(part, out, "reasons").tolist()]
     staying = [place for place, reason in enumerate(reasons) if not reason]
-    signatures = _read(part, out, "signatures") if is_new is not None else None
     for row, place in enumerate(staying):
         if not is_first[row]:
             reasons[place] = DUPLICATE
-        elif is_new is not None and signatures is not None and not is_new(signatures[row]):
+        elif is_near[row]:
             reasons[place] = NEAR_DUPLICATE
     ends = np.cumsum(_read(part, out, "counts")).tolist()
     return [reasons[start:end] for start, end in itertools.pairwise([0, *ends])]
+
+
+def _near_documents(
+    parts: Sequence[Part], out: Path, is_first: Sequence[npt.NDArray[np.bool_]]
+) -> list[npt.NDArray[np.bool_]]:
+    """Return for each part which of its documents that no rule drops are near to an earlier one that stays."""
+    from datasketch import MinHashLSH
+
+    index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)  # for its choice of bands
+    asked: list[npt.NDArray[np.bool_]] = []
+    with tempfile.TemporaryDirectory(dir=out / WORK_FOLDER) as folder:
+        path = Path(folder) / "signatures"
+        with path.open("wb") as file:
+            for part, firsts in zip(parts, is_first, strict=True):
+                signatures = _read(part, out, "signatures")
+                asked.append(firsts & signatures.any(axis=1))  # zeros: too few words to be near to anything
+                signatures[asked[-1]].tofile(file)
+        n_rows = path.stat().st_size // (4 * PERMUTATIONS)
+        shape = (n_rows, PERMUTATIONS)
+        mapped = np.memmap(path, dtype=np.uint32, mode="r", shape=shape) if n_rows else np.empty(shape, np.uint32)
+        found = near_rows(mapped, threshold=THRESHOLD, bands=index.b, band_size=index.r, folder=Path(folder))
+    is_near = [np.zeros_like(of_part) for of_part in asked]
+    ends = np.cumsum([of_part.sum() for of_part in asked])
+    for which, of_part, rows in zip(is_near, asked, np.split(found, ends[:-1]), strict=True):
+        which[of_part] = rows
+    return is_near
 
 
 def _read(part: Part, out: Path, name: str) -> Any:
@@ -123,27 +148,3 @@ def signer() -> Callable[[str], Signature]:
         return np.asarray(sketch.hashvalues, dtype=np.uint32)
 
     return signature_of
-
-
-class _NearIndex:
-    """The signatures of documents that stay, found again by bands of them."""
-
-    def __init__(self) -> None:
-        from datasketch import MinHashLSH
-
-        self._index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
-        self._signatures: dict[Any, Signature] = {}
-
-    def add(self, signature: Signature) -> bool:
-        """Add a signature unless it is near to one that is here; return whether it was added."""
-        from datasketch import MinHash
-
-        if not signature.any():
-            return True
-        sketch = MinHash(hashvalues=signature, scheme="affine32")
-        candidates = self._index.query(sketch)
-        if any(np.mean(self._signatures[place] == signature) >= THRESHOLD for place in candidates):
-            return False
-        self._index.insert(len(self._signatures), sketch)
-        self._signatures[len(self._signatures)] = signature
-        return True
