@@ -4,7 +4,7 @@ Reading order: `documents` (the types), `mixture`, `trees`, `standard_input`, `s
 work cut into parts), `readers`, `parquet`, `huggingface` (pieces to documents), `languages`, `rules`, `ngrams`,
 `decontaminate`, `filters` (which documents stay), `verdicts` (what becomes of each, and how often), `fim`, `encoding`
 (a document to tokens), `document_options`, `shuffling`, `packing` (token streams to overlapping windows), `mds_writer`
-(windows to shards), `part_writer` (one part to shards: what a worker does), `deduplicate` with `near_index` (the
-pass before it), `report` (what was kept and dropped), `workers` (the processes), `shard_folder` (who may write where, and when it is
-finished), and the commands: `write_shards`, `merge_shards`, `check_shards`, `report`, `train_tokenizer`.
+(windows to shards), `part_writer` (one part to shards: what a worker does), `deduplicate` with `near_index` (the pass
+before it), `report` (what was kept and dropped), `workers` (the processes), `shard_folder` (who may write where, and
+when it is finished), and the commands: `write_shards`, `merge_shards`, `check_shards`, `report`, `train_tokenizer`.
 """

@@ -1,7 +1,7 @@
 """Pretraining of multi-token-prediction language models (Gloeckle et al. 2024, arXiv 2404.19737).
 
-Reading order: `config`, `recipe`, `layout` and `inputs` (what a run is, checked), `architecture`, `chunks` and `devices`
-(what it costs by formula, and what devices could do), `trace` (where a step's time goes), `layers` and `model` (trunk
+Reading order: `config`, `recipe`, `layout` and `inputs` (what a run is, checked), `architecture`, `chunks` and
+`devices` (what it costs by formula, and what devices could do), `trace` (where a step's time goes), `layers` and `model` (trunk
 and heads), `loss` (the head-sequential backward), `shared_names`, `shards` and `data` (shards to batches), `optim`,
 `lease` (whose run directory it is), `distributed`; `balance` and `stages` (pipelines), `sequence` (Ulysses), `engine`
 (DeepSpeed around the model), `sharded_state` and `sharded_files` (what of it is saved, and how it is read); `stop`,
