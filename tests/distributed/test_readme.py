@@ -70,8 +70,9 @@ def test_tree_names_what_is_there() -> None:
     tree = README.split("## The tree")[1]
     folders = re.findall(r"^    ([\w/]+)/  ", tree, flags=re.MULTILINE)
     assert folders == [
-        "pipeline", "pipeline/formats", "pipeline/decoding", "pipeline/evaluation", "pipeline/reporting",
-        "pipeline/recipes", "ds_configs", "data_prep", "common", "slurm", "benchmarks", "tests", "docs",
+        "pipeline", "pipeline/planning", "pipeline/formats", "pipeline/decoding", "pipeline/evaluation",
+        "pipeline/reporting", "pipeline/recipes", "ds_configs", "data_prep", "common", "slurm", "benchmarks", "tests",
+        "docs",
     ]  # fmt: skip
     for folder in ("pipeline", "data_prep"):
         for module in (REPOSITORY / folder).rglob("*.py"):
