@@ -60,7 +60,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 def test_the_page_shows_the_charts(address: str, browser: Browser) -> None:
     browser.open(f"{address}/#timeseries")
-    browser.wait_for("loss/total", "loss/head_1", "loss/head_2")
+    browser.wait_for("loss /total", "loss /head_1", "loss /head_2", "val 2 cards")
     browser.open(f"{address}/#custom_scalars")
     browser.wait_for("loss per head, nats per token")
     browser.open(f"{address}/#text")
