@@ -34,7 +34,7 @@ TEXTS = [
 
 def write_model(path: Path, **options: Any) -> str:
     model = io.BytesIO()
-    settings = {
+    settings: dict[str, Any] = {
         "model_type": "bpe", "vocab_size": 320, "byte_fallback": True, "minloglevel": 2, "unk_id": 0, "bos_id": 1,
         "eos_id": 2, "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
         "allow_whitespace_only_pieces": True, "required_chars": "☺<>PRESUFMIDEOT",
@@ -132,7 +132,7 @@ def test_no_text_gives_a_sentinel(model: str) -> None:
     raw = sentencepiece.SentencePieceProcessor(model_file=model)
     sentinels = {raw.piece_to_id(piece) for piece in SENTINEL_PIECES}
     for engine in ("sentencepiece", "gigatoken"):
-        tokenizer = load_fim_tokenizer(model, engine=engine)  # type: ignore[arg-type]
+        tokenizer = load_fim_tokenizer(model, engine=engine)
         for text in TEXTS:
             for of in (tokenizer.start, tokenizer.further):
                 assert not sentinels & set(of.encode_array(text).tolist())
