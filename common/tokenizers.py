@@ -82,6 +82,8 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: Path, *, variant: bytes | None = None) -> None:
         self._model = path.read_bytes() if variant is None else variant
+        if not self._model:
+            raise OSError("the file is empty")  # of which SentencePiece would make a model without ids
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id: int = self._processor.bos_id()
