@@ -49,8 +49,8 @@ def test_every_command_runs(sandbox: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         outputs[command] = done.stdout
-    assert len(outputs) == 12
-    assert "tokens per forward" in outputs[readme_commands()[6]]
+    assert len(outputs) == 13
+    assert "tokens per forward" in outputs[readme_commands()[7]]
     assert "pass@1" in outputs[readme_commands()[-1]]
     exports = sandbox / "exports"
     assert {path.name for path in (exports / "mine").iterdir()} == {

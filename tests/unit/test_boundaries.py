@@ -17,6 +17,7 @@ COMMANDS = (
     "data_prep.merge_shards",
     "data_prep.check_shards",
     "data_prep.report",
+    "data_prep.stats",
     "pipeline.train",
     "pipeline.audit",
     "pipeline.report",

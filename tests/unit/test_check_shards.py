@@ -14,9 +14,7 @@ import xxhash
 import zstandard
 
 from common.command_line import UserError
-from common.tokenizers import ByteTokenizer
 from data_prep import check_shards, train_tokenizer, write_shards
-from data_prep.check_shards import marked_text
 from tests.conftest import run_module
 
 JSON_PACKAGE = Path(sysconfig.get_path("stdlib")) / "json"
@@ -293,11 +291,6 @@ def test_a_sample_shows_text_and_where_documents_end(zstd_shards: Path, capsys: 
     assert "⟦EOS⟧" in shown
     with pytest.raises(UserError, match="--sample must be at least 0, not -1"):
         check_shards.main([str(zstd_shards), "--sample", "-1"])
-
-
-def test_the_mark_stands_where_the_document_ends() -> None:
-    window = np.array([*b"ab", 257, *b"c\n", 257, 257, *b"d"], dtype=np.uint16)
-    assert marked_text(window, ByteTokenizer()) == "ab⟦EOS⟧\nc\n⟦EOS⟧\n⟦EOS⟧\nd"
 
 
 def test_damage_is_exit_code_2_without_a_traceback(shards: Path) -> None:

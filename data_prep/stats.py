@@ -1,0 +1,185 @@
+"""How long the documents of finished shards are, and how many tokens their text takes.
+
+    DIR/train, val     read shard by shard, each file compared with its hash; documents are found by their EOS
+    stats.png          a histogram of their lengths, in tokens
+    stats.json         the same numbers as are printed
+
+The last document of each part is cut where no window holds the rest; it is counted, but has no length.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from common.command_line import UserError, exit_on_user_error
+from common.files import write_json, written_whole
+from data_prep.packing import TokenArray, WindowShape
+from data_prep.shard_reader import DamagedShardError, columns_in, read_metadata, shards_of, verified_bytes
+
+PERCENTILES = (1, 10, 50, 90, 99)
+_BINS_PER_FACTOR_TWO = 2
+_EXAMPLES = """examples:
+  python -m data_prep.stats data/code
+  python -m data_prep.stats data/code --output code.png"""
+
+
+@dataclass
+class SplitStats:
+    """Of one split: counts as metadata.json has them, and the lengths of its whole documents, EOS included."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    tokens_per_byte: float
+    cut_documents: int = 0
+    mean_length: float = 0.0
+    percentiles: dict[str, int] = field(default_factory=dict)
+    longest: int = 0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        UserError: the folder holds no finished shards, they are damaged, or their documents do not end in EOS.
+    """
+    arguments = _parse(argv)
+    root: Path = arguments.folder
+    metadata = read_metadata(root)
+    if metadata.get("document_ends", "eos") not in ("eos", "both"):
+        raise UserError(f"{root} was written with --document_ends {metadata['document_ends']}: no EOS ends a document")
+    stats, lengths = {}, {}
+    for split in metadata["splits"]:
+        try:
+            lengths[split], n_cut = document_lengths(root / split, metadata)
+        except DamagedShardError as error:
+            raise UserError(f"{error}; see python -m data_prep.check_shards {root}") from error
+        stats[split] = _stats(metadata["splits"][split], lengths[split], n_cut=n_cut)
+    print(table(stats))
+    picture = arguments.output or root / "stats.png"
+    _draw(lengths, picture)
+    write_json(picture.with_suffix(".json"), {split: asdict(of) for split, of in stats.items()})
+    print(f"histogram: {picture}")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.stats",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what write_shards was given as --out")
+    parser.add_argument("--output", type=Path, metavar="PNG", help="where the histogram goes (default: DIR/stats.png)")
+    arguments = parser.parse_args(argv)
+    if arguments.output is not None and (arguments.output.suffix != ".png" or not arguments.output.parent.is_dir()):
+        parser.error(f"--output {arguments.output} is no .png file in a folder that is there")
+    return arguments
+
+
+def document_lengths(folder: Path, metadata: dict[str, Any]) -> tuple[npt.NDArray[np.int64], int]:
+    """Return the lengths of a split's whole documents in tokens, EOS included, and how many are cut.
+
+    Raises:
+        DamagedShardError: a file is not what its index says.
+    """
+    eos_id = metadata["tokenizer"]["eos_id"]
+    lengths: list[npt.NDArray[np.int64]] = []
+    part, open_tokens, n_cut = "", 0, 0
+    for of_part, tokens in _streams(folder, metadata):
+        if of_part != part:
+            n_cut += open_tokens > 0
+            part, open_tokens = of_part, 0
+        ends = np.flatnonzero(tokens == eos_id) + 1
+        if len(ends):
+            lengths.append(np.diff(ends, prepend=-open_tokens))
+            open_tokens = len(tokens) - int(ends[-1])
+        else:
+            open_tokens += len(tokens)
+    n_cut += open_tokens > 0
+    return np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64), n_cut
+
+
+def _streams(folder: Path, metadata: dict[str, Any]) -> Iterator[tuple[str, TokenArray]]:
+    """Yield, shard by shard, the name of its part and the tokens that no window before has."""
+    shape = WindowShape(metadata["seq_len"], metadata["lookahead"])
+    shards = shards_of(folder)
+    for number, shard in enumerate(tqdm(shards, desc=f"reading {folder.name}", unit="shard", leave=False)):
+        path = folder / shard["raw_data"]["basename"]
+        raw, _ = verified_bytes(folder, shard)
+        _, windows = columns_in(raw, shape, metadata, n_windows=shard["samples"], path=path)
+        part = _part_of(shard)
+        yield part, windows[:, : shape.seq_len].ravel()
+        is_last = number + 1 == len(shards) or _part_of(shards[number + 1]) != part
+        if is_last:
+            yield part, windows[-1, shape.seq_len :]
+
+
+def _part_of(shard: dict[str, Any]) -> str:
+    return str(shard["raw_data"]["basename"].partition("/")[0])
+
+
+def _stats(counts: dict[str, Any], lengths: npt.NDArray[np.int64], *, n_cut: int) -> SplitStats:
+    stats = SplitStats(
+        documents=counts["documents"],
+        tokens=counts["tokens"],
+        bytes=counts["bytes"],
+        tokens_per_byte=counts["tokens"] / max(1, counts["bytes"]),
+        cut_documents=n_cut,
+    )
+    if len(lengths):
+        stats.mean_length, stats.longest = float(lengths.mean()), int(lengths.max())
+        values = np.percentile(lengths, PERCENTILES, method="inverted_cdf").astype(int).tolist()
+        stats.percentiles = dict(zip(map(str, PERCENTILES), values, strict=True))
+    return stats
+
+
+def table(stats: dict[str, SplitStats]) -> str:
+    """Return the splits as a table: sizes, and percentiles of document lengths in tokens."""
+    heads = "".join(f"{f'{percentile} %':>9}" for percentile in PERCENTILES)
+    lines = [
+        f"{'split':<8}{'documents':>12}{'tokens':>16}{'tokens/byte':>13}{'bytes/token':>13}"
+        f"{'cut':>6}{'mean':>10}{heads}{'longest':>12}"
+    ]
+    for split, of in stats.items():
+        values = "".join(f"{of.percentiles.get(str(percentile), 0):>9,}" for percentile in PERCENTILES)
+        lines.append(
+            f"{split:<8}{of.documents:>12,}{of.tokens:>16,}{of.tokens_per_byte:>13.3f}"
+            f"{of.bytes / max(1, of.tokens):>13.2f}{of.cut_documents:>6,}{of.mean_length:>10,.0f}"
+            f"{values}{of.longest:>12,}"
+        )
+    return "\n".join(lines)
+
+
+def _draw(lengths: dict[str, npt.NDArray[np.int64]], picture: Path) -> None:
+    """Draw the share of documents by length, and of the tokens that they hold."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", sharex=True)
+    longest = max((int(of.max()) for of in lengths.values() if len(of)), default=1)
+    n_bins = _BINS_PER_FACTOR_TWO * int(np.ceil(np.log2(longest + 1)))
+    edges = np.logspace(0, n_bins / _BINS_PER_FACTOR_TWO, num=n_bins + 1, base=2)
+    for panel, of_what in zip(panels, ("documents", "tokens"), strict=True):
+        for split, of in lengths.items():
+            weights = np.ones(len(of)) if of_what == "documents" else of.astype(float)
+            panel.hist(of, bins=edges, weights=weights / max(1.0, weights.sum()), histtype="step", label=split)
+        panel.set(xscale="log", xlabel="tokens of a document", ylabel=f"share of the {of_what}")
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        panel.grid(alpha=0.3)
+    panels[0].legend(frameon=False)
+    with written_whole(picture) as partial:
+        figure.savefig(partial, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main, program="stats")

@@ -1,0 +1,76 @@
+"""What stats says of shards, against the documents that they were written from."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.command_line import UserError
+from data_prep import stats, write_shards
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def lengths() -> list[int]:
+    return np.random.default_rng(0).integers(1, 400, size=300).tolist()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, lengths: list[int]) -> Path:
+    """Byte shards of several parts, one file a document."""
+    folder = tmp_path_factory.mktemp("stats")
+    (folder / "corpus").mkdir()
+    for number, length in enumerate(lengths):
+        (folder / "corpus" / f"{number:03}.py").write_text(chr(97 + number % 26) * length)
+    write_shards.main([*_command(folder / "corpus", folder / "out"), "--val_fraction", "0"])
+    return folder / "out"
+
+
+def _command(corpus: Path, out: Path) -> list[str]:
+    words = ["--input", str(corpus), "--tokenizer", "bytes", "--out", str(out)]
+    return [*words, "--seq_len", "32", "--part_bytes", "20000", "--num_workers", "1"]
+
+
+def test_lengths_are_those_of_the_documents(
+    shards: Path, lengths: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stats.main([str(shards)])
+    said = json.loads((shards / "stats.json").read_text())["train"]
+    parts = len(list((shards / "train").glob("part-*")))
+    assert parts >= 3
+    found, n_cut = stats.document_lengths(shards / "train", stats.read_metadata(shards))
+    assert 0 < n_cut <= parts
+    whole = iter(length + 1 for length in lengths)  # with EOS
+    assert all(length in whole for length in found.tolist())  # the same in order, but for those that were cut
+    assert len(found) >= len(lengths) - 2 * parts
+    assert (said["documents"], said["bytes"]) == (len(lengths), sum(lengths))
+    assert said["tokens_per_byte"] == pytest.approx((sum(lengths) + len(lengths)) / sum(lengths))
+    assert (said["mean_length"], said["longest"]) == (pytest.approx(found.mean()), found.max())
+    assert said["percentiles"]["50"] == np.sort(found)[-(-len(found) // 2) - 1]
+    assert (shards / "stats.png").read_bytes().startswith(PNG)
+    assert "tokens/byte" in capsys.readouterr().out
+
+
+def test_mistakes_are_said(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is missing: not a folder of write_shards"):
+        stats.main([str(tmp_path)])
+    out = tmp_path / "out"
+    write_shards.main([*_command(shards.parent / "corpus", out), "--val_fraction", "0", "--document_ends", "none"])
+    with pytest.raises(UserError, match="written with --document_ends none: no EOS ends a document"):
+        stats.main([str(out)])
+    with pytest.raises(SystemExit):
+        stats.main([str(shards), "--output", str(tmp_path / "no" / "picture.png")])
+
+
+def test_damage_is_said(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_shards.main([*_command(shards.parent / "corpus", out), "--val_fraction", "0"])
+    (file,) = (out / "train" / "part-00000").glob("*.mds")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"xxh64 hash is not the one .* see python -m data_prep.check_shards"):
+        stats.main([str(out)])
+    assert not (out / "stats.png").exists()
