@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -27,6 +28,12 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [sys.executable, "-m", "pipeline.generate", "--ckpt_dir", str(folder), "--device", "cpu", "--interactive"]
 
 
+def _take_terminal() -> None:
+    """Make standard input the terminal that Ctrl-C comes from, also where the tests run with it ignored, as by `&`."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A process in a terminal of its own, and what it has shown there."""
 
@@ -34,7 +41,7 @@ class Terminal:
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
             command, cwd=REPOSITORY, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "dumb"},
-            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            start_new_session=True, preexec_fn=_take_terminal,
         )  # fmt: skip
         os.close(slave)
         self._poll = select.poll()  # unlike select.select it takes descriptors above 1,023, which a long test run has
