@@ -8,21 +8,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.decoders import AUTOREGRESSIVE, TRANSFORMERS, Decoding, bytes_of_a_step, copy_bandwidth
+from benchmarks.harness import Spread, markdown, ratio, spread
 from pipeline.decoding.blockwise import Generation
 from pipeline.model import MultiTokenModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Median and quartiles of repeated measurements."""
-
-    median: float
-    lower: float
-    upper: float
-
-    def __str__(self) -> str:
-        median, lower, upper = (f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (self.median, self.lower, self.upper))
-        return f"{median} ({lower} to {upper})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +76,8 @@ def take_times(
                 accepted=accepted,
                 acceptance_rate=rate,
                 tokens_per_s=spread([len(prompts) * max_gen_len / taken for taken in seconds[name]]),
-                over_autoregressive=_ratio(seconds[AUTOREGRESSIVE], seconds[name]),
-                over_transformers=_ratio(seconds[TRANSFORMERS], seconds[name]),
+                over_autoregressive=ratio(seconds[AUTOREGRESSIVE], seconds[name]),
+                over_transformers=ratio(seconds[TRANSFORMERS], seconds[name]),
             )
         )
     return times
@@ -162,16 +150,6 @@ def acceptance(generations: Sequence[Generation]) -> tuple[list[float], float | 
     return rates, sum(rates) / len(rates) if rates else None
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Return median and quartiles."""
-    lower, median, upper = np.percentile(values, [25, 50, 75]).tolist()
-    return Spread(median=median, lower=lower, upper=upper)
-
-
-def _ratio(base: Sequence[float], seconds: Sequence[float]) -> Spread:
-    return spread([theirs / ours for theirs, ours in zip(base, seconds, strict=True)])
-
-
 def table(times: Sequence[Times]) -> str:
     """Return the times as a Markdown table."""
     rows = [
@@ -186,9 +164,7 @@ def table(times: Sequence[Times]) -> str:
             [str(way.batch_size), way.decoding, f"{way.tokens_per_forward:.3f}", accepted, *spreads,
              f"{way.efficiency:.3f}", same]
         )  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return markdown(rows)
 
 
 def plot(times: Sequence[Times], path: Path, *, title: str) -> None:

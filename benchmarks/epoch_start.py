@@ -10,8 +10,6 @@ from it, in a process of its own for each setting: one rank, no loader workers.
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.harness import answer, on_ranks
 from benchmarks.outputs import check_json
 from common.command_line import exit_on_user_error
 from common.files import write_json
@@ -47,7 +46,7 @@ def write_index(folder: Path, *, windows: int) -> None:
     path.write_text(json.dumps(index), encoding="utf-8")
 
 
-def first_batch(shards: Path, data: DataConfig) -> dict[str, float]:
+def first_batch(data: DataConfig) -> dict[str, float]:
     """Return the seconds until the first batch, and the most memory that this process had meanwhile."""
     from pipeline.data import TrainingData
     from pipeline.distributed import world_from_environment
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--block_sizes", type=int, nargs="+", default=[usual.shuffle_block_size])
     parser.add_argument("--canonical_nodes", type=int, nargs="+", default=[usual.num_canonical_nodes])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--todo", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     settings = [
         {"shuffle_algo": algo, "shuffle_block_size": block, "num_canonical_nodes": nodes}
@@ -94,12 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for block in arguments.block_sizes
         for nodes in arguments.canonical_nodes
     ]
-    if arguments.only is not None:
-        print(
-            json.dumps(
-                first_batch(arguments.only, DataConfig(shards=str(arguments.only), num_workers=0, **settings[0]))
-            )
-        )
+    if arguments.todo is not None:
+        todo = json.loads(arguments.todo.read_text(encoding="utf-8"))
+        answer(arguments.todo, first_batch(DataConfig(num_workers=0, **todo)))
         return
     check_json(arguments.json)
     rows = []
@@ -109,11 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (Path(folder) / "train").mkdir()
         write_index(Path(folder) / "train", windows=arguments.windows)
         for setting in tqdm(settings, leave=False):
-            command = [sys.executable, "-m", "benchmarks.epoch_start", "--only", folder]
-            command += ["--algos", str(setting["shuffle_algo"]), "--block_sizes", str(setting["shuffle_block_size"])]
-            command += ["--canonical_nodes", str(setting["num_canonical_nodes"])]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found = json.loads(done.stdout.splitlines()[-1])
+            found = on_ranks("benchmarks.epoch_start", {"shards": folder, **setting}, ranks=1)
             rows.append({**setting, **found})
             print(
                 f"| {setting['shuffle_algo']} | {setting['shuffle_block_size']} | {setting['num_canonical_nodes']} | "

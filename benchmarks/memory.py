@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+from benchmarks.harness import markdown
 from benchmarks.naive import NaiveModel
 from benchmarks.outputs import check_json
 from common.command_line import exit_on_user_error
@@ -218,7 +219,7 @@ def peak_table(peaks: Sequence[tuple[str, Step, Peak]]) -> str:
         kind = [name, "yes" if step.activation_checkpointing else "no", "later" if step.gradients_exist else "first"]
         figures = [text for x in (peak, naive) for text in (f"{x.total / GIB:.3f}", f"{x.total / base:.3f}")]
         rows.append([*kind, str(n), *figures])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def resident_lines() -> str:
@@ -251,13 +252,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, step, peak in peaks
         ]
         write_json(arguments.json, {"torch": torch.__version__, "counted": counted})
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows, the first of them the heading, as an aligned Markdown table."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

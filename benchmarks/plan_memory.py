@@ -12,16 +12,12 @@ import argparse
 import gc
 import itertools
 import json
-import os
-import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import REPOSITORY, answer, on_ranks
 from benchmarks.outputs import check_json
 from common.command_line import exit_on_user_error
 from common.files import write_json
@@ -29,7 +25,6 @@ from pipeline.config import Config, DataConfig, ModelConfig, ParallelConfig, Tra
 from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
 from pipeline.planning.memory import mode_of, moments
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 JSONS = sorted(path.stem for path in (REPOSITORY / "ds_configs").glob("*.json"))
 PIPELINE_JSONS = ("zero0_fp32", "zero1_fp32", "zero1_bf16")
 SMALL_LIMITS = {
@@ -104,25 +99,12 @@ def predicted(case: Case) -> int:
 
 def measured(wanted: Sequence[Case]) -> list[int]:
     """Return the bytes that the fullest rank had, for cases that all have the same number of ranks."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        todo, done = Path(folder) / "cases.json", Path(folder) / "bytes.json"
-        todo.write_text(json.dumps([asdict(case) for case in wanted]), encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(wanted[0].ranks)]
-        command += ["--master_port", str(port), "--module", "benchmarks.plan_memory", "--cases", str(todo)]
-        on_cpu = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
-        result = subprocess.run(
-            command, cwd=REPOSITORY, env={**os.environ, **on_cpu}, capture_output=True, text=True, check=False
-        )
-        if result.returncode:
-            raise RuntimeError(result.stdout[-4000:] + result.stderr[-4000:])
-        return json.loads(done.read_text(encoding="utf-8"))
+    todo = [asdict(case) for case in wanted]
+    return on_ranks("benchmarks.plan_memory", todo, ranks=wanted[0].ranks, DS_ACCELERATOR="cpu")
 
 
 def measure_here(todo: Path) -> None:
-    """Be one of the ranks: train each case, and let rank 0 write the most that any rank had beside the cases."""
+    """Be one of the ranks: train each case, and let rank 0 answer with the most that any rank had."""
     import torch
 
     from pipeline.distributed import from_every_rank, world_from_environment
@@ -134,7 +116,7 @@ def measure_here(todo: Path) -> None:
             found.append(max(from_every_rank(_second_step(Case(**values), torch.device("cpu")))))
             gc.collect()
     if world.is_main:
-        write_json(todo.with_name("bytes.json"), found)
+        answer(todo, found)
 
 
 def _second_step(case: Case, device: Any) -> int:
@@ -177,10 +159,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="default: 1 2")
     parser.add_argument("--n", type=int, nargs="+", default=[1, 4], choices=[1, 4], help="heads (default: 1 4)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    parser.add_argument("--cases", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--todo", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.cases is not None:
-        measure_here(arguments.cases)
+    if arguments.todo is not None:
+        measure_here(arguments.todo)
         return
     check_json(arguments.json)
     rows = []

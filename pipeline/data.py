@@ -23,6 +23,7 @@ from torch import Tensor
 from pipeline.config import Config
 from pipeline.trace import part
 
+CPU = torch.device("cpu")
 NOTHING = -1  # in place of the number of a window that was read, where no shard is whole
 SampleId = int | tuple[int, int]  # the number of a window; or that, and of the one that was read in its place
 EpochSamples = tuple[int, list[SampleId]]  # an epoch, and samples of it
@@ -67,13 +68,17 @@ class TrainingData:
     What it has met on the way is handed over, and forgotten, by the `take_` methods.
 
     wait_s: seconds that the training loop has spent waiting in `next`, added up.
+
+    Args:
+        config: the run.
+        device: where batches go, as the uint16 that they are stored in, a quarter of the bytes and without waiting.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, device: torch.device = CPU) -> None:
         from common.mds import streaming
         from pipeline.shards import ShardFolder
 
-        self._config = config
+        self._config, self._device = config, device
         sharers = config.parallel.ranks_per_replica
         # streaming warns to account for what ranks share; its StreamingDataLoader, whose position is kept, does
         logging.getLogger("streaming.base.dataset").addFilter(lambda record: "`replication`" not in record.getMessage())
@@ -154,7 +159,7 @@ class TrainingData:
                 # the position counts what all replicas have read, this batch included
                 position = self._loader.state_dict()
                 if self._resumed_at < position["sample_in_epoch"] <= self._windows_per_epoch:
-                    batch = _batch_of(collated, self._config)
+                    batch = _batch_of(collated, self._config, device=self._device)
                     self._met.note(batch)
                     self._note_samples(position["epoch"], batch)
                     yield batch
@@ -189,10 +194,13 @@ def _windows_per_step(config: Config) -> int:
 class ValidationData:
     """The first `n_windows` of the val split, dealt to the replicas; the same batches at every iteration."""
 
-    def __init__(self, config: Config, *, n_windows: int, replica: int, n_replicas: int) -> None:
+    def __init__(
+        self, config: Config, *, n_windows: int, replica: int, n_replicas: int, device: torch.device = CPU
+    ) -> None:
         from pipeline.shards import ShardFolder
 
         self._config, self._mine = config, range(replica, n_windows, n_replicas)
+        self._device = device
         self._dataset = ShardFolder(Path(config.data.shards) / "val", batch_size=config.train.micro_batch_size)
         self._met = _Met()
 
@@ -200,7 +208,7 @@ class ValidationData:
         per_batch = self._config.train.micro_batch_size
         for start in range(0, len(self._mine), per_batch):
             samples = [self._dataset[index] for index in self._mine[start : start + per_batch]]
-            batch = _batch_of(_collate(samples), self._config)
+            batch = _batch_of(_collate(samples), self._config, device=self._device)
             self._met.note(batch)
             yield batch
 
@@ -240,8 +248,8 @@ class _Met:
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collate samples of a `ShardFolder`; the first entry is windows (B, W), int64, whose length streaming counts."""
-    windows_BW = torch.from_numpy(np.stack([sample["tokens"] for sample in samples]).astype(np.int64))
+    """Collate samples of a `ShardFolder`; the first entry is windows (B, W), uint16, whose length streaming counts."""
+    windows_BW = torch.from_numpy(np.stack([sample["tokens"] for sample in samples]))
     return {
         "windows_BW": windows_BW,
         "ids_B": [sample["id"] for sample in samples],
@@ -250,9 +258,8 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _batch_of(collated: dict[str, Any], config: Config) -> Batch:
-    batch = batch_from_windows(
-        collated["windows_BW"], seq_len=config.data.seq_len, n_future_tokens=config.model.n_future_tokens
-    )
+def _batch_of(collated: dict[str, Any], config: Config, *, device: torch.device) -> Batch:
+    windows_BW = collated["windows_BW"].to(device, non_blocking=True).long()
+    batch = batch_from_windows(windows_BW, seq_len=config.data.seq_len, n_future_tokens=config.model.n_future_tokens)
     ids_B, read_ids_B, faults = (tuple(collated[name]) for name in ("ids_B", "read_ids_B", "faults"))
     return dataclasses.replace(batch, ids_B=ids_B, read_ids_B=read_ids_B, faults=faults)

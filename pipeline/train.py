@@ -105,9 +105,12 @@ def run(
     if config.train.eval_every_steps:
         n_windows = evaluation_windows(inputs.metadata, config, data_ranks=inputs.data_ranks)
         replica = world.rank // config.parallel.ranks_per_replica
-        validation = ValidationData(config, n_windows=n_windows, replica=replica, n_replicas=inputs.data_ranks)
+        validation = ValidationData(
+            config, n_windows=n_windows, replica=replica, n_replicas=inputs.data_ranks, device=device
+        )
     trainer = Trainer(
-        config, world=world, device=device, engine=engine, data=TrainingData(config), validation=validation,
+        config, world=world, device=device, engine=engine,
+        data=TrainingData(config, device=device), validation=validation,
         previews=previews, checkpoints=checkpoints, lease=lease, stop=stop, watchdog=watchdog,
     )  # fmt: skip
     try:

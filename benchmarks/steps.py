@@ -1,0 +1,240 @@
+"""Times of whole training steps and their peak memory, many models in turns in one process group; started on ranks.
+
+Every case trains under the real DeepSpeed engine on one micro batch of random tokens a step, the optimizer's update
+included. Its memory is measured first, in its second step, alone: on a GPU what torch's allocator gave out at most
+since before the engine was built; on the CPU every storage is counted that operators return while it lives
+(benchmarks/memory.py). Then all cases step in turns (harness.in_turns); a step is as long as on the slowest rank.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.harness import REPOSITORY, answer, in_turns, on_ranks
+from pipeline.architecture import parameter_count, training_flops
+from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from pipeline.inputs import fill_deepspeed_config, precision, read_deepspeed_config
+
+Way = Literal["sequential", "naive", "transformers", "liger", "lingua"]
+BUCKETS = {"reduce_bucket_size", "stage3_prefetch_bucket_size"}
+STATE_BYTES = {"fp32": 16, "bf16": 20}  # of a parameter on one rank: weight, gradient, moments; bf16: fp32 copies too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One model, and how it is trained.
+
+    way: our head-sequential loss, the naive sum of the same model (naive.py), or a peer (peers.py).
+    linear_heads: each head is one matrix, with an unembedding of its own, as lingua's are.
+    json: a file of ds_configs/ by name.
+    """
+
+    way: Way = "sequential"
+    n_future_tokens: int = 1
+    linear_heads: bool = False
+    dim: int
+    n_layers: int
+    n_heads: int
+    vocab_size: int
+    seq_len: int
+    micro_batch_size: int
+    activation_checkpointing: bool = False
+    json: str = "zero1_fp32"
+
+    @property
+    def name(self) -> str:
+        """What tables and reports call it."""
+        linear = ", linear heads" if self.linear_heads and self.way != "lingua" else ""
+        return f"{self.way}{linear}, n = {self.n_future_tokens}"
+
+    @property
+    def model(self) -> ModelConfig:
+        """The shape."""
+        return ModelConfig(
+            dim=self.dim,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            vocab_size=self.vocab_size,
+            n_future_tokens=self.n_future_tokens,
+            head_type="linear" if self.linear_heads else "transformer",
+            replicated_unembedding=self.linear_heads,
+        )
+
+    @property
+    def flops_per_token(self) -> int:
+        """Model FLOPs, forward and backward; what is computed twice counts once. Lingua's heads are unembeddings."""
+        flops = training_flops(self.model, seq_len=self.seq_len)
+        return flops.total - (flops.heads if self.way == "lingua" else 0)
+
+    @property
+    def state_bytes(self) -> int:
+        """Weights, gradients and optimizer state on one rank, which are there whatever the batch."""
+        return parameter_count(self.model) * STATE_BYTES[precision(self._values)]
+
+    @property
+    def _values(self) -> dict[str, Any]:
+        return read_deepspeed_config(REPOSITORY / "ds_configs" / f"{self.json}.json")
+
+    def config(self, *, ranks: int) -> Config:
+        """Return the recipe of one micro batch on each rank."""
+        return Config(
+            model=self.model,
+            data=DataConfig(seq_len=self.seq_len),
+            train=TrainConfig(
+                total_tokens=10**9,
+                batch_tokens=ranks * self.micro_batch_size * self.seq_len,
+                micro_batch_size=self.micro_batch_size,
+                activation_checkpointing=self.activation_checkpointing,
+            ),
+            optim=OptimConfig(lr=1e-4),
+        )
+
+    def deepspeed_config(self, *, ranks: int) -> dict[str, Any]:
+        """Return the filled DeepSpeed JSON; buckets are at most an eighth of the model, or would hide it."""
+        values = self._values
+        zero = values["zero_optimization"]
+        for limit in BUCKETS & zero.keys():
+            zero[limit] = min(zero[limit], parameter_count(self.model) // 8)
+        filled, problems = fill_deepspeed_config(values, self.config(ranks=ranks), data_ranks=ranks)
+        assert not problems, problems
+        return filled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a case took: seconds of each step that counts, and the most bytes on the fullest rank."""
+
+    case: Case
+    seconds: list[float]
+    peak_bytes: int
+
+
+def measure(
+    cases: Sequence[Case], *, ranks: int, threads: int, warm_up: int, repeats: int, **variables: str
+) -> tuple[list[Measured], str]:
+    """Measure all cases in one process group; return what they took, and the device's name."""
+    todo = {"cases": [asdict(case) for case in cases], "warm_up": warm_up, "repeats": repeats}
+    found = on_ranks("benchmarks.steps", todo, ranks=ranks, threads=threads, **variables)
+    measured = [
+        Measured(case=case, seconds=seconds, peak_bytes=peak_bytes)
+        for case, seconds, peak_bytes in zip(cases, found["seconds"], found["peak_bytes"], strict=True)
+    ]
+    return measured, found["device"]
+
+
+def measure_here(path: Path) -> None:
+    """Be one of the ranks; rank 0 leaves the answer."""
+    import torch
+
+    from pipeline.distributed import from_every_rank, world_from_environment
+    from pipeline.engine import process_group
+    from pipeline.monitor import device_name
+
+    todo = json.loads(path.read_text(encoding="utf-8"))
+    cases, world = [Case(**values) for values in todo["cases"]], world_from_environment()
+    with process_group(world) as device:
+        ready = [_prepare(case, ranks=world.world_size, device=device) for case in cases]
+        steps = {str(index): _timed(step, device) for index, (step, _) in enumerate(ready)}
+        own_s = in_turns(steps, warm_up=todo["warm_up"], repeats=todo["repeats"])
+        of_ranks = from_every_rank([list(own_s.values()), [peak for _, peak in ready]])
+        name = device_name(device)
+        del ready, steps
+    if world.is_main:
+        seconds = [_slowest(times_of_ranks) for times_of_ranks in zip(*(times for times, _ in of_ranks), strict=True)]
+        peaks = [max(peaks) for peaks in zip(*(peaks for _, peaks in of_ranks), strict=True)]
+        answer(path, {"seconds": seconds, "peak_bytes": peaks, "device": name, "torch": torch.__version__})
+
+
+def _slowest(times_of_ranks: Sequence[Sequence[float]]) -> list[float]:
+    return [max(times) for times in zip(*times_of_ranks, strict=True)]
+
+
+def _prepare(case: Case, *, ranks: int, device: Any) -> tuple[Callable[[], None], int]:
+    """Build the case's engine and take two steps; return how to take more, and the bytes at the peak of the second."""
+    import torch
+
+    from benchmarks.memory import StorageLog
+    from pipeline.data import Batch
+
+    shape = (case.micro_batch_size, case.seq_len)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(case.vocab_size, shape, generator=generator)
+    targets = torch.randint(case.vocab_size, (*shape, case.n_future_tokens), generator=generator)
+    batches = itertools.repeat(Batch(tokens, targets).to(device))
+    gc.collect()
+    if device.type == "cpu":
+        log = StorageLog(vocab_size=case.vocab_size)
+        with log:
+            engine = _engine_of(case, ranks=ranks, device=device)
+            engine.train_step(batches, learning_rate=1e-4)
+            gc.collect()
+            start = log.n_events
+            engine.train_step(batches, learning_rate=1e-4)
+        peak_bytes = log.peak(since=start).total
+    else:
+        before = torch.cuda.memory_allocated(device)
+        engine = _engine_of(case, ranks=ranks, device=device)
+        engine.train_step(batches, learning_rate=1e-4)
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats(device)
+        engine.train_step(batches, learning_rate=1e-4)
+        peak_bytes = torch.cuda.max_memory_allocated(device) - before
+
+    def step() -> None:
+        engine.train_step(batches, learning_rate=1e-4)
+
+    return step, peak_bytes
+
+
+def _engine_of(case: Case, *, ranks: int, device: Any) -> Any:
+    from torch import nn
+
+    from benchmarks.naive import NaiveModel
+    from benchmarks.peers import LinguaModel, Llama
+    from pipeline.engine import Engine, build_engine
+
+    makers: dict[Way, Callable[[ModelConfig], nn.Module]] = {
+        "naive": lambda model: NaiveModel(model, activation_checkpointing=case.activation_checkpointing),
+        "transformers": Llama,
+        "liger": lambda model: Llama(model, kernels="liger"),
+        "lingua": LinguaModel,
+    }
+
+    class PeerEngine(Engine):
+        """The same engine around another module."""
+
+        def _build(self, config: Config, deepspeed_config: dict[str, Any]) -> nn.Module:
+            with self._device:
+                return makers[case.way](config.model)
+
+        def _timed(self, module: nn.Module, deepspeed_config: dict[str, Any]) -> nn.Module:
+            return module
+
+    make = build_engine if case.way == "sequential" else PeerEngine
+    return make(case.config(ranks=ranks), case.deepspeed_config(ranks=ranks), device=device)
+
+
+def _timed(step: Callable[[], None], device: Any) -> Callable[[], float]:
+    import torch
+
+    def seconds() -> float:
+        torch.distributed.barrier()
+        start_s = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start_s
+
+    return seconds
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
+    parser.add_argument("--todo", type=Path, required=True, help="written by harness.on_ranks")
+    measure_here(parser.parse_args().todo)

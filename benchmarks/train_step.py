@@ -1,0 +1,159 @@
+"""Step time and peak memory of n = 1, 2, 4 and 8, head-sequential and as a naive sum, beside the limit and peers.
+
+    python -m benchmarks.train_step [--shapes deep wide] [--n 1 2 4 8] [--ranks 1] [--json FILE]
+
+The limit: n heads in the place of trunk layers cost the FLOPs of n - 1 unembeddings more, and nothing else. So a step
+of n heads over one of n = 1 is held against the ratio of their model FLOPs, "FLOPs of n = 1" in the table; "of the
+limit" is the one over the other. The optimizer's update, the same for every n, is in a step.
+
+Peers, under the same DeepSpeed JSON: transformers' LlamaForCausalLM of the same shape (n = 1), the same with
+liger-kernel (--peers transformers liger lingua, on a GPU), and lingua's n linear heads under activation checkpointing,
+beside our linear heads. Ratios are to our head-sequential n = 1, in the same round; medians, in brackets quartiles.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from benchmarks.harness import markdown, ratio, spread
+from benchmarks.outputs import check_json
+from benchmarks.steps import Case, Measured, measure
+from common.command_line import exit_on_user_error
+from common.files import write_json
+from pipeline.config import MODEL_SIZES
+
+# Small enough for two cores: one whose layers cost most, as those of large models do, and one whose unembedding does.
+SMALL = {
+    "deep": Case(dim=384, n_layers=9, n_heads=6, vocab_size=2048, seq_len=256, micro_batch_size=2),
+    "wide": Case(dim=256, n_layers=9, n_heads=4, vocab_size=16_384, seq_len=256, micro_batch_size=2),
+}
+LARGE = {
+    name: Case(dim=dim, n_layers=n_layers, n_heads=n_heads, vocab_size=32_000, seq_len=4096, micro_batch_size=1)
+    for name, (dim, n_layers, n_heads) in MODEL_SIZES.items()
+}
+SHAPES = SMALL | LARGE
+PEERS = ("transformers", "liger", "lingua")
+
+
+def cases_of(base: Case, *, heads: Sequence[int], peers: Sequence[str]) -> list[Case]:
+    """Return what is measured side by side for one shape; head-sequential n = 1, to which all is compared, leads."""
+    first = replace(base, n_future_tokens=1)
+    cases = [replace(first, n_future_tokens=n) for n in sorted({1, *heads})]
+    cases += [replace(case, way="naive") for case in cases]
+    cases += [replace(first, way=way) for way in ("transformers", "liger") if way in peers]
+    if "lingua" in peers:
+        linear = replace(first, n_future_tokens=4, linear_heads=True)
+        cases += [replace(linear, way=way) for way in ("sequential", "naive", "lingua")]
+    return cases
+
+
+def flops_ratio(case: Case, base: Case) -> float:
+    """Return the case's model FLOPs over those of `base`: what its step may take, in steps of `base`."""
+    return case.flops_per_token / base.flops_per_token
+
+
+def rows_of(measured: Sequence[Measured]) -> list[dict[str, object]]:
+    """Return every figure of one shape, compared to its first case."""
+    base = measured[0]
+    rows: list[dict[str, object]] = []
+    for one in measured:
+        limit, over = flops_ratio(one.case, base.case), ratio(one.seconds, base.seconds)
+        rows.append(
+            {
+                "case": asdict(one.case),
+                "flops_per_token": one.case.flops_per_token,
+                "flops_ratio": limit,
+                "seconds": one.seconds,
+                "step_s": asdict(spread(one.seconds)),
+                "step_ratio": asdict(over),
+                "of_limit": over.median / limit,
+                "peak_bytes": one.peak_bytes,
+                "peak_ratio": one.peak_bytes / base.peak_bytes,
+            }
+        )
+    return rows
+
+
+def table(measured: Sequence[Measured]) -> str:
+    """Return one shape's figures as a Markdown table."""
+    base = measured[0]
+    rows = [["way", "step, s", "of n = 1", "FLOPs of n = 1", "of the limit", "peak, MB", "of n = 1"]]
+    for one in measured:
+        limit, over = flops_ratio(one.case, base.case), ratio(one.seconds, base.seconds)
+        rows.append(
+            [
+                one.case.name,
+                str(spread(one.seconds)),
+                str(over),
+                f"{limit:.3f}",
+                f"{over.median / limit:.3f}",
+                f"{one.peak_bytes / 1e6:.1f}",
+                f"{one.peak_bytes / base.peak_bytes:.3f}",
+            ]
+        )
+    return markdown(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure each shape, print its table, and write the JSON that was asked for.
+
+    Raises:
+        UserError: the JSON's folder does not exist.
+    """
+    arguments = _parse(argv)
+    check_json(arguments.json)
+    found = {}
+    for name in arguments.shapes:
+        changed = {"json": arguments.deepspeed_json, "activation_checkpointing": arguments.activation_checkpointing}
+        for field in ("seq_len", "micro_batch_size"):
+            if getattr(arguments, field) is not None:
+                changed[field] = getattr(arguments, field)
+        cases = cases_of(replace(SHAPES[name], **changed), heads=arguments.n, peers=arguments.peers)
+        measured, device = measure(
+            cases,
+            ranks=arguments.ranks,
+            threads=arguments.threads or max(1, (os.cpu_count() or 1) // arguments.ranks),
+            warm_up=arguments.warm_up,
+            repeats=arguments.repeats,
+        )
+        base = cases[0]
+        print(
+            f"{name}: dim {base.dim}, {base.n_layers} layers, V = {base.vocab_size:,}, {base.micro_batch_size} x"
+            f" {base.seq_len:,} tokens a rank, {base.json}, {arguments.ranks} ranks, {device}\n\n{table(measured)}\n",
+            flush=True,
+        )
+        found[name] = {"device": device, "ranks": arguments.ranks, "cases": rows_of(measured)}
+    if arguments.json is not None:
+        write_json(arguments.json, found)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = "default: %(default)s"
+    parser.add_argument(
+        "--shapes", nargs="+", choices=SHAPES, default=list(SMALL), help=f"small ones, or the paper's ({default})"
+    )
+    parser.add_argument("--n", type=int, nargs="+", default=[1, 2, 4, 8], help=f"numbers of heads ({default})")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=["transformers", "lingua"], help=default)
+    parser.add_argument(
+        "--deepspeed_json", default="zero1_fp32", metavar="NAME", help=f"a file of ds_configs/ ({default})"
+    )
+    parser.add_argument("--seq_len", type=int, help="in the place of the shape's own")
+    parser.add_argument("--micro_batch_size", type=int, help="in the place of the shape's own")
+    parser.add_argument("--activation_checkpointing", action="store_true", help="of our own models")
+    parser.add_argument("--ranks", type=int, default=1, help=default)
+    parser.add_argument("--threads", type=int, help="of each rank on the CPU (default: the cores, shared out)")
+    parser.add_argument("--warm_up", type=int, default=1, help=f"rounds that do not count ({default})")
+    parser.add_argument("--repeats", type=int, default=9, help=f"rounds that do ({default})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure here")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main, program="benchmarks.train_step")
