@@ -55,7 +55,7 @@ def in_turns(
     """Call every case once in each of `warm_up` + `repeats` rounds; return what the later rounds gave, by name."""
     found: dict[str, list[float]] = {name: [] for name in cases}
     rounds = range(warm_up + repeats)
-    for index in tqdm(rounds, desc=label, leave=False, disable=os.environ.get("RANK", "0") != "0"):
+    for index in tqdm(rounds, desc=label, leave=False, disable=os.environ.get("RANK", "0") != "0" or None):
         for name in list(cases)[:: 1 if index % 2 else -1]:
             measured = cases[name]()
             if index >= warm_up:
@@ -92,8 +92,9 @@ def on_ranks(module: str, todo: Any, *, ranks: int, threads: int = 1, **variable
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
         command += ["--master_port", str(port), "--module", module, "--todo", str(path)]
         environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **variables}
+        said = None if sys.stderr.isatty() else subprocess.STDOUT  # a person sees rank 0's progress
         done = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=said, check=False
         )
         if done.returncode:
             raise RuntimeError(done.stdout.decode(errors="replace")[-8000:])

@@ -120,6 +120,11 @@ class StorageLog(TorchDispatchMode):
         """How often a storage has appeared or died so far."""
         return len(self._events)
 
+    @property
+    def alive_bytes(self) -> int:
+        """Bytes of the storages that live now."""
+        return sum(storage.n_bytes for storage in self._alive.values())
+
     def peak(self, *, since: int = 0) -> Peak:
         """Return what was alive when most bytes were; at the first such moment after `since` events."""
         n_bytes = most = 0

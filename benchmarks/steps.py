@@ -19,11 +19,10 @@ from typing import Any, Literal
 from benchmarks.harness import REPOSITORY, answer, in_turns, on_ranks
 from pipeline.architecture import parameter_count, training_flops
 from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from pipeline.inputs import fill_deepspeed_config, precision, read_deepspeed_config
+from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
 
 Way = Literal["sequential", "naive", "transformers", "liger", "lingua"]
 BUCKETS = {"reduce_bucket_size", "stage3_prefetch_bucket_size"}
-STATE_BYTES = {"fp32": 16, "bf16": 20}  # of a parameter on one rank: weight, gradient, moments; bf16: fp32 copies too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +72,6 @@ class Case:
         return flops.total - (flops.heads if self.way == "lingua" else 0)
 
     @property
-    def state_bytes(self) -> int:
-        """Weights, gradients and optimizer state on one rank, which are there whatever the batch."""
-        return parameter_count(self.model) * STATE_BYTES[precision(self._values)]
-
-    @property
     def _values(self) -> dict[str, Any]:
         return read_deepspeed_config(REPOSITORY / "ds_configs" / f"{self.json}.json")
 
@@ -108,11 +102,16 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a case took: seconds of each step that counts, and the most bytes on the fullest rank."""
+    """What a case took: seconds of each step that counts, and bytes on the fullest rank.
+
+    peak_bytes: the most within a step.
+    resident_bytes: between steps: weights, optimizer state, buffers.
+    """
 
     case: Case
     seconds: list[float]
     peak_bytes: int
+    resident_bytes: int
 
 
 def measure(
@@ -122,8 +121,8 @@ def measure(
     todo = {"cases": [asdict(case) for case in cases], "warm_up": warm_up, "repeats": repeats}
     found = on_ranks("benchmarks.steps", todo, ranks=ranks, threads=threads, **variables)
     measured = [
-        Measured(case=case, seconds=seconds, peak_bytes=peak_bytes)
-        for case, seconds, peak_bytes in zip(cases, found["seconds"], found["peak_bytes"], strict=True)
+        Measured(case=case, seconds=seconds, peak_bytes=peak, resident_bytes=resident)
+        for case, seconds, (peak, resident) in zip(cases, found["seconds"], found["bytes"], strict=True)
     ]
     return measured, found["device"]
 
@@ -142,21 +141,21 @@ def measure_here(path: Path) -> None:
         ready = [_prepare(case, ranks=world.world_size, device=device) for case in cases]
         steps = {str(index): _timed(step, device) for index, (step, _) in enumerate(ready)}
         own_s = in_turns(steps, warm_up=todo["warm_up"], repeats=todo["repeats"])
-        of_ranks = from_every_rank([list(own_s.values()), [peak for _, peak in ready]])
+        of_ranks = from_every_rank([list(own_s.values()), [n_bytes for _, n_bytes in ready]])
         name = device_name(device)
         del ready, steps
     if world.is_main:
         seconds = [_slowest(times_of_ranks) for times_of_ranks in zip(*(times for times, _ in of_ranks), strict=True)]
-        peaks = [max(peaks) for peaks in zip(*(peaks for _, peaks in of_ranks), strict=True)]
-        answer(path, {"seconds": seconds, "peak_bytes": peaks, "device": name, "torch": torch.__version__})
+        n_bytes = [max(of_case) for of_case in zip(*(of_rank for _, of_rank in of_ranks), strict=True)]
+        answer(path, {"seconds": seconds, "bytes": n_bytes, "device": name, "torch": torch.__version__})
 
 
 def _slowest(times_of_ranks: Sequence[Sequence[float]]) -> list[float]:
     return [max(times) for times in zip(*times_of_ranks, strict=True)]
 
 
-def _prepare(case: Case, *, ranks: int, device: Any) -> tuple[Callable[[], None], int]:
-    """Build the case's engine and take two steps; return how to take more, and the bytes at the peak of the second."""
+def _prepare(case: Case, *, ranks: int, device: Any) -> tuple[Callable[[], None], tuple[int, int]]:
+    """Build the case's engine and take two steps; return how to take more; and bytes: peak of the second, before it."""
     import torch
 
     from benchmarks.memory import StorageLog
@@ -174,22 +173,23 @@ def _prepare(case: Case, *, ranks: int, device: Any) -> tuple[Callable[[], None]
             engine = _engine_of(case, ranks=ranks, device=device)
             engine.train_step(batches, learning_rate=1e-4)
             gc.collect()
-            start = log.n_events
+            start, resident = log.n_events, log.alive_bytes
             engine.train_step(batches, learning_rate=1e-4)
-        peak_bytes = log.peak(since=start).total
+        peak = log.peak(since=start).total
     else:
         before = torch.cuda.memory_allocated(device)
         engine = _engine_of(case, ranks=ranks, device=device)
         engine.train_step(batches, learning_rate=1e-4)
         gc.collect()
+        resident = torch.cuda.memory_allocated(device) - before
         torch.cuda.reset_peak_memory_stats(device)
         engine.train_step(batches, learning_rate=1e-4)
-        peak_bytes = torch.cuda.max_memory_allocated(device) - before
+        peak = torch.cuda.max_memory_allocated(device) - before
 
     def step() -> None:
         engine.train_step(batches, learning_rate=1e-4)
 
-    return step, peak_bytes
+    return step, (peak, resident)
 
 
 def _engine_of(case: Case, *, ranks: int, device: Any) -> Any:

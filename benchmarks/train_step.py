@@ -70,6 +70,7 @@ def rows_of(measured: Sequence[Measured]) -> list[dict[str, object]]:
                 "step_ratio": asdict(over),
                 "of_limit": over.median / limit,
                 "peak_bytes": one.peak_bytes,
+                "resident_bytes": one.resident_bytes,
                 "peak_ratio": one.peak_bytes / base.peak_bytes,
             }
         )

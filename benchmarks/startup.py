@@ -1,0 +1,203 @@
+"""From the command to the first step on the CPU, and what it is made of; and how soon commands answer.
+
+    python -m benchmarks.startup [--ranks 2] [--json FILE]
+
+- The start of a run, in the order of `pipeline.train`, each part timed by rank 0; of a tiny model, so that it is what
+  any run pays. And the real command under the `deepspeed` launcher, to its first line of metrics.jsonl.
+- Every command's `--help`, and a user's mistake: each must be answered within 1.5 s, without the heavy libraries.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.harness import ENVIRONMENT, REPOSITORY, answer, in_turns, markdown, on_ranks, spread
+from benchmarks.outputs import check_json
+from common.command_line import USER_ERROR_EXIT_CODE, exit_on_user_error
+from common.files import write_json
+
+HEAVY = {"torch", "streaming", "deepspeed", "transformers", "matplotlib", "datasets"}
+DEMO = ["--config", "pipeline/recipes/demo.yaml", "--deepspeed_config", "ds_configs/zero1_fp32.json"]
+NOWHERE = "nowhere/at/all"
+# A mistake of each: what is not there, or a number that cannot be.
+MISTAKES: dict[str, list[str]] = {
+    "pipeline.train": [*DEMO, "optim.lr=-1"],
+    "pipeline.plan": [*DEMO, "--num_nodes", "7", "--gpus_per_node", "8", "--gpu", "h100"],
+    "pipeline.convert": ["--input", NOWHERE, "--to", "meta", "--output", NOWHERE],
+    "pipeline.generate": ["--ckpt_dir", NOWHERE, "--tokenizer_path", NOWHERE],
+    "pipeline.evaluate": ["--ckpt_dir", NOWHERE, "--problems", NOWHERE, "--output", NOWHERE],
+    "pipeline.report": [NOWHERE, "--output", f"{NOWHERE}.html"],
+    "pipeline.audit": [NOWHERE],
+    "data_prep.train_tokenizer": ["--input", NOWHERE, "--output", f"{NOWHERE}.model", "--vocab_size", "300"],
+    "data_prep.write_shards": ["--input", NOWHERE, "--tokenizer", "bytes", "--out", NOWHERE],
+    "data_prep.merge_shards": [NOWHERE],
+    "data_prep.check_shards": [NOWHERE],
+    "data_prep.stats": [NOWHERE],
+    "data_prep.report": [NOWHERE],
+}
+
+
+def prepare(folder: Path) -> Path:
+    """Write byte shards of a small package and a recipe of two steps; return the recipe."""
+    source, shards = Path(sysconfig.get_path("stdlib")) / "json", folder / "shards"
+    command = [sys.executable, "-m", "data_prep.write_shards", "--input", str(source), "--tokenizer", "bytes"]
+    command += ["--out", str(shards), "--seq_len", "32", "--val_fraction", "0.2", "--num_workers", "1"]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    recipe = folder / "tiny.yaml"
+    values = {
+        "run": {"dir": str(folder), "name": "tiny"},
+        "model": {"dim": 32, "n_layers": 5, "n_heads": 4, "vocab_size": 258, "n_future_tokens": 4},
+        "data": {"shards": str(shards), "seq_len": 32},
+        "train": {"total_tokens": 1024, "batch_tokens": 512, "micro_batch_size": 8, "eval_every_steps": 0},
+        "optim": {"warmup_steps": 1},
+        "log": {"every_steps": 1},
+    }
+    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return recipe
+
+
+def start_here(path: Path) -> None:
+    """Be one of the ranks: do what a run does up to its second step, and let rank 0 say how long each part took."""
+    todo, now_s = json.loads(path.read_text(encoding="utf-8")), time.time()
+    parts = {"launcher, interpreter": now_s - todo["launched_s"]}
+
+    def timed(name: str, action: Callable[[], Any]) -> Any:
+        start_s = time.perf_counter()
+        result = action()
+        parts[name] = time.perf_counter() - start_s
+        return result
+
+    from pipeline.distributed import world_from_environment
+    from pipeline.inputs import load_inputs
+
+    world, zero1 = world_from_environment(), REPOSITORY / "ds_configs" / "zero1_fp32.json"
+    inputs = timed(
+        "recipe, JSON and shards checked",
+        lambda: load_inputs(Path(todo["recipe"]), zero1, overrides=[], world_size=world.world_size),
+    )
+    for name in ("torch", "deepspeed", "common.mds", "pipeline.loop"):
+        timed(f"import {name.replace('common.mds', 'streaming')}", partial(import_module, name))
+    from pipeline.data import TrainingData
+    from pipeline.engine import build_engine, process_group
+
+    group = process_group(world)
+    device = timed("process group", group.__enter__)
+    engine = timed("model and engine", lambda: build_engine(inputs.config, inputs.deepspeed_config, device=device))
+    data = timed("shards opened", lambda: TrainingData(inputs.config))
+    first = timed("first batch (epoch's order, workers)", lambda: next(data))
+    timed("first step", lambda: engine.train_step(iter([first]), learning_rate=1e-4))
+    second = next(data)
+    timed("(second step)", lambda: engine.train_step(iter([second]), learning_rate=1e-4))
+    if world.is_main:
+        answer(path, parts)
+    group.__exit__(None, None, None)
+
+
+def real_start_s(recipe: Path, *, ranks: int, run: str) -> float:
+    """Return the seconds from the `deepspeed` command to the first line of metrics.jsonl."""
+    metrics = recipe.parent / run / "metrics.jsonl"
+    command = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(29_600 + os.getpid() % 1000)]
+    command += ["--module", "pipeline.train", "--config", str(recipe)]
+    command += ["--deepspeed_config", "ds_configs/zero1_fp32.json", f"run.name={run}"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, **ENVIRONMENT, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": path}
+    start_s = time.perf_counter()
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and not metrics.exists():
+            time.sleep(0.02)
+        took_s = time.perf_counter() - start_s
+    if process.returncode or not metrics.exists():
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+    return took_s
+
+
+def answer_s(command: str, arguments: Sequence[str], *, exit_code: int) -> float:
+    """Return the seconds in which a command answered with this exit code."""
+    start_s = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", command, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    took_s = time.perf_counter() - start_s
+    if done.returncode != exit_code:
+        raise RuntimeError(f"{command} {' '.join(arguments)} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return took_s
+
+
+def heavy_imports(command: str, arguments: Sequence[str]) -> list[str]:
+    """Return which heavy libraries the command imports before it answers."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", command, *arguments],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    imported = re.findall(r"^import time:.*\| +(\S+)$", done.stderr, flags=re.MULTILINE)
+    return sorted(HEAVY.intersection(imported))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the tables, and write the JSON that was asked for.
+
+    Raises:
+        UserError: the JSON's folder does not exist.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.startup",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = "default: %(default)s"
+    parser.add_argument("--ranks", type=int, default=2, help=default)
+    parser.add_argument("--repeats", type=int, default=3, help=f"after one to warm the disk's cache ({default})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure here")
+    parser.add_argument("--todo", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.todo is not None:
+        start_here(arguments.todo)
+        return
+    check_json(arguments.json)
+    starts, real_s = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = prepare(Path(folder))
+        for index in range(1 + arguments.repeats):
+            todo = {"recipe": str(recipe), "launched_s": time.time()}
+            start = on_ranks("benchmarks.startup", todo, ranks=arguments.ranks, DS_ACCELERATOR="cpu")
+            real = real_start_s(recipe, ranks=arguments.ranks, run=f"run_{index}")
+            if index:
+                starts.append(start)
+                real_s.append(real)
+    rows = [["part of a start", "s"]]
+    rows += [[part, str(spread([start[part] for start in starts]))] for part in starts[0]]
+    print(f"{arguments.ranks} ranks, {len(starts)} starts\n\n{markdown(rows)}\n")
+    print(f"The real command, under the deepspeed launcher, to its first logged step: {spread(real_s)} s\n", flush=True)
+
+    commands = {name: partial(answer_s, name, ["--help"], exit_code=0) for name in MISTAKES}
+    for name, mistake in MISTAKES.items():
+        commands[f"{name} (mistake)"] = partial(answer_s, name, mistake, exit_code=USER_ERROR_EXIT_CODE)
+    seconds = in_turns(commands, warm_up=1, repeats=arguments.repeats, label="commands")
+    table, answers = [["command", "--help, s", "a mistake, s", "heavy imports"]], {}
+    for name, mistake in MISTAKES.items():
+        heavy = sorted({*heavy_imports(name, ["--help"]), *heavy_imports(name, mistake)})
+        of_help, of_mistake = seconds[name], seconds[f"{name} (mistake)"]
+        answers[name] = {"help_s": of_help, "mistake_s": of_mistake, "heavy": heavy}
+        table.append([name, str(spread(of_help)), str(spread(of_mistake)), ", ".join(heavy) or "none"])
+    print(markdown(table))
+    if arguments.json is not None:
+        write_json(arguments.json, {"starts": starts, "real_start_s": real_s, "commands": answers})
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main, program="benchmarks.startup")
