@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all test-faults test-slurm lint
+.PHONY: setup demo test test-all test-faults test-slurm lint bench
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -30,6 +30,14 @@ test-faults: setup
 test-slurm: setup
 	@tests/slurm/install.sh
 	@$(BIN)/python -m pytest -m "slurm or not slurm" tests/slurm
+
+# How fast training steps are, what they hold and send, and how soon things start; tables here, every figure in runs/bench.
+bench: setup
+	@mkdir -p runs/bench
+	@for name in train_step growth loader_rate startup collectives memory; do \
+	    echo "$$name"; $(ON_CPU) python -m benchmarks.$$name --json runs/bench/$$name.json \
+	        $$(test $$name = growth && echo --plot runs/bench/growth.png) || exit 1; echo; \
+	done
 
 lint: setup
 	@$(BIN)/ruff check .

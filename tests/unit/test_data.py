@@ -112,6 +112,15 @@ def test_a_batch_moves_whole(shards: Path) -> None:
     assert moved.read_ids_B == batch.read_ids_B == batch.ids_B
 
 
+def test_batches_come_to_a_device_and_widen_there(shards: Path) -> None:
+    data = TrainingData(config_for(shards), device=torch.device("meta"))
+    validation = ValidationData(config_for(shards), n_windows=4, replica=0, n_replicas=1, device=torch.device("meta"))
+    for batch in (next(data), next(iter(validation))):
+        assert batch.tokens_BT.device.type == batch.targets_BTN.device.type == "meta"
+        assert batch.tokens_BT.dtype == batch.targets_BTN.dtype == torch.int64
+        assert batch.targets_BTN.untyped_storage().nbytes() == batch.tokens_BT.untyped_storage().nbytes()  # one window
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_batches_know_their_windows_numbers(shards: Path, num_workers: int) -> None:
     data = open_data(config_for(shards, num_workers=num_workers))
