@@ -263,9 +263,8 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 def _batch_of(collated: dict[str, Any], config: Config, *, device: torch.device) -> Batch:
     windows_BW = torch.from_numpy(collated["windows_BW"])
     if device.type == "cuda":
-        windows_BW = windows_BW.pin_memory().to(device, non_blocking=True)
-    batch = batch_from_windows(
-        windows_BW.long(), seq_len=config.data.seq_len, n_future_tokens=config.model.n_future_tokens
-    )
+        windows_BW = windows_BW.pin_memory()
+    windows_BW = windows_BW.to(device, non_blocking=True).long()
+    batch = batch_from_windows(windows_BW, seq_len=config.data.seq_len, n_future_tokens=config.model.n_future_tokens)
     ids_B, read_ids_B, faults = (tuple(collated[name]) for name in ("ids_B", "read_ids_B", "faults"))
     return dataclasses.replace(batch, ids_B=ids_B, read_ids_B=read_ids_B, faults=faults)
