@@ -81,6 +81,8 @@ def worker_pool(n_workers: int) -> Iterator[tuple[ProcessPoolExecutor, Progress]
 
 def results_of(futures: Sequence[Future[T]], progress: Progress, *, input_bytes: int | None, verb: str) -> list[T]:
     """Return the results in order, showing a bar meanwhile; the first failure is raised at once."""
+    if not futures:
+        return []
     pending: set[Future[T]] = set(futures)
     documents_before, bytes_before, tokens_before = progress.read()
     interval_s = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines

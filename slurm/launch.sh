@@ -3,8 +3,9 @@
 # way they end. A template sources this in the folder that it was submitted from, the root of the repository.
 #
 # Signals. Slurm warns of the time limit with USR1 to the tasks alone (--signal=USR1@...), and ends jobs with TERM to all.
-# Training tasks begin with both blocked, and take them once they can save (pipeline/stop.py), so that none is lost, or deadly, while
-# Python starts. This shell only waits for them: if it died of TERM, Slurm would kill them in the middle of their save.
+# Training tasks begin with both blocked, and take them once they can save (pipeline/stop.py), so that none is lost, or
+# deadly, while Python starts. This shell only waits for them: if it died of TERM, Slurm would kill them in the middle of
+# their save.
 #
 # Requeueing. Slurm itself requeues a job that was preempted, or whose node failed (--requeue). One that stopped before its
 # time limit, ran into it, or failed asks Slurm for that at its end, unless it was cancelled, or pipeline.requeue is against it.
