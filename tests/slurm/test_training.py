@@ -64,7 +64,7 @@ def test_two_nodes_train_as_one_launcher_does(project: Project, uninterrupted: s
 
 
 def test_each_rank_has_a_log_and_the_job_one_line(project: Project, uninterrupted: str) -> None:
-    logs = sorted(path.name for path in (project.run_dir(uninterrupted) / "ranks").iterdir())
+    logs = sorted(path.name for path in (project.run_dir(uninterrupted) / "ranks").glob("output_*"))
     assert logs == ["output_00000.log", "output_00001.log"]
     assert f"step {STEPS}/{STEPS}" in (project.run_dir(uninterrupted) / "ranks" / "output_00000.log").read_text()
     (job_log,) = (path for path in project.root.glob("slurm-*.log") if "runs/uninterrupted" in path.read_text())
