@@ -29,7 +29,7 @@ PATIENCE_S = 300.0  # for what takes seconds on a quiet machine
 BRIDGE, CONTROLLER = "br0", "10.88.0.250"
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "setpriv")
 # Deaf to every signal but the one that ends namespaces, it collects what its children leave behind.
-FIRST_PROCESS = """hostname {host}; mount --bind {hosts} /etc/hosts; ip link set lo up
+FIRST_PROCESS = """hostname {host}; mount --bind {hosts} /etc/hosts; ip link set lo up; mount -t sysfs none /sys
 for folder in /dev/shm {scratch}; do mount -t tmpfs none $folder; done
 echo up; sleep infinity & wait"""
 SCRATCH = "/mnt"

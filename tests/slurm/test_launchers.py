@@ -98,7 +98,7 @@ def test_deepspeed_by_srun(project: Project, uninterrupted: str, hostfile: Path)
     PYTHONSAFEPATH keeps the script's folder, and with it the names of the package's modules, out of sys.path.
     """
     run(
-        project, "deepspeed", "--hostfile", hostfile, "--launcher", "slurm", "--launcher_args", "--ntasks-per-node=1",
+        project, "deepspeed", "--hostfile", hostfile, "--launcher", "slurm", "--launcher_args=--ntasks-per-node=1",
         "--no_ssh_check", "--master_addr", "n1", "pipeline/train.py", *arguments(project, "slurm"), PYTHONSAFEPATH="1",
     )  # fmt: skip
     project.assert_trained_like("slurm", uninterrupted)
