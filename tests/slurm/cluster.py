@@ -29,7 +29,8 @@ PATIENCE_S = 300.0  # for what takes seconds on a quiet machine
 BRIDGE, CONTROLLER = "br0", "10.88.0.250"
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "setpriv")
 # Deaf to every signal but the one that ends namespaces, it collects what its children leave behind.
-FIRST_PROCESS = """hostname {host}; mount --bind {hosts} /etc/hosts; ip link set lo up; mount -t sysfs none /sys
+FIRST_PROCESS = """hostname {host}; mount --bind {hosts} /etc/hosts; ip link set lo up
+mount --rbind /sys/fs/cgroup {scratch}; mount -t sysfs none /sys; mount --move {scratch} /sys/fs/cgroup
 for folder in /dev/shm {scratch}; do mount -t tmpfs none $folder; done
 echo up; sleep infinity & wait"""
 SCRATCH = "/mnt"
@@ -42,8 +43,9 @@ def unavailable() -> str | None:
     missing = [name for name in COMMANDS if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)} missing; tests/slurm/install.sh installs Slurm on Debian and Ubuntu"
-    if subprocess.run(["unshare", "--net", "--pid", "--fork", "true"], capture_output=True, check=False).returncode:
-        return "the kernel gives this process no namespaces (a container without privileges?)"
+    trial = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "mount", "-t", "sysfs", "none", "/sys"]
+    if subprocess.run(trial, capture_output=True, check=False).returncode:
+        return "the kernel gives this process no namespaces with mounts of their own (a container without privileges?)"
     return None
 
 
