@@ -16,7 +16,7 @@ from common.command_line import UserError
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, else removed."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")  # many machines may write it
     try:
         yield partial
         with partial.open("rb") as file:

@@ -27,7 +27,7 @@ from common.fast_tokens import EngineUnavailable
 from common.files import sha256_of_file
 from common.tokenizers import BYTES, Engine, Tokenizer, load_tokenizer
 from data_prep.decontaminate import load_benchmark
-from data_prep.deduplicate import decide, survey_part, survey_path
+from data_prep.deduplicate import decide, decided, decision_path, survey_part, survey_path
 from data_prep.document_options import add_document_arguments, document_metadata, document_options, document_problems
 from data_prep.documents import Piece, ReadOptions
 from data_prep.encoding import WrongIdsError
@@ -273,23 +273,24 @@ def _write_parts(
             new = [part for part in mine if not survey_path(part, options.out).exists()]
             surveys = [pool.submit(survey_part, part, options, near) for part in new]
             results_of(surveys, progress, input_bytes=_input_bytes(new, lambda piece: 1), verb="surveying")
+            absent = [part.index for part in parts if not survey_path(part, options.out).exists()]
+            if absent and not arguments.survey_only:
+                raise UserError(_unsurveyed_text(absent, n_parts=len(parts), out=arguments.out))
+            if not absent and not all(decision_path(part, options.out).exists() for part in parts):
+                decide(parts, options.out, near=near)
             if arguments.survey_only:
                 return {}
-            _check_surveys(parts, arguments)
-            reasons = dict(enumerate(decide(parts, options.out, near=near)))
+            reasons = {part.index: decided(part, options.out) for part in missing}
         futures = [pool.submit(write_part, part, options, reasons.get(part.index)) for part in missing]
         results = results_of(futures, progress, input_bytes=_input_bytes(missing, n_readings), verb="writing")
     return dict(zip((part.index for part in missing), results, strict=True))
 
 
-def _check_surveys(parts: Sequence[Part], arguments: argparse.Namespace) -> None:
-    """Refuse to decide while a share has not surveyed all of its parts."""
-    absent = [part.index for part in parts if not survey_path(part, arguments.out).exists()]
-    if absent:
-        raise UserError(
-            f"{len(absent)} of {len(parts)} parts are not surveyed; first run it with --survey_only and --part "
-            f"{shares_with(arguments.out, absent)}"
-        )
+def _unsurveyed_text(absent: Sequence[int], *, n_parts: int, out: Path) -> str:
+    return (
+        f"{len(absent)} of {n_parts} parts are not surveyed; first run it with --survey_only and --part "
+        f"{shares_with(out, absent)}"
+    )
 
 
 def _reading(arguments: argparse.Namespace) -> ReadOptions:
