@@ -90,9 +90,7 @@ def build(counted: Sequence[tuple[Tally, Samples]]) -> dict[str, Any]:
         for language, outcomes in tally.items():
             for outcome, (documents, n_bytes, n_tokens) in outcomes.items():
                 for into, name in ((total, language), (overall, "")):
-                    count(
-                        into, language=name, outcome=outcome, n_bytes=n_bytes, n_tokens=n_tokens, documents=documents
-                    )
+                    count(into, language=name, outcome=outcome, n_bytes=n_bytes, n_tokens=n_tokens, documents=documents)
         for rule, of_rule in of_part.items():
             for sample in of_rule:
                 add_sample(samples, rule=rule, **sample)

@@ -103,10 +103,10 @@ def is_finished(out: Path, identity: Identity) -> bool:
     Raises:
         UserError: it holds finished shards of another identity; the message says what differs.
     """
-    metadata = _read_json(out / METADATA)
+    metadata = read_json(out / METADATA)
     if metadata is None:
         return False
-    _refuse_difference(metadata, identity, out=out, state="was finished")
+    refuse_difference(metadata, identity, out=out, state="was finished")
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)  # a run killed after its last word
     return True
 
@@ -137,7 +137,7 @@ def claim(
     plan = {**identity, "listing": {part.name: _described(part) for part in parts}, **facts}
     # in this order: what other shares write comes after their plan
     strangers = sorted({path.name for path in out.iterdir()} - {_LOCK, WORK_FOLDER})
-    if _read_json(work / _PLAN) is None:
+    if read_json(work / _PLAN) is None:
         if strangers:
             raise UserError(f"--out {out} is not empty and no shards of ours (it holds {strangers[0]}); choose another")
         work.mkdir(exist_ok=True)
@@ -146,7 +146,7 @@ def claim(
             shutil.copyfile(tokenizer_model, copied)
             copied.replace(work / TOKENIZER_MODEL)
         _create_json(work / _PLAN, plan)
-    _refuse_difference(read_plan(out), plan, out=out, state="holds an unfinished run")
+    refuse_difference(read_plan(out), plan, out=out, state="holds an unfinished run")
     (work / f"shares-of-{share.total}").touch()
     for part in share.of(parts):
         for staging in work.glob(f"{part.name}.staging-*"):  # of killed workers
@@ -159,7 +159,7 @@ def read_plan(out: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or a share found that what was written cannot be trusted.
     """
-    plan = _read_json(out / WORK_FOLDER / _PLAN)
+    plan = read_json(out / WORK_FOLDER / _PLAN)
     if plan is None:
         raise UserError(f"{out} holds no shards of write_shards, finished or not; give the folder of its --out")
     with suppress(FileNotFoundError):
@@ -227,7 +227,12 @@ def _create_json(path: Path, value: Any) -> None:
     mine.unlink(missing_ok=True)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return what a file of ours says, or None if it is not there.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -239,7 +244,12 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _refuse_difference(found: dict[str, Any], wanted: dict[str, Any], *, out: Path, state: str) -> None:
+def refuse_difference(found: dict[str, Any], wanted: dict[str, Any], *, out: Path, state: str) -> None:
+    """Compare two identities, or two plans.
+
+    Raises:
+        UserError: they differ; the message says where.
+    """
     differences = sorted(
         f"{key} {_short(old)} there, {_short(new)} now"
         for name in wanted.keys() & _COMPARED

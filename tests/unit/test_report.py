@@ -79,7 +79,9 @@ def test_tokens_of_languages_are_sentencepieces(tmp_path: Path, capsys: pytest.C
     model = tmp_path / "tokenizer.model"
     words = ["--input", str(package), "--output", str(model), "--vocab_size", "400", "--num_threads", "1"]
     train_tokenizer.main(words)
-    rows = [{"text": f"fn f{i}() {{ {i} }}\n", "lang": "Rust" if i % 3 else None} for i in range(90)]
+    rows: list[dict[str, Any]] = [
+        {"text": f"fn f{i}() {{ {i} }}\n", "lang": "Rust" if i % 3 else None} for i in range(90)
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     shutil.copytree(package, tmp_path / "tree", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "tree" / "x.c").write_text("int x;\n" * 90)
@@ -112,7 +114,13 @@ def test_tokens_of_languages_are_sentencepieces(tmp_path: Path, capsys: pytest.C
     total = {unit: sum(of[unit] for of in expected.values()) for unit in expected["c"]}
     assert numbers["splits"]["all"].items() >= total.items()
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines()[:6] if line] == ["split", "train", "val", "all", "language"]
+    assert [line.split()[0] for line in printed.splitlines()[:6] if line] == [
+        "split",
+        "train",
+        "val",
+        "all",
+        "language",
+    ]
     assert f"{expected['rust']['tokens'] / expected['rust']['bytes']:.3f}" in printed
 
 
