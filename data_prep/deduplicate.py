@@ -17,15 +17,18 @@ similarity is estimated from its whole signature before it counts; and a documen
 than 5 words have no near ones.
 """
 
+import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from common.command_line import UserError
 from common.files import written_whole
 from data_prep.documents import Document
 from data_prep.filters import DIGEST_BYTES, digest, first_occurrences
@@ -103,8 +106,9 @@ def decided(part: Part, out: Path) -> Reasons:
     names = _read(part, out, "names").tolist()
     reasons = [names[index] for index in _read(part, out, "reasons").tolist()]
     staying = [place for place, reason in enumerate(reasons) if not reason]
-    for place, decision in zip(staying, np.load(decision_path(part, out)).tolist(), strict=True):
-        reasons[place] = _DECISIONS[decision]
+    with _said_if_damaged(decision_path(part, out)) as path:
+        for place, decision in zip(staying, np.load(path).tolist(), strict=True):
+            reasons[place] = _DECISIONS[decision]
     ends = np.cumsum(_read(part, out, "counts")).tolist()
     return [reasons[start:end] for start, end in itertools.pairwise([0, *ends])]
 
@@ -136,8 +140,16 @@ def _near_documents(
 
 
 def _read(part: Part, out: Path, name: str) -> Any:
-    with np.load(survey_path(part, out), allow_pickle=False) as survey:
+    with _said_if_damaged(survey_path(part, out)) as path, np.load(path, allow_pickle=False) as survey:
         return survey[name]
+
+
+@contextlib.contextmanager
+def _said_if_damaged(path: Path) -> Iterator[Path]:
+    try:
+        yield path
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and run the same command again") from error
 
 
 def signer() -> Callable[[str], Signature]:

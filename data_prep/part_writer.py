@@ -176,10 +176,10 @@ def encoder_of(options: PartOptions) -> DocumentEncoder:
 
 
 def finished_parts(parts: Sequence[Part], out: Path) -> dict[int, PartResult]:
-    """Return the results of the parts that are marked as done, by index."""
+    """Return the results of the parts that are marked as done, by index; a damaged mark is none."""
     results = {}
     for part in parts:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             saved: dict[str, Any] = json.loads(_mark(part, out).read_text(encoding="utf-8"))
             splits = {name: SplitCounts(**counts) for name, counts in saved["splits"].items()}
             results[part.index] = PartResult(**saved | {"splits": splits})

@@ -31,6 +31,7 @@ from typing import Any
 from common.command_line import UserError
 from common.files import write_json
 from data_prep.part_writer import SPLITS, WORK_FOLDER, Part
+from data_prep.workers import WRITE_ERRORS
 
 FORMAT_VERSION = 1
 METADATA = "metadata.json"
@@ -69,7 +70,7 @@ def locked(out: Path, parts: Sequence[Part] | None = None) -> Iterator[None]:
     """Hold these parts of the folder for this process, or all of it; make it if it is missing.
 
     Raises:
-        UserError: another process holds one of them, or the folder cannot be made.
+        UserError: another process holds one of them; or the folder cannot be made, or not be written meanwhile.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -79,6 +80,12 @@ def locked(out: Path, parts: Sequence[Part] | None = None) -> Iterator[None]:
     try:
         _lock(descriptor, out, parts)
         yield
+    except OSError as error:
+        if error.errno not in WRITE_ERRORS:
+            raise
+        raise UserError(
+            f"cannot write to --out {out}: {error.strerror}; make room, and the same command continues it"
+        ) from error
     finally:
         os.close(descriptor)
 
@@ -200,7 +207,11 @@ def _merged_index(folder: Path, parts: Sequence[Part]) -> dict[str, Any]:
     """The shards of all parts in order, their file names now relative to the split's folder."""
     shards = []
     for part in parts:
-        for shard in json.loads((folder / part.name / INDEX).read_text(encoding="utf-8"))["shards"]:
+        index = read_json(folder / part.name / INDEX)
+        if index is None:
+            mark = folder.parent / WORK_FOLDER / f"{part.name}.json"
+            raise UserError(f"{folder / part.name} is gone; delete {mark}, and run the same command again")
+        for shard in index["shards"]:
             for key in ("raw_data", "zip_data"):
                 if shard[key]:
                     shard[key]["basename"] = f"{part.name}/{shard[key]['basename']}"
@@ -231,15 +242,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return what a file of ours says, or None if it is not there.
 
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, or cannot be read.
     """
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"{str(value)[:40]!r} is no object")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(
-            f"{path} is not JSON ({error}); it was damaged: delete the folder, or choose another"
+            f"{path} is not JSON of ours ({error}); it was damaged: delete the folder, or choose another"
         ) from error
     return value
 

@@ -37,6 +37,8 @@ def read_metadata(root: Path) -> dict[str, Any]:
         version = metadata.get("format_version")
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: not a folder of write_shards, or not finished (run it again)") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError, AttributeError) as error:
         raise UserError(f"{path} is not JSON of shards ({error}); write the shards again") from error
     if version != FORMAT_VERSION:
@@ -78,6 +80,8 @@ def shards_of(folder: Path) -> list[dict[str, Any]]:
             _check_entry(folder, shard)
     except FileNotFoundError as error:
         raise DamagedShardError(f"{path} is missing") from error
+    except OSError as error:
+        raise DamagedShardError(f"{path} cannot be read: {error.strerror}") from error
     except UserError as error:
         raise DamagedShardError(str(error)) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -47,10 +47,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Raises:
-        UserError: the arguments are wrong, the corpus is empty, or too small for the vocabulary.
+        UserError: the arguments are wrong, the corpus is empty, or too small for the vocabulary; or the model cannot
+            be written.
     """
     arguments = _parse(argv)
     _check(arguments)
+    try:
+        _run(arguments)
+    except OSError as error:  # what cannot be read is no document
+        raise UserError(f"cannot write --output {arguments.output}: {error.strerror}") from error
+
+
+def _run(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=arguments.output.absolute().parent) as work:  # for standard input
         sources = sources_of(arguments, work=Path(work), piece_bytes=_MIB)
