@@ -53,11 +53,13 @@ def read_report(folder: Path, read: Callable[[dict[str, Any]], T]) -> T:
     """
     path = folder / REPORT
     try:
-        return read(json.loads(path.read_text(encoding="utf-8")))
+        stored = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: not a folder of write_shards, or not finished (run it again)") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return read(json.loads(stored))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no report of write_shards ({error!r}); write the shards again") from error
 

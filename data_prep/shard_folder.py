@@ -245,13 +245,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
         UserError: it is damaged, or cannot be read.
     """
     try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"{str(value)[:40]!r} is no object")
+        stored = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        value: Any = json.loads(stored)
+        if not isinstance(value, dict):
+            raise ValueError(f"{str(value)[:40]!r} is no object")
     except ValueError as error:
         raise UserError(
             f"{path} is not JSON of ours ({error}); it was damaged: delete the folder, or choose another"

@@ -33,12 +33,14 @@ def read_metadata(root: Path) -> dict[str, Any]:
     """
     path = root / METADATA
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-        version = metadata.get("format_version")
+        stored = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: not a folder of write_shards, or not finished (run it again)") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        metadata = json.loads(stored)
+        version = metadata.get("format_version")
     except (ValueError, RecursionError, AttributeError) as error:
         raise UserError(f"{path} is not JSON of shards ({error}); write the shards again") from error
     if version != FORMAT_VERSION:
@@ -75,13 +77,15 @@ def shards_of(folder: Path) -> list[dict[str, Any]]:
     """Return the entries of a split's index.json, each checked."""
     path = folder / INDEX
     try:
-        shards: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["shards"]
-        for shard in shards:
-            _check_entry(folder, shard)
+        stored = path.read_bytes()
     except FileNotFoundError as error:
         raise DamagedShardError(f"{path} is missing") from error
     except OSError as error:
         raise DamagedShardError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        shards: list[dict[str, Any]] = json.loads(stored)["shards"]
+        for shard in shards:
+            _check_entry(folder, shard)
     except UserError as error:
         raise DamagedShardError(str(error)) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from benchmarks.data_prep.corpus import MB, Corpus, texts_of
-from common import fast_tokens
+from common.fast_tokens import tokenizer_json
+from common.sentencepiece_model import parsed
 from common.tokenizers import Engine
 from data_prep import part_writer
 from data_prep.document_options import DocumentOptions
@@ -81,8 +81,8 @@ def foundry(corpus: Corpus, out: Path, *, model: Path) -> Measured:
 
     from common.mds import streaming
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model.read_bytes())  # type: ignore[attr-defined]
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(fast_tokens._tokenizer_json(proto)))
+    proto = parsed(model.read_bytes())
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(proto)))
     texts = texts_of(corpus)
     clock = _Clock()
     n_bytes = n_tokens = 0
