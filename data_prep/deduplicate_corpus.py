@@ -12,13 +12,17 @@ are a pair, whatever the rest of their signatures says; and of documents that ar
 the first. Documents of fewer than 5 words all stay; write_shards --dedup exact drops those that are equal.
 
 The same command on the same input writes the same documents, with any number of workers and after any kill: tasks that
-are finished are not run again. The number of tasks decides the files alone.
+are finished are not run again. The number of tasks decides the files alone. On a cluster, --slurm_partition queues all
+tasks as job arrays instead of running them, stage after stage, by datatrove; once they are through, the same command
+without it finds nothing left but to finish.
 """
 
 import argparse
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -42,7 +46,8 @@ if TYPE_CHECKING:
 
 SUMMARY, DOCUMENTS = "summary.json", "documents"
 _PLAN, _LOCK, _WORK, _LOGS = "plan.json", ".lock", "work", "logs"
-_NOT_IDENTITY = ("out", "num_workers", "strict")
+_NOT_IDENTITY = ("out", "num_workers", "strict", "slurm_partition", "slurm_time")
+REPOSITORY = Path(__file__).resolve().parent.parent
 _PIECE_BYTES = 8 << 20
 _EXAMPLES = """example:
   python -m data_prep.deduplicate_corpus --input stack/*.parquet --text_field content --language_field lang \\
@@ -69,9 +74,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if holder := hold_lock(out / _LOCK):
             raise UserError(f"{holder} is writing to {out}; wait for it, or choose another --out")
         if _claim(out, plan):
+            shutil.rmtree(out / _WORK, ignore_errors=True)  # a run killed after its last word
             print(f"{out} is already finished, with the same arguments; nothing to do")
             return
-        _run(arguments, shares)
+        stages = _stages(arguments, shares)
+        if arguments.slurm_partition:
+            _submit(stages, out, partition=arguments.slurm_partition, time_limit=arguments.slurm_time)
+            print("when no job is left, the same command without --slurm_partition runs what failed, and finishes")
+            return
+        _run(stages, out, num_workers=arguments.num_workers)
         print(_finish(out, sources, n_tasks=len(shares)))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}; the same command continues it") from error
@@ -92,6 +103,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     tasks_help = "shares of the corpus, at most: the unit of work and of restart, and the files (default: %(default)s)"
     group.add_argument("--tasks", type=int, default=16, metavar="N", help=tasks_help)
     group.add_argument("--num_workers", type=int, default=cpus, metavar="N", help="processes (default: one per CPU)")
+    slurm_help = "queue the tasks as job arrays of Slurm there; sbatch reads the rest from SBATCH_ACCOUNT and the like"
+    group.add_argument("--slurm_partition", metavar="NAME", help=slurm_help)
+    time_help = "limit of each of these jobs (default: %(default)s)"
+    group.add_argument("--slurm_time", default="12:00:00", metavar="TIME", help=time_help)
     arguments = parser.parse_args(argv)
     apply_preset(arguments)
     for name in ("tasks", "num_workers"):
@@ -135,21 +150,59 @@ def _claim(out: Path, plan: dict[str, Any]) -> bool:
     return (out / SUMMARY).exists()
 
 
-def _run(arguments: argparse.Namespace, shares: list[list[Piece]]) -> None:
+def _stages(arguments: argparse.Namespace, shares: list[list[Piece]]) -> dict[str, Any]:
+    from data_prep.minhash_steps import stages_of, write_shares
+
+    work = arguments.out.absolute() / _WORK
+    write_shares(shares, work)
+    return stages_of(work, n_tasks=len(shares), reading=read_options(arguments), filters=filter_options(arguments))
+
+
+def _run(stages: dict[str, Any], out: Path, *, num_workers: int) -> None:
     """Run what is missing of the stages."""
     from datatrove.executor.local import LocalPipelineExecutor
 
-    from data_prep.minhash_steps import stages_of, write_shares
-
-    out: Path = arguments.out.absolute()
-    write_shares(shares, out / _WORK)
-    stages = stages_of(
-        out / _WORK, n_tasks=len(shares), reading=read_options(arguments), filters=filter_options(arguments)
-    )
-    with worker_pool(arguments.num_workers) as (pool, progress):
+    with worker_pool(num_workers) as (pool, progress):
         for name, (steps, n_tasks) in stages.items():
-            executor = LocalPipelineExecutor(steps, tasks=n_tasks, workers=1, logging_dir=str(out / _LOGS / name))
+            executor = LocalPipelineExecutor(steps, tasks=n_tasks, workers=1, logging_dir=_logs(out, name))
             _run_stage(executor, pool, progress, name=name)
+
+
+def _logs(out: Path, stage: str) -> str:
+    """Return where datatrove keeps the logs of a stage, and its marks of finished tasks."""
+    return str(out.absolute() / _LOGS / stage)
+
+
+def _submit(stages: dict[str, Any], out: Path, *, partition: str, time_limit: str) -> None:
+    """Queue what is missing of the stages as job arrays, each after the one before.
+
+    Raises:
+        UserError: there is no Slurm here, or it refuses them.
+    """
+    from datatrove.executor.slurm import SlurmPipelineExecutor
+    from loguru import logger
+
+    logger.remove()  # what datatrove says of its launches
+    environment = f'export PATH="{Path(sys.executable).parent}:$PATH" PYTHONPATH="{REPOSITORY}:$PYTHONPATH"'
+    queued: dict[str, SlurmPipelineExecutor] = {}
+    for name, (steps, n_tasks) in stages.items():
+        queued[name] = SlurmPipelineExecutor(
+            steps,
+            tasks=n_tasks,
+            time=time_limit,
+            partition=partition,
+            qos="",
+            job_name=f"deduplicate_{name}",
+            env_command=environment,
+            logging_dir=_logs(out, name),
+            depends=next(reversed(queued.values()), None),
+        )
+    try:
+        next(reversed(queued.values())).run()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"sbatch does not take the jobs ({error}); see {out / _LOGS}") from error
+    for name, executor in queued.items():
+        print(f"{name}: {'finished already' if executor.job_id == -1 else f'job {executor.job_id}'}")
 
 
 def _run_stage(executor: "LocalPipelineExecutor", pool: ProcessPoolExecutor, progress: Progress, *, name: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 import zstandard
 
 from common.command_line import UserError
+from common.files import hold_lock
 from data_prep import deduplicate_corpus, write_shards
 from data_prep.deduplicate import decide, decided, survey_part
 from data_prep.document_options import DocumentOptions
@@ -221,7 +222,7 @@ def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").touch()
     mistakes: list[tuple[dict[str, Any], str]] = [
-        ({"out": tmp_path / "other"}, "is not empty, and no corpus of ours"),
+        ({"out": tmp_path / "other"}, "is not empty and no corpus of ours"),
         ({"tasks": 0}, "--tasks must be at least 1"),
         ({"input": tmp_path / "nowhere"}, "does not exist"),
         ({"input": "-"}, "standard input, are for write_shards"),
@@ -231,3 +232,13 @@ def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:
     for changes, message in mistakes:
         with pytest.raises(UserError, match=message):
             deduplicate_corpus.main(_arguments(corpus, **{"out": tmp_path / "new"} | changes))
+
+
+def test_two_runs_on_one_folder(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    hold_lock(out / ".lock")  # which a process would not notice of itself
+    done = run_module("data_prep.deduplicate_corpus", *_arguments(corpus, out))
+    assert done.returncode == 2
+    assert f"is writing to {out}; wait for it, or choose another --out" in done.stderr
+    assert {path.name for path in out.iterdir()} == {".lock"}
