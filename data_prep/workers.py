@@ -57,6 +57,8 @@ def worker_pool(n_workers: int) -> Iterator[tuple[ProcessPoolExecutor, Progress]
     Raises:
         UserError: a worker was killed, or the disk is full.
     """
+    # multiprocessing's own process would warn of semaphores that Ctrl-C leaves to it
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_prep.part_writer"])
     progress = Progress(context)

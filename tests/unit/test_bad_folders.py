@@ -143,7 +143,7 @@ def test_ctrl_c_is_a_line_and_the_same_command_goes_on(
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert "interrupted; the same command continues it" in errors
+    assert errors.endswith("\ninterrupted; the same command continues it\n")  # after the bar
     assert "Traceback" not in errors
     write_shards.main(_arguments(corpus, out))
     assert _files(out) == reference
