@@ -10,10 +10,10 @@ order of the sources, that a rule dropped, and the start of their text; of what 
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from common.command_line import UserError, exit_on_user_error
+from common.remote import folder_at
 
 REPORT = "report.json"
 SAMPLES = 3
@@ -37,13 +37,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what write_shards was given as --out")
-    path = parser.parse_args(argv).folder / REPORT
+    parser.add_argument("folder", metavar="DIR", help="what write_shards was given as --out, s3:// too")
+    path = folder_at(parser.parse_args(argv).folder) / REPORT
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        lines = [table(report), *_sample_lines(report)]
+        stored = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: not a folder of write_shards, or not finished (run it again)") from error
+    try:
+        report = json.loads(stored)
+        lines = [table(report), *_sample_lines(report)]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no report of write_shards ({error!r}); write the shards again") from error
     print("\n".join(lines))

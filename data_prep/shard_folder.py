@@ -30,6 +30,7 @@ from typing import Any
 
 from common.command_line import UserError
 from common.files import write_json
+from common.remote import S3Path
 from data_prep.part_writer import SPLITS, WORK_FOLDER, Part
 
 FORMAT_VERSION = 1
@@ -97,8 +98,8 @@ def _lock(descriptor: int, out: Path, parts: Sequence[Part] | None) -> None:
         print(f"warning: {out} is on a file system without locks ({error.strerror}): start nothing twice", flush=True)
 
 
-def is_finished(out: Path, identity: Identity) -> bool:
-    """Return whether `out` holds finished shards of this identity.
+def is_finished(out: Path | S3Path, identity: Identity) -> bool:
+    """Return whether `out`, on a disk or in S3, holds finished shards of this identity.
 
     Raises:
         UserError: it holds finished shards of another identity; the message says what differs.
@@ -107,7 +108,8 @@ def is_finished(out: Path, identity: Identity) -> bool:
     if metadata is None:
         return False
     _refuse_difference(metadata, identity, out=out, state="was finished")
-    shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)  # a run killed after its last word
+    if isinstance(out, Path):
+        shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)  # a run killed after its last word
     return True
 
 
@@ -227,11 +229,13 @@ def _create_json(path: Path, value: Any) -> None:
     mine.unlink(missing_ok=True)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path | S3Path) -> dict[str, Any] | None:
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        stored = path.read_bytes()
     except FileNotFoundError:
         return None
+    try:
+        value: dict[str, Any] = json.loads(stored)
     except ValueError as error:
         raise UserError(
             f"{path} is not JSON ({error}); it was damaged: delete the folder, or choose another"
@@ -239,7 +243,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _refuse_difference(found: dict[str, Any], wanted: dict[str, Any], *, out: Path, state: str) -> None:
+def _refuse_difference(found: dict[str, Any], wanted: dict[str, Any], *, out: Path | S3Path, state: str) -> None:
     differences = sorted(
         f"{key} {_short(old)} there, {_short(new)} now"
         for name in wanted.keys() & _COMPARED

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from common.command_line import UserError, exit_on_user_error
 from common.files import write_json, written_whole
+from common.remote import S3Path, folder_at
 from data_prep.packing import TokenArray, WindowShape
 from data_prep.shard_reader import DamagedShardError, columns_in, read_metadata, shards_of, verified_bytes
 
@@ -50,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the folder holds no finished shards, they are damaged, or their documents do not end in EOS.
     """
     arguments = _parse(argv)
-    root: Path = arguments.folder
+    root = folder_at(arguments.folder)
+    picture: Path | None = arguments.output
+    if picture is None and isinstance(root, S3Path):
+        raise UserError(f"{root} is not written to: say with --output where the histogram goes")
     metadata = read_metadata(root)
     if metadata.get("document_ends", "eos") not in ("eos", "both"):
         raise UserError(f"{root} was written with --document_ends {metadata['document_ends']}: no EOS ends a document")
@@ -62,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{error}; see python -m data_prep.check_shards {root}") from error
         stats[split] = _stats(metadata["splits"][split], lengths[split], n_cut=n_cut)
     print(table(stats))
-    picture = arguments.output or root / "stats.png"
+    picture = picture or Path(f"{root}/stats.png")
     _draw(lengths, picture)
     write_json(picture.with_suffix(".json"), {split: asdict(of) for split, of in stats.items()})
     print(f"histogram: {picture}")
@@ -75,7 +79,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what write_shards was given as --out")
+    parser.add_argument("folder", metavar="DIR", help="what write_shards was given as --out, s3:// too")
     parser.add_argument("--output", type=Path, metavar="PNG", help="where the histogram goes (default: DIR/stats.png)")
     arguments = parser.parse_args(argv)
     if arguments.output is not None and (arguments.output.suffix != ".png" or not arguments.output.parent.is_dir()):
@@ -83,7 +87,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def document_lengths(folder: Path, metadata: dict[str, Any]) -> tuple[npt.NDArray[np.int64], int]:
+def document_lengths(folder: Path | S3Path, metadata: dict[str, Any]) -> tuple[npt.NDArray[np.int64], int]:
     """Return the lengths of a split's whole documents in tokens, EOS included, and how many are cut.
 
     Raises:
@@ -106,7 +110,7 @@ def document_lengths(folder: Path, metadata: dict[str, Any]) -> tuple[npt.NDArra
     return np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64), n_cut
 
 
-def _streams(folder: Path, metadata: dict[str, Any]) -> Iterator[tuple[str, TokenArray]]:
+def _streams(folder: Path | S3Path, metadata: dict[str, Any]) -> Iterator[tuple[str, TokenArray]]:
     """Yield, shard by shard, the name of its part and the tokens that no window before has."""
     shape = WindowShape(metadata["seq_len"], metadata["lookahead"])
     shards = shards_of(folder)
