@@ -20,7 +20,7 @@ from typing import Any
 from common.command_line import UserError
 
 SCHEME = "s3://"
-_ATTEMPTS = 16  # of each request, the waits between them doubling up to 20 s: two minutes, if it is refused at once
+_ATTEMPTS = 16  # of each request, the waits between them doubling up to 20 s: a minute, if each is refused at once
 _FIRST_ATTEMPTS = 2  # while a user waits for the answer
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10, 60
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket"}

@@ -12,36 +12,29 @@ import pytest
 
 from common import remote
 from common.command_line import UserError
-from common.remote import RemoteFolder
+from common.remote import S3Path
 from data_prep import upload_shards
-from pipeline import remote_shards
 from pipeline.config import Config, DataConfig
 from pipeline.data import NOTHING, TrainingData
 from pipeline.distributed import world_from_environment
 from pipeline.inputs import read_metadata
 from pipeline.remote_shards import local_folder, remote_split
-from tests.unit.s3_server import BUCKET, S3Server, s3_server
+from tests.unit.s3_server import NOWHERE, S3Server
 from tests.unit.test_data import config_for
 
 PREFIX, WIDTH, PER_SHARD, N_SHARDS = "some/where", 7, 5, 10
-REMOTE = f"s3://{BUCKET}/{PREFIX}"
 
 
 @pytest.fixture(autouse=True)
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+def world(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     world_from_environment()
-    with s3_server() as (application, variables):
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        remote._client.cache_clear()
-        remote_shards._mirror.cache_clear()
-        import boto3
 
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield application
-    remote._client.cache_clear()
+
+@pytest.fixture
+def name(s3: S3Server) -> str:
+    return f"s3://{s3.bucket}/{PREFIX}"
 
 
 def _write(root: Path, byte_shards: Path, *, compression: str | None) -> None:
@@ -68,14 +61,16 @@ def _write(root: Path, byte_shards: Path, *, compression: str | None) -> None:
 
 
 @pytest.fixture(params=[None, "zstd"])
-def root(request: pytest.FixtureRequest, tmp_path: Path, byte_shards: Path) -> Path:
+def root(request: pytest.FixtureRequest, tmp_path: Path, byte_shards: Path, s3: S3Server, name: str) -> Path:
+    """Shards on a disk, a copy of which is in S3."""
     _write(tmp_path / "shards", byte_shards, compression=request.param)
-    upload_shards.main([str(tmp_path / "shards"), REMOTE])
+    upload_shards.main([str(tmp_path / "shards"), name])
+    s3.take_sent()
     return tmp_path / "shards"
 
 
-def _data(tmp_path: Path) -> DataConfig:
-    return DataConfig(shards=REMOTE, cache=str(tmp_path / "cache"))
+def _data(name: str, tmp_path: Path) -> DataConfig:
+    return DataConfig(shards=name, cache=str(tmp_path / "cache"))
 
 
 def _open(data: DataConfig, **options: Any) -> Any:
@@ -90,90 +85,151 @@ def _key(root: Path, shard: int) -> str:
     return f"{PREFIX}/train/part-{shard}/{path.name}"
 
 
-def _tokens(first: int) -> list[int]:
-    return list(range(10 * first, 10 * first + WIDTH))
+def _tokens(window: int) -> list[int]:
+    return list(range(10 * window, 10 * window + WIDTH))
 
 
-def test_what_is_spoiled_once_is_fetched_again_and_what_is_here_is_used(
-    root: Path, tmp_path: Path, server: S3Server
-) -> None:
-    server.spoiled[_key(root, 3)] = 1
-    dataset = _open(_data(tmp_path))
+def _assert_all_are_right(dataset: Any) -> None:
     samples = [dataset[index] for index in range(N_SHARDS * PER_SHARD)]
     assert [sample["tokens"].tolist() for sample in samples] == [_tokens(index) for index in range(len(samples))]
     assert all(sample["fault"] == "" for sample in samples)
-    assert server.sent.count(_key(root, 3)) == 2
-    assert server.sent.count(_key(root, 4)) == 1
-    cache = local_folder(_data(tmp_path)) / "train"
-    assert sorted(path.name for path in (cache / "part-4").iterdir()) == ["shard.00000.mds"]  # not the compressed one
 
-    server.sent.clear()
+
+def test_what_is_spoiled_once_is_fetched_again_and_what_is_here_is_used(
+    root: Path, name: str, tmp_path: Path, s3: S3Server
+) -> None:
+    s3.spoil(_key(root, 3), times=1)
+    _assert_all_are_right(_open(_data(name, tmp_path)))
+    sent = s3.take_sent()
+    assert (sent.count(_key(root, 3)), sent.count(_key(root, 4))) == (2, 1)
+    cache = local_folder(_data(name, tmp_path)) / "train"
+    assert [path.name for path in (cache / "part-4").iterdir()] == ["shard.00000.mds"]  # not the compressed one
+
     damaged = cache / "part-4" / "shard.00000.mds"
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
     (cache / "part-5" / "shard.00000.mds").unlink()
-    again = _open(_data(tmp_path))
-    assert [again[index]["tokens"].tolist() for index in range(len(samples))] == [
-        _tokens(index) for index in range(len(samples))
-    ]
-    assert [key for key in server.sent if "/shard." in key] == [_key(root, 4), _key(root, 5)]
+    _assert_all_are_right(_open(_data(name, tmp_path)))
+    assert [key for key in s3.take_sent() if "/shard." in key] == [_key(root, 4), _key(root, 5)]
 
 
-def test_what_stays_spoiled_is_at_fault(root: Path, tmp_path: Path, server: S3Server) -> None:
-    server.spoiled[_key(root, 2)] = 1000
-    sample = _open(_data(tmp_path))[2 * PER_SHARD + 1]
-    assert (sample["read_id"], sample["tokens"].tolist()) == (3 * PER_SHARD + 1, _tokens(3 * PER_SHARD + 1))
-    assert sample["fault"].startswith(f"s3://{BUCKET}/{_key(root, 2)} has the xxh64 ")
-    assert not list((tmp_path / "cache").rglob("part-2/*"))
+def test_what_stays_spoiled_or_is_gone_is_at_fault(root: Path, name: str, tmp_path: Path, s3: S3Server) -> None:
+    s3.spoil(_key(root, 2), times=1000)
+    s3.client().delete_object(Bucket=s3.bucket, Key=_key(root, 6))
+    dataset = _open(_data(name, tmp_path))
+    for shard, fault in ((2, " has the xxh64 "), (6, " is missing")):
+        sample = dataset[shard * PER_SHARD + 1]
+        window = (shard + 1) * PER_SHARD + 1  # of the next shard
+        assert (sample["read_id"], sample["tokens"].tolist()) == (window, _tokens(window))
+        assert sample["fault"].startswith(f"s3://{s3.bucket}/{_key(root, shard)}{fault}")
+        assert not list((tmp_path / "cache").rglob(f"part-{shard}/*"))
 
 
-def test_a_small_cache_holds_no_more_than_it_may(root: Path, tmp_path: Path, server: S3Server) -> None:
+def test_a_small_cache_holds_no_more_than_it_may(root: Path, name: str, tmp_path: Path, s3: S3Server) -> None:
     entries = json.loads((root / "train" / "index.json").read_text())["shards"]
     largest = max(sum(entry[key]["bytes"] for key in ("raw_data", "zip_data") if entry[key]) for entry in entries)
     index_bytes = (root / "train" / "index.json").stat().st_size
     limit = max(4 * largest, index_bytes + 3 * largest)
-    dataset = _open(_data(tmp_path), cache_limit=limit)
-    cache = local_folder(_data(tmp_path)) / "train"
+    dataset = _open(_data(name, tmp_path), cache_limit=limit)
+    cache = local_folder(_data(name, tmp_path)) / "train"
     for index in [*range(0, N_SHARDS * PER_SHARD, 3), *range(0, N_SHARDS * PER_SHARD, 4)]:
         assert dataset[index]["tokens"].tolist() == _tokens(index)
         assert sum(path.stat().st_size for path in cache.rglob("shard.*")) + index_bytes <= limit
-    assert server.sent.count(_key(root, 0)) == 2
+    assert s3.take_sent().count(_key(root, 0)) == 2
     with pytest.raises(UserError, match=r"data\.cache_limit_gb=1e-09 is too low: these shards need "):
-        _open(_data(tmp_path), cache_limit=1)
+        _open(_data(name, tmp_path), cache_limit=1)
+
+
+def test_different_shards_in_one_cache_do_not_mix(
+    name: str, s3: S3Server, tmp_path: Path, byte_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "shards", byte_shards, compression=None)
+    folders = set()
+    for version in range(2):  # the second takes the place of the first
+        metadata = json.loads((tmp_path / "shards" / "metadata.json").read_text())
+        (tmp_path / "shards" / "metadata.json").write_text(json.dumps({**metadata, "written": version}))
+        for key in s3.modified():
+            s3.client().delete_object(Bucket=s3.bucket, Key=key)
+        upload_shards.main([str(tmp_path / "shards"), name])
+        from pipeline import remote_shards
+
+        remote_shards._mirror.cache_clear()  # as in another process
+        folders.add(local_folder(_data(name, tmp_path)))
+        _assert_all_are_right(_open(_data(name, tmp_path)))
+    assert len(folders) == 2
+
+
+def _batches(config: Config, *, at: dict[str, Any] | None = None) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """What each batch has, and the position after it."""
+    data = TrainingData(config)
+    if at is not None:
+        data.load_state_dict(at)
+    for batch in data:
+        yield [batch.tokens_BT.tolist(), batch.ids_B, batch.faults], data.state_dict()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_training_reads_the_same_from_both(num_workers: int, byte_shards: Path, tmp_path: Path) -> None:
+def test_training_reads_the_same_from_both_and_goes_on_in_the_other(
+    num_workers: int, name: str, byte_shards: Path, tmp_path: Path, s3: S3Server
+) -> None:
     _write(tmp_path / "shards", byte_shards, compression="zstd")
-    upload_shards.main([str(tmp_path / "shards"), REMOTE])
+    upload_shards.main([str(tmp_path / "shards"), name])
     config = config_for(tmp_path / "shards", num_workers=num_workers)
+    expected = list(islice(_batches(config), 15))
+    there = replace(config, data=replace(config.data, shards=name, cache=str(tmp_path / "cache")))
+    assert list(islice(_batches(there), 15)) == expected
+    s3.take_sent()
+    limited = replace(there, data=replace(there.data, cache=str(tmp_path / "small"), cache_limit_gb=6e-6))
+    resumed = list(islice(_batches(limited, at=expected[6][1]), 8))
+    assert resumed == expected[7:]
+    assert len([key for key in s3.take_sent() if "/shard." in key]) > N_SHARDS  # some more than once
 
-    def batches(of: Config) -> list[list[Any]]:
-        return [[batch.tokens_BT.tolist(), batch.ids_B, batch.faults] for batch in islice(TrainingData(of), 15)]
 
-    expected = batches(config)
-    data = replace(config.data, shards=REMOTE, cache=str(tmp_path / "cache"))
-    assert batches(replace(config, data=data)) == expected
-
-
-def test_storage_that_went_away_is_a_fault_and_no_exception(
-    byte_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_storage_that_went_away_ends_the_search_at_once(
+    byte_shards: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(tmp_path / "shards", byte_shards, compression=None)
-    upload_shards.main([str(tmp_path / "shards"), REMOTE])
-    dataset = _open(_data(tmp_path))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(remote, "_ATTEMPTS", 1)
-    remote._client.cache_clear()
-    sample = dataset[0]
+    upload_shards.main([str(tmp_path / "shards"), name])
+    dataset = _open(_data(name, tmp_path))
+    assert dataset[0]["tokens"].tolist() == _tokens(0)
+    attempts: list[S3Path] = []
+    download = S3Path.download
+
+    def counted(file: S3Path, path: Path) -> None:
+        attempts.append(file)
+        download(file, path)
+
+    monkeypatch.setattr(S3Path, "download", counted)
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", NOWHERE)
+        patch.setattr(remote, "_ATTEMPTS", 1)
+        sample = dataset[2 * PER_SHARD]
     assert sample["read_id"] == NOTHING
-    assert f"{REMOTE}/train/part-0/shard.00000.mds cannot be reached (Could not connect" in sample["fault"]
+    assert f"{name}/train/part-2/shard.00000.mds cannot be reached (Could not connect" in sample["fault"]
+    assert len(attempts) == 1
+    assert dataset[1]["tokens"].tolist() == _tokens(1)  # which is here
+    assert dataset[5 * PER_SHARD]["tokens"].tolist() == _tokens(5 * PER_SHARD)  # the storage is there again
 
 
-def test_mistakes(tmp_path: Path) -> None:
+def test_mistakes(s3: S3Server, name: str, tmp_path: Path, byte_shards: Path) -> None:
     with pytest.raises(UserError, match=r"needs data\.cache, a folder on each node's own disk"):
-        local_folder(DataConfig(shards=REMOTE))
-    with pytest.raises(UserError, match=rf"{REMOTE}/metadata\.json does not exist .*; data\.shards must be what"):
-        local_folder(_data(tmp_path))
+        local_folder(DataConfig(shards=name))
+    with pytest.raises(UserError, match=r"data\.cache=c is for s3://; data\.shards=here is read where it is"):
+        local_folder(DataConfig(shards="here", cache="c"))
     with pytest.raises(UserError, match=r"only s3://bucket/prefix is known"):
         local_folder(DataConfig(shards="gs://bucket/x", cache="c"))
-    assert RemoteFolder(f"{REMOTE}/").name == REMOTE
+    with pytest.raises(UserError, match=r"there is no bucket s3://nowhere-at-all"):
+        local_folder(_data("s3://nowhere-at-all/x", tmp_path))
+    with pytest.raises(UserError, match=rf"{name}/metadata\.json does not exist; data\.shards must be what"):
+        local_folder(_data(name, tmp_path))
+    s3.client().put_object(Bucket=s3.bucket, Key=f"{PREFIX}/metadata.json", Body=b"[]")
+    with pytest.raises(UserError, match=rf"{name}/metadata\.json cannot be read as shard metadata"):
+        local_folder(_data(name, tmp_path))
+    upload_shards.main([str(byte_shards), f"{name}/shards"])
+    (tmp_path / "cache").touch()
+    with pytest.raises(UserError, match=rf"data\.cache={tmp_path}/cache cannot be written: "):
+        local_folder(_data(f"{name}/shards", tmp_path))
+    s3.client().delete_object(Bucket=s3.bucket, Key=f"{PREFIX}/shards/val/index.json")
+    with pytest.raises(UserError, match=r"/val/index\.json does not exist; write the shards again"):
+        local_folder(DataConfig(shards=f"{name}/shards", cache=str(tmp_path / "other")))
