@@ -119,7 +119,8 @@ class DataConfig:
     shards: folder written by `data_prep.write_shards` (with metadata.json), or s3://bucket/prefix with a copy of it.
     cache: with s3://, a folder on each node's own disk; what is fetched stays there.
     cache_limit_gb: with s3://, how much of the train split (10^9 bytes) may lie in `cache`, the shards read longest ago
-        making way for new ones; 0 keeps all.
+        making way for new ones; 0 keeps all. A node reads from num_canonical_nodes x shuffle_block_size windows, over
+        the number of nodes, at a time; with room for less, shards are fetched again and again.
     seq_len: tokens a sequence; must be the shards' own.
     shuffle_seed: seed of the sample order; the order also depends on the next three.
     shuffle_algo: streaming's shuffling algorithm.  shuffle_block_size: samples that are shuffled together.

@@ -119,13 +119,25 @@ def check_cache_limit(folder: Path, cache_limit: int) -> None:
     """Check that the shards of a split can take turns in a cache.
 
     Raises:
-        UserError: it is too small for four of them, which streaming asks for.
+        UserError: it is too small for four of them, which streaming asks for, and the index.
     """
     entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]
     largest = max(sum(entry[key]["bytes"] for key in ("raw_data", "zip_data") if entry.get(key)) for entry in entries)
-    needed = max(4 * largest, (folder / INDEX).stat().st_size + 1)
+    needed = 4 * largest + (folder / INDEX).stat().st_size
     if cache_limit < needed:
         raise UserError(f"data.cache_limit_gb={cache_limit / 1e9:g} is too low: these shards need {needed / 1e9:g}")
+
+
+def bytes_read_from_at_a_time(
+    n_bytes: int, *, n_windows: int, canonical_nodes: int, shuffle_block_size: int, n_nodes: int
+) -> int:
+    """Return how much of a split one node reads from at a time; a cache of less fetches it again and again.
+
+    Each canonical node goes through its share of the windows in blocks, and in each of them at random (streaming's py1e
+    and py1s; the other algorithms differ by less than a block).
+    """
+    in_block = min(shuffle_block_size, -(-n_windows // canonical_nodes))
+    return min(n_bytes, -(-canonical_nodes // n_nodes) * in_block * n_bytes // n_windows)
 
 
 def remove_partial_files(folder: Path) -> None:

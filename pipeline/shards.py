@@ -23,7 +23,7 @@ from common.remote import S3Path
 from pipeline.data import NOTHING
 from pipeline.distributed import logger, world_from_environment
 from pipeline.shard_faults import INDEX, check_index, file_fault, hash_of, reason_of, shard_fault
-from pipeline.shard_streams import LocalFiles, RemoteFiles, check_cache_limit
+from pipeline.shard_streams import LocalFiles, RemoteFiles, bytes_read_from_at_a_time, check_cache_limit
 from pipeline.shared_names import one_start_at_a_time, own
 
 _READS = 8  # of a shard that other processes remove from a full cache
@@ -67,6 +67,8 @@ class ShardFolder(_Dataset):
         self._faults: dict[int, str] = {}
         if world_from_environment().is_main:
             self._warn_of_missing_hashes()
+            if self.cache_limit and options.get("shuffle"):
+                self._warn_of_small_cache(options)
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """Return a sample by its number, or the one that takes its place."""
@@ -127,6 +129,20 @@ class ShardFolder(_Dataset):
             self.prepare_shard(shard_id)
             fault = file_fault(self._folder, raw_info)
         return fault and self._stream.faults.get(raw_info.basename, fault)
+
+    def _warn_of_small_cache(self, options: dict[str, Any]) -> None:
+        world = world_from_environment()
+        needed = self._stream.get_index_size() + bytes_read_from_at_a_time(
+            sum(shard.get_raw_size() for shard in self.shards), n_windows=self.num_samples,
+            canonical_nodes=options["num_canonical_nodes"], shuffle_block_size=options["shuffle_block_size"],
+            n_nodes=world.world_size // world.local_world_size,
+        )  # fmt: skip
+        if self.cache_limit < needed:
+            logger.warning(
+                "data.cache_limit_gb=%g is less than the %.2g that a node reads from at a time: shards are fetched"
+                " again and again; raise it, or lower data.shuffle_block_size",
+                self.cache_limit / 1e9, needed / 1e9,
+            )  # fmt: skip
 
     def _warn_of_missing_hashes(self) -> None:
         files = [info for shard in self.shards for pair in shard.file_pairs for info in pair if info is not None]

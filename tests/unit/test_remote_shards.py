@@ -126,11 +126,17 @@ def test_what_stays_spoiled_or_is_gone_is_at_fault(root: Path, name: str, tmp_pa
         assert not list((tmp_path / "cache").rglob(f"part-{shard}/*"))
 
 
-def test_a_small_cache_holds_no_more_than_it_may(root: Path, name: str, tmp_path: Path, s3: S3Server) -> None:
-    entries = json.loads((root / "train" / "index.json").read_text())["shards"]
+def _lowest_limit(root: Path) -> int:
+    """Four shards, as they are and compressed, and the index."""
+    index = root / "train" / "index.json"
+    entries = json.loads(index.read_text())["shards"]
     largest = max(sum(entry[key]["bytes"] for key in ("raw_data", "zip_data") if entry[key]) for entry in entries)
+    return index.stat().st_size + 4 * largest
+
+
+def test_a_small_cache_holds_no_more_than_it_may(root: Path, name: str, tmp_path: Path, s3: S3Server) -> None:
+    limit = _lowest_limit(root)
     index_bytes = (root / "train" / "index.json").stat().st_size
-    limit = max(4 * largest, index_bytes + 3 * largest)
     dataset = _open(_data(name, tmp_path), cache_limit=limit)
     cache = local_folder(_data(name, tmp_path)) / "train"
     for index in [*range(0, N_SHARDS * PER_SHARD, 3), *range(0, N_SHARDS * PER_SHARD, 4)]:
@@ -139,6 +145,8 @@ def test_a_small_cache_holds_no_more_than_it_may(root: Path, name: str, tmp_path
     assert s3.take_sent().count(_key(root, 0)) == 2
     with pytest.raises(UserError, match=r"data\.cache_limit_gb=1e-09 is too low: these shards need "):
         _open(_data(name, tmp_path), cache_limit=1)
+    with pytest.raises(UserError, match=rf"these shards need {limit / 1e9:g}"):
+        _open(_data(name, tmp_path), cache_limit=limit - 1)
 
 
 def test_different_shards_in_one_cache_do_not_mix(
@@ -171,8 +179,9 @@ def _batches(config: Config, *, at: dict[str, Any] | None = None) -> Iterator[tu
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_training_reads_the_same_from_both_and_goes_on_in_the_other(
-    num_workers: int, name: str, byte_shards: Path, tmp_path: Path, s3: S3Server
-) -> None:
+    num_workers: int, name: str, byte_shards: Path, tmp_path: Path, s3: S3Server,
+    pipeline_log: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     _write(tmp_path / "shards", byte_shards, compression="zstd")
     upload_shards.main([str(tmp_path / "shards"), name])
     config = config_for(tmp_path / "shards", num_workers=num_workers)
@@ -180,10 +189,25 @@ def test_training_reads_the_same_from_both_and_goes_on_in_the_other(
     there = replace(config, data=replace(config.data, shards=name, cache=str(tmp_path / "cache")))
     assert list(islice(_batches(there), 15)) == expected
     s3.take_sent()
-    limited = replace(there, data=replace(there.data, cache=str(tmp_path / "small"), cache_limit_gb=6e-6))
+    limit_gb = (_lowest_limit(tmp_path / "shards") + 0.5) / 1e9
+    limited = replace(there, data=replace(there.data, cache=str(tmp_path / "small"), cache_limit_gb=limit_gb))
     resumed = list(islice(_batches(limited, at=expected[6][1]), 8))
+    assert f"data.cache_limit_gb={int(limit_gb * 1e9) / 1e9:g} is less than the " in pipeline_log.text
     assert resumed == expected[7:]
     assert len([key for key in s3.take_sent() if "/shard." in key]) > N_SHARDS  # some more than once
+
+
+@pytest.mark.parametrize(
+    ("canonical_nodes", "block", "nodes", "expected"),
+    [(1, 5, 1, 50), (2, 5, 1, 100), (2, 5, 2, 50), (1, 1000, 1, 1000), (3, 1000, 2, 680), (64, 10, 1, 1000)],
+)
+def test_what_a_shuffle_reads_from_at_a_time(canonical_nodes: int, block: int, nodes: int, expected: int) -> None:
+    """Of 100 windows of 10 bytes; in the fifth case two nodes have 2 and 1 shares of 34 windows."""
+    from pipeline.shard_streams import bytes_read_from_at_a_time
+
+    assert expected == bytes_read_from_at_a_time(
+        1000, n_windows=100, canonical_nodes=canonical_nodes, shuffle_block_size=block, n_nodes=nodes
+    )
 
 
 def test_storage_that_went_away_ends_the_search_at_once(
