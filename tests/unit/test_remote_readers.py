@@ -8,6 +8,7 @@ import pytest
 from common.command_line import UserError
 from common.remote import MissingObjectError, RemoteError, S3Path
 from data_prep import check_shards, report, stats, upload_shards, write_shards
+from data_prep.shard_reader import shards_of
 from tests.unit.s3_server import NOWHERE, S3Server
 
 
@@ -66,6 +67,8 @@ def test_storage_without_an_answer_is_no_damage(name: str, monkeypatch: pytest.M
     monkeypatch.setattr("common.remote._ATTEMPTS", 1)
     with pytest.raises(RemoteError, match=r"metadata\.json cannot be reached"):
         check_shards.main([name])
+    with pytest.raises(RemoteError, match=r"index\.json cannot be reached"):
+        shards_of(S3Path(name) / "train")
 
 
 def test_a_path_is_as_a_path_on_a_disk(s3: S3Server, tmp_path: Path) -> None:
