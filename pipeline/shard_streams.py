@@ -22,7 +22,6 @@ from common.mds import streaming
 from common.remote import MissingObjectError, RemoteError, S3Path
 from pipeline.shard_faults import INDEX, decompress, file_fault, partial_path, reason_of
 
-_FETCHES = 2  # of a shard, where the first was not as its hash says
 _ABANDONED_S = 3600  # others, of another run, may be writing now
 _Stream: Any = streaming.Stream  # a name that a type checker takes for a base class
 
@@ -81,15 +80,12 @@ class RemoteFiles(_Stream):
         ((raw_info, zip_info),) = shard.file_pairs
         if (Path(self.local) / raw_info.basename).exists():
             return 0
-        for _ in range(_FETCHES):
-            fault = self._fetch(raw_info, zip_info, compression=shard.compression)
-            if fault is None:
-                self.faults.pop(raw_info.basename, None)
-                return int(raw_info.bytes)
+        fault = self._fetch(raw_info, zip_info, compression=shard.compression)
+        if fault is not None:
             self.faults[raw_info.basename] = fault
-            if self.is_cut_off:  # after many attempts already
-                break
-        return 0
+            return 0
+        self.faults.pop(raw_info.basename, None)
+        return int(raw_info.bytes)
 
     def _fetch(self, raw_info: Any, zip_info: Any, *, compression: str) -> str | None:
         folder, info = Path(self.local), zip_info or raw_info

@@ -26,6 +26,7 @@ from pipeline.shard_faults import INDEX, check_index, file_fault, hash_of, reaso
 from pipeline.shard_streams import LocalFiles, RemoteFiles, bytes_read_from_at_a_time, check_cache_limit
 from pipeline.shared_names import one_start_at_a_time, own
 
+_FETCHES = 2  # of a shard, if the first is not as its hash says, or was another process's and failed
 _READS = 8  # of a shard that other processes remove from a full cache
 _Dataset: Any = streaming.StreamingDataset  # a name that a type checker takes for a base class
 
@@ -118,7 +119,7 @@ class ShardFolder(_Dataset):
         if self._remote is None:
             return shard_fault(self._folder, shard)
         (raw_info, _), *_ = shard.file_pairs
-        for _ in range(2):  # another process may have tried, and failed
+        for _ in range(_FETCHES):
             if not (self._folder / raw_info.basename).exists():
                 self.prepare_shard(shard_id)
             if self._stream.is_cut_off:  # after many attempts
