@@ -14,17 +14,29 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.command_line import UserError
 
 SCHEME = "s3://"
-_ATTEMPTS = 16  # of each request, the waits between them doubling up to 20 s: a minute, if each is refused at once
-_FIRST_ATTEMPTS = 2  # while a user waits for the answer
-_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10, 60
+_CONNECT_TIMEOUT_S = 10
+_CONNECTIONS = 40  # each file goes in up to 10 pieces at once
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket"}
 _FORBIDDEN = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+
+
+@dataclass(frozen=True)
+class _Patience:
+    """How often a request is tried, and how long an answer may take to go on."""
+
+    attempts: int
+    read_timeout_s: float
+
+
+_AT_FIRST = _Patience(2, 10.0)  # while a user waits for the answer
+_PATIENTLY = _Patience(16, 30.0)  # waits in between double, up to 20 s: a minute, if all attempts are refused at once
 
 
 class RemoteError(UserError):
@@ -67,14 +79,14 @@ class S3Path:
         bucket = f"{SCHEME}{self._bucket}"
         try:
             with _explained(bucket):
-                _client(os.getpid(), attempts=_FIRST_ATTEMPTS).head_bucket(Bucket=self._bucket)
+                _client(os.getpid(), _AT_FIRST).head_bucket(Bucket=self._bucket)
         except MissingObjectError as error:
             raise RemoteError(f"there is no bucket {bucket}; make it first, or name another") from error
 
     def sizes(self) -> dict[str, int]:
         """Return the size of each object below this prefix, in bytes, by its name relative to it."""
         with _explained(str(self)):
-            pages = _client(os.getpid(), attempts=_ATTEMPTS).get_paginator("list_objects_v2")
+            pages = _client(os.getpid(), _PATIENTLY).get_paginator("list_objects_v2")
             return {
                 found["Key"].removeprefix(f"{self._key}/"): found["Size"]
                 for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._key}/")
@@ -85,23 +97,23 @@ class S3Path:
         """Return the bytes of an object."""
         data = io.BytesIO()
         with _explained(str(self)):  # not get_object, which begins again for no broken connection
-            _client(os.getpid(), attempts=_ATTEMPTS).download_fileobj(self._bucket, self._key, data)
+            _client(os.getpid(), _PATIENTLY).download_fileobj(self._bucket, self._key, data)
         return data.getvalue()
 
     def write_bytes(self, data: bytes) -> None:
         """Make a small object."""
         with _explained(str(self)):
-            _client(os.getpid(), attempts=_ATTEMPTS).put_object(Bucket=self._bucket, Key=self._key, Body=data)
+            _client(os.getpid(), _PATIENTLY).put_object(Bucket=self._bucket, Key=self._key, Body=data)
 
     def unlink(self) -> None:
         """Remove an object, if it is there."""
         with _explained(str(self)):
-            _client(os.getpid(), attempts=_ATTEMPTS).delete_object(Bucket=self._bucket, Key=self._key)
+            _client(os.getpid(), _PATIENTLY).delete_object(Bucket=self._bucket, Key=self._key)
 
     def upload(self, path: Path, *, progress: Callable[[int], object] | None = None) -> None:
         """Make an object of a file, in pieces side by side if it is large; `progress` is told of bytes sent."""
         with _explained(str(self)):
-            _client(os.getpid(), attempts=_ATTEMPTS).upload_file(str(path), self._bucket, self._key, Callback=progress)
+            _client(os.getpid(), _PATIENTLY).upload_file(str(path), self._bucket, self._key, Callback=progress)
 
     def download(self, path: Path) -> None:
         """Write an object to a file, which appears whole or not at all; its folder is made.
@@ -113,7 +125,7 @@ class S3Path:
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # others may fetch it as well
         try:
             with _explained(str(self)):
-                _client(os.getpid(), attempts=_ATTEMPTS).download_file(self._bucket, self._key, str(partial))
+                _client(os.getpid(), _PATIENTLY).download_file(self._bucket, self._key, str(partial))
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -144,15 +156,15 @@ def folder_at(name: str) -> Path | S3Path:
 
 
 @functools.cache
-def _client(_pid: int, *, attempts: int) -> Any:
+def _client(_pid: int, patience: _Patience) -> Any:
     """Return this process's client: connections must not be shared with a parent."""
     import boto3
     from botocore.config import Config
 
-    retries = {"mode": "standard", "total_max_attempts": attempts}
     config = Config(
-        retries=retries, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S, max_pool_connections=40
-    )
+        retries={"mode": "standard", "total_max_attempts": patience.attempts}, connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=patience.read_timeout_s, max_pool_connections=_CONNECTIONS,
+    )  # fmt: skip
     return boto3.session.Session().client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None)
 
 

@@ -1,12 +1,15 @@
 """check_shards, stats and report on shards in S3, against what they say of the same shards on a disk."""
 
 import json
+import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from common import remote
 from common.command_line import UserError
-from common.remote import MissingObjectError, RemoteError, S3Path
+from common.remote import MissingObjectError, RemoteError, S3Path, folder_at
 from data_prep import check_shards, report, stats, upload_shards, write_shards
 from data_prep.shard_reader import shards_of
 from tests.unit.s3_server import NOWHERE, S3Server
@@ -64,11 +67,19 @@ def test_what_is_damaged_there_is_found_and_named(name: str, s3: S3Server) -> No
 
 def test_storage_without_an_answer_is_no_damage(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(S3Path, "check_bucket", lambda _: monkeypatch.setenv("AWS_ENDPOINT_URL", NOWHERE))
-    monkeypatch.setattr("common.remote._ATTEMPTS", 1)
+    monkeypatch.setattr(remote, "_PATIENTLY", replace(remote._PATIENTLY, attempts=1))
     with pytest.raises(RemoteError, match=r"metadata\.json cannot be reached"):
         check_shards.main([name])
     with pytest.raises(RemoteError, match=r"index\.json cannot be reached"):
         shards_of(S3Path(name) / "train")
+
+
+def test_an_endpoint_that_says_nothing_is_given_up(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(remote, "_AT_FIRST", replace(remote._AT_FIRST, read_timeout_s=0.2))
+        with pytest.raises(RemoteError, match=rf"s3://{s3.bucket} cannot be reached \(Read timeout on endpoint URL"):
+            folder_at(f"s3://{s3.bucket}/x")
 
 
 def test_a_path_is_as_a_path_on_a_disk(s3: S3Server, tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_storage_that_went_away_ends_the_search_at_once(
     monkeypatch.setattr(S3Path, "download", counted)
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", NOWHERE)
-        patch.setattr(remote, "_ATTEMPTS", 1)
+        patch.setattr(remote, "_PATIENTLY", replace(remote._PATIENTLY, attempts=1))
         sample = dataset[2 * PER_SHARD]
     assert sample["read_id"] == NOTHING
     assert f"{name}/train/part-2/shard.00000.mds cannot be reached (Could not connect" in sample["fault"]
