@@ -22,6 +22,7 @@ from common.mds import streaming
 from common.remote import MissingObjectError, RemoteError, S3Path
 from pipeline.shard_faults import INDEX, decompress, file_fault, partial_path, reason_of
 
+_REST_S = 60.0  # after many attempts, in which nothing is asked for: each window of a step may be of another shard
 _ABANDONED_S = 3600  # others, of another run, may be writing now
 _Stream: Any = streaming.Stream  # a name that a type checker takes for a base class
 
@@ -67,6 +68,7 @@ class RemoteFiles(_Stream):
         self._remote = remote
         self.faults: dict[str, str] = {}
         self.is_cut_off = False
+        self._cut_off_at_s, self._silence = 0.0, ""
 
     def set_up_local(self, shards: list[Any], cache_usage_per_shard: NDArray[np.int64]) -> None:
         remove_partial_files(Path(self.local))
@@ -80,7 +82,10 @@ class RemoteFiles(_Stream):
         ((raw_info, zip_info),) = shard.file_pairs
         if (Path(self.local) / raw_info.basename).exists():
             return 0
-        fault = self._fetch(raw_info, zip_info, compression=shard.compression)
+        if self.is_cut_off and time.monotonic() - self._cut_off_at_s < _REST_S:
+            fault: str | None = self._silence
+        else:
+            fault = self._fetch(raw_info, zip_info, compression=shard.compression)
         if fault is not None:
             self.faults[raw_info.basename] = fault
             return 0
@@ -99,8 +104,8 @@ class RemoteFiles(_Stream):
             elif fault is None:
                 fetched.replace(folder / raw_info.basename)
         except RemoteError as error:
-            self.is_cut_off = True
-            return str(error)
+            self.is_cut_off, self._cut_off_at_s, self._silence = True, time.monotonic(), str(error)
+            return self._silence
         except MissingObjectError as error:
             return f"{error.filename} is missing"
         except OSError as error:

@@ -122,8 +122,6 @@ class ShardFolder(_Dataset):
         for _ in range(_FETCHES):
             if not (self._folder / raw_info.basename).exists():
                 self.prepare_shard(shard_id)
-            if self._stream.is_cut_off:  # after many attempts
-                break
         fault = file_fault(self._folder, raw_info)
         if fault is not None and (self._folder / raw_info.basename).exists():
             self.evict_shard(shard_id)
