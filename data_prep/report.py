@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.command_line import UserError, exit_on_user_error
+from common.remote import S3Path, folder_at
 
 REPORT = "report.json"
 T = TypeVar("T")
@@ -40,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what write_shards was given as --out")
-    folder: Path = parser.parse_args(argv).folder
+    parser.add_argument("folder", metavar="DIR", help="what write_shards was given as --out, s3:// too")
+    folder = folder_at(parser.parse_args(argv).folder)
     print("\n".join(read_report(folder, lambda report: [table(report), *_sample_lines(report)])))
 
 
-def read_report(folder: Path, read: Callable[[dict[str, Any]], T]) -> T:
+def read_report(folder: Path | S3Path, read: Callable[[dict[str, Any]], T]) -> T:
     """Return what `read` takes from the report of a folder.
 
     Raises:

@@ -30,6 +30,7 @@ from typing import Any
 
 from common.command_line import UserError
 from common.files import write_json
+from common.remote import S3Path
 from data_prep.part_writer import SPLITS, WORK_FOLDER, Part
 from data_prep.workers import WRITE_ERRORS
 
@@ -104,8 +105,8 @@ def _lock(descriptor: int, out: Path, parts: Sequence[Part] | None) -> None:
         print(f"warning: {out} is on a file system without locks ({error.strerror}): start nothing twice", flush=True)
 
 
-def is_finished(out: Path, identity: Identity) -> bool:
-    """Return whether `out` holds finished shards of this identity.
+def is_finished(out: Path | S3Path, identity: Identity) -> bool:
+    """Return whether `out`, on a disk or in S3, holds finished shards of this identity.
 
     Raises:
         UserError: it holds finished shards of another identity; the message says what differs.
@@ -114,7 +115,8 @@ def is_finished(out: Path, identity: Identity) -> bool:
     if metadata is None:
         return False
     refuse_difference(metadata, identity, out=out, state="was finished")
-    shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)  # a run killed after its last word
+    if isinstance(out, Path):
+        shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)  # a run killed after its last word
     return True
 
 
@@ -238,7 +240,7 @@ def _create_json(path: Path, value: Any) -> None:
     mine.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path | S3Path) -> dict[str, Any] | None:
     """Return what a file of ours says, or None if it is not there.
 
     Raises:
@@ -261,7 +263,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def refuse_difference(found: dict[str, Any], wanted: dict[str, Any], *, out: Path, state: str) -> None:
+def refuse_difference(found: dict[str, Any], wanted: dict[str, Any], *, out: Path | S3Path, state: str) -> None:
     """Compare two identities, or two plans.
 
     Raises:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from common.command_line import UserError, exit_on_user_error
 from common.files import write_json, written_whole
+from common.remote import S3Path, folder_at
 from data_prep.packing import TokenArray, WindowShape
 from data_prep.report import KEPT, UNITS, read_report, tokens_per_byte
 from data_prep.shard_reader import DamagedShardError, columns_in, read_metadata, shards_of, verified_bytes
@@ -53,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the folder holds no finished shards, they are damaged, or their documents do not end in EOS.
     """
     arguments = _parse(argv)
-    root: Path = arguments.folder
+    root = folder_at(arguments.folder)
+    picture: Path | None = arguments.output
+    if picture is None and isinstance(root, S3Path):
+        raise UserError(f"{root} is not written to: say with --output where the histogram goes")
     metadata = read_metadata(root)
     if metadata.get("document_ends", "eos") not in ("eos", "both"):
         raise UserError(f"{root} was written with --document_ends {metadata['document_ends']}: no EOS ends a document")
@@ -70,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     total = {unit: sum(getattr(of, unit) for of in stats.values()) for unit in UNITS}
     stats[ALL] = _stats(total, np.concatenate(list(lengths.values())), n_cut=n_all_cut)
     print(f"{table(stats)}\n\n{language_table(languages)}")
-    picture = arguments.output or root / "stats.png"
+    picture = picture or Path(f"{root}/stats.png")
     try:
         _draw(lengths, picture)
         numbers = {"splits": {split: asdict(of) for split, of in stats.items()}, "languages": languages}
@@ -87,7 +91,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what write_shards was given as --out")
+    parser.add_argument("folder", metavar="DIR", help="what write_shards was given as --out, s3:// too")
     parser.add_argument("--output", type=Path, metavar="PNG", help="where the histogram goes (default: DIR/stats.png)")
     arguments = parser.parse_args(argv)
     if arguments.output is not None and (arguments.output.suffix != ".png" or not arguments.output.parent.is_dir()):
@@ -104,7 +108,7 @@ def languages_of(report: dict[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def document_lengths(folder: Path, metadata: dict[str, Any]) -> tuple[npt.NDArray[np.int64], int]:
+def document_lengths(folder: Path | S3Path, metadata: dict[str, Any]) -> tuple[npt.NDArray[np.int64], int]:
     """Return the lengths of a split's whole documents in tokens, EOS included, and how many are cut.
 
     Raises:
@@ -127,7 +131,7 @@ def document_lengths(folder: Path, metadata: dict[str, Any]) -> tuple[npt.NDArra
     return np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64), n_cut
 
 
-def _streams(folder: Path, metadata: dict[str, Any]) -> Iterator[tuple[str, TokenArray]]:
+def _streams(folder: Path | S3Path, metadata: dict[str, Any]) -> Iterator[tuple[str, TokenArray]]:
     """Yield, shard by shard, the name of its part and the tokens that no window before has."""
     shape = WindowShape(metadata["seq_len"], metadata["lookahead"])
     shards = shards_of(folder)
