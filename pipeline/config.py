@@ -116,7 +116,11 @@ class ModelConfig:
 class DataConfig:
     """Which shards, in which order.
 
-    shards: folder written by `data_prep.write_shards` (with metadata.json).
+    shards: folder written by `data_prep.write_shards` (with metadata.json), or s3://bucket/prefix with a copy of it.
+    cache: with s3://, a folder on each node's own disk; what is fetched stays there.
+    cache_limit_gb: with s3://, how much of the train split (10^9 bytes) may lie in `cache`, the shards read longest ago
+        making way for new ones; 0 keeps all. A node reads from num_canonical_nodes x shuffle_block_size windows, over
+        the number of nodes, at a time; with room for less, shards are fetched again and again.
     seq_len: tokens a sequence; must be the shards' own.
     shuffle_seed: seed of the sample order; the order also depends on the next three.
     shuffle_algo: streaming's shuffling algorithm.  shuffle_block_size: samples that are shuffled together.
@@ -126,6 +130,8 @@ class DataConfig:
     """
 
     shards: str = ""
+    cache: str = ""
+    cache_limit_gb: float = Field(default=0.0, ge=0)
     seq_len: int = Field(default=4096, gt=0)
     shuffle_seed: int = Field(default=1, ge=0)
     shuffle_algo: Literal["py1e", "py1s", "py1br", "py2s"] = "py1e"

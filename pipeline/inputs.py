@@ -17,6 +17,7 @@ from pipeline.config import Config
 from pipeline.devices import Precision
 from pipeline.layout import batch_problems, node_problems, parallel_problems, tensor_parallel_section
 from pipeline.recipe import read_config
+from pipeline.remote_shards import local_folder
 
 AUTO = "auto"
 SUPPORTED_FORMAT_VERSION = 1
@@ -58,7 +59,7 @@ def load_inputs(
     metadata: dict[str, Any] = {}
     if config.data.shards:
         try:
-            metadata = read_metadata(config.data.shards)
+            metadata = read_metadata(str(local_folder(config.data)))
             problems += shard_problems(metadata, config, data_ranks=data_ranks)
         except UserError as error:
             problems.append(str(error))
@@ -215,7 +216,7 @@ def shard_problems(metadata: dict[str, Any], config: Config, *, data_ranks: int)
             f"model.n_future_tokens={config.model.n_future_tokens} is more than the shards' lookahead="
             f"{metadata['lookahead']}; write shards with a larger --lookahead"
         )
-    tokenizer = Path(config.data.shards) / "tokenizer.model"
+    tokenizer = local_folder(config.data) / "tokenizer.model"
     if tokenizer.exists() and sha256_of_file(tokenizer) != metadata["tokenizer"]["sha256"]:
         problems.append(
             f"{tokenizer} is not the tokenizer that wrote the shards (its SHA-256 differs from metadata.json)"

@@ -142,8 +142,8 @@ class Trainer:
         if self._config.faults.bad_shard == "stop" or any(nothing for _, nothing in of_ranks):
             raise Ending(
                 ExitCode.BAD_NUMBERS,
-                f"step {step} met {'; '.join(of_all_ranks)}. Mend the shards and start again, or set"
-                " faults.bad_shard=skip; nothing of this step was saved",
+                f"step {step} met {'; '.join(of_all_ranks)}. Mend the shards, or the way to them, and start again, or"
+                " set faults.bad_shard=skip; nothing of this step was saved",
             )
         for fault in of_all_ranks:
             self._warn("step %d met %s; windows of the next whole shard take the place of its own", step, fault)

@@ -22,6 +22,7 @@ from common.command_line import UserError
 from common.tokenizers import BYTES, Tokenizer, load_tokenizer
 from pipeline.config import Config
 from pipeline.monitor import Monitor, is_due
+from pipeline.remote_shards import local_folder
 
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps ids (B, T) to what each head says, ids (B, T, N), and probability; [b, t, i - 1] is of the token at t + i."""
@@ -45,7 +46,7 @@ class Previews:
         self._every_steps, self._n_tokens = config.log.previews_every_steps, config.log.preview_tokens
         if not self._every_steps:
             return
-        self._tokenizer = load_tokenizer(tokenizer_of(config.data.shards, metadata))
+        self._tokenizer = load_tokenizer(tokenizer_of(local_folder(config.data), metadata))
         self._prompts = [[self._tokenizer.eos_id, *self._tokenizer.encode(text)] for text in config.log.prompts]
         longest = max(map(len, self._prompts)) + self._n_tokens
         if longest > config.data.seq_len:
@@ -67,9 +68,9 @@ class Previews:
                 monitor.log_text(step, f"previews/prompt_{number}", markdown)
 
 
-def tokenizer_of(shards: str, metadata: dict[str, Any]) -> str:
+def tokenizer_of(shards: Path, metadata: dict[str, Any]) -> str:
     """Return the name of the shards' tokenizer, as `load_tokenizer` takes it."""
-    return BYTES if metadata["tokenizer"]["kind"] == BYTES else str(Path(shards) / "tokenizer.model")
+    return BYTES if metadata["tokenizer"]["kind"] == BYTES else str(shards / "tokenizer.model")
 
 
 def continued(prompts: Sequence[Sequence[int]], predict: Predict, *, n_tokens: int) -> list[list[int]]:

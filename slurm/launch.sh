@@ -108,7 +108,9 @@ end() {
 train() {
     local recipe=$1 deepspeed_json=$2 n_nodes=${SLURM_JOB_NUM_NODES:-${TRAIN_NODES:-$(nodes_of "$0")}}
     shift 2
-    local arguments=(--config "$recipe" --deepspeed_config "$deepspeed_json" "run.dir=$RUNS" "data.shards=$SHARDS" "$@")
+    local arguments=(--config "$recipe" --deepspeed_config "$deepspeed_json" "run.dir=$RUNS" "data.shards=$SHARDS")
+    case $SHARDS in s3://*) arguments+=("data.cache=$NODE_SCRATCH/shards-$UID") ;; esac
+    arguments+=("$@")
     load_software
     run_dir=$(in_software python -m pipeline.check_run --nodes "$n_nodes" --ranks_per_node "$RANKS_PER_NODE" "${arguments[@]}") || exit
     if [ -n "${CHECK_ONLY:-}" ]; then

@@ -77,9 +77,15 @@ def test_a_stage_that_there_is_not(tmp_path: Path) -> None:
 
 
 def test_inputs_that_are_not_there(tmp_path: Path) -> None:
-    site = cpu_site(CORPUS="nowhere", TOKENIZER="none.model", PROBLEMS="none.jsonl", PREPARE_JOBS=0)
+    site = cpu_site(CORPUS="nowhere", TOKENIZER="none.model", PROBLEMS="none.jsonl", PREPARE_JOBS=0, SHARDS="s3://b/c")
     said = refusal(tmp_path, "prepare_data", "evaluate", **site)
-    for problem in ("CORPUS: nowhere", "TOKENIZER=none.model", "PROBLEMS=none.jsonl", "PREPARE_JOBS=0"):
+    for problem in (
+        "CORPUS: nowhere",
+        "TOKENIZER=none.model",
+        "PROBLEMS=none.jsonl",
+        "PREPARE_JOBS=0",
+        "SHARDS=s3://b/c: ",
+    ):
         assert problem in said
 
 
@@ -91,6 +97,7 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
         ({"TRAIN_NODES": 4}, "Slurm would not take train_200B: "),
         ({"GPU_PARTITION": "gpus"}, "invalid partition"),
         ({"SHARDS": "nowhere"}, "nowhere/metadata.json does not exist"),
+        ({"SHARDS": "gs://bucket/shards"}, "gs://bucket/shards: only s3://bucket/prefix is known"),
         ({"MODULES": "cuda/99"}, 'MODULES="cuda/99", but there is no module command on ctl'),
         ({"VENV": "nowhere"}, "VENV=nowhere has no bin/python on ctl"),
         ({"CONTAINER": "nowhere exec image"}, "CONTAINER: there is no nowhere on ctl"),
