@@ -1,7 +1,8 @@
 """A few steps under torch's profiler: a trace for TensorBoard, Perfetto or chrome://tracing, and a table of the parts.
 
 `profile.steps` says which steps. The ranks of the first replica record, since a pipeline's ranks have different things
-to do and all other replicas the same as these. Each leaves in the run's folder
+to do and all other replicas the same as these. A run that is stopped, or goes back, between two of them leaves what it
+has. Each rank leaves in the run's folder
 
     profile/steps_10_to_12.rank_00000.pt.trace.json.gz      the trace
     profile/steps_10_to_12.rank_00000.txt                   where the mean step's time went (`trace.py`)
@@ -42,6 +43,7 @@ class StepProfile:
         self._folder, self._rank, self._pausing = config.run_dir / "profile", world.rank, pausing
         self._profiler: profile | None = None
         self._recorded: list[int] = []
+        self._is_inside_step = False
 
     def __enter__(self) -> Self:
         return self
@@ -49,8 +51,13 @@ class StepProfile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._profiler is not None:
+        if self._profiler is None:
+            return
+        if self._is_inside_step:  # part of a step would be taken for a whole one
             self._profiler.stop()
+            logger.warning("the profile of steps %s is lost: the step after them was not finished", self._recorded)
+        else:
+            self._finish(self._profiler)
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -58,8 +65,10 @@ class StepProfile:
         if step in self._wanted and self._profiler is None:
             self._profiler = profile()
             self._profiler.start()
+        self._is_inside_step = True
         with part(STEP):
             yield
+        self._is_inside_step = False
         if self._profiler is not None:
             self._recorded.append(step)
             if step == self._wanted[-1]:

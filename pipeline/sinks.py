@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from common.files import PatientFile, write_text
@@ -33,6 +34,9 @@ class Sink:
 
     def write_text(self, step: int, tag: str, markdown: str) -> None:
         """Record a text."""
+
+    def write_histogram(self, step: int, tag: str, values: Tensor) -> None:
+        """Record how values are distributed."""
 
     def close(self) -> None:
         """Flush and release."""
@@ -53,6 +57,10 @@ class TensorBoard(Sink):
 
     def write_text(self, step: int, tag: str, markdown: str) -> None:
         self._attempt(step, lambda: self._writer.add_text(tag, markdown, step))
+
+    def write_histogram(self, step: int, tag: str, values: Tensor) -> None:
+        if values.isfinite().all():  # no bin takes others
+            self._attempt(step, lambda: self._writer.add_histogram(tag, values, step))
 
     def close(self) -> None:
         if self._writer is not None:

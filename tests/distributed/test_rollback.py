@@ -39,6 +39,8 @@ def test_a_spike_leaves_its_stretch_of_data_out(recipe: Path) -> None:
     assert f"going back to {nervous}/checkpoints/step_{back_to:08d}, and on with the data after step {first}" in output
     assert {"event": "rollback", "step": first, "to_step": back_to} == history(nervous)[1]
 
+    assert all(line["data/wait_s"] <= line["time/step_s"] for line in metrics(nervous).values())
+
     assert len(losses(nervous)) == len(losses(steady))
     assert losses(nervous)[:back_to] == losses(steady)[:back_to]
     usual, left_out = consumed(steady), consumed(nervous)

@@ -8,11 +8,14 @@ import re
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -67,7 +70,9 @@ def opened(directory: Path, *, resumed_step: int) -> TensorBoard:
 
 def accumulated(directory: Path) -> EventAccumulator:
     """What TensorBoard's reader of figures makes of the event files."""
-    return EventAccumulator(str(directory / "try" / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return EventAccumulator(
+        str(directory / "try" / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0}
+    ).Reload()
 
 
 def accumulated_tensors(directory: Path) -> plugin_event_accumulator.EventAccumulator:
@@ -89,6 +94,7 @@ def test_tensorboard_shows_no_step_twice_after_kills_and_rollbacks(tmp_path: Pat
         for step in range(resumed_step + 1, last + 1):
             sink.write(step, {"loss/total": 10.0 * start + step, "val/loss_head_1": float(step)})
             sink.write_text(step, "previews/prompt_1", f"start {start}")
+            sink.write_histogram(step, "grad_norms_of_rows/head_1", torch.full((start,), 2.0))
         sink._writer.close()  # and not the sink: nobody says goodbye to a killed run
     found = accumulated(tmp_path)
     losses = [(e.step, e.value) for e in found.Scalars("loss/total")]
@@ -96,6 +102,8 @@ def test_tensorboard_shows_no_step_twice_after_kills_and_rollbacks(tmp_path: Pat
     assert [e.step for e in found.Scalars("val/loss_head_1")] == [1, 2, 3, 4, 5, 6, 7]
     starts = [2, 2, 2, 4, 4, 4, 4]
     assert texts(tmp_path, "previews/prompt_1") == [(step, f"start {of}") for step, of in enumerate(starts, start=1)]
+    histograms = found.Histograms("grad_norms_of_rows/head_1")
+    assert [(e.step, e.histogram_value.num) for e in histograms] == list(enumerate(starts, start=1))
     assert [step for step, _ in texts(tmp_path, "config")] == [1, 4]
 
 
@@ -122,6 +130,23 @@ def test_the_dashboard_has_config_hyperparameters_and_all_heads_in_one_chart(tmp
     )
     metrics = [info.name.tag for info in content["_hparams_/experiment"].experiment.metric_infos]
     assert metrics == ["loss/total", "val/loss_head_1", "val/loss_head_2", "throughput/tokens_per_s"]
+
+
+def test_histograms_hold_every_value_and_leave_out_what_is_not_finite(tmp_path: Path) -> None:
+    norms = torch.tensor([0.0, 1e-5, 0.5, 0.5, 2.0, 300.0])
+    sink = opened(tmp_path, resumed_step=0)
+    sink.write_histogram(1, "grad_norms_of_rows/layer_000", norms)
+    sink.write_histogram(2, "grad_norms_of_rows/layer_000", torch.tensor([1.0, math.nan]))
+    sink.write_histogram(3, "grad_norms_of_rows/layer_000", torch.zeros(4))
+    sink.close()
+    of_norms, of_zeros = accumulated(tmp_path).Histograms("grad_norms_of_rows/layer_000")
+    found = of_norms.histogram_value
+    assert (of_norms.step, found.num, found.min, found.max) == (1, 6, 0, pytest.approx(300))
+    assert found.sum == pytest.approx(303.00001)
+    edges = [-math.inf, *found.bucket_limit]
+    counts = [((norms >= low) & (norms < high)).sum() for low, high in pairwise(edges)]
+    assert found.bucket == counts
+    assert (of_zeros.step, of_zeros.histogram_value.max) == (3, 0)
 
 
 def test_a_run_that_has_not_ended_does_not_say_so(tmp_path: Path) -> None:
@@ -185,7 +210,7 @@ def test_a_terminal_shows_a_bar_and_a_log_file_whole_lines_alone(tmp_path: Path)
 
 
 def test_wandb_gets_the_same_figures_and_goes_on_with_the_same_run(tmp_path: Path) -> None:
-    """Offline, through wandb's own reader of what it has kept."""
+    """Offline; from the file that wandb would send."""
     pytest.importorskip("wandb", reason="wandb is not installed: pip install wandb")
     code = """
 import sys
@@ -214,16 +239,33 @@ sink.close()
 def wandb_history(file: Path) -> dict[int, dict[str, float]]:
     """Return step -> what was logged, from a run's own file."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, history = DataStore(), {}
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
+    history: dict[int, dict[str, float]] = {}
+    for data in leveldb_records(file.read_bytes()):
         record = wandb_internal_pb2.Record.FromString(data)
         if record.WhichOneof("record_type") == "history":
             items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
             history[items["_step"]] = {key: value for key, value in items.items() if not key.startswith("_")}
     return history
+
+
+def leveldb_records(log: bytes) -> Iterator[bytes]:
+    """Yield the records of a log in LevelDB's format, behind the 7 bytes that wandb's begin with.
+
+    Blocks of 32 KiB; in them parts of records, each behind its checksum (4 bytes), length (2) and kind (1): whole,
+    first, middle or last. What is left of a block, if less than a part's head, is zeros.
+    """
+    at, record, whole, last = 7, b"", 1, 4
+    while at + 7 <= len(log):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(log[at + 4 : at + 6], "little"), log[at + 6]
+        record += log[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (whole, last):
+            yield record
+            record = b""
 
 
 def test_the_console_line(clock: Clock, pipeline_log: pytest.LogCaptureFixture) -> None:
