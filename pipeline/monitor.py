@@ -29,6 +29,7 @@ from pipeline.inputs import Inputs, precision, zero_stage
 from pipeline.sinks import Scalars, Sink
 
 GIB = 2**30
+NO_GRADIENT = 1e-10  # the norm that rows without any are shown with, on a logarithmic scale
 
 
 class Monitor:
@@ -87,7 +88,7 @@ class Monitor:
         self._write(step, {f"val/loss_head_{head}": loss for head, loss in enumerate(losses_N.tolist(), start=1)})
 
     def log_grad_norms(self, step: int, norms: Mapping[str, Tensor]) -> None:
-        """Report the L2 norm of each block's gradient before clipping, and how those of its rows are distributed.
+        """Report the L2 norm of each block's gradient before clipping, and how its rows' are distributed, log10.
 
         Args:
             step: 1-based.
@@ -96,7 +97,7 @@ class Monitor:
         self._write(step, {f"grad_norms/{block}": float(rows_R.norm()) for block, rows_R in norms.items()})
         for sink in self._sinks:
             for block, rows_R in norms.items():
-                sink.write_histogram(step, f"grad_norms_of_rows/{block}", rows_R)
+                sink.write_histogram(step, f"grad_norms_log10/{block}", rows_R.clamp(min=NO_GRADIENT).log10())
 
     def log_text(self, step: int, tag: str, markdown: str) -> None:
         """Report a text."""

@@ -43,7 +43,7 @@ class StepProfile:
         self._folder, self._rank, self._pausing = config.run_dir / "profile", world.rank, pausing
         self._profiler: profile | None = None
         self._recorded: list[int] = []
-        self._is_inside_step = False
+        self._unfinished: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -53,9 +53,11 @@ class StepProfile:
     ) -> None:
         if self._profiler is None:
             return
-        if self._is_inside_step:  # part of a step would be taken for a whole one
+        if self._unfinished is not None:  # it would be taken for a whole step
             self._profiler.stop()
-            logger.warning("the profile of steps %s is lost: the step after them was not finished", self._recorded)
+            logger.warning(
+                "the profile of steps %s is lost: step %d was not finished", self._recorded, self._unfinished
+            )
         else:
             self._finish(self._profiler)
 
@@ -65,10 +67,10 @@ class StepProfile:
         if step in self._wanted and self._profiler is None:
             self._profiler = profile()
             self._profiler.start()
-        self._is_inside_step = True
+        self._unfinished = step
         with part(STEP):
             yield
-        self._is_inside_step = False
+        self._unfinished = None
         if self._profiler is not None:
             self._recorded.append(step)
             if step == self._wanted[-1]:

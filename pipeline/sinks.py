@@ -24,6 +24,7 @@ from pipeline.config import Config
 from pipeline.distributed import World, logger
 
 Scalars = dict[str, float]
+HISTOGRAM_BINS = 60  # TensorBoard draws 30
 
 
 class Sink:
@@ -60,7 +61,7 @@ class TensorBoard(Sink):
 
     def write_histogram(self, step: int, tag: str, values: Tensor) -> None:
         if values.isfinite().all():  # no bin takes others
-            self._attempt(step, lambda: self._writer.add_histogram(tag, values, step))
+            self._attempt(step, lambda: self._writer.add_histogram(tag, values, step, bins=HISTOGRAM_BINS))
 
     def close(self) -> None:
         if self._writer is not None:
@@ -149,16 +150,8 @@ class WeightsAndBiases(Sink):
     """
 
     def __init__(self, config: Config) -> None:
-        import wandb
-
-        id_file = config.run_dir / "wandb_id"
-        if not id_file.exists():
-            write_text(id_file, uuid.uuid4().hex)
-        self._run: Any = wandb.init(
-            project=config.log.wandb, name=config.run.name, id=id_file.read_text(encoding="utf-8"), resume="allow",
-            dir=str(config.run_dir), config=config.as_dict(),
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
-        )  # fmt: skip
+        self._run: Any = None
+        self._attempt(lambda: self._begin(config))
 
     def write(self, step: int, scalars: Scalars) -> None:
         self._attempt(lambda: self._run.log(scalars, step=step))
@@ -166,11 +159,23 @@ class WeightsAndBiases(Sink):
     def close(self) -> None:
         self._attempt(lambda: self._run.finish())
 
+    def _begin(self, config: Config) -> None:
+        import wandb
+
+        id_file = config.run_dir / "wandb_id"
+        if not id_file.exists():
+            write_text(id_file, uuid.uuid4().hex)
+        self._run = wandb.init(
+            project=config.log.wandb, name=config.run.name, id=id_file.read_text(encoding="utf-8"), resume="allow",
+            dir=str(config.run_dir), config=config.as_dict(),
+            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
+        )  # fmt: skip
+
     def _attempt(self, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:  # whatever it raises, training does not depend on it
-            logger.warning("wandb gets no more of this run (%s)", error)
+            logger.warning("wandb gets no more of this run until it is started again (%s)", error)
             self._attempt = lambda action: None  # type: ignore[method-assign]
 
 

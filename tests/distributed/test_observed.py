@@ -46,7 +46,7 @@ def plain() -> list[tuple[dict[str, Tensor], MultiTokenModel]]:
         blocks: dict[str, list[torch.nn.Module]] = {"embedding": [model.trunk.tok_embeddings]}
         blocks |= {f"layer_{index:03d}": [layer] for index, layer in enumerate(model.trunk.layers)}
         blocks |= {f"head_{index}": [head] for index, head in enumerate(model.heads.layers, start=1)}
-        blocks["unembedding"] = [model.heads.norm, model.heads.output]  # type: ignore[list-item]
+        blocks["unembedding"] = [model.heads.norm, model.heads.output]
         norms = {
             name: torch.stack([row.norm() for part in parts for w in part.parameters() for row in rows_of(w.grad)])
             for name, parts in blocks.items()

@@ -171,11 +171,12 @@ def test_norms_of_blocks_are_reported_where_there_are_any(tmp_path: Path) -> Non
     sink = Recorder()
     it = Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=0)
     it.log_grad_norms(1, {})
-    it.log_grad_norms(2, {"embedding": torch.tensor([3.0, 4.0]), "head_1": torch.tensor([2.0])})
-    assert sink.points == [(2, {"grad_norms/embedding": 5.0, "grad_norms/head_1": 2.0})]
+    it.log_grad_norms(2, {"embedding": torch.tensor([0.3, 0.0, 0.4]), "head_1": torch.tensor([100.0])})
+    ((step, norms),) = sink.points
+    assert (step, norms) == (2, {"grad_norms/embedding": pytest.approx(0.5), "grad_norms/head_1": 100.0})
     assert sink.histograms == [
-        (2, "grad_norms_of_rows/embedding", [3.0, 4.0]),
-        (2, "grad_norms_of_rows/head_1", [2.0]),
+        (2, "grad_norms_log10/embedding", pytest.approx([math.log10(0.3), -10, math.log10(0.4)])),
+        (2, "grad_norms_log10/head_1", pytest.approx([2.0])),
     ]
 
 
