@@ -111,7 +111,9 @@ def preview(text: Sequence[int], ids_TN: Table, probabilities_TN: Table, tokeniz
 
 def _shown(token: int, tokenizer: Tokenizer) -> str:
     """Return a token as inline code of Markdown: its spaces and line ends visible, nothing that ends cell or code."""
-    text = repr(tokenizer.decode([token]))[1:-1].replace("`", "'").replace("|", "¦").replace(" ", "·")
+    before = tokenizer.encode("x")  # SentencePiece takes away the space that a text begins with
+    text = tokenizer.decode([*before, token]).removeprefix(tokenizer.decode(before))
+    text = repr(text)[1:-1].replace("`", "'").replace("|", "¦").replace(" ", "·")
     return f"`{text or f'<{token}>'}`"
 
 

@@ -49,8 +49,9 @@ class TensorBoard(Sink):
     def __init__(self, config: Config, *, resumed_step: int) -> None:
         self._config, self._directory = config, config.run_dir / "tensorboard"
         self._last_step = resumed_step
+        self._first_step: int | None = resumed_step + 1  # until it is begun
         self._writer: Any = None
-        self._attempt(resumed_step, self._begin)
+        self._attempt(resumed_step, lambda: None)
 
     def write(self, step: int, scalars: Scalars) -> None:
         self._last_step = step
@@ -70,12 +71,17 @@ class TensorBoard(Sink):
                     self._writer.file_writer.add_summary(dashboard.end_of_session())
                 self._writer.close()
 
-    def _begin(self) -> None:
-        """Drop what lies beyond the resumed step, and write what the dashboard has besides figures."""
+    def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        first_step = self._last_step + 1
-        self._writer = SummaryWriter(str(self._directory), purge_step=first_step, flush_secs=10)
+        _await_next_second(self._directory)
+        self._writer = SummaryWriter(str(self._directory), purge_step=self._first_step, flush_secs=10)
+        if self._first_step is not None:
+            self._begin(self._first_step)
+            self._first_step = None
+
+    def _begin(self, first_step: int) -> None:
+        """Write what the dashboard has besides figures."""
         self._writer.add_custom_scalars(dashboard.layout(self._config))
         for summary in dashboard.hyperparameters(self._config):
             self._writer.file_writer.add_summary(summary)
@@ -83,10 +89,9 @@ class TensorBoard(Sink):
         self._writer.add_text("config", dashboard.config_text(self._config), first_step)
 
     def _attempt(self, step: int, action: Callable[[], object]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         try:
-            self._writer = self._writer or SummaryWriter(str(self._directory), flush_secs=10)
+            if self._writer is None:
+                self._open()
             action()
         except OSError as error:  # the writer has lost what was on its way, and is of no more use
             logger.warning("TensorBoard misses what came before step %d (%s)", step, error)
@@ -203,6 +208,15 @@ def _console_line(scalars: Scalars) -> str:
         f"  grad {scalars['optim/grad_norm']:.2f}  {scalars['throughput/tokens_per_s']:,.0f} tok/s{mfu}"
         f"  mem {scalars['memory/peak_GiB']:.1f} GiB  wait {scalars['data/wait_s']:.2f}s"
     )
+
+
+def _await_next_second(directory: Path) -> None:
+    """Wait until an event file that is made now is read after those that are there.
+
+    They are read in the order of their names: the second, then host, process and number, where 10 comes before 9.
+    """
+    newest_s = max((int(path.name.split(".")[3]) for path in directory.glob("events.out.tfevents.*")), default=0)
+    time.sleep(min(1.0, max(0.0, newest_s + 1 - time.time())))
 
 
 def _whole_lines(path: Path) -> list[str]:

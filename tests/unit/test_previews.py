@@ -57,6 +57,16 @@ def test_what_would_end_a_cell_or_its_code_is_replaced() -> None:
     assert [row.split(" | ")[1] for row in rows] == ["`a`", "`¦`", "`'`", "`\\n`", "`·`"]
 
 
+def test_spaces_of_tokens_are_seen(sentencepiece_model: Path) -> None:
+    tokenizer = SentencePieceTokenizer(sentencepiece_model)
+    text = [tokenizer.eos_id, *tokenizer.encode("x = self  y")]
+    no_head = [[0]] * len(text)
+    markdown = preview(text, no_head, no_head, tokenizer, n_prompt=len(text))
+    cells = [line.split(" | ")[1] for line in markdown.splitlines() if line.startswith("| ")][2:]
+    assert "".join(cell.strip("`") for cell in cells).removeprefix("·") == "x·=·self··y"
+    assert "`·`" in cells
+
+
 def test_the_model_predicts_what_its_heads_say_in_decoding(sentencepiece_model: Path) -> None:
     """Each head's logits by hand: z, the head's layer, norm, unembedding."""
     from pipeline.layers import training_rotary

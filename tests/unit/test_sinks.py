@@ -63,8 +63,8 @@ def test_a_fresh_run_leaves_no_old_metrics(tmp_path: Path) -> None:
 
 def opened(directory: Path, *, resumed_step: int) -> TensorBoard:
     """A TensorBoard of a start, as if long after those before it."""
-    for file in (directory / "try" / "tensorboard").glob("events.*"):
-        file.rename(re.sub(r"tfevents\.\d", "tfevents.0", str(file)))
+    for number, file in enumerate(sorted((directory / "try" / "tensorboard").glob("events.*"))):
+        file.rename(re.sub(r"tfevents\.\d+", f"tfevents.{number:010d}", str(file)))
     return TensorBoard(config_in(directory), resumed_step=resumed_step)
 
 
@@ -130,6 +130,16 @@ def test_the_dashboard_has_config_hyperparameters_and_all_heads_in_one_chart(tmp
     )
     metrics = [info.name.tag for info in content["_hparams_/experiment"].experiment.metric_infos]
     assert metrics == ["loss/total", "val/loss_head_1", "val/loss_head_2", "throughput/tokens_per_s"]
+
+
+def test_event_files_of_one_second_would_be_read_in_another_order(tmp_path: Path) -> None:
+    """As those of quick rollbacks, which one process makes: its tenth file comes before its ninth."""
+    for resumed_step in (0, 1, 1):
+        sink = TensorBoard(config_in(tmp_path), resumed_step=resumed_step)
+        sink.write(resumed_step + 1, {"loss/total": 1.0})
+        sink.close()
+    seconds = [int(path.name.split(".")[3]) for path in (tmp_path / "try" / "tensorboard").iterdir()]
+    assert len(set(seconds)) == len(seconds) == 3
 
 
 def test_histograms_hold_every_value_and_leave_out_what_is_not_finite(tmp_path: Path) -> None:
