@@ -82,7 +82,7 @@ def test_prompts_are_counted_in_the_shards_own_tokens(tmp_path: Path, sentencepi
         ({"pipeline_stages": 2}, {}, []),
     ],
 )
-def test_what_no_rank_can_see(sizes: dict[str, int], log: dict[str, int], problems: list[str]) -> None:
+def test_what_no_rank_can_see(sizes: dict[str, Any], log: dict[str, Any], problems: list[str]) -> None:
     assert parallel_problems(watched(parallel(**sizes), **log), world_size=4) == problems
 
 
