@@ -144,12 +144,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         config, seconds = measure(arguments, Path(scratch))
     if not world_from_environment().is_main:
         return
-    print(_table(config, seconds))
+    print(table(config, seconds))
     if arguments.json is not None:
         write_json(arguments.json, seconds)
 
 
-def _table(config: Config, seconds: dict[str, list[float]]) -> str:
+def table(config: Config, seconds: dict[str, list[float]]) -> str:
+    """Return the costs as Markdown, and the ratio."""
     plain_s, costs = median(seconds["plain step"]), costs_s(seconds)
     shares = {name: cost_s / CADENCES[name] / plain_s for name, cost_s in costs.items()}
     steps_s = seconds["plain step"]
