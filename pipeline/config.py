@@ -230,8 +230,8 @@ class LogConfig:
     previews_every_steps: steps between previews (`previews.py`): `prompts` continued, and what each head said at each
         position, among TensorBoard's texts; 0 writes none. Each takes preview_tokens + 1 forwards.
     prompts: what previews continue.  preview_tokens: by how many tokens.
-    grad_norms_every_steps: steps between reports of the gradient's L2 norm in each layer and head; 0 makes none. Each
-        takes about as much communication as one more step of ZeRO-0.
+    grad_norms_every_steps: steps between reports of the gradient's L2 norm in each layer and head, and histograms of
+        its rows' norms; 0 makes none. Each takes about as much communication as one more step of ZeRO-0.
     wandb: project of Weights & Biases that gets the figures too; needs the package wandb, which is not among ours.
     """
 

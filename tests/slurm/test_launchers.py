@@ -43,8 +43,11 @@ def ssh(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
     cluster.bind(home, Path.home() / ".ssh")
     for node in NODES:
         cluster.start(node, "dropbear", "-F", "-E", "-s", "-r", str(host_key))
-    for node in NODES:
-        wait_for(lambda node=node: cluster.run("ssh", node, "true", check=False).returncode == 0, f"SSH to {node}")
+
+    def all_answer() -> bool:
+        return all(cluster.run("ssh", node, "true", check=False).returncode == 0 for node in NODES)
+
+    wait_for(all_answer, "SSH to every node")
 
 
 def arguments(project: Project, run_name: str) -> list[object]:
