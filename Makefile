@@ -43,6 +43,7 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/shellcheck --external-sources slurm/*.sbatch slurm/*.sh slurm/site.env tests/slurm/install.sh .ci/run
 
 # The main job, small: corpus -> tokenizer -> shards -> training -> Meta format -> completion.
 # Each stage leaves a file that says it is finished; a second `make demo` starts where that ends.

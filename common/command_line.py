@@ -5,10 +5,12 @@ defect of ours and keeps its traceback.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 USER_ERROR_EXIT_CODE = 2
+_INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT  # as shells have it
 
 
 class UserError(ValueError):
@@ -16,7 +18,7 @@ class UserError(ValueError):
 
 
 def exit_on_user_error(main: Callable[[], None], *, program: str) -> None:
-    """Run `main`; a `UserError` becomes `program: error: message` on stderr and exit code 2.
+    """Run `main`; a `UserError` becomes `program: error: message` on stderr and exit code 2, Ctrl-C a line and 130.
 
     Of many ranks that meet the same mistake, one per node says so.
     """
@@ -27,6 +29,9 @@ def exit_on_user_error(main: Callable[[], None], *, program: str) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted", file=sys.stderr)
+        sys.exit(_INTERRUPTED_EXIT_CODE)
 
 
 def raise_if_any(problems: Sequence[str], *, heading: str) -> None:

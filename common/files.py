@@ -16,7 +16,7 @@ from common.command_line import UserError
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, else removed."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")  # many machines may write it
     try:
         yield partial
         with partial.open("rb") as file:
@@ -65,13 +65,21 @@ def inside(folder: Path, name: Any, *, named_in: str = "") -> Path:
     Raises:
         UserError: the name is absolute, leads out of the folder, or is no file name.
     """
+    return folder / name_inside(name, named_in=folder / named_in)
+
+
+def name_inside(name: Any, *, named_in: object) -> PurePosixPath:
+    """Return the name of a file in, or below, the folder of the file `named_in`, which said it.
+
+    Raises:
+        UserError: the name is absolute, leads out of the folder, or is no file name.
+    """
     pure = PurePosixPath(name) if isinstance(name, str) and "\0" not in name else None
     if pure is None or not pure.parts or pure.is_absolute() or ".." in pure.parts:
         raise UserError(
-            f"{folder / named_in} names the file {name!r}, which is not a path inside that folder; do not use what came"
-            " with it"
+            f"{named_in} names the file {name!r}, which is not a path inside that folder; do not use what came with it"
         )
-    return folder / pure
+    return pure
 
 
 def sha256_of_file(path: Path) -> str:

@@ -119,13 +119,16 @@ class GigatokenTokenizer(SentencePieceTokenizer):
         return self._encode_fast(text)
 
 
-def load_tokenizer(name: str, *, engine: Engine = "sentencepiece", vocab_size: int | None = None) -> Tokenizer:
+def load_tokenizer(
+    name: str, *, engine: Engine = "sentencepiece", vocab_size: int | None = None, variant: bytes | None = None
+) -> Tokenizer:
     """Return the tokenizer that `name` means: the word `bytes`, or the path of a SentencePiece model.
 
     Args:
         name: of the tokenizer.
         engine: what computes arrays of ids.
         vocab_size: of the model that it is for, if that is known: bytes come with sentinels, and without.
+        variant: of the file, a serialized model that goes by its name.
 
     Raises:
         EngineUnavailable: `engine` is gigatoken, and cannot do this model.
@@ -137,7 +140,8 @@ def load_tokenizer(name: str, *, engine: Engine = "sentencepiece", vocab_size: i
     if not path.is_file():
         raise UserError(f"tokenizer {name!r} is not a file; give a SentencePiece model or the word 'bytes'")
     try:
-        tokenizer = GigatokenTokenizer(path) if engine == "gigatoken" else SentencePieceTokenizer(path)
+        kind = GigatokenTokenizer if engine == "gigatoken" else SentencePieceTokenizer
+        tokenizer = kind(path, variant=variant)
     except (RuntimeError, OSError) as error:
         raise UserError(f"tokenizer {name!r} is not a SentencePiece model ({error})") from error
     if tokenizer.eos_id < 0:

@@ -1,6 +1,7 @@
 """Check finished shards: every file's size and hash, every window, every count; show what is in them.
 
-Reads the MDS files by itself rather than through streaming, so that it is a second opinion, and starts at once.
+Reads the MDS files by itself rather than through streaming, so that it is a second opinion, and starts at once. Of
+shards in S3 it reads every object there, not what training has of them in a cache.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command_line import UserError, exit_on_user_error, raise_if_any
+from common.remote import S3Path, folder_at
 from common.tokenizers import Tokenizer
 from data_prep.packing import TokenArray, WindowShape
 from data_prep.sample import EOS_MARK, Style, marked_text
@@ -30,7 +32,8 @@ from data_prep.shard_reader import (
 
 _EXAMPLES = """examples:
   python -m data_prep.check_shards data/code
-  python -m data_prep.check_shards data/code --sample 3"""
+  python -m data_prep.check_shards data/code --sample 3
+  python -m data_prep.check_shards s3://bucket/code"""
 
 
 @dataclass
@@ -50,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the folder holds no finished shards, or something in it is wrong; every problem is listed.
     """
     arguments = _parse(argv)
-    root: Path = arguments.folder
     if arguments.sample < 0:
         raise UserError(f"--sample must be at least 0, not {arguments.sample}")
+    root = folder_at(arguments.folder)
     metadata = read_metadata(root)
     tokenizer, problems = tokenizer_of(root, metadata)
     print(f"{'split':<8}{'documents':>14}{'tokens':>18}{'windows':>14}{'shards':>9}{'MB on disk':>12}  result")
@@ -77,7 +80,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what write_shards was given as --out")
+    parser.add_argument("folder", metavar="DIR", help="what write_shards was given as --out, s3:// too")
     sample_help = f"show the text of N windows of each split, evenly spread; {EOS_MARK} ends a document"
     parser.add_argument("--sample", type=int, default=0, metavar="N", help=sample_help)
     colour_help = "show each token of the sample in a shade of its own (default: on a terminal, unless NO_COLOR is set)"
@@ -85,7 +88,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def check_split(folder: Path, metadata: dict[str, Any], *, expected_windows: int) -> SplitReport:
+def check_split(folder: Path | S3Path, metadata: dict[str, Any], *, expected_windows: int) -> SplitReport:
     """Check every shard of one split, and the overlap of consecutive windows of a part, across its shards too."""
     shape = WindowShape(metadata["seq_len"], metadata["lookahead"])
     report = SplitReport()
@@ -139,7 +142,7 @@ def _style(color: str) -> Style:
 
 
 def _print_sample(
-    folder: Path, metadata: dict[str, Any], tokenizer: Tokenizer, *, n_windows: int, style: Style
+    folder: Path | S3Path, metadata: dict[str, Any], tokenizer: Tokenizer, *, n_windows: int, style: Style
 ) -> None:
     total = metadata["splits"][folder.name]["windows"]
     wanted = np.unique(np.linspace(0, total - 1, num=min(n_windows, total)).astype(int))
@@ -148,7 +151,9 @@ def _print_sample(
         print(f"\n--- {folder.name}, window {number + 1:,} of {total:,} ---\n{text}")
 
 
-def _windows_at(folder: Path, metadata: dict[str, Any], numbers: list[int]) -> Iterator[tuple[int, TokenArray]]:
+def _windows_at(
+    folder: Path | S3Path, metadata: dict[str, Any], numbers: list[int]
+) -> Iterator[tuple[int, TokenArray]]:
     shape = WindowShape(metadata["seq_len"], metadata["lookahead"])
     first = 0
     for shard in shards_of(folder):

@@ -5,7 +5,8 @@
    that was killed finds those that are finished.
 2. The parent reads them in the order of the sources, and decides by first occurrence among documents that no rule
    drops. So the seen hashes live in one process for the time of the decision, which is a function of the surveys alone:
-   not of workers, nor of kills.
+   not of workers, nor of kills. What it decides on a part is a file too, so that of many machines one does it: the
+   last that surveys; or, where it was killed, whoever misses a file.
 3. Parts are written with the reasons of their documents, and no rule is asked twice.
 
 Near duplicates as The Stack (Kocetkov et al. 2022, arXiv 2211.15533) and StarCoder (Li et al. 2023, section 3) have
@@ -16,15 +17,18 @@ similarity is estimated from its whole signature before it counts; and a documen
 than 5 words have no near ones.
 """
 
+import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from common.command_line import UserError
 from common.files import written_whole
 from data_prep.documents import Document
 from data_prep.filters import DIGEST_BYTES, digest, first_occurrences
@@ -37,6 +41,7 @@ from data_prep.workers import report
 
 SHINGLE_WORDS, PERMUTATIONS, THRESHOLD = 5, 256, 0.7
 DUPLICATE, NEAR_DUPLICATE = "duplicate", "near_duplicate"
+_DECISIONS = ("", DUPLICATE, NEAR_DUPLICATE)
 Signature = npt.NDArray[np.uint32]
 _AT_ONCE = 4096  # shingles permuted together: 4 MB, which caches hold
 
@@ -44,6 +49,11 @@ _AT_ONCE = 4096  # shingles permuted together: 4 MB, which caches hold
 def survey_path(part: Part, out: Path) -> Path:
     """Return where a part's survey is or will be."""
     return out / WORK_FOLDER / f"{part.name}.survey.npz"
+
+
+def decision_path(part: Part, out: Path) -> Path:
+    """Return where what was decided on a part's documents is or will be."""
+    return out / WORK_FOLDER / f"{part.name}.decision.npy"
 
 
 def survey_part(part: Part, options: PartOptions, near: bool) -> None:
@@ -81,22 +91,24 @@ def survey_part(part: Part, options: PartOptions, near: bool) -> None:
         )
 
 
-def decide(parts: Sequence[Part], out: Path, *, near: bool) -> list[Reasons]:
-    """Return for each part the reasons that drop its records, "" for those that stay, by the surveys of all parts."""
+def decide(parts: Sequence[Part], out: Path, *, near: bool) -> None:
+    """Write, for each part, which of its documents that no rule drops are duplicates, by the surveys of all parts."""
     is_first = first_occurrences([_read(part, out, "digests") for part in parts])
     is_near = _near_documents(parts, out, is_first) if near else [np.zeros_like(firsts) for firsts in is_first]
-    return [_reasons_of(part, out, *which) for part, *which in zip(parts, is_first, is_near, strict=True)]
+    for part, firsts, nears in zip(parts, is_first, is_near, strict=True):
+        decision = np.where(firsts, np.where(nears, _DECISIONS.index(NEAR_DUPLICATE), 0), _DECISIONS.index(DUPLICATE))
+        with written_whole(decision_path(part, out)) as partial, partial.open("wb") as file:
+            np.save(file, decision.astype(np.uint8))
 
 
-def _reasons_of(part: Part, out: Path, is_first: npt.NDArray[np.bool_], is_near: npt.NDArray[np.bool_]) -> Reasons:
+def decided(part: Part, out: Path) -> Reasons:
+    """Return the reasons that drop the records of a part, "" for those that stay, by its survey and `decide`."""
     names = _read(part, out, "names").tolist()
     reasons = [names[index] for index in _read(part, out, "reasons").tolist()]
     staying = [place for place, reason in enumerate(reasons) if not reason]
-    for row, place in enumerate(staying):
-        if not is_first[row]:
-            reasons[place] = DUPLICATE
-        elif is_near[row]:
-            reasons[place] = NEAR_DUPLICATE
+    with _said_if_damaged(decision_path(part, out)) as path:
+        for place, decision in zip(staying, np.load(path).tolist(), strict=True):
+            reasons[place] = _DECISIONS[decision]
     ends = np.cumsum(_read(part, out, "counts")).tolist()
     return [reasons[start:end] for start, end in itertools.pairwise([0, *ends])]
 
@@ -128,8 +140,16 @@ def _near_documents(
 
 
 def _read(part: Part, out: Path, name: str) -> Any:
-    with np.load(survey_path(part, out), allow_pickle=False) as survey:
+    with _said_if_damaged(survey_path(part, out)) as path, np.load(path, allow_pickle=False) as survey:
         return survey[name]
+
+
+@contextlib.contextmanager
+def _said_if_damaged(path: Path) -> Iterator[Path]:
+    try:
+        yield path
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and run the same command again") from error
 
 
 def signer() -> Callable[[str], Signature]:

@@ -60,7 +60,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the preset, one option per limit, the named rules, what records say, benchmarks, and `--dedup`."""
+    """Add the rules, and `--dedup`."""
+    add_rule_arguments(parser).add_argument(
+        "--dedup",
+        choices=["none", "exact", "near"],
+        default="none",
+        help="of documents with equal text (exact), or also with 0.7 of their runs of 5 words in common (near), "
+        "keep the first (default: %(default)s)",
+    )
+
+
+def add_rule_arguments(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    """Add the preset, one option per limit, the named rules, what records say, and benchmarks."""
     group = parser.add_argument_group("filters", "all off by default; what each drops is counted under its name")
     preset_help = "limits or rules at once: basic are Codex's and CodeParrot's limits, starcoder all of --rules"
     group.add_argument("--filters", choices=list(PRESETS), help=preset_help)
@@ -75,13 +86,7 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--licenses", nargs="+", metavar="NAME", help=licenses_help)
     benchmark_help = "drop documents that share 10 words in a row with a problem; jsonl as HumanEval's or MBPP's"
     group.add_argument("--decontaminate", nargs="+", metavar="FILE", help=benchmark_help)
-    group.add_argument(
-        "--dedup",
-        choices=["none", "exact", "near"],
-        default="none",
-        help="of documents with equal text (exact), or also with 0.7 of their runs of 5 words in common (near), "
-        "keep the first (default: %(default)s)",
-    )
+    return group
 
 
 def apply_preset(arguments: argparse.Namespace) -> None:

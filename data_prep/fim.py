@@ -21,19 +21,10 @@ from typing import Literal
 import xxhash
 
 from common.command_line import UserError
-from common.tokenizers import (
-    BYTES,
-    FIM_BYTE_IDS,
-    ByteTokenizer,
-    Engine,
-    GigatokenTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
+from common.sentencepiece_model import SPACE, parsed
+from common.tokenizers import BYTES, FIM_BYTE_IDS, ByteTokenizer, Engine, Tokenizer, load_tokenizer
 
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
-SENTINEL_PIECES = tuple(f"{_SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))  # Code Llama's
+SENTINEL_PIECES = tuple(f"{SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))  # Code Llama's
 Order = Literal["psm", "spm"]
 
 
@@ -122,13 +113,11 @@ def load_fim_tokenizer(name: str, *, engine: Engine) -> FimTokenizer:
         UserError: it is no tokenizer, or has no sentinels.
     """
     if name == BYTES:
-        tokenizer = ByteTokenizer(vocab_size=FIM_BYTE_IDS)
+        tokenizer = load_tokenizer(BYTES, vocab_size=FIM_BYTE_IDS)
         first = ByteTokenizer.vocab_size
         return FimTokenizer(Sentinels(first, first + 1, first + 2, first + 3), tokenizer, tokenizer)
     load_tokenizer(name)  # or it says what is wrong with the file
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto.FromString(Path(name).read_bytes())  # type: ignore[attr-defined]
+    proto = parsed(Path(name).read_bytes())
     ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     if missing := [piece for piece in SENTINEL_PIECES if piece not in ids]:
         raise UserError(
@@ -137,8 +126,7 @@ def load_fim_tokenizer(name: str, *, engine: Engine) -> FimTokenizer:
         )
     for piece in SENTINEL_PIECES:
         proto.pieces[ids[piece]].type = proto.SentencePiece.CONTROL
-    load = GigatokenTokenizer if engine == "gigatoken" else SentencePieceTokenizer
-    start = load(Path(name), variant=proto.SerializeToString())
+    start = load_tokenizer(name, engine=engine, variant=proto.SerializeToString())
     proto.normalizer_spec.add_dummy_prefix = False
-    further = load(Path(name), variant=proto.SerializeToString())
+    further = load_tokenizer(name, engine=engine, variant=proto.SerializeToString())
     return FimTokenizer(Sentinels(*(ids[piece] for piece in SENTINEL_PIECES)), start, further)

@@ -23,7 +23,7 @@ from common.tokenizers import Tokenizer
 from data_prep.languages import UNKNOWN
 from data_prep.part_writer import Part, PartResult, SplitCounts, add_share, finished_parts
 from data_prep.report import REPORT, add_sample, build, count, table
-from data_prep.shard_folder import METADATA, abandon, finish, locked, read_plan, shares_with
+from data_prep.shard_folder import METADATA, abandon, finish, locked, read_json, read_plan, shares_with
 from data_prep.sources import Source
 
 _EXAMPLES = """example:
@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="what write_shards was given as --out")
     out: Path = parser.parse_args(argv).folder
-    if not (out / METADATA).exists():
+    if read_json(out / METADATA) is None:
         read_plan(out)  # or a folder of something else would get a lock file
     with locked(out):
-        if (out / METADATA).exists():
+        if read_json(out / METADATA) is not None:
             print(f"{out} is already finished; nothing to do")
         else:
             merge(out)

@@ -176,10 +176,10 @@ def encoder_of(options: PartOptions) -> DocumentEncoder:
 
 
 def finished_parts(parts: Sequence[Part], out: Path) -> dict[int, PartResult]:
-    """Return the results of the parts that are marked as done, by index."""
+    """Return the results of the parts that are marked as done, by index; a damaged mark is none."""
     results = {}
     for part in parts:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             saved: dict[str, Any] = json.loads(_mark(part, out).read_text(encoding="utf-8"))
             splits = {name: SplitCounts(**counts) for name, counts in saved["splits"].items()}
             results[part.index] = PartResult(**saved | {"splits": splits})
@@ -221,7 +221,6 @@ def _fill(writers: dict[str, _SplitWriter], part: Part, options: PartOptions, re
     for record, reason, source in judged:
         result.input_bytes += record.input_bytes
         n_tokens = 0
-        _report_on(result, record, reason, language_field=options.filters.language_field)
         if reason is not None:
             dropped[reason] += 1
             result.examples.setdefault(reason, record.source)
@@ -234,13 +233,14 @@ def _fill(writers: dict[str, _SplitWriter], part: Part, options: PartOptions, re
             n_tokens = len(encoded.tokens)
             writers[SPLITS[is_val]].add(record, encoded)
             add_share(result.shares, source, documents=1, bytes=len(record.utf8), tokens=n_tokens)
+        _report_on(result, record, reason, n_tokens=n_tokens, language_field=options.filters.language_field)
         report(documents=int(reason is None), input_bytes=record.input_bytes, tokens=n_tokens)
     result.dropped = dict(sorted(dropped.items()))
     return result
 
 
 def _report_on(
-    result: PartResult, record: Document | Dropped, reason: str | None, *, language_field: str | None
+    result: PartResult, record: Document | Dropped, reason: str | None, *, n_tokens: int, language_field: str | None
 ) -> None:
     row, text, n_bytes = (
         (record.row, record.text, len(record.utf8))
@@ -248,7 +248,7 @@ def _report_on(
         else ({}, record.detail, record.input_bytes)
     )
     language = language_of(record.source, row, field=language_field)
-    count(result.tally, language=language, outcome=reason or KEPT, n_bytes=n_bytes)
+    count(result.tally, language=language, outcome=reason or KEPT, n_bytes=n_bytes, n_tokens=n_tokens)
     if reason is not None:
         add_sample(result.samples, rule=reason, source=record.source, text=text)
 

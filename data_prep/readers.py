@@ -166,7 +166,7 @@ def _decompressed(file: IO[bytes], format_: str) -> Iterator[bytes]:
             data = frame.unused_data
             if frame.eof:
                 frame = None
-    if frame is not None:
+    if frame is not None or offset == 0:  # no archive is empty, whatever is in it
         raise _DamagedError(f"byte {offset}: the file ends too early")
 
 

@@ -30,7 +30,9 @@ from typing import Any
 
 from common.command_line import UserError
 from common.files import write_json
+from common.remote import S3Path
 from data_prep.part_writer import SPLITS, WORK_FOLDER, Part
+from data_prep.workers import WRITE_ERRORS
 
 FORMAT_VERSION = 1
 METADATA = "metadata.json"
@@ -69,7 +71,7 @@ def locked(out: Path, parts: Sequence[Part] | None = None) -> Iterator[None]:
     """Hold these parts of the folder for this process, or all of it; make it if it is missing.
 
     Raises:
-        UserError: another process holds one of them, or the folder cannot be made.
+        UserError: another process holds one of them; or the folder cannot be made, or not be written meanwhile.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -79,6 +81,12 @@ def locked(out: Path, parts: Sequence[Part] | None = None) -> Iterator[None]:
     try:
         _lock(descriptor, out, parts)
         yield
+    except OSError as error:
+        if error.errno not in WRITE_ERRORS:
+            raise
+        raise UserError(
+            f"cannot write to --out {out}: {error.strerror}; make room, and the same command continues it"
+        ) from error
     finally:
         os.close(descriptor)
 
@@ -97,17 +105,18 @@ def _lock(descriptor: int, out: Path, parts: Sequence[Part] | None) -> None:
         print(f"warning: {out} is on a file system without locks ({error.strerror}): start nothing twice", flush=True)
 
 
-def is_finished(out: Path, identity: Identity) -> bool:
-    """Return whether `out` holds finished shards of this identity.
+def is_finished(out: Path | S3Path, identity: Identity) -> bool:
+    """Return whether `out`, on a disk or in S3, holds finished shards of this identity.
 
     Raises:
         UserError: it holds finished shards of another identity; the message says what differs.
     """
-    metadata = _read_json(out / METADATA)
+    metadata = read_json(out / METADATA)
     if metadata is None:
         return False
-    _refuse_difference(metadata, identity, out=out, state="was finished")
-    shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)  # a run killed after its last word
+    refuse_difference(metadata, identity, out=out, state="was finished")
+    if isinstance(out, Path):
+        shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)  # a run killed after its last word
     return True
 
 
@@ -137,7 +146,7 @@ def claim(
     plan = {**identity, "listing": {part.name: _described(part) for part in parts}, **facts}
     # in this order: what other shares write comes after their plan
     strangers = sorted({path.name for path in out.iterdir()} - {_LOCK, WORK_FOLDER})
-    if _read_json(work / _PLAN) is None:
+    if read_json(work / _PLAN) is None:
         if strangers:
             raise UserError(f"--out {out} is not empty and no shards of ours (it holds {strangers[0]}); choose another")
         work.mkdir(exist_ok=True)
@@ -146,7 +155,7 @@ def claim(
             shutil.copyfile(tokenizer_model, copied)
             copied.replace(work / TOKENIZER_MODEL)
         _create_json(work / _PLAN, plan)
-    _refuse_difference(read_plan(out), plan, out=out, state="holds an unfinished run")
+    refuse_difference(read_plan(out), plan, out=out, state="holds an unfinished run")
     (work / f"shares-of-{share.total}").touch()
     for part in share.of(parts):
         for staging in work.glob(f"{part.name}.staging-*"):  # of killed workers
@@ -159,7 +168,7 @@ def read_plan(out: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or a share found that what was written cannot be trusted.
     """
-    plan = _read_json(out / WORK_FOLDER / _PLAN)
+    plan = read_json(out / WORK_FOLDER / _PLAN)
     if plan is None:
         raise UserError(f"{out} holds no shards of write_shards, finished or not; give the folder of its --out")
     with suppress(FileNotFoundError):
@@ -200,7 +209,11 @@ def _merged_index(folder: Path, parts: Sequence[Part]) -> dict[str, Any]:
     """The shards of all parts in order, their file names now relative to the split's folder."""
     shards = []
     for part in parts:
-        for shard in json.loads((folder / part.name / INDEX).read_text(encoding="utf-8"))["shards"]:
+        index = read_json(folder / part.name / INDEX)
+        if index is None:
+            mark = folder.parent / WORK_FOLDER / f"{part.name}.json"
+            raise UserError(f"{folder / part.name} is gone; delete {mark}, and run the same command again")
+        for shard in index["shards"]:
             for key in ("raw_data", "zip_data"):
                 if shard[key]:
                     shard[key]["basename"] = f"{part.name}/{shard[key]['basename']}"
@@ -227,19 +240,35 @@ def _create_json(path: Path, value: Any) -> None:
     mine.unlink(missing_ok=True)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path | S3Path) -> dict[str, Any] | None:
+    """Return what a file of ours says, or None if it is not there.
+
+    Raises:
+        UserError: it is damaged, or cannot be read.
+    """
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        stored = path.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        value: Any = json.loads(stored)
+        if not isinstance(value, dict):
+            raise ValueError(f"{str(value)[:40]!r} is no object")
     except ValueError as error:
         raise UserError(
-            f"{path} is not JSON ({error}); it was damaged: delete the folder, or choose another"
+            f"{path} is not JSON of ours ({error}); it was damaged: delete the folder, or choose another"
         ) from error
     return value
 
 
-def _refuse_difference(found: dict[str, Any], wanted: dict[str, Any], *, out: Path, state: str) -> None:
+def refuse_difference(found: dict[str, Any], wanted: dict[str, Any], *, out: Path | S3Path, state: str) -> None:
+    """Compare two identities, or two plans.
+
+    Raises:
+        UserError: they differ; the message says where.
+    """
     differences = sorted(
         f"{key} {_short(old)} there, {_short(new)} now"
         for name in wanted.keys() & _COMPARED

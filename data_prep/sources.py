@@ -19,7 +19,7 @@ from data_prep.huggingface import PREFIX, cut_shards
 from data_prep.mixture import MIX_SYNTAX, parse_mix
 from data_prep.readers import DATASET, FILE, JSONL, JSONL_GZ, JSONL_ZST, PARQUET
 from data_prep.standard_input import STDIN, kept_input
-from data_prep.trees import walk
+from data_prep.trees import UNREADABLE_FOLDER, walk
 
 _EXTENSIONS = """.c .cc .clj .cpp .cs .cu .cuh .cxx .dart .erl .ex .exs .f90 .go .h .hh .hpp .hs .hxx .java .jl .js .jsx
     .kt .lua .m .ml .mli .mm .php .pl .pm .proto .ps1 .py .pyi .pyx .r .R .rb .rs .scala .sh .sql .swift .ts .tsx .vue
@@ -154,15 +154,22 @@ def list_source(
     if path.startswith(PREFIX):
         shards, fingerprint = cut_shards(path, selection=selection)
         return Source(path, selection, tuple(shards), fingerprint=fingerprint)
-    if not os.path.exists(path):
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"input {path!r} does not exist; give a folder, a file, {PREFIX}NAME of a data set, or - for standard input"
-        )
+        ) from error
+    except OSError as error:
+        raise UserError(f"input {path!r} cannot be looked at: {error.strerror}") from error
     if not os.path.isdir(path):
         return Source(path, selection, tuple(_pieces_of_file(path, os.path.getsize(path), piece_bytes, selection)))
     files, skipped, others = walk(path, extensions=extensions, exclude=exclude)
     pieces = [piece for name, size in files for piece in _pieces_of_file(name, size, piece_bytes, selection)]
     if not pieces:
+        for folder in skipped:
+            if folder.reason == UNREADABLE_FOLDER:
+                raise UserError(f"input {path!r} holds nothing that may be read ({folder.source}: {folder.detail})")
         others.update(record.reason for record in skipped)
         found = ", ".join(f"{count} {suffix or 'without extension'}" for suffix, count in others.most_common(5))
         raise UserError(

@@ -1,8 +1,9 @@
-"""How long the documents of finished shards are, and how many tokens their text takes.
+"""How long the documents of finished shards are, and how many tokens their text takes, overall and by language.
 
     DIR/train, val     read shard by shard, each file compared with its hash; documents are found by their EOS
-    stats.png          a histogram of their lengths, in tokens
-    stats.json         the same numbers as are printed
+    DIR/report.json    what each language came to, of both splits
+    stats.png          a histogram of the documents' lengths, in tokens
+    stats.json         the same numbers as are printed: {"splits": {SPLIT: ...}, "languages": {LANGUAGE: ...}}
 
 The last document of each part is cut where no window holds the rest; it is counted, but has no length.
 """
@@ -19,9 +20,12 @@ from tqdm import tqdm
 
 from common.command_line import UserError, exit_on_user_error
 from common.files import write_json, written_whole
+from common.remote import S3Path, folder_at
 from data_prep.packing import TokenArray, WindowShape
+from data_prep.report import KEPT, UNITS, read_report, tokens_per_byte
 from data_prep.shard_reader import DamagedShardError, columns_in, read_metadata, shards_of, verified_bytes
 
+ALL = "all"
 PERCENTILES = (1, 10, 50, 90, 99)
 _BINS_PER_FACTOR_TWO = 2
 _EXAMPLES = """examples:
@@ -31,7 +35,7 @@ _EXAMPLES = """examples:
 
 @dataclass
 class SplitStats:
-    """Of one split: counts as metadata.json has them, and the lengths of its whole documents, EOS included."""
+    """Of one split, or all: counts as metadata.json has them, and the lengths of whole documents, EOS included."""
 
     documents: int
     tokens: int
@@ -50,21 +54,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the folder holds no finished shards, they are damaged, or their documents do not end in EOS.
     """
     arguments = _parse(argv)
-    root: Path = arguments.folder
+    root = folder_at(arguments.folder)
+    picture: Path | None = arguments.output
+    if picture is None and isinstance(root, S3Path):
+        raise UserError(f"{root} is not written to: say with --output where the histogram goes")
     metadata = read_metadata(root)
     if metadata.get("document_ends", "eos") not in ("eos", "both"):
         raise UserError(f"{root} was written with --document_ends {metadata['document_ends']}: no EOS ends a document")
+    languages = read_report(root, languages_of)
     stats, lengths = {}, {}
+    n_all_cut = 0
     for split in metadata["splits"]:
         try:
             lengths[split], n_cut = document_lengths(root / split, metadata)
         except DamagedShardError as error:
             raise UserError(f"{error}; see python -m data_prep.check_shards {root}") from error
         stats[split] = _stats(metadata["splits"][split], lengths[split], n_cut=n_cut)
-    print(table(stats))
-    picture = arguments.output or root / "stats.png"
-    _draw(lengths, picture)
-    write_json(picture.with_suffix(".json"), {split: asdict(of) for split, of in stats.items()})
+        n_all_cut += n_cut
+    total = {unit: sum(getattr(of, unit) for of in stats.values()) for unit in UNITS}
+    stats[ALL] = _stats(total, np.concatenate(list(lengths.values())), n_cut=n_all_cut)
+    print(f"{table(stats)}\n\n{language_table(languages)}")
+    picture = picture or Path(f"{root}/stats.png")
+    try:
+        _draw(lengths, picture)
+        numbers = {"splits": {split: asdict(of) for split, of in stats.items()}, "languages": languages}
+        write_json(picture.with_suffix(".json"), numbers)
+    except OSError as error:
+        raise UserError(f"cannot write {picture}: {error.strerror}; name another file with --output") from error
     print(f"histogram: {picture}")
 
 
@@ -75,7 +91,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what write_shards was given as --out")
+    parser.add_argument("folder", metavar="DIR", help="what write_shards was given as --out, s3:// too")
     parser.add_argument("--output", type=Path, metavar="PNG", help="where the histogram goes (default: DIR/stats.png)")
     arguments = parser.parse_args(argv)
     if arguments.output is not None and (arguments.output.suffix != ".png" or not arguments.output.parent.is_dir()):
@@ -83,7 +99,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def document_lengths(folder: Path, metadata: dict[str, Any]) -> tuple[npt.NDArray[np.int64], int]:
+def languages_of(report: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the documents, bytes, tokens and tokens per byte of each language that was kept, most bytes first."""
+    kept = {name: of[KEPT] for name, of in report["languages"].items() if of[KEPT]["documents"]}
+    return {
+        name: {unit: kept[name][unit] for unit in UNITS} | {"tokens_per_byte": tokens_per_byte(kept[name])}
+        for name in sorted(kept, key=lambda name: (-kept[name]["bytes"], name))
+    }
+
+
+def document_lengths(folder: Path | S3Path, metadata: dict[str, Any]) -> tuple[npt.NDArray[np.int64], int]:
     """Return the lengths of a split's whole documents in tokens, EOS included, and how many are cut.
 
     Raises:
@@ -106,7 +131,7 @@ def document_lengths(folder: Path, metadata: dict[str, Any]) -> tuple[npt.NDArra
     return np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64), n_cut
 
 
-def _streams(folder: Path, metadata: dict[str, Any]) -> Iterator[tuple[str, TokenArray]]:
+def _streams(folder: Path | S3Path, metadata: dict[str, Any]) -> Iterator[tuple[str, TokenArray]]:
     """Yield, shard by shard, the name of its part and the tokens that no window before has."""
     shape = WindowShape(metadata["seq_len"], metadata["lookahead"])
     shards = shards_of(folder)
@@ -130,7 +155,7 @@ def _stats(counts: dict[str, Any], lengths: npt.NDArray[np.int64], *, n_cut: int
         documents=counts["documents"],
         tokens=counts["tokens"],
         bytes=counts["bytes"],
-        tokens_per_byte=counts["tokens"] / max(1, counts["bytes"]),
+        tokens_per_byte=tokens_per_byte(counts),
         cut_documents=n_cut,
     )
     if len(lengths):
@@ -153,6 +178,18 @@ def table(stats: dict[str, SplitStats]) -> str:
             f"{split:<8}{of.documents:>12,}{of.tokens:>16,}{of.tokens_per_byte:>13.3f}"
             f"{of.bytes / max(1, of.tokens):>13.2f}{of.cut_documents:>6,}{of.mean_length:>10,.0f}"
             f"{values}{of.longest:>12,}"
+        )
+    return "\n".join(lines)
+
+
+def language_table(languages: dict[str, dict[str, float]]) -> str:
+    """Return the languages as a table."""
+    lines = [f"{'language':<26}{'documents':>12}{'tokens':>16}{'tokens/byte':>13}{'bytes/token':>13}{'of tokens':>11}"]
+    n_tokens = sum(of["tokens"] for of in languages.values())
+    for name, of in languages.items():
+        lines.append(
+            f"{name:<26}{of['documents']:>12,}{of['tokens']:>16,}{of['tokens_per_byte']:>13.3f}"
+            f"{of['bytes'] / max(1, of['tokens']):>13.2f}{of['tokens'] / max(1, n_tokens):>11.1%}"
         )
     return "\n".join(lines)
 

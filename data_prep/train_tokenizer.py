@@ -21,11 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 from tqdm import tqdm
 
 from common.command_line import UserError, exit_on_user_error, raise_if_any
 from common.files import written_whole
+from common.sentencepiece_model import parsed
 from data_prep.documents import Document, ReadOptions
 from data_prep.filters import FilterOptions
 from data_prep.fim import SENTINEL_PIECES
@@ -47,10 +47,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Raises:
-        UserError: the arguments are wrong, the corpus is empty, or too small for the vocabulary.
+        UserError: the arguments are wrong, the corpus is empty, or too small for the vocabulary; or the model cannot
+            be written.
     """
     arguments = _parse(argv)
     _check(arguments)
+    try:
+        _run(arguments)
+    except OSError as error:  # what cannot be read is no document
+        raise UserError(f"cannot write --output {arguments.output}: {error.strerror}") from error
+
+
+def _run(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=arguments.output.absolute().parent) as work:  # for standard input
         sources = sources_of(arguments, work=Path(work), piece_bytes=_MIB)
@@ -151,7 +159,7 @@ def train(sentences: Iterator[str], *, vocab_size: int, num_threads: int, contro
         )
     except RuntimeError as error:
         raise _as_user_error(error, vocab_size) from error
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())  # type: ignore[attr-defined]
+    proto = parsed(model.getvalue())
     proto.trainer_spec.ClearField("num_threads")  # does not change a piece; the file's hash must not depend on it
     return proto.SerializeToString(deterministic=True)
 

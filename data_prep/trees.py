@@ -14,6 +14,7 @@ from common.command_line import UserError
 from data_prep.documents import Dropped
 
 ALL_EXTENSIONS = "*"
+UNREADABLE_FOLDER = "unreadable_folder"
 _SKIPPED = ".git .hg .mypy_cache .ruff_cache .svn .tox .venv __pycache__ node_modules site-packages venv"
 SKIPPED_FOLDERS = frozenset(_SKIPPED.split())
 
@@ -37,7 +38,7 @@ def walk(
     others: Counter[str] = Counter()
 
     def unlisted(error: OSError) -> None:
-        skipped.append(Dropped("unreadable_folder", str(error.filename), 0, str(error.strerror)))
+        skipped.append(Dropped(UNREADABLE_FOLDER, str(error.filename), 0, str(error.strerror)))
 
     for folder, subfolders, names in os.walk(root, onerror=unlisted):
         inside = "" if folder == root else f"{os.path.relpath(folder, root)}/"

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from common.command_line import UserError
 
 T = TypeVar("T")
-_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Progress:
@@ -57,6 +57,8 @@ def worker_pool(n_workers: int) -> Iterator[tuple[ProcessPoolExecutor, Progress]
     Raises:
         UserError: a worker was killed, or the disk is full.
     """
+    # multiprocessing's own process would warn of semaphores that Ctrl-C leaves to it
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_prep.part_writer"])
     progress = Progress(context)
@@ -72,7 +74,7 @@ def worker_pool(n_workers: int) -> Iterator[tuple[ProcessPoolExecutor, Progress]
             "the same command continues where it stopped"
         ) from error
     except OSError as error:
-        if error.errno not in _SPACE_ERRORS:
+        if error.errno not in WRITE_ERRORS:
             raise
         raise UserError(f"cannot write: {error.strerror}; make room, and the same command continues it") from error
     finally:
@@ -81,6 +83,8 @@ def worker_pool(n_workers: int) -> Iterator[tuple[ProcessPoolExecutor, Progress]
 
 def results_of(futures: Sequence[Future[T]], progress: Progress, *, input_bytes: int | None, verb: str) -> list[T]:
     """Return the results in order, showing a bar meanwhile; the first failure is raised at once."""
+    if not futures:
+        return []
     pending: set[Future[T]] = set(futures)
     documents_before, bytes_before, tokens_before = progress.read()
     interval_s = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines

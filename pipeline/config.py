@@ -116,7 +116,11 @@ class ModelConfig:
 class DataConfig:
     """Which shards, in which order.
 
-    shards: folder written by `data_prep.write_shards` (with metadata.json).
+    shards: folder written by `data_prep.write_shards` (with metadata.json), or s3://bucket/prefix with a copy of it.
+    cache: with s3://, a folder on each node's own disk; what is fetched stays there.
+    cache_limit_gb: with s3://, how much of the train split (10^9 bytes) may lie in `cache`, the shards read longest ago
+        making way for new ones; 0 keeps all. A node reads from num_canonical_nodes x shuffle_block_size windows, over
+        the number of nodes, at a time; with room for less, shards are fetched again and again.
     seq_len: tokens a sequence; must be the shards' own.
     shuffle_seed: seed of the sample order; the order also depends on the next three.
     shuffle_algo: streaming's shuffling algorithm.  shuffle_block_size: samples that are shuffled together.
@@ -126,6 +130,8 @@ class DataConfig:
     """
 
     shards: str = ""
+    cache: str = ""
+    cache_limit_gb: float = Field(default=0.0, ge=0)
     seq_len: int = Field(default=4096, gt=0)
     shuffle_seed: int = Field(default=1, ge=0)
     shuffle_algo: Literal["py1e", "py1s", "py1br", "py2s"] = "py1e"
@@ -224,8 +230,8 @@ class LogConfig:
     previews_every_steps: steps between previews (`previews.py`): `prompts` continued, and what each head said at each
         position, among TensorBoard's texts; 0 writes none. Each takes preview_tokens + 1 forwards.
     prompts: what previews continue.  preview_tokens: by how many tokens.
-    grad_norms_every_steps: steps between reports of the gradient's L2 norm in each layer and head; 0 makes none. Each
-        takes about as much communication as one more step of ZeRO-0.
+    grad_norms_every_steps: steps between reports of the gradient's L2 norm in each layer and head, and histograms of
+        its rows' norms; 0 makes none. Each takes about as much communication as one more step of ZeRO-0.
     wandb: project of Weights & Biases that gets the figures too; needs the package wandb, which is not among ours.
     """
 

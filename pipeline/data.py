@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config
+from pipeline.remote_shards import local_folder, remote_split
 from pipeline.trace import part
 
 CPU = torch.device("cpu")
@@ -83,7 +83,9 @@ class TrainingData:
         # streaming warns to account for what ranks share; its StreamingDataLoader, whose position is kept, does
         logging.getLogger("streaming.base.dataset").addFilter(lambda record: "`replication`" not in record.getMessage())
         dataset = ShardFolder(
-            Path(config.data.shards) / "train",
+            local_folder(config.data) / "train",
+            remote=remote_split(config.data, "train"),
+            cache_limit=int(config.data.cache_limit_gb * 1e9) or None,
             shuffle=True,
             shuffle_algo=config.data.shuffle_algo,
             shuffle_seed=config.data.shuffle_seed,
@@ -200,7 +202,11 @@ class ValidationData:
 
         self._config, self._mine = config, range(replica, n_windows, n_replicas)
         self._device = device
-        self._dataset = ShardFolder(Path(config.data.shards) / "val", batch_size=config.train.micro_batch_size)
+        self._dataset = ShardFolder(
+            local_folder(config.data) / "val",
+            remote=remote_split(config.data, "val"),
+            batch_size=config.train.micro_batch_size,
+        )
         self._met = _Met()
 
     def __iter__(self) -> Iterator[Batch]:

@@ -34,7 +34,7 @@ _PEAKS: list[tuple[str, _Peak]] = [
     ("h200 nvl", _Peak(835, 60)),
     ("h200", _Peak(989, 67)),
     ("b200", _Peak(2250, 75)),
-    ("mi300x", _Peak(1307, 163.4)),
+    ("mi300x", _Peak(1307.4, 163.4)),
 ]
 _SLICES = {"mig", "grid"}
 

@@ -6,6 +6,7 @@ The JSON that it is given comes filled with the recipe's numbers from `inputs.fi
 import itertools
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
@@ -91,7 +92,7 @@ class Engine:
         if config.train.compile and device.type == "cpu":
             _check_compiler()
         self._accumulation_steps = deepspeed_config["gradient_accumulation_steps"]
-        self.grad_norms: dict[str, float] = {}
+        self.grad_norms: dict[str, Tensor] = {}
         self._start = start
         self._device, self._clip = device, config.optim.clip
         self._positions = slice(None)  # of every sequence, that this rank works on
@@ -114,7 +115,8 @@ class Engine:
         """Take one optimizer step over the next micro batches; return losses (N,), fp32.
 
         Their mean over all ranks is the mean over the batch; a single rank's losses are its own part of it. Afterwards
-        `grad_norms` has the L2 norm of each block's gradient, by its name, if it `takes_grad_norms`, and is empty else.
+        `grad_norms` has of each block, by its name, the L2 norm of each row of its weights' gradients before clipping,
+        (R,), fp32, on the CPU, if it `takes_grad_norms`, and is empty else.
         """
         self._takes_grad_norms, self.grad_norms = takes_grad_norms, {}
         for group in self._engine.optimizer.param_groups:
@@ -200,7 +202,7 @@ class Engine:
             with part(GRADIENTS):  # what of the backward belongs to no layer
                 self._engine.backward(loss)
             if self._takes_grad_norms and self._engine.is_gradient_accumulation_boundary():
-                self.grad_norms = self._block_norms()
+                self.grad_norms = self._norms_of_rows()
             with part(OPTIMIZER):
                 self._engine.step()
             losses.append(losses_N)
@@ -215,16 +217,18 @@ class Engine:
         return mine.tokens_BT, mine.targets_BTN
 
     @torch.no_grad()
-    def _block_norms(self) -> dict[str, float]:
-        """Return the L2 norms of the blocks' gradients, between backward and step; every rank must call it."""
+    def _norms_of_rows(self) -> dict[str, Tensor]:
+        """Return the norms of the rows of each block's gradients, between backward and step; every rank must call it.
+
+        A weight of one dimension is one row, a matrix as many as it has outputs, or tokens.
+        """
         import deepspeed
 
-        squares: dict[str, Tensor] = {}
+        norms: defaultdict[str, list[Tensor]] = defaultdict(list)
         for name, weight in self._engine.module.named_parameters():
             gradient = deepspeed.utils.safe_get_full_grad(weight)
-            square = gradient.float().square().sum()
-            squares[block_of(name)] = squares.get(block_of(name), 0) + square
-        return {block: float(square.sqrt()) for block, square in squares.items()}
+            norms[block_of(name)].append(torch.atleast_1d(gradient.float().norm(dim=-1)).cpu())
+        return {block: torch.cat(of_block) for block, of_block in norms.items()}
 
     def _clip_whole_gradients(self) -> None:
         parameters = [p for p in self._engine.module.parameters() if p.grad is not None]

@@ -12,11 +12,12 @@ from typing import Any
 
 from common.command_line import UserError, raise_if_any
 from common.files import sha256_of_file
-from common.tokenizers import BYTES
+from common.tokenizers import BYTES, load_tokenizer
 from pipeline.config import Config
 from pipeline.devices import Precision
 from pipeline.layout import batch_problems, node_problems, parallel_problems, tensor_parallel_section
 from pipeline.recipe import read_config
+from pipeline.remote_shards import local_folder
 
 AUTO = "auto"
 SUPPORTED_FORMAT_VERSION = 1
@@ -58,7 +59,7 @@ def load_inputs(
     metadata: dict[str, Any] = {}
     if config.data.shards:
         try:
-            metadata = read_metadata(config.data.shards)
+            metadata = read_metadata(str(local_folder(config.data)))
             problems += shard_problems(metadata, config, data_ranks=data_ranks)
         except UserError as error:
             problems.append(str(error))
@@ -215,13 +216,13 @@ def shard_problems(metadata: dict[str, Any], config: Config, *, data_ranks: int)
             f"model.n_future_tokens={config.model.n_future_tokens} is more than the shards' lookahead="
             f"{metadata['lookahead']}; write shards with a larger --lookahead"
         )
-    tokenizer = Path(config.data.shards) / "tokenizer.model"
+    tokenizer = local_folder(config.data) / "tokenizer.model"
     if tokenizer.exists() and sha256_of_file(tokenizer) != metadata["tokenizer"]["sha256"]:
         problems.append(
             f"{tokenizer} is not the tokenizer that wrote the shards (its SHA-256 differs from metadata.json)"
         )
-    if config.log.previews_every_steps and metadata["tokenizer"]["kind"] != BYTES and not tokenizer.exists():
-        problems.append(f"log.previews_every_steps needs {tokenizer}, which does not exist; set it to 0")
+    if config.log.previews_every_steps:
+        problems += preview_problems(metadata, config)
     windows = {split: metadata["splits"].get(split, {}).get("windows", 0) for split in ("train", "val")}
     per_step = config.train.batch_tokens // config.data.seq_len
     micro_batches = config.train.micro_batch_size * data_ranks
@@ -235,6 +236,29 @@ def shard_problems(metadata: dict[str, Any], config: Config, *, data_ranks: int)
             f"{micro_batches}; write more data or set train.eval_every_steps=0"
         )
     return problems
+
+
+def preview_problems(metadata: dict[str, Any], config: Config) -> list[str]:
+    """Return why previews cannot be made of these shards' tokens, one line each."""
+    name = tokenizer_of(local_folder(config.data), metadata)
+    if name != BYTES and not Path(name).exists():
+        return [f"log.previews_every_steps needs {name}, which does not exist; set it to 0"]
+    try:
+        tokenizer = load_tokenizer(name)
+    except UserError as error:
+        return [f"log.previews_every_steps: {error}"]
+    longest = 1 + max(len(tokenizer.encode(text)) for text in config.log.prompts) + config.log.preview_tokens
+    if longest <= config.data.seq_len:
+        return []
+    return [
+        f"log.prompts: the longest takes {longest} tokens, with EOS before it and log.preview_tokens="
+        f"{config.log.preview_tokens} behind it, but data.seq_len={config.data.seq_len}; shorten one of them"
+    ]
+
+
+def tokenizer_of(shards: Path, metadata: dict[str, Any]) -> str:
+    """Return the name of the shards' tokenizer, as `load_tokenizer` takes it."""
+    return BYTES if metadata["tokenizer"]["kind"] == BYTES else str(shards / "tokenizer.model")
 
 
 def evaluation_windows(metadata: dict[str, Any], config: Config, *, data_ranks: int) -> int:

@@ -105,8 +105,8 @@ class Trainer:
             if step % config.log.every_steps == 0 or is_last or stopping:
                 monitor.log_step(
                     step, losses_N=losses_N, learning_rate=rate, gradient_norm=self._engine.gradient_norm,
-                    wait_s=self._times.wait_s, skipped_steps=self._health.skipped,
-                    skipped_windows=self._skipped_windows, times=self._times.report(),
+                    skipped_steps=self._health.skipped, skipped_windows=self._skipped_windows,
+                    times=self._times.report(),
                 )  # fmt: skip
             monitor.log_grad_norms(step, self._engine.grad_norms)
             self._previews.write(step, predict=self._engine.predict, monitor=monitor)
@@ -142,8 +142,8 @@ class Trainer:
         if self._config.faults.bad_shard == "stop" or any(nothing for _, nothing in of_ranks):
             raise Ending(
                 ExitCode.BAD_NUMBERS,
-                f"step {step} met {'; '.join(of_all_ranks)}. Mend the shards and start again, or set"
-                " faults.bad_shard=skip; nothing of this step was saved",
+                f"step {step} met {'; '.join(of_all_ranks)}. Mend the shards, or the way to them, and start again, or"
+                " set faults.bad_shard=skip; nothing of this step was saved",
             )
         for fault in of_all_ranks:
             self._warn("step %d met %s; windows of the next whole shard take the place of its own", step, fault)
@@ -259,6 +259,7 @@ class Trainer:
         self._skipped_windows, self._validation_is_due = state["skipped_windows"], state["validation_is_due"]
         self._engine.load(found.path / SHARDED, updates=found.step - self._health.skipped)
         self._step = found.step
+        self._times.forget()
         logger.info("resumed from %s", found.path)
 
     def _stopped(self) -> ExitCode:

@@ -29,6 +29,7 @@ from pipeline.inputs import Inputs, precision, zero_stage
 from pipeline.sinks import Scalars, Sink
 
 GIB = 2**30
+NO_GRADIENT = 1e-10  # the norm that rows without any are shown with, on a logarithmic scale
 
 
 class Monitor:
@@ -41,7 +42,7 @@ class Monitor:
         self, config: Config, *, sinks: list[Sink], device: torch.device, step: int, peak_flops: float | None = None
     ) -> None:
         self._config, self._sinks, self._device, self._peak_flops = config, sinks, device, peak_flops
-        self._step, self._wait_s, self._start_s = step, 0.0, time.perf_counter()
+        self._step, self._start_s = step, time.perf_counter()
 
     def __enter__(self) -> "Monitor":
         return self
@@ -51,8 +52,8 @@ class Monitor:
             sink.close()
 
     def log_step(
-        self, step: int, *, losses_N: Tensor, learning_rate: float, gradient_norm: float, wait_s: float,
-        skipped_steps: int, skipped_windows: int, times: Scalars,
+        self, step: int, *, losses_N: Tensor, learning_rate: float, gradient_norm: float, skipped_steps: int,
+        skipped_windows: int, times: Scalars,
     ) -> None:  # fmt: skip
         """Report one optimizer step.
 
@@ -60,7 +61,6 @@ class Monitor:
             step: 1-based.
             losses_N: mean loss of each head over all ranks, nats per token.
             learning_rate, gradient_norm: of this step, the norm before clipping.
-            wait_s: seconds that the loop has waited for data since the run began, on the rank that waited longest.
             skipped_steps, skipped_windows: of the whole run, for gradients that were not finite and for bad shards.
             times: what `StepTimes.report` says, under its own tags.
         """
@@ -76,21 +76,28 @@ class Monitor:
             **self._utilisation(tokens_per_s),
             "memory/peak_GiB": peak_memory_bytes(self._device) / GIB,
             **times,
-            "data/wait_s": wait_s - self._wait_s,
             "progress/tokens": float(step * batch_tokens),
             "faults/skipped_steps": float(skipped_steps),
             "faults/skipped_windows": float(skipped_windows),
         }
         self._write(step, scalars)
-        self._step, self._wait_s, self._start_s = step, wait_s, time.perf_counter()
+        self._step, self._start_s = step, time.perf_counter()
 
     def log_validation(self, step: int, losses_N: Tensor) -> None:
         """Report the mean validation loss of each head, nats per token."""
         self._write(step, {f"val/loss_head_{head}": loss for head, loss in enumerate(losses_N.tolist(), start=1)})
 
-    def log_grad_norms(self, step: int, norms: Mapping[str, float]) -> None:
-        """Report the L2 norm of each block's gradient before clipping; nothing where there are none."""
-        self._write(step, {f"grad_norms/{block}": norm for block, norm in norms.items()})
+    def log_grad_norms(self, step: int, norms: Mapping[str, Tensor]) -> None:
+        """Report the L2 norm of each block's gradient before clipping, and how its rows' are distributed, log10.
+
+        Args:
+            step: 1-based.
+            norms: by block, that of each row of its weights (R,), fp32; nothing where there are none.
+        """
+        self._write(step, {f"grad_norms/{block}": float(rows_R.norm()) for block, rows_R in norms.items()})
+        for sink in self._sinks:
+            for block, rows_R in norms.items():
+                sink.write_histogram(step, f"grad_norms_log10/{block}", rows_R.clamp(min=NO_GRADIENT).log10())
 
     def log_text(self, step: int, tag: str, markdown: str) -> None:
         """Report a text."""

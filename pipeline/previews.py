@@ -12,16 +12,16 @@ Under ZeRO-3 a forward needs every rank, so all ranks compute the same.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from common.command_line import UserError
-from common.tokenizers import BYTES, Tokenizer, load_tokenizer
+from common.tokenizers import Tokenizer, load_tokenizer
 from pipeline.config import Config
+from pipeline.inputs import tokenizer_of
 from pipeline.monitor import Monitor, is_due
+from pipeline.remote_shards import local_folder
 
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps ids (B, T) to what each head says, ids (B, T, N), and probability; [b, t, i - 1] is of the token at t + i."""
@@ -37,22 +37,13 @@ class Previews:
 
         Args:
             config: the run.
-            metadata: of its shards.
-
-        Raises:
-            UserError: a prompt, with its continuation, is longer than the model's sequences.
+            metadata: of its shards. Prompts fit into its sequences (`inputs.preview_problems`).
         """
         self._every_steps, self._n_tokens = config.log.previews_every_steps, config.log.preview_tokens
         if not self._every_steps:
             return
-        self._tokenizer = load_tokenizer(tokenizer_of(config.data.shards, metadata))
+        self._tokenizer = load_tokenizer(tokenizer_of(local_folder(config.data), metadata))
         self._prompts = [[self._tokenizer.eos_id, *self._tokenizer.encode(text)] for text in config.log.prompts]
-        longest = max(map(len, self._prompts)) + self._n_tokens
-        if longest > config.data.seq_len:
-            raise UserError(
-                f"log.prompts: the longest takes {longest} tokens with log.preview_tokens={self._n_tokens} more, but"
-                f" data.seq_len={config.data.seq_len}; shorten one of them"
-            )
 
     def write(self, step: int, *, predict: Predict, monitor: Monitor) -> None:
         """Write the previews of a step, if they are due after it; every rank must call it."""
@@ -65,11 +56,6 @@ class Previews:
                 ids, probabilities = (x_TN.tolist() for x_TN in said_TN)
                 markdown = preview(text, ids, probabilities, self._tokenizer, n_prompt=len(prompt))
                 monitor.log_text(step, f"previews/prompt_{number}", markdown)
-
-
-def tokenizer_of(shards: str, metadata: dict[str, Any]) -> str:
-    """Return the name of the shards' tokenizer, as `load_tokenizer` takes it."""
-    return BYTES if metadata["tokenizer"]["kind"] == BYTES else str(Path(shards) / "tokenizer.model")
 
 
 def continued(prompts: Sequence[Sequence[int]], predict: Predict, *, n_tokens: int) -> list[list[int]]:
@@ -126,7 +112,9 @@ def preview(text: Sequence[int], ids_TN: Table, probabilities_TN: Table, tokeniz
 
 def _shown(token: int, tokenizer: Tokenizer) -> str:
     """Return a token as inline code of Markdown: its spaces and line ends visible, nothing that ends cell or code."""
-    text = repr(tokenizer.decode([token]))[1:-1].replace("`", "'").replace("|", "¦").replace(" ", "·")
+    before = tokenizer.encode("x")  # SentencePiece takes away the space that a text begins with
+    text = tokenizer.decode([*before, token]).removeprefix(tokenizer.decode(before))
+    text = repr(text)[1:-1].replace("`", "'").replace("|", "¦").replace(" ", "·")
     return f"`{text or f'<{token}>'}`"
 
 

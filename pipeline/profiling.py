@@ -1,7 +1,8 @@
 """A few steps under torch's profiler: a trace for TensorBoard, Perfetto or chrome://tracing, and a table of the parts.
 
 `profile.steps` says which steps. The ranks of the first replica record, since a pipeline's ranks have different things
-to do and all other replicas the same as these. Each leaves in the run's folder
+to do and all other replicas the same as these. A run that is stopped, or goes back, between two of them leaves what it
+has. Each rank leaves in the run's folder
 
     profile/steps_10_to_12.rank_00000.pt.trace.json.gz      the trace
     profile/steps_10_to_12.rank_00000.txt                   where the mean step's time went (`trace.py`)
@@ -42,6 +43,7 @@ class StepProfile:
         self._folder, self._rank, self._pausing = config.run_dir / "profile", world.rank, pausing
         self._profiler: profile | None = None
         self._recorded: list[int] = []
+        self._unfinished: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -49,8 +51,15 @@ class StepProfile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._profiler is not None:
+        if self._profiler is None:
+            return
+        if self._unfinished is not None:  # it would be taken for a whole step
             self._profiler.stop()
+            logger.warning(
+                "the profile of steps %s is lost: step %d was not finished", self._recorded, self._unfinished
+            )
+        else:
+            self._finish(self._profiler)
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -58,8 +67,10 @@ class StepProfile:
         if step in self._wanted and self._profiler is None:
             self._profiler = profile()
             self._profiler.start()
+        self._unfinished = step
         with part(STEP):
             yield
+        self._unfinished = None
         if self._profiler is not None:
             self._recorded.append(step)
             if step == self._wanted[-1]:

@@ -5,59 +5,61 @@ unreadable or changed is at fault; the windows of the next whole shard, in cycli
 that steps keep their shape, and the sample says so. Nothing is raised where a loader worker would die of it; what to do
 about a fault is the training loop's to decide.
 
-A compressed shard lies beside its decompressed form, which is made when first needed. If that is damaged, as a kill or
-a power cut in the middle may leave it, it is made again. Nothing is ever downloaded, and no shard is deleted.
+Where the files come from is for `shard_streams`. A compressed shard lies beside its decompressed form, which is made
+when first needed; if that is damaged, as a kill or a power cut in the middle may leave it, it is made again. A shard in
+S3 whose copy here is damaged, or was removed to make room, is fetched again; if that fails, it is at fault.
 
 Importing this module imports streaming, which takes seconds: import it late.
 """
 
-import hashlib
-import json
 import multiprocessing
-import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
-from numpy.typing import NDArray
 
-from common.command_line import UserError
-from common.files import inside
 from common.mds import streaming
+from common.remote import S3Path
 from pipeline.data import NOTHING
 from pipeline.distributed import logger, world_from_environment
+from pipeline.shard_faults import INDEX, check_index, file_fault, hash_of, reason_of, shard_fault
+from pipeline.shard_streams import LocalFiles, RemoteFiles, bytes_read_from_at_a_time, check_cache_limit
 from pipeline.shared_names import one_start_at_a_time, own
 
-INDEX = "index.json"
-_Dataset: Any = streaming.StreamingDataset  # names that a type checker takes for a base class
-_Stream: Any = streaming.Stream
+_FETCHES = 2  # of a shard, if the first is not as its hash says, or was another process's and failed
+_READS = 8  # of a shard that other processes remove from a full cache
+_Dataset: Any = streaming.StreamingDataset  # a name that a type checker takes for a base class
 
 
 class ShardFolder(_Dataset):
-    """The samples of one split, on local disks.
+    """The samples of one split, on a disk, or fetched to one.
 
     A sample has its `tokens`, uint16; `id`, the number that was asked for; `read_id`, the one that was read, or NOTHING
     where there is no whole shard (the tokens are then all 0); and `fault`, empty, or one line on why they differ.
     """
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, *, remote: S3Path | None = None, cache_limit: int | None = None, **options: Any
+    ) -> None:
         """Open the split; every rank must call it.
 
         Args:
             folder: with index.json in it.
+            remote: where shards are fetched from that are not in the folder; None if all must be.
+            cache_limit: bytes of fetched shards at most, but for those on their way; None keeps all.
             options: of streaming.StreamingDataset.
 
         Raises:
-            UserError: there is no usable index.json.
+            UserError: there is no usable index.json, or the limit is too low for its shards.
         """
         check_index(folder)
+        if remote is not None and cache_limit is not None:
+            check_cache_limit(folder, cache_limit)
+        self._stream = LocalFiles(local=str(folder)) if remote is None else RemoteFiles(remote, local=str(folder))
         with one_start_at_a_time():
-            super().__init__(streams=[_LocalFiles(local=str(folder))], **options)
+            super().__init__(streams=[self._stream], cache_limit=cache_limit if remote is not None else None, **options)
             own(self._shm_prefix_int, self)
-        self._folder = folder
+        self._folder, self._remote = folder, remote
         columns = dict(zip(self.shards[0].column_names, self.shards[0].column_encodings, strict=True))
         _, _, width = columns["tokens"].split(":")  # by the contract ndarray:uint16:<width>; others are not read here
         self._blank = {"tokens": np.zeros(int(width), np.uint16)}
@@ -66,6 +68,8 @@ class ShardFolder(_Dataset):
         self._faults: dict[int, str] = {}
         if world_from_environment().is_main:
             self._warn_of_missing_hashes()
+            if self.cache_limit and options.get("shuffle"):
+                self._warn_of_small_cache(options)
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """Return a sample by its number, or the one that takes its place."""
@@ -74,6 +78,8 @@ class ShardFolder(_Dataset):
         if sample is not None:
             return sample | {"id": int(sample_id), "read_id": int(sample_id), "fault": ""}
         for other in [*range(shard_id + 1, self.num_shards), *range(shard_id)]:
+            if self._stream.is_cut_off:  # to ask for thousands of shards, one after the other, would take days
+                return {**self._blank, "id": int(sample_id), "read_id": NOTHING, "fault": self._faults[shard_id]}
             other_offset = offset % max(1, self.shards[other].samples)
             sample = self._read(other, other_offset)
             if sample is not None:
@@ -85,163 +91,63 @@ class ShardFolder(_Dataset):
     def _read(self, shard_id: int, offset: int) -> dict[str, Any] | None:
         """Return a sample of a shard, or None if the shard is at fault or empty."""
         shard = self.shards[shard_id]
-        if not self._is_whole[shard_id] and not self._check(shard_id):
-            return None
-        try:
-            return shard.get_item(offset)
-        except Exception as error:  # whatever a file that was damaged meanwhile, or had no hash, makes of the reader
-            self._is_whole[shard_id] = 0
-            named = self._folder / shard.file_pairs[0][0].basename
-            self._faults[shard_id] = shard_fault(self._folder, shard) or f"{named} cannot be read ({_reason(error)})"
-            return None
+        for n_left in reversed(range(1 if self._remote is None else _READS)):
+            if not self._is_whole[shard_id] and not self._check(shard_id):
+                return None
+            try:
+                return shard.get_item(offset)
+            except Exception as error:  # whatever a file, damaged meanwhile or without a hash, makes of the reader
+                self._is_whole[shard_id] = 0
+                if n_left == 0 or not isinstance(error, FileNotFoundError):  # else it made room for another one
+                    named = self._folder / shard.file_pairs[0][0].basename
+                    self._faults[shard_id] = self._fault_of(shard_id) or f"{named} cannot be read ({reason_of(error)})"
+                    return None
+        return None
 
     def _check(self, shard_id: int) -> bool:
         if shard_id not in self._faults and self.shards[shard_id].samples:
-            fault = shard_fault(self._folder, self.shards[shard_id])
+            fault = self._fault_of(shard_id)
             if fault is None:
                 self._is_whole[shard_id] = 1
             else:
                 self._faults[shard_id] = fault
         return bool(self._is_whole[shard_id])
 
+    def _fault_of(self, shard_id: int) -> str | None:
+        """Return what is wrong with a shard, or None; one that can be fetched is, if it is not here or damaged."""
+        shard = self.shards[shard_id]
+        if self._remote is None:
+            return shard_fault(self._folder, shard)
+        (raw_info, _), *_ = shard.file_pairs
+        for _ in range(_FETCHES):
+            if not (self._folder / raw_info.basename).exists():
+                self.prepare_shard(shard_id)
+        fault = file_fault(self._folder, raw_info)
+        if fault is not None and (self._folder / raw_info.basename).exists():
+            self.evict_shard(shard_id)
+            self.prepare_shard(shard_id)
+            fault = file_fault(self._folder, raw_info)
+        return fault and self._stream.faults.get(raw_info.basename, fault)
+
+    def _warn_of_small_cache(self, options: dict[str, Any]) -> None:
+        world = world_from_environment()
+        needed = self._stream.get_index_size() + bytes_read_from_at_a_time(
+            sum(shard.get_raw_size() for shard in self.shards), n_windows=self.num_samples,
+            canonical_nodes=options["num_canonical_nodes"], shuffle_block_size=options["shuffle_block_size"],
+            n_nodes=world.world_size // world.local_world_size,
+        )  # fmt: skip
+        if self.cache_limit < needed:
+            logger.warning(
+                "data.cache_limit_gb=%g is less than the %.2g that a node reads from at a time: shards are fetched"
+                " again and again; raise it, or lower data.shuffle_block_size",
+                self.cache_limit / 1e9, needed / 1e9,
+            )  # fmt: skip
+
     def _warn_of_missing_hashes(self) -> None:
         files = [info for shard in self.shards for pair in shard.file_pairs for info in pair if info is not None]
-        without = [info.basename for info in files if _hash_of(info.hashes) is None]
+        without = [info.basename for info in files if hash_of(info.hashes) is None]
         if without:
             logger.warning(
                 "%s has no known hash for %d of %d files (%s, ...): only their sizes are checked",
                 self._folder / INDEX, len(without), len(files), without[0],
             )  # fmt: skip
-
-
-class _LocalFiles(_Stream):
-    """All shards are taken to be there.
-
-    Streaming would fetch a missing one, without knowing from where: its thread dies, and the epoch ends early and in
-    silence, or other processes wait for it without end. It would also delete a decompressed shard whose compressed form
-    is gone.
-    """
-
-    def __init__(self, *, local: str) -> None:
-        super().__init__(local=local)
-        self._tried: set[str] = set()
-
-    def set_up_local(self, shards: list[Any], cache_usage_per_shard: NDArray[np.int64]) -> None:
-        cache_usage_per_shard[:] = [shard.get_max_size() for shard in shards]
-        cache_usage_per_shard[cache_usage_per_shard == 0] = 1  # 0 would mean: to be fetched
-
-    def prepare_shard(self, shard: Any) -> int:
-        """Decompress a shard ahead of its use, which streaming asks one process of a node for; raise nothing."""
-        name = shard.file_pairs[0][0].basename
-        if name not in self._tried:
-            self._tried.add(name)
-            for raw_info, zip_info in shard.file_pairs:
-                if zip_info is not None and not (Path(self.local) / raw_info.basename).exists():
-                    _decompress(Path(self.local), raw_info, zip_info, compression=shard.compression)
-        return 0
-
-
-def check_index(folder: Path) -> None:
-    """Check that a split's index.json can be read, and names files inside its folder only.
-
-    Raises:
-        UserError: it is missing or no index of shards, or a name leads out of the folder.
-    """
-    path = folder / INDEX
-    try:
-        shards = json.loads(path.read_text(encoding="utf-8"))["shards"]
-        names = [
-            shard[key]["basename"]
-            for shard in shards
-            for key in ("raw_data", "zip_data", "raw_meta", "zip_meta")
-            if shard.get(key) is not None
-        ]
-        n_samples = sum(shard["samples"] for shard in shards)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({_reason(error)}); write the shards again") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not an index of shards ({error!r}); write the shards again") from error
-    for name in names:
-        inside(folder, name, named_in=INDEX)
-    if not n_samples:
-        raise UserError(f"{path} names no samples; write the shards again")
-
-
-def shard_fault(folder: Path, shard: Any) -> str | None:
-    """Return what is wrong with a shard's files, in one line, or None; decompress it if need be.
-
-    Args:
-        folder: of the split.
-        shard: streaming's reader of it, which has what index.json says.
-    """
-    for raw_info, zip_info in shard.file_pairs:
-        fault = file_fault(folder, raw_info)
-        if fault is not None and zip_info is not None:
-            fault = _decompress(folder, raw_info, zip_info, compression=shard.compression)
-        if fault is not None:
-            return fault
-    return None
-
-
-def file_fault(folder: Path, info: Any) -> str | None:
-    """Return how a file differs from its entry in index.json (basename, bytes, hashes), in one line, or None."""
-    path, algorithm = folder / info.basename, _hash_of(info.hashes)
-    try:
-        n_bytes = path.stat().st_size
-        if n_bytes != info.bytes:
-            return f"{path} has {n_bytes} bytes, its index says {info.bytes}"
-        if algorithm is None:
-            return None
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, _constructor(algorithm)).hexdigest()
-    except FileNotFoundError:
-        return f"{path} is missing, its index says {info.bytes} bytes"
-    except OSError as error:
-        return f"{path} cannot be read ({_reason(error)})"
-    if found != info.hashes[algorithm]:
-        return f"{path} has the {algorithm} {found}, its index says {info.hashes[algorithm]}"
-    return None
-
-
-def _decompress(folder: Path, raw_info: Any, zip_info: Any, *, compression: str) -> str | None:
-    """Make the decompressed file of a shard, whole or not at all; return why that cannot be, or None."""
-    fault = file_fault(folder, zip_info)
-    if fault is not None:
-        return fault
-    compressed, raw = folder / zip_info.basename, folder / raw_info.basename
-    try:
-        data = streaming.base.compression.decompress(compression, compressed.read_bytes())
-    except Exception as error:  # each algorithm has its own
-        return f"{compressed} cannot be decompressed ({_reason(error)})"
-    algorithm = _hash_of(raw_info.hashes)
-    if len(data) != raw_info.bytes:
-        return f"{compressed} holds {len(data)} bytes, its index says {raw_info.bytes}"
-    if algorithm is not None:
-        found = _constructor(algorithm)(data).hexdigest()
-        if found != raw_info.hashes[algorithm]:
-            return f"{compressed} holds the {algorithm} {found}, its index says {raw_info.hashes[algorithm]}"
-    partial = raw.with_name(f".{raw.name}.{uuid.uuid4().hex}")  # others may do the same, on other machines too
-    try:
-        partial.write_bytes(data)
-        partial.replace(raw)
-    except OSError as error:
-        return f"{raw} cannot be written ({_reason(error)})"
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-    return None
-
-
-def _hash_of(hashes: Mapping[str, str]) -> str | None:
-    """Return the first algorithm of an index's hashes that is known here."""
-    known = xxhash.algorithms_available | hashlib.algorithms_guaranteed
-    return next((name for name in sorted(hashes) if name in known and not name.startswith("shake_")), None)
-
-
-def _constructor(algorithm: str) -> Callable[..., Any]:
-    return getattr(xxhash if algorithm in xxhash.algorithms_available else hashlib, algorithm)
-
-
-def _reason(error: Exception) -> str:
-    """Return why something failed, in one line."""
-    return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split()) or type(error).__name__

@@ -22,8 +22,8 @@ import torch.distributed as dist
 
 from pipeline.distributed import world_from_environment
 
-FOLDER = Path(tempfile.gettempdir())  # where streaming puts its own lock files
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")  # also our files: it is a machine's own, where a temporary folder may be all nodes'
+TEMPORARY = Path(tempfile.gettempdir())  # where streaming puts its own lock files
 OWNER, STARTING = "streaming_owner_", "streaming_starting"
 PATIENCE_S = 60  # for another start
 
@@ -34,7 +34,7 @@ def one_start_at_a_time() -> Iterator[None]:
 
     Who waits for another start for too long goes on: jobs that share several nodes could wait for each other.
     """
-    descriptor = _opened(FOLDER / STARTING) if world_from_environment().local_rank == 0 else None
+    descriptor = _opened(SHARED_MEMORY / STARTING) if world_from_environment().local_rank == 0 else None
     try:
         if descriptor is not None:
             deadline_s = time.monotonic() + PATIENCE_S
@@ -52,7 +52,7 @@ def one_start_at_a_time() -> Iterator[None]:
 def own(number: int, owner: object) -> None:
     """Hold the name with this number for as long as `owner`, or a process that this one forks, lives."""
     if world_from_environment().local_rank == 0:
-        descriptor = _opened(FOLDER / f"{OWNER}{number:06}")
+        descriptor = _opened(SHARED_MEMORY / f"{OWNER}{number:06}")
         if descriptor is not None:
             _locked(descriptor)
             weakref.finalize(owner, os.close, descriptor)
@@ -60,13 +60,13 @@ def own(number: int, owner: object) -> None:
 
 def free_names_of_the_dead() -> None:
     """Remove the shared memory and lock files of all names that were owned, and are not any more."""
-    for path in FOLDER.glob(f"{OWNER}*"):
+    for path in SHARED_MEMORY.glob(f"{OWNER}*"):
         descriptor = _opened(path)
         if descriptor is None:
             continue
         if _locked(descriptor):
             number = path.name.removeprefix(OWNER)
-            for left in [*SHARED_MEMORY.glob(f"{number}_*"), *FOLDER.glob(f"{number}_*"), path]:
+            for left in [*SHARED_MEMORY.glob(f"{number}_*"), *TEMPORARY.glob(f"{number}_*"), path]:
                 with suppress(OSError):
                     left.unlink()
         os.close(descriptor)

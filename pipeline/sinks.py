@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from common.files import PatientFile, write_text
@@ -23,6 +24,7 @@ from pipeline.config import Config
 from pipeline.distributed import World, logger
 
 Scalars = dict[str, float]
+HISTOGRAM_BINS = 60  # TensorBoard draws 30
 
 
 class Sink:
@@ -34,6 +36,9 @@ class Sink:
     def write_text(self, step: int, tag: str, markdown: str) -> None:
         """Record a text."""
 
+    def write_histogram(self, step: int, tag: str, values: Tensor) -> None:
+        """Record how values are distributed."""
+
     def close(self) -> None:
         """Flush and release."""
 
@@ -44,8 +49,9 @@ class TensorBoard(Sink):
     def __init__(self, config: Config, *, resumed_step: int) -> None:
         self._config, self._directory = config, config.run_dir / "tensorboard"
         self._last_step = resumed_step
+        self._first_step: int | None = resumed_step + 1  # until it is begun
         self._writer: Any = None
-        self._attempt(resumed_step, self._begin)
+        self._attempt(resumed_step, lambda: None)
 
     def write(self, step: int, scalars: Scalars) -> None:
         self._last_step = step
@@ -54,6 +60,10 @@ class TensorBoard(Sink):
     def write_text(self, step: int, tag: str, markdown: str) -> None:
         self._attempt(step, lambda: self._writer.add_text(tag, markdown, step))
 
+    def write_histogram(self, step: int, tag: str, values: Tensor) -> None:
+        if values.isfinite().all():  # no bin takes others
+            self._attempt(step, lambda: self._writer.add_histogram(tag, values, step, bins=HISTOGRAM_BINS))
+
     def close(self) -> None:
         if self._writer is not None:
             with suppress(OSError):
@@ -61,12 +71,17 @@ class TensorBoard(Sink):
                     self._writer.file_writer.add_summary(dashboard.end_of_session())
                 self._writer.close()
 
-    def _begin(self) -> None:
-        """Drop what lies beyond the resumed step, and write what the dashboard has besides figures."""
+    def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        first_step = self._last_step + 1
-        self._writer = SummaryWriter(str(self._directory), purge_step=first_step, flush_secs=10)
+        _await_next_second(self._directory)
+        self._writer = SummaryWriter(str(self._directory), purge_step=self._first_step, flush_secs=10)
+        if self._first_step is not None:
+            self._begin(self._first_step)
+            self._first_step = None
+
+    def _begin(self, first_step: int) -> None:
+        """Write what the dashboard has besides figures."""
         self._writer.add_custom_scalars(dashboard.layout(self._config))
         for summary in dashboard.hyperparameters(self._config):
             self._writer.file_writer.add_summary(summary)
@@ -74,10 +89,9 @@ class TensorBoard(Sink):
         self._writer.add_text("config", dashboard.config_text(self._config), first_step)
 
     def _attempt(self, step: int, action: Callable[[], object]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         try:
-            self._writer = self._writer or SummaryWriter(str(self._directory), flush_secs=10)
+            if self._writer is None:
+                self._open()
             action()
         except OSError as error:  # the writer has lost what was on its way, and is of no more use
             logger.warning("TensorBoard misses what came before step %d (%s)", step, error)
@@ -141,16 +155,8 @@ class WeightsAndBiases(Sink):
     """
 
     def __init__(self, config: Config) -> None:
-        import wandb
-
-        id_file = config.run_dir / "wandb_id"
-        if not id_file.exists():
-            write_text(id_file, uuid.uuid4().hex)
-        self._run: Any = wandb.init(
-            project=config.log.wandb, name=config.run.name, id=id_file.read_text(encoding="utf-8"), resume="allow",
-            dir=str(config.run_dir), config=config.as_dict(),
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
-        )  # fmt: skip
+        self._run: Any = None
+        self._attempt(lambda: self._begin(config))
 
     def write(self, step: int, scalars: Scalars) -> None:
         self._attempt(lambda: self._run.log(scalars, step=step))
@@ -158,11 +164,23 @@ class WeightsAndBiases(Sink):
     def close(self) -> None:
         self._attempt(lambda: self._run.finish())
 
+    def _begin(self, config: Config) -> None:
+        import wandb
+
+        id_file = config.run_dir / "wandb_id"
+        if not id_file.exists():
+            write_text(id_file, uuid.uuid4().hex)
+        self._run = wandb.init(
+            project=config.log.wandb, name=config.run.name, id=id_file.read_text(encoding="utf-8"), resume="allow",
+            dir=str(config.run_dir), config=config.as_dict(),
+            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
+        )  # fmt: skip
+
     def _attempt(self, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:  # whatever it raises, training does not depend on it
-            logger.warning("wandb gets no more of this run (%s)", error)
+            logger.warning("wandb gets no more of this run until it is started again (%s)", error)
             self._attempt = lambda action: None  # type: ignore[method-assign]
 
 
@@ -190,6 +208,15 @@ def _console_line(scalars: Scalars) -> str:
         f"  grad {scalars['optim/grad_norm']:.2f}  {scalars['throughput/tokens_per_s']:,.0f} tok/s{mfu}"
         f"  mem {scalars['memory/peak_GiB']:.1f} GiB  wait {scalars['data/wait_s']:.2f}s"
     )
+
+
+def _await_next_second(directory: Path) -> None:
+    """Wait until an event file that is made now is read after those that are there.
+
+    They are read in the order of their names: the second, then host, process and number, where 10 comes before 9.
+    """
+    newest_s = max((int(path.name.split(".")[3]) for path in directory.glob("events.out.tfevents.*")), default=0)
+    time.sleep(min(1.0, max(0.0, newest_s + 1 - time.time())))
 
 
 def _whole_lines(path: Path) -> list[str]:

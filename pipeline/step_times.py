@@ -80,8 +80,6 @@ class _GpuClock:
 class StepTimes:
     """Measures steps, hears of every rank's own time in them, and sums up for each logged step. Rank 0 warns.
 
-    wait_s: seconds that the rank which waited longest in each step waited for data, added up since the run began.
-
     Args:
         world: this rank's place.
         n_stages: of each pipeline; ranks of the same stage are compared.
@@ -90,12 +88,11 @@ class StepTimes:
 
     def __init__(self, *, world: World, n_stages: int, num_workers: int) -> None:
         self._world, self._n_stages, self._num_workers = world, n_stages, num_workers
-        self.wait_s = 0.0
-        self._own_wait_s = 0.0  # until the last step
+        self._own_wait_s = 0.0  # since the run began, until the last step
         self._slow_rank, self._slow_data = _Alarm(), _Alarm()
         self._waits_s: list[float]  # of each rank, in the steps since the last report
         self._computed_s: list[float]
-        self._forget()
+        self.forget()
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -120,7 +117,6 @@ class StepTimes:
     def observe(self, sums: list[float]) -> None:
         """Take note of one step: every rank's contribution, summed."""
         waits_s, computed_s = sums[::2], sums[1::2]
-        self.wait_s += max(waits_s)
         self._longest_waits_s += max(waits_s)
         self._waits_s = [a + b for a, b in zip(self._waits_s, waits_s, strict=True)]
         self._computed_s = [a + b for a, b in zip(self._computed_s, computed_s, strict=True)]
@@ -128,8 +124,8 @@ class StepTimes:
     def report(self) -> dict[str, float]:
         """Return the scalars of the steps since the last report, and warn if something has been slow for long.
 
-        time/step_s: mean wall time.  time/slowest_rank: whose own time exceeds its like's by the largest factor,
-        time/slowest_rank_ratio.
+        time/step_s: mean wall time.  data/wait_s: what the rank which waited longest in each step waited for data,
+        added up.  time/slowest_rank: whose own time exceeds its like's by the largest factor, time/slowest_rank_ratio.
         """
         own_s = [wait + computed for wait, computed in zip(self._waits_s, self._computed_s, strict=True)]
         medians_s = [median_low(own_s[rank % self._n_stages :: self._n_stages]) for rank in range(len(own_s))]
@@ -149,14 +145,17 @@ class StepTimes:
                 " a faster disk",
                 self._longest_waits_s / n_steps, elapsed_s / n_steps, self._num_workers,
             )  # fmt: skip
-        self._forget()
-        return {
+        scalars = {
             "time/step_s": elapsed_s / n_steps,
+            "data/wait_s": self._longest_waits_s,
             "time/slowest_rank": float(slowest),
             "time/slowest_rank_ratio": ratio,
         }
+        self.forget()
+        return scalars
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Begin anew: the steps since the last report are reported, or a rollback takes them back."""
         self._elapsed_s, self._n_steps, self._longest_waits_s = 0.0, 0, 0.0
         self._waits_s = [0.0] * self._world.world_size
         self._computed_s = [0.0] * self._world.world_size

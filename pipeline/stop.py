@@ -7,6 +7,7 @@ rank, which else would train on unseen.
 import os
 import signal
 from enum import IntEnum
+from multiprocessing import resource_tracker
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -43,6 +44,9 @@ class StopRequest:
         self._parent = os.getppid() if has_launcher else None
         for number in SIGNALS:
             signal.signal(number, self._handle)
+        # Python's tracker of shared memory would die of a signal to all processes of a job, and what it tracks leak.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a launcher may have held them back until now
 
     @property

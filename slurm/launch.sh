@@ -3,8 +3,9 @@
 # way they end. A template sources this in the folder that it was submitted from, the root of the repository.
 #
 # Signals. Slurm warns of the time limit with USR1 to the tasks alone (--signal=USR1@...), and ends jobs with TERM to all.
-# Training tasks begin with both blocked, and take them once they can save (pipeline/stop.py), so that none is lost, or deadly, while
-# Python starts. This shell only waits for them: if it died of TERM, Slurm would kill them in the middle of their save.
+# Training tasks begin with both blocked, and take them once they can save (pipeline/stop.py), so that none is lost, or
+# deadly, while Python starts. This shell only waits for them: if it died of TERM, Slurm would kill them in the middle of
+# their save.
 #
 # Requeueing. Slurm itself requeues a job that was preempted, or whose node failed (--requeue). One that stopped before its
 # time limit, ran into it, or failed asks Slurm for that at its end, unless it was cancelled, or pipeline.requeue is against it.
@@ -107,7 +108,9 @@ end() {
 train() {
     local recipe=$1 deepspeed_json=$2 n_nodes=${SLURM_JOB_NUM_NODES:-${TRAIN_NODES:-$(nodes_of "$0")}}
     shift 2
-    local arguments=(--config "$recipe" --deepspeed_config "$deepspeed_json" "run.dir=$RUNS" "data.shards=$SHARDS" "$@")
+    local arguments=(--config "$recipe" --deepspeed_config "$deepspeed_json" "run.dir=$RUNS" "data.shards=$SHARDS")
+    case $SHARDS in s3://*) arguments+=("data.cache=$NODE_SCRATCH/shards-$UID") ;; esac
+    arguments+=("$@")
     load_software
     run_dir=$(in_software python -m pipeline.check_run --nodes "$n_nodes" --ranks_per_node "$RANKS_PER_NODE" "${arguments[@]}") || exit
     if [ -n "${CHECK_ONLY:-}" ]; then

@@ -54,6 +54,7 @@ if has prepare_data; then
         [ -e "$source" ] || [[ $source == *CHANGE_ME* ]] || problems+=("CORPUS: $source does not exist")
     done
     case $TOKENIZER in bytes | *CHANGE_ME*) ;; *) [ -f "$TOKENIZER" ] || problems+=("TOKENIZER=$TOKENIZER does not exist") ;; esac
+    case $SHARDS in *://*) problems+=("SHARDS=$SHARDS: prepare_data needs a folder that all nodes see; data_prep.upload_shards copies it there then") ;; esac
     [[ $PREPARE_JOBS =~ ^[1-9][0-9]*$ ]] || problems+=("PREPARE_JOBS=$PREPARE_JOBS must be a number above 0")
 fi
 if has evaluate; then

@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Some virtual machines advertise AMX and then fault on its instructions; bf16 on the CPU needs none of it.
 # Set before torch is imported, and inherited by every process that a test starts.
@@ -16,6 +18,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.unit.s3_server import S3Server
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -89,3 +94,31 @@ def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(sysconfig.get_path("stdlib")) / "json"
     train_tokenizer.main(["--input", str(source), "--extensions", ".py", "--output", str(path), "--vocab_size", "512"])
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    """The address of an S3 server on this machine."""
+    from tests.unit.s3_server import s3_process
+
+    with s3_process() as address:
+        yield address
+
+
+@pytest.fixture
+def s3(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator["S3Server"]:
+    """An empty bucket, to which this process's environment leads."""
+    from common import remote
+    from pipeline import remote_shards
+    from tests.unit.s3_server import S3Server
+
+    server = S3Server(s3_address, bucket=f"bucket-{uuid.uuid4().hex}")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    caches = (remote._client, remote_shards._mirror)
+    for cached in caches:
+        cached.cache_clear()
+    server.client().create_bucket(Bucket=server.bucket)
+    yield server
+    for cached in caches:
+        cached.cache_clear()

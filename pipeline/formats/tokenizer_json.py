@@ -5,12 +5,8 @@
     special_tokens_map.json    the names of the special tokens, for older tools
     tokenizer.model            the SentencePiece model itself, unchanged (not for bytes)
 
-SentencePiece joins the neighbours that make the piece of the highest score, and of equals the leftmost. tokenizer.json
-ranks pairs of neighbours: by the score of what they make, and arbitrarily where several make the same piece. The ids
-are the same nevertheless, since only one of such pairs ever meets: while a piece's characters are joined among
-themselves, they go the way that they go without surroundings. It takes that no two pieces have one score, and that
-nothing is joined into the name of a byte or of a special token (`<0x0A>`, `</s>`), as can happen with transformers' own
-converter.
+tokenizer.json ranks pairs of neighbours, SentencePiece what they make: `common.sentencepiece_model` says why the ids
+are the same, and of which models they are not.
 
 Special tokens are not looked for in text (`split_special_tokens`): there, `</s>` is four characters like any others.
 Among ids they are special as ever, and `skip_special_tokens` drops them. Who reads tokenizer.json without transformers
@@ -24,25 +20,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from common.command_line import UserError, raise_if_any
+from common.sentencepiece_model import PROBES, SPACE, merges, obstacles, parsed
 from common.tokenizers import BYTES, ByteTokenizer, Tokenizer, load_tokenizer
 from pipeline.formats.source import TOKENIZER
 
 FirstToken = Literal["bos", "eos", "none"]
-
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
-# What tokenizers disagree about: spaces, line ends, what looks special, bytes, marks, long runs.
-_PROBES = (
-    "", " ", "a", " a", "a ", "   a  b   ", "\n", "\r\n\t\t x\n\n", "def f(x):\n    return x  # é\n", "\0", _SPACE,
-    f"{_SPACE}{_SPACE} {_SPACE}a", "<s>", "a</s>b <unk>", "<0x0A><0x00>", "\u0301e\u0301", "\U0001f468\u200d\U0001f469",
-    "数\u00a0\u2028\ufeff\ufb01\u2460", "=" * 77, "ab" * 33, " " * 99 + "\n" * 99 + "\t" * 99, "Don 't , 3.14e-10 .",
-)  # fmt: skip
 
 
 def write_tokenizer_files(tokenizer_model: Path | None, folder: Path, *, first_token: FirstToken) -> None:
@@ -92,49 +80,27 @@ def _sentencepiece(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     Raises:
         UserError: tokenizer.json cannot give its ids.
     """
-    from transformers.convert_slow_tokenizer import generate_merges
-
-    proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # type: ignore[attr-defined]
-    raise_if_any(_obstacles(proto), heading=f"{path} has no tokenizer.json of the same ids")
+    proto = parsed(path.read_bytes())
+    raise_if_any(obstacles(proto), heading=f"{path} has no tokenizer.json of the same ids")
     ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
-    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
-    merges = generate_merges({piece: ids[piece] for piece in scores}, scores)
     names = {
         name: proto.pieces[index].piece
         for name in ("unk", "bos", "eos", "pad")
         if (index := getattr(proto.trainer_spec, f"{name}_id")) >= 0
     }
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, byte_fallback=True, unk_token=names["unk"]))
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab=ids, merges=merges(proto), byte_fallback=True, unk_token=names["unk"])
+    )
     has_prefix = proto.normalizer_spec.add_dummy_prefix  # a space before every text
-    prepend = [normalizers.Prepend(_SPACE)] if has_prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", _SPACE)])
+    prepend = [normalizers.Prepend(SPACE)] if has_prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", SPACE)])
     strip = [decoders.Strip(" ", 1, 0)] if has_prefix else []
-    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     tokenizer.decoder = decoders.Sequence(steps)
     tokenizer.add_special_tokens(
         [piece.piece for piece in proto.pieces if piece.type in (piece.UNKNOWN, piece.CONTROL)]
     )
     return tokenizer, names
-
-
-def _obstacles(proto: Any) -> list[str]:
-    """Return what of a SentencePiece model tokenizer.json cannot reproduce exactly, one line each."""
-    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    types = {piece.type for piece in proto.pieces}
-    scores = [piece.score for piece in proto.pieces if piece.type == piece.NORMAL]
-    found = {
-        f"model_type is {trainer.ModelType.Name(trainer.model_type)}, not BPE": trainer.model_type != trainer.BPE,
-        "byte_fallback is off, so that unknown characters are lost": not trainer.byte_fallback,
-        f"normalization_rule_name is {normalizer.name}, not identity": bool(normalizer.precompiled_charsmap),
-        "remove_extra_whitespaces is on": normalizer.remove_extra_whitespaces,
-        "escape_whitespaces is off": not normalizer.escape_whitespaces,
-        "treat_whitespace_as_suffix is on": trainer.treat_whitespace_as_suffix,
-        "it changes text in decoding, too": bool(proto.denormalizer_spec.precompiled_charsmap),
-        "it has user_defined_symbols": proto.SentencePiece.USER_DEFINED in types,
-        "it has unused pieces": proto.SentencePiece.UNUSED in types,
-        "two pieces have one score": len(set(scores)) < len(scores),
-    }
-    return [obstacle for obstacle, is_there in found.items() if is_there]
 
 
 def _save(tokenizer: tokenizers.Tokenizer, names: dict[str, str], folder: Path, *, first_token: FirstToken) -> None:
@@ -165,7 +131,7 @@ def _verify(folder: Path, reference: Tokenizer, *, first_token: FirstToken) -> N
 
     written = AutoTokenizer.from_pretrained(str(folder))
     first = {"bos": [reference.bos_id], "eos": [reference.eos_id], "none": []}[first_token]
-    for text in (*_PROBES, "".join(sorted(written.get_vocab()))):
+    for text in (*PROBES, "".join(sorted(written.get_vocab()))):
         ids, expected = written(text, add_special_tokens=False).input_ids, reference.encode(text)
         is_same = ids == expected and written.decode(ids, skip_special_tokens=True) == reference.decode(expected)
         if not is_same or written(text).input_ids != [*first, *expected]:

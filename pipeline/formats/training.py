@@ -14,7 +14,7 @@ from typing import Any
 
 from common.command_line import UserError
 from common.tokenizers import BYTES
-from pipeline.config import ModelConfig
+from pipeline.config import DataConfig, ModelConfig
 from pipeline.formats.source import (
     TOKENIZER,
     ExportOptions,
@@ -28,6 +28,7 @@ from pipeline.formats.source import (
     tokenizer_in,
     weight_names,
 )
+from pipeline.remote_shards import local_folder
 
 _STATE, _CHECKPOINTS = "training_state.json", "checkpoints"
 
@@ -79,7 +80,7 @@ def open_checkpoint(path: Path) -> Source:
     read = weight_reader(checkpoint / SHARDED, weight_names(config))
     if "data" not in sections:  # of no run
         return Source(path=checkpoint, config=config, read=read, tokenizer=tokenizer_in(checkpoint))
-    shards = Path(sections["data"]["shards"])
+    shards = _folder_of_shards(sections["data"])
     metadata = _json_or_none(shards / "metadata.json")
     if metadata is None:
         print(f"warning: the run's shards, {shards}, are not here, and so is their tokenizer", file=sys.stderr)
@@ -99,6 +100,15 @@ def open_checkpoint(path: Path) -> Source:
             shards=metadata,
         ),
     )
+
+
+def _folder_of_shards(data: dict[str, Any]) -> Path:
+    """Return where a run's shards are on this machine; if they cannot be had, a path that does not exist."""
+    try:
+        return local_folder(DataConfig(shards=data["shards"], cache=data.get("cache", "")))
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return Path(data["shards"])
 
 
 def _json_or_none(path: Path) -> dict[str, Any] | None:

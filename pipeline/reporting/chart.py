@@ -2,6 +2,7 @@
 
 Each line has a faint band, its points or what their groups span, and, where it is noisy, a running mean over it. Lines
 are named at their right end, in their colour. A break in a line is a value that was not finite; a cross below says so.
+What lies above the chart is not drawn.
 """
 
 import math
@@ -104,9 +105,9 @@ def svg(chart: Chart, *, width: int, height: int) -> Html:
     )
 
 
-def value_range(lines: Sequence[Line]) -> tuple[float, float] | None:
-    """Return the lowest and the highest finite value of all lines; None if there is none."""
-    values = [line.y[np.isfinite(line.y)] for line in lines]
+def value_range(lines: Sequence[Line], *, after_x: float = -math.inf) -> tuple[float, float] | None:
+    """Return the lowest and the highest finite value of all lines beyond `after_x`; None if there is none."""
+    values = [line.y[np.isfinite(line.y) & (line.x > after_x)] for line in lines]
     values = [of_line for of_line in values if len(of_line)]
     return (min(float(v.min()) for v in values), max(float(v.max()) for v in values)) if values else None
 
@@ -143,14 +144,15 @@ def _grid(chart: Chart, x_axis: _Axis, y_axis: _Axis, *, is_log: bool) -> Child:
 
 def _line(line: Line, chart: Chart, x_axis: _Axis, y_axis: _Axis) -> Html:
     thin = curves.envelope(line.x / chart.x_scale, line.y)
-    xs, low, high = x_axis.px(thin.x), y_axis.px(thin.low), y_axis.px(thin.high)
     mean = curves.running_mean(thin.mean) if chart.noisy else thin.mean
+    xs, low, high = x_axis.px(thin.x), y_axis.px(_below(thin.low, y_axis)), y_axis.px(thin.high)
+    high = np.where(np.isfinite(low), np.fmax(high, y_axis.end_px), np.nan)  # pixels go down
     parts: list[Child] = []
     if thin.is_thinned:
         parts.append(tag("path", d=_band(xs, low, high), class_="band"))
     elif chart.noisy and len(xs) > FEW:
         parts.append(tag("path", d=_path(xs, low), class_="raw"))
-    parts.append(tag("path", d=_path(xs, y_axis.px(mean)), class_="line"))
+    parts.append(tag("path", d=_path(xs, y_axis.px(_below(mean, y_axis))), class_="line"))
     if len(xs) <= FEW:
         parts.append(tag("path", d=_dots(xs, low), class_="dots"))
     broken = sorted({round(float(x)) for x in x_axis.px(line.x[~np.isfinite(line.y)] / chart.x_scale)})
@@ -159,6 +161,11 @@ def _line(line: Line, chart: Chart, x_axis: _Axis, y_axis: _Axis) -> Html:
     if crosses:
         parts.append(tag("path", tag("title", "values that were not finite"), d=crosses, class_="cross"))
     return tag("g", parts, class_=line.colour)
+
+
+def _below(values: Floats, y_axis: _Axis) -> Floats:
+    """Return the values, NaN in place of those above the chart."""
+    return np.where(values <= y_axis.high, values, np.nan)
 
 
 def _runs(ys: Floats) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ from pipeline.reporting import tables
 from pipeline.reporting.chart import Chart, svg
 from pipeline.reporting.curves import duration, number, tokens
 from pipeline.reporting.markup import Child, Html, joined, tag
-from pipeline.reporting.panels import N_COLOURS, panels
+from pipeline.reporting.panels import BEGINNING, N_COLOURS, panels
 from pipeline.reporting.run_folder import Run
 from pipeline.reporting.summary import FINAL_POINTS, Summary, summarize
 
@@ -121,6 +121,7 @@ def _charts(runs: Sequence[Run], names: Sequence[str]) -> Child:
     }
     notes = [
         "Faint: every reported value, of long runs their range; strong: a running mean",
+        f"losses are scaled without the first {BEGINNING:.0%} of a run",
         *(text for kind, text in meanings.items() if kind in kinds),
     ]
     left_out = f"{shown.n_tags_left_out} more tags are in metrics.jsonl." if shown.n_tags_left_out else ""

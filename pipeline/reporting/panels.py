@@ -17,6 +17,7 @@ from pipeline.reporting.summary import launches_of
 
 MOST_TAGS = 30  # of those that this version does not know
 MOST_MARKS = 200
+BEGINNING = 0.02  # of a run
 N_COLOURS = 8
 
 
@@ -103,7 +104,7 @@ class _Drawing:
             [self._line(run, tag, f"head {_head(tag)}", _head_colour(tag)) for tag in getattr(run, tags)]
             for run in self._runs
         ]
-        y_range = value_range([line for lines in of_runs for line in lines])
+        y_range = self._loss_range([line for lines in of_runs for line in lines])
         for name, lines, marks in zip(self._names, of_runs, self._marks, strict=True):
             whose = "" if self._is_single else f": {name}"
             charts.append(replace(base, title=f"{title} per head{whose}", lines=lines, marks=marks, y_range=y_range))
@@ -132,7 +133,11 @@ class _Drawing:
             self._line(self._runs[i], getattr(self._runs[i], tags)[0], self._names[i], _run_colour(i)) for i in having
         ]
         marks = [mark for i in having for mark in self._coloured_marks(i)]
-        return replace(base, title=f"{title} of head 1", lines=lines, marks=marks)
+        return replace(base, title=f"{title} of head 1", lines=lines, marks=marks, y_range=self._loss_range(lines))
+
+    def _loss_range(self, lines: Sequence[Line]) -> tuple[float, float] | None:
+        """Return the range of losses but for the beginning, whose fall would leave no room for all that comes after."""
+        return value_range(lines, after_x=self._base.x_most * BEGINNING) or value_range(lines)
 
     def _coloured_marks(self, i: int) -> list[Mark]:
         return [replace(mark, colour=_run_colour(i)) for mark in self._marks[i]]

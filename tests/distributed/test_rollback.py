@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from pipeline import report
 from pipeline.audit import consumed
 from pipeline.stop import ExitCode
 from tests.conftest import run_module
-from tests.distributed.test_train import history, metrics, recipe
+from tests.distributed.test_train import curves, history, metrics, recipe
 
 __all__ = ["recipe"]  # a fixture
 
@@ -38,6 +41,15 @@ def test_a_spike_leaves_its_stretch_of_data_out(recipe: Path) -> None:
     back_to = (first - 1) // 5 * 5
     assert f"going back to {nervous}/checkpoints/step_{back_to:08d}, and on with the data after step {first}" in output
     assert {"event": "rollback", "step": first, "to_step": back_to} == history(nervous)[1]
+
+    assert all(line["data/wait_s"] <= line["time/step_s"] for line in metrics(nervous).values())
+
+    shown = curves(nervous)["loss/total"]  # one TensorBoard file for each rollback and one more
+    assert [step for step, _ in shown] == list(range(1, len(losses(nervous)) + 1))
+    assert [value for _, value in shown] == pytest.approx(losses(nervous))
+    page = recipe.parent / "report.html"
+    report.main([str(nervous), "--output", str(page)])
+    assert f"went back from step {first} to {back_to}" in page.read_text()
 
     assert len(losses(nervous)) == len(losses(steady))
     assert losses(nervous)[:back_to] == losses(steady)[:back_to]

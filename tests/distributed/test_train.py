@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
 
 from pipeline.stop import ExitCode
 from tests.conftest import REPOSITORY, launch_deepspeed, run_module
@@ -60,6 +62,20 @@ def metrics(run_dir: Path) -> Metrics:
     training = [line for line in lines if "loss/total" in line]
     assert len({line["step"] for line in training}) == len(training)
     return {line["step"]: line for line in training}
+
+
+def event_files(run_dir: Path) -> EventAccumulator:
+    """What TensorBoard's server makes of a run."""
+    return EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+
+
+def curves(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard's server shows of each scalar: steps and values."""
+    files = event_files(run_dir)
+    scalars = files.PluginTagToContent("scalars")
+    return {
+        tag: [(e.step, float(tensor_util.make_ndarray(e.tensor_proto))) for e in files.Tensors(tag)] for tag in scalars
+    }
 
 
 def validations(run_dir: Path) -> Metrics:
@@ -117,20 +133,34 @@ def test_run_directory_is_as_documented(uninterrupted: Path) -> None:
 
 
 def test_kill_9_and_restart_is_bit_identical(recipe: Path, uninterrupted: Path) -> None:
-    run_dir = recipe.parent / "runs" / "killed"
-    process = start(recipe, "killed")
+    """In what is said of it, too: TensorBoard has each step once, also of texts and histograms."""
+    run_dir, watched = (
+        recipe.parent / "runs" / "killed",
+        ("log.previews_every_steps=10", "log.grad_norms_every_steps=5"),
+    )
+    process = start(recipe, "killed", *watched)
     wait_until(lambda: (run_dir / "metrics.jsonl").exists() and max(metrics(run_dir), default=0) >= 30, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     killed_at = max(metrics(run_dir))
     assert killed_at < STEPS, "the kill came too late to test anything"
-    returncode, output = finish(start(recipe, "killed"))
+    returncode, output = finish(start(recipe, "killed", *watched))
     assert returncode == 0, output
     assert "resumed from" in output
     assert [event["event"] for event in history(run_dir)] == ["launch", "launch", "end"]  # killed, it has no end
     assert history(run_dir)[1]["step"] == killed_at // EVERY * EVERY
     expected, actual = metrics(uninterrupted), metrics(run_dir)
     assert {step: exact(line) for step, line in actual.items()} == {s: exact(line) for s, line in expected.items()}
+    usual, resumed = exact(curves(uninterrupted)), exact(curves(run_dir))
+    assert {tag: resumed[tag] for tag in usual} == usual
+    norms = resumed.keys() - usual
+    assert {"grad_norms/embedding", "grad_norms/head_4"} <= norms
+    assert all([step for step, _ in resumed[tag]] == list(range(5, STEPS + 1, 5)) for tag in norms)
+    files = event_files(run_dir)
+    assert [event.step for event in files.Tensors("previews/prompt_1/text_summary")] == list(range(10, STEPS + 1, 10))
+    assert [event.step for event in files.Tensors("grad_norms_log10/head_4")] == list(range(5, STEPS + 1, 5))
+    first_of_start = killed_at // EVERY * EVERY + 1
+    assert [event.step for event in files.Tensors("config/text_summary")] == [1, first_of_start]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_older_one_used(recipe: Path, uninterrupted: Path) -> None:

@@ -1,8 +1,8 @@
 """A real Slurm on this machine: one controller and some nodes, each in Linux namespaces of its own.
 
-A node has a network, a process table, a host name and mounts of its own, so that it can lose its power, its daemon or
-its cable like a machine; the file system is this machine's, as on clusters with a shared one. All cables end in a
-bridge in the controller's network: this machine's own network is not touched.
+A node has a network, a process table, a host name, shared memory and a scratch disk (SCRATCH) of its own, so that it
+can lose its power, its daemon or its cable like a machine; the other files are this machine's, as on clusters with a
+shared file system. All cables end in a bridge in the controller's network: this machine's own network is not touched.
 
     controller  ctl 10.88.0.250: munged, slurmctld, and the commands of users (`Cluster.run`)
     node i      ni  10.88.0.i:   slurmd, its step daemons, and the tasks
@@ -29,7 +29,11 @@ PATIENCE_S = 300.0  # for what takes seconds on a quiet machine
 BRIDGE, CONTROLLER = "br0", "10.88.0.250"
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "setpriv")
 # Deaf to every signal but the one that ends namespaces, it collects what its children leave behind.
-FIRST_PROCESS = "hostname {host}; mount --bind {hosts} /etc/hosts; ip link set lo up; echo up; sleep infinity & wait"
+FIRST_PROCESS = """hostname {host}; mount --bind {hosts} /etc/hosts; ip link set lo up
+mount --rbind /sys/fs/cgroup {scratch}; mount -t sysfs none /sys; mount --move {scratch} /sys/fs/cgroup
+for folder in /dev/shm {scratch}; do mount -t tmpfs none $folder; done
+echo up; sleep infinity & wait"""
+SCRATCH = "/mnt"
 
 
 def unavailable() -> str | None:
@@ -39,8 +43,9 @@ def unavailable() -> str | None:
     missing = [name for name in COMMANDS if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)} missing; tests/slurm/install.sh installs Slurm on Debian and Ubuntu"
-    if subprocess.run(["unshare", "--net", "--pid", "--fork", "true"], capture_output=True, check=False).returncode:
-        return "the kernel gives this process no namespaces (a container without privileges?)"
+    trial = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "mount", "-t", "sysfs", "none", "/sys"]
+    if subprocess.run(trial, capture_output=True, check=False).returncode:
+        return "the kernel gives this process no namespaces with mounts of their own (a container without privileges?)"
     return None
 
 
@@ -57,7 +62,7 @@ class Machine:
 
     def __init__(self, host: str, *, hosts: Path) -> None:
         self.host = host
-        setup = FIRST_PROCESS.format(host=host, hosts=hosts)
+        setup = FIRST_PROCESS.format(host=host, hosts=hosts, scratch=SCRATCH)
         command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--pid", "--mount", "--uts", "--fork"]
         self._unshare = subprocess.Popen(
             [*command, "--kill-child", "--mount-proc", "bash", "-c", setup],
@@ -161,6 +166,16 @@ class Cluster:
             if where == node:
                 os.kill(pid, signal.SIGKILL)
         self._daemons[node].wait()
+
+    def bind(self, source: Path, place: Path) -> None:
+        """Show a folder at another place, on all machines."""
+        place.mkdir(exist_ok=True)
+        for machine in (self._controller, *self.nodes.values()):
+            subprocess.run(machine.inside("mount", "--bind", str(source), str(place)), check=True)
+
+    def start(self, node: str, *command: str) -> None:
+        """Start another daemon on a node, beside its slurmd."""
+        self._start_daemon(f"{command[0]}-{node}", self.nodes[node], command)
 
     def start_daemon(self, node: str) -> None:
         """Start the node's slurmd."""

@@ -1,15 +1,18 @@
 #!/bin/bash
-# Installs the Slurm that `make test-slurm` runs, unless it is there; on Debian and Ubuntu, as root.
+# Installs the Slurm that `make test-slurm` runs, and the SSH of its nodes, unless they are there; on Debian and Ubuntu, as
+# root. dropbear-bin is an SSH server that is no service: none runs on this machine afterwards.
 set -euo pipefail
-if command -v slurmctld > /dev/null && command -v slurmd munged ip > /dev/null; then exit 0; fi
+is_there() { for name in slurmctld slurmd munged ip pdsh dropbear ssh; do command -v "$name" > /dev/null || return 1; done; }
+if is_there; then exit 0; fi
 
 fail() {
-    echo "Slurm is not installed, and $1: install slurmctld, slurmd, munge and iproute2" >&2
+    echo "Slurm is not installed, and $1: install slurmctld, slurmd, munge, iproute2, pdsh, dropbear and ssh" >&2
     exit 2
 }
 command -v apt-get > /dev/null || fail "this is no Debian or Ubuntu"
 [ "$(id -u)" = 0 ] || fail "only root can do that"
-echo "Installing Slurm (slurm-wlm, munge, iproute2)"
+packages=(slurm-wlm munge iproute2 pdsh dropbear-bin openssh-client)
+echo "Installing Slurm (${packages[*]})"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update --quiet=2
-apt-get install --quiet=2 --no-install-recommends slurm-wlm munge iproute2 > /dev/null
+apt-get install --quiet=2 --no-install-recommends "${packages[@]}" > /dev/null

@@ -44,7 +44,8 @@ def test_the_whole_way_from_a_corpus_to_pass_at_k(project: Project, tmp_path: Pa
     )  # fmt: skip
     assert (way.root / "data/own/train/index.json").read_bytes() == (alone / "train/index.json").read_bytes()
     assert (way.root / "exports/own/consolidated.pth").exists()
-    assert "pass@1" in (way.root / "evaluations/own/results.json").read_text()
+    results = json.loads((way.root / "evaluations/own/results.json").read_text())
+    assert sum(results["outcomes"]["0.0"].values()) == results["n_problems"] == 1
 
 
 def refusal(folder: Path, *arguments: object, **site: object) -> str:
@@ -76,9 +77,15 @@ def test_a_stage_that_there_is_not(tmp_path: Path) -> None:
 
 
 def test_inputs_that_are_not_there(tmp_path: Path) -> None:
-    site = cpu_site(CORPUS="nowhere", TOKENIZER="none.model", PROBLEMS="none.jsonl", PREPARE_JOBS=0)
+    site = cpu_site(CORPUS="nowhere", TOKENIZER="none.model", PROBLEMS="none.jsonl", PREPARE_JOBS=0, SHARDS="s3://b/c")
     said = refusal(tmp_path, "prepare_data", "evaluate", **site)
-    for problem in ("CORPUS: nowhere", "TOKENIZER=none.model", "PROBLEMS=none.jsonl", "PREPARE_JOBS=0"):
+    for problem in (
+        "CORPUS: nowhere",
+        "TOKENIZER=none.model",
+        "PROBLEMS=none.jsonl",
+        "PREPARE_JOBS=0",
+        "SHARDS=s3://b/c: ",
+    ):
         assert problem in said
 
 
@@ -90,6 +97,7 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
         ({"TRAIN_NODES": 4}, "Slurm would not take train_200B: "),
         ({"GPU_PARTITION": "gpus"}, "invalid partition"),
         ({"SHARDS": "nowhere"}, "nowhere/metadata.json does not exist"),
+        ({"SHARDS": "gs://bucket/shards"}, "gs://bucket/shards: only s3://bucket/prefix is known"),
         ({"MODULES": "cuda/99"}, 'MODULES="cuda/99", but there is no module command on ctl'),
         ({"VENV": "nowhere"}, "VENV=nowhere has no bin/python on ctl"),
         ({"CONTAINER": "nowhere exec image"}, "CONTAINER: there is no nowhere on ctl"),

@@ -16,6 +16,7 @@ COMMANDS = (
     "data_prep.write_shards",
     "data_prep.merge_shards",
     "data_prep.check_shards",
+    "data_prep.upload_shards",
     "data_prep.report",
     "data_prep.stats",
     "pipeline.train",

@@ -4,7 +4,6 @@ import json
 import shutil
 import sysconfig
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import zstandard
 from common.command_line import UserError
 from data_prep import check_shards, train_tokenizer, write_shards
 from tests.conftest import run_module
+from tests.unit.shard_damage import DAMAGE, SHARD, change_json, flip_a_byte
 
 JSON_PACKAGE = Path(sysconfig.get_path("stdlib")) / "json"
-SHARD = "train/part-00000/shard.00000.mds"
 
 
 @pytest.fixture(scope="module")
@@ -37,118 +36,6 @@ def zstd_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(byte_shards: Path, tmp_path: Path) -> Path:
     """A copy of whole byte shards, to damage."""
     return Path(shutil.copytree(byte_shards, tmp_path / "shards"))
-
-
-def _flip_a_byte(root: Path) -> None:
-    data = bytearray((root / SHARD).read_bytes())
-    data[len(data) // 2] ^= 1
-    (root / SHARD).write_bytes(data)
-
-
-def _rewrite(root: Path, change: Callable[[np.ndarray[Any, Any]], None]) -> None:
-    """Change the windows of a shard, and its hash with them: damage that hashes do not show."""
-    index = json.loads((root / "train" / "index.json").read_text())
-    info = index["shards"][0]["raw_data"]
-    data = bytearray((root / SHARD).read_bytes())
-    metadata = json.loads((root / "metadata.json").read_text())
-    length = metadata["seq_len"] + metadata["lookahead"]
-    n_windows = index["shards"][0]["samples"]
-    change(np.frombuffer(data, dtype=np.uint16, offset=len(data) - 2 * length * n_windows).reshape(n_windows, length))
-    (root / SHARD).write_bytes(data)
-    info["hashes"]["xxh64"] = xxhash.xxh64_hexdigest(bytes(data))
-    (root / "train" / "index.json").write_text(json.dumps(index))
-
-
-def _replace(root: Path, *, start: bytes, n_bytes: int | None = None, n_windows: int | None = None) -> None:
-    """Give the shard another start and perhaps length, and its index what belongs to that."""
-    data = (start + (root / SHARD).read_bytes()[len(start) :])[:n_bytes]
-    (root / SHARD).write_bytes(data)
-    index = root / "train/index.json"
-    _change_json(index, "shards", 0, "raw_data", "bytes", value=len(data))
-    _change_json(index, "shards", 0, "raw_data", "hashes", "xxh64", value=xxhash.xxh64_hexdigest(data))
-    if n_windows is not None:
-        _change_json(index, "shards", 0, "samples", value=n_windows)
-
-
-def _change_json(path: Path, *keys: str | int, value: object) -> None:
-    whole = inner = json.loads(path.read_text())
-    for key in keys[:-1]:
-        inner = inner[key]
-    inner[keys[-1]] = value
-    path.write_text(json.dumps(whole))
-
-
-def _break_overlap(windows: np.ndarray[Any, Any]) -> None:
-    windows[3, 0] ^= 1
-
-
-def _beyond_vocabulary(windows: np.ndarray[Any, Any]) -> None:
-    windows[0, 5] = 258  # neither in the overlap of the first window nor in the vocabulary
-
-
-DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "flipped byte": (_flip_a_byte, rf"{SHARD}: its xxh64 hash is not the one in its index"),
-    "cut short": (lambda root: (root / SHARD).write_bytes(b"short"), rf"{SHARD} has 5 bytes, its index says \d+"),
-    "shard missing": (lambda root: (root / SHARD).unlink(), rf"{SHARD} cannot be read: No such file"),
-    "index missing": (lambda root: (root / "val/index.json").unlink(), r"val/index\.json is missing"),
-    "index damaged": (lambda root: (root / "val/index.json").write_text("{"), r"val/index\.json is not an index"),
-    "no overlap": (lambda root: _rewrite(root, _break_overlap), rf"{SHARD}: windows do not overlap by 32 tokens"),
-    "beyond": (lambda root: _rewrite(root, _beyond_vocabulary), rf"{SHARD} holds id 258, beyond vocab_size 258"),
-    "other seq_len": (
-        lambda root: _change_json(root / "metadata.json", "seq_len", value=31),
-        rf"{SHARD} does not hold \d+ windows of 63 tokens",
-    ),
-    "other count": (
-        lambda root: _change_json(root / "metadata.json", "splits", "val", "windows", value=1),
-        r"val holds \d+ windows; metadata\.json says 1",
-    ),
-    "shard not in index": (
-        lambda root: _change_json(root / "train/index.json", "shards", value=[]),
-        r"train holds 0 windows; metadata\.json says \d+",
-    ),
-    "metadata missing": (lambda root: (root / "metadata.json").unlink(), r"metadata\.json is missing: .*not finished"),
-    "metadata damaged": (lambda root: (root / "metadata.json").write_text("x"), r"metadata\.json is not JSON"),
-    "other version": (
-        lambda root: _change_json(root / "metadata.json", "format_version", value=99),
-        r"has format_version 99, this program 1",
-    ),
-    "metadata of something else": (
-        lambda root: (root / "metadata.json").write_text("[1]"),
-        r"metadata\.json is not JSON of shards",
-    ),
-    "metadata incomplete": (
-        lambda root: _change_json(root / "metadata.json", "splits", "val", value={}),
-        r"metadata\.json does not describe shards \(KeyError\('documents'\)\)",
-    ),
-    "absurd seq_len": (
-        lambda root: _change_json(root / "metadata.json", "seq_len", value="32"),
-        r"metadata\.json does not describe shards \(\['32', 32, 258\]",
-    ),
-    "no seq_len": (
-        lambda root: _change_json(root / "metadata.json", "seq_len", value=0),
-        r"metadata\.json does not describe shards \(\[0, 32, 258\]",
-    ),
-    "absurd number of windows": (
-        lambda root: _change_json(root / "train/index.json", "shards", 0, "samples", value=10**9),
-        rf"{SHARD} does not hold 1000000000 windows of 64 tokens",
-    ),
-    "cut short, and hashed so": (
-        lambda root: _replace(root, start=b"\x09\0\0\0", n_bytes=10, n_windows=9),
-        rf"{SHARD} does not hold 9 windows of 64 tokens",
-    ),
-    "other count in the file": (
-        lambda root: _replace(root, start=b"\x09\0\0\0"),
-        rf"{SHARD} does not hold \d+ windows of 64 tokens",
-    ),
-    "absurd size": (
-        lambda root: _change_json(root / "train/index.json", "shards", 0, "raw_data", "bytes", value=10**15),
-        r"train/index\.json is not an index .*1000000000000000 samples or bytes in a shard",
-    ),
-    "no hash": (
-        lambda root: _change_json(root / "train/index.json", "shards", 0, "raw_data", "hashes", value={}),
-        r"train/index\.json is not an index .*KeyError\('xxh64'\)",
-    ),
-}
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -186,7 +73,7 @@ def test_compressed_shards_pass_and_their_damage_is_found(zstd_shards: Path, tmp
 @pytest.mark.parametrize("name", ["../val/part-00000/shard.00000.mds", "/etc/hostname", 5])
 def test_files_outside_of_a_split_are_refused(name: Any, key: str, zstd_shards: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(zstd_shards, tmp_path / "shards"))
-    _change_json(root / "train/index.json", "shards", 0, key, "basename", value=name)
+    change_json(root / "train/index.json", "shards", 0, key, "basename", value=name)
     with pytest.raises(UserError) as error:
         check_shards.main([str(root)])
     assert f"{root / 'train/index.json'} names the file {name!r}, which is not a path inside" in str(error.value)
@@ -206,7 +93,7 @@ def _replace_compressed(root: Path, contents: bytes) -> None:
     path.write_bytes(contents)
     info = {"bytes": len(contents), "hashes": {"xxh64": xxhash.xxh64_hexdigest(contents)}}
     for key, value in info.items():
-        _change_json(root / "train/index.json", "shards", 0, "zip_data", key, value=value)
+        change_json(root / "train/index.json", "shards", 0, "zip_data", key, value=value)
 
 
 def test_a_compressed_shard_takes_no_more_room_than_its_index_says(zstd_shards: Path, tmp_path: Path) -> None:
@@ -274,7 +161,7 @@ def test_the_overlap_is_checked_across_the_shards_of_a_part(tmp_path: Path) -> N
 
 
 def test_every_problem_is_listed(shards: Path) -> None:
-    _flip_a_byte(shards)
+    flip_a_byte(shards)
     (shards / "val" / "index.json").unlink()
     with pytest.raises(UserError) as error:
         check_shards.main([str(shards)])
@@ -294,7 +181,7 @@ def test_a_sample_shows_text_and_where_documents_end(zstd_shards: Path, capsys: 
 
 
 def test_damage_is_exit_code_2_without_a_traceback(shards: Path) -> None:
-    _flip_a_byte(shards)
+    flip_a_byte(shards)
     done = run_module("data_prep.check_shards", shards)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -22,6 +22,16 @@ def test_our_own_defects_keep_their_traceback() -> None:
         exit_on_user_error(main, program="p")
 
 
+def test_ctrl_c_is_a_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        exit_on_user_error(main, program="stats")
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "\nstats: interrupted\n"
+
+
 def test_success_does_not_exit() -> None:
     calls: list[str] = []
     exit_on_user_error(lambda: calls.append("ran"), program="p")

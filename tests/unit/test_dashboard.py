@@ -5,8 +5,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
+import torch
 
 from pipeline.sinks import TensorBoard
 from tests.browser import Browser, find_chromium
@@ -26,44 +28,47 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for step in range(1, 9):
         sink.write(step, dict.fromkeys(("loss/total", "loss/head_1", "loss/head_2"), 1.0 / step))
         sink.write(step, {f"val/loss_head_{head}": 2.0 / step for head in (1, 2)})
+    sink.write_histogram(8, "grad_norms_log10/head_1", torch.linspace(-6, -2, 40))
     sink.write_text(8, "previews/prompt_1", "| position | token |\n| --- | --- |\n| 1 | **`foreseen`** |")
     sink.close()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", "127.0.0.1", "--port"]
     with subprocess.Popen([*command, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            wait_for_run(f"http://127.0.0.1:{port}", server)
+            assert has_run(f"http://127.0.0.1:{port}", server)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
 
 
-def wait_for_run(address: str, server: subprocess.Popen[bytes]) -> None:
-    """Wait until the server has read the event files."""
-    deadline = time.monotonic() + 120
-    while True:
-        assert server.poll() is None
-        assert time.monotonic() < deadline
-        try:
-            with urllib.request.urlopen(f"{address}/data/runs") as answer:
-                if b"tensorboard" in answer.read():
-                    return
-        except OSError:
-            pass
+def has_run(address: str, server: subprocess.Popen[bytes], *, timeout_s: float = 120) -> bool:
+    """Wait until the server has read the event files; return whether it has in time."""
+    deadline = time.monotonic() + timeout_s
+    while server.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), urllib.request.urlopen(f"{address}/data/runs") as answer:
+            if b"tensorboard" in answer.read():
+                return True
         time.sleep(0.2)
+    return False
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+    with Browser(tmp_path_factory.mktemp("profile"), height=2400) as browser:  # cards out of sight are empty
         yield browser
 
 
-def test_the_page_shows_the_charts(address: str, browser: Browser) -> None:
-    browser.open(f"{address}/#timeseries")
-    browser.wait_for("loss /total", "loss /head_1", "loss /head_2", "val 2 cards")
-    browser.open(f"{address}/#custom_scalars")
-    browser.wait_for("loss per head, nats per token")
-    browser.open(f"{address}/#text")
-    browser.wait_for("previews/prompt_1", "foreseen", "n_future_tokens: 2")
-    browser.open(f"{address}/#hparams")
-    browser.wait_for("model.n_future_tokens", "optim.lr")
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        ("#timeseries", ["loss /total", "loss /head_1", "loss /head_2", "val 2 cards"]),
+        ("#custom_scalars", ["loss per head, nats per token", "training", "validation", "Matches (2)"]),
+        ("#text", ["previews/prompt_1", "foreseen", "n_future_tokens: 2"]),
+        ("#hparams", ["model.n_future_tokens", "optim.lr"]),
+        ("#histograms", ["grad_norms_log10/head_1"]),
+    ],
+)
+def test_the_page_shows_the_charts(address: str, browser: Browser, page: str, expected: list[str]) -> None:
+    browser.open(f"{address}/{page}")
+    shown = browser.text_with(*expected)
+    for text in expected:
+        assert text in shown

@@ -89,7 +89,8 @@ def test_equal_documents_are_dropped_wherever_they_lie(corpus: Path, tmp_path: P
     texts = [path.read_bytes() for path in corpus.rglob("*.py") if path.read_bytes().strip()]
     texts += [CODE.encode(), b"x = 1", b"x = 1"]
     report = _report(tmp_path / "out")
-    assert report["kept"] == {"documents": len(set(texts)), "bytes": sum(map(len, set(texts)))}
+    kept = {"documents": len(set(texts)), "bytes": sum(map(len, set(texts)))}
+    assert report["kept"] == kept | {"tokens": kept["documents"] + kept["bytes"]}
     assert report["rules"]["duplicate"]["documents"] == len(texts) - len(set(texts)) == 3
     assert _dropped(tmp_path / "out")["duplicate"] == ["d.jsonl", "d.jsonl", "copy.py"]  # folders come last
 

@@ -1,6 +1,5 @@
 """gigatoken against the sentencepiece library, on real code and on what tokenizers disagree about."""
 
-import io
 import random
 import subprocess
 import sys
@@ -13,13 +12,13 @@ import gigatoken
 import numpy as np
 import pytest
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from common import fast_tokens
 from common.fast_tokens import EngineUnavailable, first_difference
 from common.tokenizers import GigatokenTokenizer, load_tokenizer
 from data_prep import train_tokenizer
 from tests.conftest import REPOSITORY
+from tests.unit.sentencepiece_models import changed, trained
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 ATOMS = (
@@ -31,19 +30,6 @@ ATOMS = (
 LONG = [
     atom * (60_000 // len(atom)) for atom in (" ", "\n", "=", "x", "ab", "\N{LOWER ONE EIGHTH BLOCK}", "👩‍👩‍👧", "\0")
 ]
-
-
-def trained(path: Path, lines: Sequence[str], **options: Any) -> Path:
-    """Write a SentencePiece model with Llama 2's settings but for `options`."""
-    settings: dict[str, Any] = {
-        "model_type": "bpe", "vocab_size": 3000, "character_coverage": 0.99995, "byte_fallback": True,
-        "split_digits": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
-        "allow_whitespace_only_pieces": True, "minloglevel": 2,
-    } | options  # fmt: skip
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **settings)
-    path.write_bytes(model.getvalue())
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +45,8 @@ def models(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> dict[s
     train_tokenizer.main([*arguments, "--num_threads", "1"])
     return {
         "own": folder / "own",
-        "llama2": trained(folder / "llama2", lines),
-        "no_prefix": trained(folder / "no_prefix", lines, add_dummy_prefix=False),
+        "llama2": trained(folder / "llama2", lines, vocab_size=3000),
+        "no_prefix": trained(folder / "no_prefix", lines, add_dummy_prefix=False, vocab_size=3000),
     }
 
 
@@ -136,23 +122,18 @@ def _user_defined(proto: Any) -> None:
         (lambda proto: setattr(proto.normalizer_spec, "remove_extra_whitespaces", True), "remove_extra_whitespaces"),
     ],
 )
-def test_what_the_engine_cannot_do_is_said(
-    change: Callable[[Any], None], reason: str, models: dict[str, Path], tmp_path: Path
-) -> None:
-    proto = sentencepiece_model_pb2.ModelProto.FromString(models["llama2"].read_bytes())  # type: ignore[attr-defined]
-    change(proto)
-    (tmp_path / "changed").write_bytes(proto.SerializeToString())
+def test_what_the_engine_cannot_do_is_said(change: Callable[[Any], None], reason: str, models: dict[str, Path]) -> None:
     with pytest.raises(EngineUnavailable, match=f"cannot do this model: .*{reason}"):
-        load_tokenizer(str(tmp_path / "changed"), engine="gigatoken")
+        load_tokenizer(str(changed(models["llama2"], change)), engine="gigatoken")
 
 
 def test_other_kinds_of_models_are_left_to_sentencepiece(lines: list[str], tmp_path: Path) -> None:
-    unigram = trained(tmp_path / "unigram", lines, model_type="unigram", vocab_size=1000)
-    normalizing = trained(tmp_path / "nfkc", lines, normalization_rule_name="nmt_nfkc", vocab_size=1000)
-    no_bytes = trained(tmp_path / "no_bytes", lines, byte_fallback=False, vocab_size=1000)
+    unigram = trained(tmp_path / "unigram", lines, model_type="unigram")
+    normalizing = trained(tmp_path / "nfkc", lines, normalization_rule_name="nmt_nfkc")
+    no_bytes = trained(tmp_path / "no_bytes", lines, byte_fallback=False)
     reasons = {
-        unigram: "it is UNIGRAM, not BPE",
-        normalizing: r"it normalizes text \(nmt_nfkc\)",
+        unigram: "model_type is UNIGRAM, not BPE",
+        normalizing: "normalization_rule_name is nmt_nfkc, not identity",
         no_bytes: "byte_fallback is off",
     }
     for path, reason in reasons.items():

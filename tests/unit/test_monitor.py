@@ -37,10 +37,14 @@ class Recorder(Sink):
 
     def __init__(self) -> None:
         self.points: list[tuple[int, Scalars]] = []
+        self.histograms: list[tuple[int, str, list[float]]] = []
         self.is_closed = False
 
     def write(self, step: int, scalars: Scalars) -> None:
         self.points.append((step, scalars))
+
+    def write_histogram(self, step: int, tag: str, values: torch.Tensor) -> None:
+        self.histograms.append((step, tag, values.tolist()))
 
     def close(self) -> None:
         self.is_closed = True
@@ -69,12 +73,10 @@ def config_in(directory: Path) -> Config:
     )
 
 
-def log_step(
-    monitor: Monitor, step: int, *, losses: tuple[float, ...] = (2.0, 3.5), wait_s: float = 0.0, skipped: int = 0
-) -> None:
+def log_step(monitor: Monitor, step: int, *, losses: tuple[float, ...] = (2.0, 3.5), skipped: int = 0) -> None:
     monitor.log_step(
-        step, losses_N=torch.tensor(losses), learning_rate=1e-3, gradient_norm=0.75, wait_s=wait_s,
-        skipped_steps=skipped, skipped_windows=2 * skipped, times={"time/step_s": 0.25},
+        step, losses_N=torch.tensor(losses), learning_rate=1e-3, gradient_norm=0.75, skipped_steps=skipped,
+        skipped_windows=2 * skipped, times={"time/step_s": 0.25, "data/wait_s": 0.5},
     )  # fmt: skip
 
 
@@ -92,7 +94,7 @@ def test_a_steps_scalars(tmp_path: Path, clock: Clock) -> None:
     sink = Recorder()
     with Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=10) as it:
         clock.now_s += 8
-        log_step(it, 14, wait_s=0.5, skipped=3)
+        log_step(it, 14, skipped=3)
         assert not sink.is_closed
     ((step, scalars),) = sink.points
     memory = scalars.pop("memory/peak_GiB")
@@ -114,14 +116,13 @@ def test_a_steps_scalars(tmp_path: Path, clock: Clock) -> None:
     assert sink.is_closed
 
 
-def test_throughput_and_waiting_are_of_the_last_interval(tmp_path: Path, clock: Clock) -> None:
+def test_throughput_is_of_the_last_interval(tmp_path: Path, clock: Clock) -> None:
     sink = Recorder()
     it = Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=0)
-    for step, seconds, wait_s in ((10, 4.0, 1.0), (15, 10.0, 1.25)):
+    for step, seconds in ((10, 4.0), (15, 10.0)):
         clock.now_s += seconds
-        log_step(it, step, wait_s=wait_s)
+        log_step(it, step)
     assert [scalars["throughput/tokens_per_s"] for _, scalars in sink.points] == [10 * 512 / 4, 5 * 512 / 10]
-    assert [scalars["data/wait_s"] for _, scalars in sink.points] == [1.0, 0.25]
 
 
 def test_what_is_paused_is_not_in_the_throughput(tmp_path: Path, clock: Clock) -> None:
@@ -170,8 +171,13 @@ def test_norms_of_blocks_are_reported_where_there_are_any(tmp_path: Path) -> Non
     sink = Recorder()
     it = Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=0)
     it.log_grad_norms(1, {})
-    it.log_grad_norms(2, {"embedding": 0.5, "head_1": 2.0})
-    assert sink.points == [(2, {"grad_norms/embedding": 0.5, "grad_norms/head_1": 2.0})]
+    it.log_grad_norms(2, {"embedding": torch.tensor([0.3, 0.0, 0.4]), "head_1": torch.tensor([100.0])})
+    ((step, norms),) = sink.points
+    assert (step, norms) == (2, {"grad_norms/embedding": pytest.approx(0.5), "grad_norms/head_1": 100.0})
+    assert sink.histograms == [
+        (2, "grad_norms_log10/embedding", pytest.approx([math.log10(0.3), -10, math.log10(0.4)])),
+        (2, "grad_norms_log10/head_1", pytest.approx([2.0])),
+    ]
 
 
 def test_what_is_due() -> None:

@@ -36,7 +36,7 @@ def run(folder: Path, how: str = "") -> tuple[subprocess.Popen[str], int]:
 
 
 def files_of(number: int) -> list[Path]:
-    places = (shared_names.SHARED_MEMORY, shared_names.FOLDER)
+    places = (shared_names.SHARED_MEMORY, shared_names.TEMPORARY)
     return [path for place in places for path in place.glob(f"{number:06}_*")]
 
 
@@ -66,7 +66,7 @@ def test_a_worker_that_outlives_its_run_keeps_the_name(byte_shards: Path) -> Non
 
 
 def test_runs_that_start_at_once_choose_one_after_the_other(byte_shards: Path) -> None:
-    with (shared_names.FOLDER / shared_names.STARTING).open("a") as held:
+    with (shared_names.SHARED_MEMORY / shared_names.STARTING).open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         start = threading.Thread(target=ShardFolder, args=[byte_shards / "train"], kwargs={"batch_size": 1})
         start.start()

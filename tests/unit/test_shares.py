@@ -152,6 +152,32 @@ def test_no_decision_about_duplicates_before_all_are_surveyed(corpus: Path, tmp_
         write_shards.main([*_arguments(corpus, out), "--part", "4/4"])
 
 
+def never(*_: object, **__: object) -> None:
+    raise RuntimeError("decided again")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_last_to_survey_decides_for_all(
+    corpus: Path, tmp_path: Path, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    out = tmp_path / "out"
+    for number in (2, 1):
+        assert not list(out.glob("work/*.decision.npy"))
+        write_shards.main([*_arguments(corpus, out), "--part", f"{number}/2", "--survey_only"])
+    decisions = {path: path.read_bytes() for path in out.glob("work/*.decision.npy")}
+    assert len(decisions) == len(list(out.glob("work/*.survey.npz"))) > 3
+    with monkeypatch.context() as patch:
+        if lost:  # killed while it wrote them
+            max(decisions).unlink()
+        else:
+            patch.setattr(write_shards, "decide", never)
+        for number in (1, 2):
+            write_shards.main([*_arguments(corpus, out), "--part", f"{number}/2"])
+    assert {path: path.read_bytes() for path in out.glob("work/*.decision.npy")} == decisions
+    merge_shards.main([str(out)])
+    assert _files(out) == reference
+
+
 def test_a_share_that_found_wrong_ids_stops_all(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = _arguments(corpus, out, dedup="none")

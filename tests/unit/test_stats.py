@@ -37,7 +37,9 @@ def test_lengths_are_those_of_the_documents(
     shards: Path, lengths: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     stats.main([str(shards)])
-    said = json.loads((shards / "stats.json").read_text())["train"]
+    numbers = json.loads((shards / "stats.json").read_text())
+    said = numbers["splits"]["train"]
+    assert numbers["splits"]["all"] == said  # there is no other
     parts = len(list((shards / "train").glob("part-*")))
     assert parts >= 3
     found, n_cut = stats.document_lengths(shards / "train", stats.read_metadata(shards))

@@ -36,7 +36,10 @@ def test_the_slowest_rank_is_named_after_some_time_and_not_again_soon(
         scalars = logged_step(
             times, monkeypatch, waits_s=[0.0, 0.0, 0.01, 0.0], computed_s=[1.0, 1.1, 1.99, 1.0], step_s=4
         )
-        assert scalars == {"time/step_s": 4, "time/slowest_rank": 2, "time/slowest_rank_ratio": pytest.approx(2.0)}
+        assert scalars == {
+            "time/step_s": 4, "data/wait_s": 0.01, "time/slowest_rank": 2,
+            "time/slowest_rank_ratio": pytest.approx(2.0),
+        }  # fmt: skip
         assert len(pipeline_log.records) == (n >= PATIENCE) + (n >= PATIENCE + SILENCE)
     assert "rank 2 is slow: 2.00 s a step of its own, 0.01 s of it waiting for data" in pipeline_log.text
     assert "the median of its like is 1.00 s" in pipeline_log.text
@@ -80,10 +83,19 @@ def test_waiting_for_data_is_told_with_what_to_change(
 ) -> None:
     times = times_of(2)
     for _ in range(PATIENCE):
-        logged_step(times, monkeypatch, waits_s=[0.5, 0.45], computed_s=[1.0, 1.0], step_s=2)
-    assert times.wait_s == PATIENCE * 0.5
+        scalars = logged_step(times, monkeypatch, waits_s=[0.5, 0.45], computed_s=[1.0, 1.0], step_s=2)
+        assert scalars["data/wait_s"] == 0.5
     (record,) = pipeline_log.records
     assert "training waits for data: 0.50 of 2.00 s a step. Raise data.num_workers (now 2)" in record.getMessage()
+
+
+def test_steps_that_a_rollback_takes_back_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = times_of(2)
+    times.observe([7.0, 1.0, 0.0, 1.0])  # of a step after the last report, whose loss jumped
+    times.forget()
+    scalars = logged_step(times, monkeypatch, waits_s=[0.25, 0.5], computed_s=[1.0, 1.0], step_s=2)
+    assert (scalars["data/wait_s"], scalars["time/step_s"]) == (0.5, 2)
+    assert scalars["time/slowest_rank_ratio"] == pytest.approx(1.5 / 1.25)
 
 
 def test_a_contribution_is_of_this_rank_and_this_step() -> None:

@@ -96,3 +96,26 @@ def test_the_exit_codes_are_the_systems() -> None:
     assert (ExitCode.STOPPED, ExitCode.FAILED_SAVE) == (os.EX_TEMPFAIL, os.EX_IOERR)
     assert ExitCode.TAKEN_OVER == os.EX_NOPERM
     assert (ExitCode.BAD_NUMBERS, ExitCode.HUNG) == (os.EX_DATAERR, os.EX_PROTOCOL)
+
+
+SHARING = """
+import os, signal, time
+from multiprocessing.shared_memory import SharedMemory
+from pipeline.stop import StopRequest
+stop = StopRequest(has_launcher=False)
+memory = SharedMemory(create=True, size=1)
+os.killpg(0, signal.SIGUSR1)
+while stop.reason is None:
+    time.sleep(0.01)
+time.sleep(0.5)  # for the tracker to die, if it does
+memory.unlink()
+"""
+
+
+def test_a_signal_to_all_processes_of_a_job_leaves_its_shared_memory_tracked() -> None:
+    """Slurm signals so; multiprocessing.resource_tracker is a process of its own that Python starts when needed."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHARING], cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        start_new_session=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,23 +1,22 @@
 """tokenizer.json as transformers loads it, against the sentencepiece library and Python's own bytes."""
 
-import importlib
-import io
 import random
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import generate_merges
 
 from common.command_line import UserError
+from common.sentencepiece_model import merges
 from data_prep import train_tokenizer
+from pipeline.formats import tokenizer_json
 from pipeline.formats.tokenizer_json import FirstToken, write_tokenizer_files
+from tests.unit.sentencepiece_models import changed, trained
 
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 TEXTS = [
@@ -28,28 +27,6 @@ TEXTS = [
     "<s>", "</s>", "<unk>", "a</s>b", "</s></s> <s>x", " </s> ", "\u2581</s>", "<0x0A>", "x<0x0A>y", "<0x00><0xFF>",
     "0123456789", "3.14e-10", "a" * 999, "ab" * 500, "=" * 333, "\n" * 99 + " " * 99 + "\t" * 99, "Don 't , stop .",
 ]  # fmt: skip
-
-
-def trained(path: Path, lines: Sequence[str], **options: Any) -> Path:
-    """Write a SentencePiece model with Llama 2's settings but for `options`."""
-    settings: dict[str, Any] = {
-        "model_type": "bpe", "vocab_size": 1000, "character_coverage": 0.99995, "byte_fallback": True,
-        "split_digits": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
-        "allow_whitespace_only_pieces": True, "minloglevel": 2,
-    } | options  # fmt: skip
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **settings)
-    path.write_bytes(model.getvalue())
-    return path
-
-
-def changed(path: Path, change: Callable[[Any], None]) -> Path:
-    """Write a copy of the model at `path` after `change` of its protocol buffer."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # type: ignore[attr-defined]
-    change(proto)
-    copy = path.with_name("changed.model")
-    copy.write_bytes(proto.SerializeToString())
-    return copy
 
 
 def written(model: Path | None, folder: Path, *, first_token: FirstToken = "eos") -> PreTrainedTokenizerFast:
@@ -212,11 +189,9 @@ def test_a_bos_that_the_model_does_not_have_cannot_come_first(tmp_path: Path) ->
 
 
 def test_wrong_ids_are_not_published(models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_the_last(*arguments: Any) -> list[tuple[str, str]]:
-        return generate_merges(*arguments)[:-1]
+    def without_the_last(proto: Any) -> list[tuple[str, str]]:
+        return merges(proto)[:-1]
 
-    # by the module itself: transformers may have a function of its name
-    converters = importlib.import_module("transformers.convert_slow_tokenizer")
-    monkeypatch.setattr(converters, "generate_merges", without_the_last)
+    monkeypatch.setattr(tokenizer_json, "merges", without_the_last)
     with pytest.raises(RuntimeError, match=r"has the ids .* but transformers has"):
         write_tokenizer_files(models["own"], tmp_path, first_token="eos")

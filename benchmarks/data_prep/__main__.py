@@ -1,0 +1,197 @@
+"""How fast text becomes shards, and what it takes; real code, on this machine.
+
+    ways      tokens and bytes per second of one core: ours by each engine, LLM Foundry's way, Megatron-LM's, the floor
+    workers   seconds of the real command with one worker and with two
+    stages    where the CPU time of a worker goes
+    memory    peak of the real command on corpora of several sizes: plain, near duplicates, shuffled, Parquet
+    formats   sizes of shards, compression, hashes: bytes on disk, and speed
+
+Ways take turns; figures are medians over the rounds. The slow ones get a share of the corpus.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data_prep import formats
+from benchmarks.data_prep.commands import MEMORY_WAYS, command, peak_memory, seconds_of
+from benchmarks.data_prep.corpus import MB, Corpus, copy_corpus, train_tokenizer, write_jsonl
+from benchmarks.data_prep.stages import stages
+from benchmarks.data_prep.ways import SHAPE, Measured, floor, foundry, megatron, ours
+from benchmarks.outputs import check_json
+from common.command_line import UserError, exit_on_user_error
+from common.files import write_json
+from common.tokenizers import BYTES
+
+PARTS = ("ways", "workers", "stages", "memory", "formats")
+_PACKAGES = ("gigatoken", "sentencepiece", "tokenizers", "mosaicml-streaming", "numpy", "zstandard", "pyarrow")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the tables, and write the JSON that was asked for.
+
+    Raises:
+        UserError: a size is none, or the JSON's folder does not exist.
+    """
+    arguments = _parse(argv)
+    check_json(arguments.json)
+    sizes = (arguments.corpus_mb, arguments.slow_corpus_mb, *arguments.memory_mb)
+    if min(sizes) <= 0 or arguments.rounds < 1:
+        raise UserError("sizes of corpora and --rounds must be above 0")
+    results: dict[str, Any] = {
+        "machine": f"{len(os.sched_getaffinity(0))} CPUs, {platform.machine()}",
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "rounds": arguments.rounds,
+    }
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+        scratch = Path(folder)
+        if set(arguments.parts) - {"memory"}:
+            _measure_speed(scratch, arguments, results)
+        if "memory" in arguments.parts:
+            _measure_memory(scratch, arguments, results)
+    if arguments.json is not None:
+        write_json(arguments.json, results)
+
+
+def _measure_speed(scratch: Path, arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    whole = copy_corpus(scratch / "whole", n_bytes=int(arguments.corpus_mb * MB))
+    share = copy_corpus(scratch / "share", n_bytes=int(min(arguments.slow_corpus_mb, arguments.corpus_mb) * MB))
+    results["corpus"], results["share"] = str(whole), str(share)
+    print(f"{whole}; the slow ways: {share}; medians of {arguments.rounds} rounds", flush=True)
+    model, out = scratch / "tokenizer.model", scratch / "out"
+    train_tokenizer(share, model)
+    if "ways" in arguments.parts:
+        results["ways"] = _ways(whole, share, out, model=model, rounds=arguments.rounds)
+    if "workers" in arguments.parts:
+        results["wall_s_by_workers"] = _workers(whole, out, model=model, rounds=arguments.rounds)
+    if "stages" in arguments.parts:
+        results["cpu_s_of_stages"] = _stages(whole, out, model=model)
+    if "formats" in arguments.parts:
+        results["formats"] = _formats(whole, out, model=model)
+    shutil.rmtree(whole.folder)
+
+
+def _ways(whole: Corpus, share: Corpus, out: Path, *, model: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
+    jsonl = share.folder.with_suffix(".jsonl")
+    write_jsonl(share, jsonl)
+    ways: dict[str, Callable[[Path], Measured]] = {
+        "floor": lambda out: floor(whole, out),
+        "bytes": lambda out: ours(whole, out, tokenizer=BYTES, engine="sentencepiece"),
+        "gigatoken": lambda out: ours(whole, out, tokenizer=str(model), engine="gigatoken"),
+        "gigatoken, on the share": lambda out: ours(share, out, tokenizer=str(model), engine="gigatoken"),
+        "sentencepiece, on the share": lambda out: ours(share, out, tokenizer=str(model), engine="sentencepiece"),
+        "megatron, on the share": lambda out: megatron(jsonl, out, model=model),
+        "foundry, on the share": lambda out: foundry(share, out, model=model),
+    }
+    passes: dict[str, list[Measured]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            passes[name].append(way(out))
+            shutil.rmtree(out)
+    best = {name: _median(of) for name, of in passes.items()}
+    base = best["sentencepiece, on the share"].mb_per_s
+    print("\n| way | MB/s per core | million tokens/s per core | over sentencepiece |\n|---|---|---|---|")
+    for name, of in best.items():
+        print(f"| {name} | {of.mb_per_s:.1f} | {of.tokens_per_s / 1e6:.2f} | {of.mb_per_s / base:.1f} |", flush=True)
+    return {name: [asdict(measured) for measured in of] for name, of in passes.items()}
+
+
+def _median(passes: Sequence[Measured]) -> Measured:
+    """Return the pass whose CPU time is the median, the lower one of two."""
+    return sorted(passes, key=lambda measured: measured.cpu_s)[(len(passes) - 1) // 2]
+
+
+def _workers(whole: Corpus, out: Path, *, model: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
+    seconds: dict[str, dict[str, list[float]]] = {}
+    print("\n| the command | 1 worker, s | 2 workers, s | times as fast |\n|---|---|---|---|")
+    for name, tokenizer in (("gigatoken", str(model)), ("bytes", BYTES)):
+        seconds[name] = {"1": [], "2": []}
+        for _ in range(rounds):
+            for n_workers, of in seconds[name].items():
+                of.append(seconds_of(command(whole.folder, out, tokenizer=tokenizer, n_workers=int(n_workers))))
+                shutil.rmtree(out)
+        one, two = (statistics.median(of) for of in seconds[name].values())
+        print(f"| {name} | {one:.1f} | {two:.1f} | {one / two:.2f} |", flush=True)
+    return seconds
+
+
+def _stages(whole: Corpus, out: Path, *, model: Path) -> dict[str, dict[str, float]]:
+    times = {"gigatoken": stages(whole, out, tokenizer=str(model), engine="gigatoken")}
+    shutil.rmtree(out)
+    times["bytes"] = stages(whole, out, tokenizer=BYTES, engine="sentencepiece")
+    shutil.rmtree(out)
+    names = list(times["gigatoken"])
+    print(f"\n| share of CPU time, % | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+    for name, seconds in times.items():
+        total = sum(seconds.values())
+        print(f"| {name} | {' | '.join(f'{100 * of / total:.1f}' for of in seconds.values())} |", flush=True)
+    return times
+
+
+def _formats(whole: Corpus, out: Path, *, model: Path) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    print(f"\n| tokens | shards | files | of their bytes | write MB/s per core | read MB/s |\n{'|---' * 6}|")
+    for name, tokenizer in (("ids", str(model)), ("bytes", BYTES)):
+        ours(whole, out, tokenizer=tokenizer, engine="sentencepiece" if tokenizer == BYTES else "gigatoken")
+        windows = formats.windows_of_shards(out, length=SHAPE.length)
+        shutil.rmtree(out)
+        found[name] = []
+        for format_ in formats.FORMATS:
+            of = formats.measure(format_, windows, out)
+            shutil.rmtree(out)
+            found[name].append(of)
+            speed = f"{of['write_mb_per_s']:.0f} | {of['read_mb_per_s']:.0f}"
+            print(f"| {name} | {format_} | {of['files']} | {of['of_size']:.1%} | {speed} |", flush=True)
+    return found
+
+
+def _measure_memory(scratch: Path, arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    results["peak_bytes"] = {}
+    print("\n| peak memory, one worker | corpus | one process, MB | all processes, MB |\n|---|---|---|---|")
+    model = scratch / "memory.model"
+    for megabytes in sorted(arguments.memory_mb):
+        corpus = copy_corpus(scratch / f"corpus-{megabytes:g}", n_bytes=int(megabytes * MB))
+        if not model.exists():
+            train_tokenizer(corpus, model)
+        for way in MEMORY_WAYS:
+            peaks = peak_memory(way, corpus, scratch / "out", model=model)
+            shutil.rmtree(scratch / "out")
+            results["peak_bytes"].setdefault(str(corpus), {})[way] = peaks
+            used = f"{peaks['one_process'] / MB:.0f} | {peaks['all_processes'] / MB:.0f}"
+            print(f"| {way} | {corpus} | {used} |", flush=True)
+        shutil.rmtree(corpus.folder)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data_prep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("parts", nargs="*", metavar="PART", help=f"what to measure (default: all): {', '.join(PARTS)}")
+    add("--corpus_mb", type=float, default=200, metavar="N", help="size of the corpus (default: %(default)s)")
+    share_help = "size of the share that slow ways get (default: %(default)s)"
+    add("--slow_corpus_mb", type=float, default=40, metavar="N", help=share_help)
+    memory_help = "sizes of the corpora that memory is looked at with (default: 50 1000)"
+    add("--memory_mb", type=float, nargs="+", default=[50, 1000], metavar="N", help=memory_help)
+    add("--rounds", type=int, default=3, metavar="N", help="passes of each way, in turns (default: %(default)s)")
+    add("--scratch", type=Path, metavar="DIR", help="folder for corpus and shards (default: the system's)")
+    add("--json", type=Path, metavar="FILE", help="also write every figure here")
+    arguments = parser.parse_args(argv)
+    if unknown := sorted(set(arguments.parts) - set(PARTS)):
+        parser.error(f"{' '.join(unknown)}: no such part; take {', '.join(PARTS)}")
+    arguments.parts = arguments.parts or list(PARTS)
+    return arguments
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main, program="benchmarks.data_prep")

@@ -1,0 +1,192 @@
+"""Folders in S3, or in what speaks its protocol, as paths: s3://bucket/prefix.
+
+An `S3Path` answers to what a `pathlib.Path` would be asked (`/`, `name`, `read_bytes`, ...), so that one code reads
+both; that an object is missing is a FileNotFoundError, too. An object appears whole or not at all.
+
+boto3 finds credentials, region and endpoint as it always does (AWS_PROFILE, AWS_ENDPOINT_URL, ...); S3_ENDPOINT_URL,
+which streaming reads, is heeded too.
+"""
+
+import errno
+import functools
+import io
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from common.command_line import UserError
+
+SCHEME = "s3://"
+_CONNECT_TIMEOUT_S = 10
+_CONNECTIONS = 40  # each file goes in up to 10 pieces at once
+_MISSING = {"404", "NoSuchKey", "NoSuchBucket"}
+_FORBIDDEN = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+
+
+@dataclass(frozen=True)
+class _Patience:
+    """How often a request is tried, and how long an answer may take to go on."""
+
+    attempts: int
+    read_timeout_s: float
+
+
+_AT_FIRST = _Patience(2, 10.0)  # while a user waits for the answer
+_PATIENTLY = _Patience(16, 30.0)  # waits in between double, up to 20 s: a minute, if all attempts are refused at once
+
+
+class RemoteError(UserError):
+    """The storage cannot be reached, or refuses; the message says what of it, and why."""
+
+
+class MissingObjectError(FileNotFoundError):
+    """There is no such object; `filename` is its name."""
+
+
+class S3Path:
+    """A prefix or an object in a bucket. Processes that this one forks connect by themselves.
+
+    Methods that ask the storage raise RemoteError, and MissingObjectError where there is no such object.
+    """
+
+    def __init__(self, name: str) -> None:
+        bucket, _, key = name.removeprefix(SCHEME).partition("/")
+        self._bucket, self._key = bucket, key.strip("/")
+        if not self._bucket or not self._key:
+            raise UserError(f"{name!r} must name a bucket and a folder in it: {SCHEME}bucket/prefix")
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self._bucket}/{self._key}"
+
+    def __truediv__(self, name: str | PurePosixPath) -> "S3Path":
+        return S3Path(f"{self}/{name}")
+
+    @property
+    def name(self) -> str:
+        """The last part of it, as of a `Path`."""
+        return self._key.rpartition("/")[2]
+
+    def check_bucket(self) -> None:
+        """Ask for the bucket, with these credentials.
+
+        Raises:
+            RemoteError: it is not there, or not for these credentials, or nothing answers.
+        """
+        bucket = f"{SCHEME}{self._bucket}"
+        try:
+            with _explained(bucket):
+                _client(os.getpid(), _AT_FIRST).head_bucket(Bucket=self._bucket)
+        except MissingObjectError as error:
+            raise RemoteError(f"there is no bucket {bucket}; make it first, or name another") from error
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of each object below this prefix, in bytes, by its name relative to it."""
+        with _explained(str(self)):
+            pages = _client(os.getpid(), _PATIENTLY).get_paginator("list_objects_v2")
+            return {
+                found["Key"].removeprefix(f"{self._key}/"): found["Size"]
+                for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._key}/")
+                for found in page.get("Contents", ())
+            }
+
+    def read_bytes(self) -> bytes:
+        """Return the bytes of an object."""
+        data = io.BytesIO()
+        with _explained(str(self)):  # not get_object, which begins again for no broken connection
+            _client(os.getpid(), _PATIENTLY).download_fileobj(self._bucket, self._key, data)
+        return data.getvalue()
+
+    def write_bytes(self, data: bytes) -> None:
+        """Make a small object."""
+        with _explained(str(self)):
+            _client(os.getpid(), _PATIENTLY).put_object(Bucket=self._bucket, Key=self._key, Body=data)
+
+    def unlink(self) -> None:
+        """Remove an object, if it is there."""
+        with _explained(str(self)):
+            _client(os.getpid(), _PATIENTLY).delete_object(Bucket=self._bucket, Key=self._key)
+
+    def upload(self, path: Path, *, progress: Callable[[int], object] | None = None) -> None:
+        """Make an object of a file, in pieces side by side if it is large; `progress` is told of bytes sent."""
+        with _explained(str(self)):
+            _client(os.getpid(), _PATIENTLY).upload_file(str(path), self._bucket, self._key, Callback=progress)
+
+    def download(self, path: Path) -> None:
+        """Write an object to a file, which appears whole or not at all; its folder is made.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # others may fetch it as well
+        try:
+            with _explained(str(self)):
+                _client(os.getpid(), _PATIENTLY).download_file(self._bucket, self._key, str(partial))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def is_remote(name: str) -> bool:
+    """Return whether `name` means a folder in S3.
+
+    Raises:
+        UserError: it means one in another storage.
+    """
+    if "://" in name and not name.startswith(SCHEME):
+        raise UserError(f"{name}: only {SCHEME}bucket/prefix is known, and what speaks its protocol (AWS_ENDPOINT_URL)")
+    return name.startswith(SCHEME)
+
+
+def folder_at(name: str) -> Path | S3Path:
+    """Return the folder that a user named, on a disk or in S3, whose bucket is asked for.
+
+    Raises:
+        UserError: it names no folder in S3, but another storage; or there is no such bucket, or no way to it.
+    """
+    if not is_remote(name):
+        return Path(name)
+    folder = S3Path(name)
+    folder.check_bucket()
+    return folder
+
+
+@functools.cache
+def _client(_pid: int, patience: _Patience) -> Any:
+    """Return this process's client: connections must not be shared with a parent."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": patience.attempts}, connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=patience.read_timeout_s, max_pool_connections=_CONNECTIONS,
+    )  # fmt: skip
+    return boto3.session.Session().client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn what boto3 raises into one line."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+    try:
+        yield
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise RemoteError(f"{name}: no credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret") from error
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code"))
+        if code in _MISSING:
+            raise MissingObjectError(errno.ENOENT, "no such object", name) from error
+        meaning = "is forbidden to these credentials" if code in _FORBIDDEN else "cannot be used"
+        raise RemoteError(f"{name} {meaning} ({code}: {_one_line(error)})") from error
+    except (Boto3Error, BotoCoreError, ValueError) as error:  # botocore has plain ValueErrors for odd endpoints
+        raise RemoteError(f"{name} cannot be reached ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

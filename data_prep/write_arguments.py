@@ -1,0 +1,132 @@
+"""The command line of write_shards: its arguments, and what is wrong with them."""
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.command_line import raise_if_any
+from common.remote import SCHEME, S3Path, is_remote
+from common.tokenizers import BYTES
+from data_prep.decontaminate import load_benchmark
+from data_prep.document_options import add_document_arguments, document_problems
+from data_prep.filters import add_filter_arguments, apply_preset
+from data_prep.shard_folder import Share
+from data_prep.sources import add_source_arguments
+from data_prep.standard_input import STDIN
+
+_EXAMPLES = """examples:
+  python -m data_prep.write_shards --input ~/src/cpython --extensions .py .c --tokenizer tokenizer.model --out data/code
+  python -m data_prep.write_shards --input corpus/*.jsonl.zst --tokenizer bytes --out data/bytes --dedup exact
+  python -m data_prep.write_shards --input stack.jsonl --tokenizer tokenizer.model --out data/stack \\
+      --filters starcoder --language_field lang --license_field license --licenses mit apache-2.0 \\
+      --dedup near --decontaminate humaneval.jsonl
+  python -m data_prep.write_shards --input corpus --tokenizer bytes --out s3://bucket/bytes --work_dir data/bytes
+
+on many machines, as jobs of an array:
+  python -m data_prep.write_shards --input corpus --tokenizer bytes --out /shared/bytes --part $SLURM_ARRAY_TASK_ID/8
+  python -m data_prep.merge_shards /shared/bytes
+  python -m data_prep.upload_shards /shared/bytes s3://bucket/bytes       if it is to go there
+
+A killed run is continued by the same command. A finished folder is left as it is."""
+
+
+def parse(argv: Sequence[str] | None, *, description: str | None) -> argparse.Namespace:
+    """Return the arguments; `out` is the folder to write on a disk, `remote` the one in S3 that gets a copy, or None.
+
+    Raises:
+        UserError: they cannot be, or a file that they name is not what it must be, or there is no way to the bucket.
+    """
+    arguments = _parser(description).parse_args(argv)
+    if arguments.lookahead is None:
+        arguments.lookahead = 32 if arguments.tokenizer == BYTES else 8
+    apply_preset(arguments)
+    arguments.remote = S3Path(arguments.out) if is_remote(arguments.out) else None
+    raise_if_any(_problems(arguments), heading="bad arguments")
+    if arguments.remote is not None:
+        arguments.remote.check_bucket()
+        arguments.out = arguments.work_dir
+    arguments.out = Path(arguments.out)
+    for path in arguments.decontaminate or ():
+        load_benchmark(path)
+    return arguments
+
+
+def _parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.write_shards",
+        description=description,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_source_arguments(parser)
+    group = parser.add_argument_group("shards")
+    add = group.add_argument
+    add("--tokenizer", required=True, help="a SentencePiece model file, or the word 'bytes'")
+    out_help = f"folder to write, or {SCHEME}bucket/prefix, which gets a copy of --work_dir when that is finished"
+    add("--out", required=True, metavar="DIR", help=out_help)
+    work_help = f"with {SCHEME}: the folder to write before it is copied; a killed run goes on from what is in it"
+    add("--work_dir", metavar="DIR", help=work_help)
+    add("--seq_len", type=int, default=4096, metavar="N", help="positions per window (default: %(default)s)")
+    lookahead_help = "tokens by which windows overlap: the most future tokens to train on (default: 8; 32 for bytes)"
+    add("--lookahead", type=int, metavar="N", help=lookahead_help)
+    val_help = "fraction of documents for val/, chosen by a hash of their text (default: %(default)s)"
+    add("--val_fraction", type=float, default=0.005, metavar="F", help=val_help)
+    add("--compression", metavar="zstd[:LEVEL]", help="compress the shards (default: not)")
+    add_document_arguments(parser)
+    add_filter_arguments(parser)
+    group = parser.add_argument_group("work")
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    group.add_argument("--num_workers", type=int, default=cpus, metavar="N", help="processes (default: one per CPU)")
+    part_help = "input bytes per part, the unit of work and of restart (default: 1/256 of the input, 8 to 512 MiB)"
+    engine_help = "what computes the ids, always sentencepiece's (default: gigatoken where it can do the model)"
+    group.add_argument("--tokenizer_engine", choices=["auto", "sentencepiece"], default="auto", help=engine_help)
+    group.add_argument("--part_bytes", type=int, metavar="N", help=part_help)
+    share_help = "write the I-th of N shares of the parts only, beside the runs of the others; then run merge_shards"
+    group.add_argument("--part", type=_share_of, default=Share(), metavar="I/N", help=share_help)
+    survey_help = "with --dedup and --part: only survey the share, which comes before any share is written"
+    group.add_argument("--survey_only", action="store_true", help=survey_help)
+    return parser
+
+
+def _share_of(text: str) -> Share:
+    numbers = re.fullmatch(r"0*([1-9]\d{0,5})/0*([1-9]\d{0,5})", text)
+    if numbers is None or int(numbers[1]) > int(numbers[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, a number from 1 to N and N, such as 3/8")
+    return Share(int(numbers[1]), int(numbers[2]))
+
+
+def _problems(arguments: argparse.Namespace) -> list[str]:
+    problems = [
+        f"--{name} must be at least 1, not {getattr(arguments, name)}"
+        for name in ("seq_len", "lookahead", "num_workers", "part_bytes")
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1
+    ]
+    if not 0 <= arguments.val_fraction < 1:
+        problems.append(f"--val_fraction must be at least 0 and less than 1, not {arguments.val_fraction}")
+    if arguments.compression and not re.fullmatch(r"zstd(:([1-9]|1\d|2[0-2]))?", arguments.compression):
+        problems.append(f"--compression must be zstd, or zstd:1 to zstd:22, not {arguments.compression!r}")
+    if arguments.survey_only and arguments.dedup == "none":
+        problems.append("--survey_only is for --dedup exact or near; nothing else needs a survey")
+    if STDIN in (arguments.input or ()) and not arguments.part.is_whole:
+        problems.append("--part cannot share standard input among machines; write it to a .jsonl file first")
+    problems += document_problems(arguments) + _folder_problems(arguments)
+    return problems
+
+
+def _folder_problems(arguments: argparse.Namespace) -> list[str]:
+    problems = []
+    if arguments.remote is not None and not arguments.work_dir:
+        problems.append(f"--out {arguments.out} needs --work_dir, a folder that outlives this job and has the room")
+    if arguments.remote is not None and (arguments.survey_only or not arguments.part.is_whole):
+        problems.append(
+            "--part and --survey_only are for a folder that all machines see: give that as --out, run merge_shards when"
+            f" all are done, and then upload_shards DIR {arguments.remote}"
+        )
+    if arguments.work_dir and arguments.remote is None:
+        problems.append(f"--work_dir is for --out {SCHEME}bucket/prefix")
+    option, folder = ("--out", arguments.out) if arguments.remote is None else ("--work_dir", arguments.work_dir)
+    if folder and Path(folder).exists() and not Path(folder).is_dir():
+        problems.append(f"{option} {folder} is a file; give a folder")
+    return problems
