@@ -87,10 +87,7 @@ def as_llama(model: MultiTokenModel, *, max_seq_len: int) -> "LlamaForCausalLM":
     """Return trunk and next-token head as transformers' Llama; it shares the weights, but for rotated ones."""
     from transformers.utils import import_utils
 
-    from common.mds import torchvision_imports
-
-    if not torchvision_imports():  # beside a CPU build of torch; transformers' Llama would import it
-        import_utils._torchvision_available = False
+    import_utils._torchvision_available = False  # its wheel does not import beside a CPU build of torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 

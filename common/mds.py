@@ -1,11 +1,13 @@
 """The one door to mosaicml-streaming, whose MDS shards both rooms meet in: `from common.mds import streaming`.
 
-`import streaming` imports torchvision, which only its `streaming.vision` needs and we never use. torchvision's
-wheel does not import beside a CPU build of torch (`operator torchvision::nms does not exist`), and a bare cluster
-may not have it at all. Where torchvision fails to import, empty stand-ins take its place while streaming is
-imported, and are taken out again. Where it works, nothing is touched.
+`import streaming` imports torchvision, which only its `streaming.vision` needs, and transformers, for a tokenizer in
+`streaming.text` and two types that its loader asks whether a batch is; we never use any of them. torchvision's wheel
+does not import beside a CPU build of torch (`operator torchvision::nms does not exist`), a bare cluster may have
+neither, and transformers takes seconds and 270 MB of every rank. So empty stand-ins take the place of both while
+streaming is imported, and are taken out again: whoever imports them later gets the real ones. What is imported already
+is left alone.
 
-Importing this module costs seconds (torch, transformers): import it late, inside the function that needs it.
+Importing this module costs seconds (torch): import it late, inside the function that needs it.
 """
 
 import importlib
@@ -20,48 +22,38 @@ _STAND_INS: dict[str, dict[str, object]] = {
     "torchvision.datasets": {"VisionDataset": object},
     "torchvision.transforms": {},
     "torchvision.transforms.functional": {"to_tensor": None},
+    "transformers": {},
+    "transformers.feature_extraction_utils": {"BatchFeature": type("BatchFeature", (), {})},
+    "transformers.models": {},
+    "transformers.models.auto": {},
+    "transformers.models.auto.tokenization_auto": {"AutoTokenizer": None},
+    "transformers.tokenization_utils_base": {"BatchEncoding": type("BatchEncoding", (), {})},
 }
 
 
-def _is_torchvision(name: str) -> bool:
-    return name.partition(".")[0] == "torchvision"
-
-
-def torchvision_imports() -> bool:
-    """Return whether torchvision imports here; a failed try leaves nothing of it in `sys.modules`."""
-    try:
-        importlib.import_module("torchvision")
-    except (ImportError, RuntimeError, OSError, AttributeError):
-        for name in filter(_is_torchvision, list(sys.modules)):
-            del sys.modules[name]
-        return False
-    return True
-
-
 @contextmanager
-def torchvision_stand_ins() -> Iterator[None]:
-    """Put empty modules in torchvision's place in `sys.modules`, and take them out again."""
-    for name, attributes in _STAND_INS.items():
+def stand_ins() -> Iterator[None]:
+    """Put empty modules in the place of packages that nobody has imported yet, and take them out again."""
+    absent = [name for name in _STAND_INS if name.partition(".")[0] not in sys.modules]
+    for name in absent:
         module = ModuleType(name)
-        module.__spec__ = ModuleSpec(name, loader=None)  # transformers asks find_spec, which refuses None
-        vars(module).update(attributes)
+        module.__spec__ = ModuleSpec(name, loader=None)  # find_spec refuses None
+        vars(module).update(_STAND_INS[name])
         sys.modules[name] = module
     try:
         yield
     finally:
-        for name in _STAND_INS:
+        for name in absent:
             sys.modules.pop(name, None)
 
 
 def import_streaming() -> ModuleType:
-    """Import mosaicml-streaming, around torchvision where that is what breaks.
+    """Import mosaicml-streaming without what we do not use of it.
 
     Raises:
-        ImportError: streaming itself, or anything but torchvision that it needs, does not import.
+        ImportError: streaming itself, or anything else that it needs, does not import.
     """
-    if "streaming" in sys.modules or torchvision_imports():
-        return importlib.import_module("streaming")
-    with torchvision_stand_ins():
+    with stand_ins():
         return importlib.import_module("streaming")
 
 

@@ -1,4 +1,4 @@
-"""The door to streaming, with torchvision working, broken and missing; fakes stand for the first two."""
+"""The door to streaming, with torchvision working and broken, transformers before and after; fakes stand for both."""
 
 import importlib.util
 import subprocess
@@ -35,24 +35,38 @@ def test_streaming_imports_beside_a_torchvision_that_does_not(tmp_path: Path) ->
     assert _run(code, tmp_path) == "[]"
 
 
-def test_a_torchvision_that_works_is_left_alone(tmp_path: Path) -> None:
+def test_a_torchvision_that_is_there_is_left_alone(tmp_path: Path) -> None:
     _fake_torchvision(tmp_path, body="WORKS = True")
     code = (
-        "from common.mds import streaming; import torchvision, streaming.vision.base as base\n"
+        "import torchvision.datasets; from common.mds import streaming; import streaming.vision.base as base\n"
         "assert torchvision.WORKS and base.VisionDataset is torchvision.datasets.VisionDataset\n"
         f"{_TELL}"
     )
     assert "torchvision.half_way" in _run(code, tmp_path)
 
 
-def test_stand_ins_satisfy_a_look_up_and_leave_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from common.mds import torchvision_stand_ins
+def test_who_imports_transformers_later_gets_the_real_one(tmp_path: Path) -> None:
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "__init__.py").write_text("REAL = True")
+    (tmp_path / "transformers" / "models.py").touch()
+    code = (
+        "from common.mds import streaming; assert 'transformers' not in sys.modules\n"
+        "assert not isinstance([], (streaming.base.dataloader.BatchEncoding, streaming.base.dataloader.BatchFeature))\n"
+        "import transformers.models; print(transformers.REAL, transformers.models.__file__)"
+    )
+    assert _run(code, tmp_path) == f"True {tmp_path / 'transformers' / 'models.py'}"
 
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+
+def test_stand_ins_satisfy_a_look_up_and_leave_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from common.mds import stand_ins
+
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", "transformers")]:
         monkeypatch.delitem(sys.modules, name)
-    with torchvision_stand_ins():
+    with stand_ins():
         assert importlib.util.find_spec("torchvision") is not None  # raises ValueError for a module without __spec__
+        assert importlib.util.find_spec("transformers") is not None
     assert "torchvision" not in sys.modules
+    assert "transformers" not in sys.modules
 
 
 def test_the_commands_do_not_wait_for_torch_before_they_have_to() -> None:
