@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     default = "default: %(default)s"
     parser.add_argument("--ranks", type=int, default=2, help=default)
-    parser.add_argument("--repeats", type=int, default=3, help=f"after one to warm the disk's cache ({default})")
+    parser.add_argument("--repeats", type=int, default=2, help=f"after one to warm the disk's cache ({default})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure here")
     parser.add_argument("--todo", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)

@@ -12,7 +12,6 @@ beside our linear heads. Ratios are to our head-sequential n = 1, in the same ro
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -115,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured, device = measure(
             cases,
             ranks=arguments.ranks,
-            threads=arguments.threads or max(1, (os.cpu_count() or 1) // arguments.ranks),
+            threads=arguments.threads,
             warm_up=arguments.warm_up,
             repeats=arguments.repeats,
         )
@@ -149,9 +148,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--micro_batch_size", type=int, help="in the place of the shape's own")
     parser.add_argument("--activation_checkpointing", action="store_true", help="of our own models")
     parser.add_argument("--ranks", type=int, default=1, help=default)
-    parser.add_argument("--threads", type=int, help="of each rank on the CPU (default: the cores, shared out)")
+    parser.add_argument("--threads", type=int, default=1, help=f"of each rank on the CPU ({default})")
     parser.add_argument("--warm_up", type=int, default=1, help=f"rounds that do not count ({default})")
-    parser.add_argument("--repeats", type=int, default=9, help=f"rounds that do ({default})")
+    parser.add_argument("--repeats", type=int, default=7, help=f"rounds that do ({default})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure here")
     return parser.parse_args(argv)
 
