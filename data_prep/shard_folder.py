@@ -24,7 +24,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,7 @@ def _merged_index(folder: Path, parts: Sequence[Part]) -> dict[str, Any]:
 
 def _described(part: Part) -> str:
     """Return what a part's listing was, short enough to be read when two machines differ."""
-    listing = hashlib.sha256(json.dumps(asdict(part)).encode()).hexdigest()
+    listing = hashlib.sha256(repr(part).encode()).hexdigest()
     return f"{listing[:16]}: {len(part.pieces)} from {part.pieces[0].path}"
 
 
