@@ -110,16 +110,24 @@ def _median(passes: Sequence[Measured]) -> Measured:
 
 
 def _workers(whole: Corpus, out: Path, *, model: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
+    jsonl = whole.folder.with_suffix(".jsonl")
+    write_jsonl(whole, jsonl)
+    commands = {
+        f"{engine}, {form}": (source, tokenizer)
+        for form, source in (("jsonl", jsonl), ("files", whole.folder))
+        for engine, tokenizer in (("gigatoken", str(model)), ("bytes", BYTES))
+    }
     seconds: dict[str, dict[str, list[float]]] = {}
     print("\n| the command | 1 worker, s | 2 workers, s | times as fast |\n|---|---|---|---|")
-    for name, tokenizer in (("gigatoken", str(model)), ("bytes", BYTES)):
+    for name, (source, tokenizer) in commands.items():
         seconds[name] = {"1": [], "2": []}
         for _ in range(rounds):
             for n_workers, of in seconds[name].items():
-                of.append(seconds_of(command(whole.folder, out, tokenizer=tokenizer, n_workers=int(n_workers))))
+                of.append(seconds_of(command(source, out, tokenizer=tokenizer, n_workers=int(n_workers))))
                 shutil.rmtree(out)
         one, two = (statistics.median(of) for of in seconds[name].values())
         print(f"| {name} | {one:.1f} | {two:.1f} | {one / two:.2f} |", flush=True)
+    jsonl.unlink()
     return seconds
 
 
