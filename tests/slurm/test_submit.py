@@ -115,8 +115,3 @@ def test_what_cannot_be_is_not_queued(
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
     assert project.cluster.run("squeue", "--noheader").stdout == queued
-
-
-def test_the_templates_read_as_bash() -> None:
-    for script in (*(REPOSITORY / "slurm").glob("*.s*"), REPOSITORY / "tests/slurm/install.sh"):
-        subprocess.run(["bash", "-n", script], check=True)

@@ -180,3 +180,4 @@ def test_a_node_that_is_not_as_it_should_be_is_named(project: Project) -> None:
         wait_for(lambda: word in project.log(job_id), "a word on the interface")
         project.cluster.run("scancel", job_id)
         project.cluster.wait_for_end(job_id)
+    assert word in project.log(job_id)
