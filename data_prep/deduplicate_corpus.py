@@ -39,7 +39,7 @@ from data_prep.filters import add_rule_arguments, apply_preset, filter_options
 from data_prep.shard_folder import read_json, refuse_difference
 from data_prep.sources import Source, add_source_arguments, cut_into_parts, read_options, sources_of
 from data_prep.standard_input import STDIN
-from data_prep.workers import Progress, results_of, worker_pool
+from data_prep.workers import Progress, add_workers_argument, results_of, worker_pool
 
 if TYPE_CHECKING:
     from datatrove.executor.local import LocalPipelineExecutor
@@ -98,11 +98,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_source_arguments(parser)
     add_rule_arguments(parser)
     group = parser.add_argument_group("work")
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     group.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     tasks_help = "shares of the corpus, at most: the unit of work and of restart, and the files (default: %(default)s)"
     group.add_argument("--tasks", type=int, default=16, metavar="N", help=tasks_help)
-    group.add_argument("--num_workers", type=int, default=cpus, metavar="N", help="processes (default: one per CPU)")
+    add_workers_argument(group)
     slurm_help = "queue the tasks as job arrays of Slurm there; sbatch reads the rest from SBATCH_ACCOUNT and the like"
     group.add_argument("--slurm_partition", metavar="NAME", help=slurm_help)
     time_help = "limit of each of these jobs (default: %(default)s)"

@@ -4,6 +4,7 @@ A fork server imports what a worker needs once, and each worker is a fork of it,
 one and none inherits the lock that the parent holds.
 """
 
+import argparse
 import errno
 import multiprocessing
 import multiprocessing.connection
@@ -23,6 +24,12 @@ from common.command_line import UserError
 
 T = TypeVar("T")
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def add_workers_argument(group: argparse._ArgumentGroup) -> None:
+    """Add --num_workers, by default one for each CPU that this process may use."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    group.add_argument("--num_workers", type=int, default=cpus, metavar="N", help="processes (default: one per CPU)")
 
 
 class Progress:

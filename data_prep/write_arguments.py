@@ -1,7 +1,6 @@
 """The command line of write_shards: its arguments, and what is wrong with them."""
 
 import argparse
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from data_prep.filters import add_filter_arguments, apply_preset
 from data_prep.shard_folder import Share
 from data_prep.sources import add_source_arguments
 from data_prep.standard_input import STDIN
+from data_prep.workers import add_workers_argument
 
 _EXAMPLES = """examples:
   python -m data_prep.write_shards --input ~/src/cpython --extensions .py .c --tokenizer tokenizer.model --out data/code
@@ -77,8 +77,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     add_document_arguments(parser)
     add_filter_arguments(parser)
     group = parser.add_argument_group("work")
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    group.add_argument("--num_workers", type=int, default=cpus, metavar="N", help="processes (default: one per CPU)")
+    add_workers_argument(group)
     part_help = "input bytes per part, the unit of work and of restart (default: 1/256 of the input, 8 to 512 MiB)"
     engine_help = "what computes the ids, always sentencepiece's (default: gigatoken where it can do the model)"
     group.add_argument("--tokenizer_engine", choices=["auto", "sentencepiece"], default="auto", help=engine_help)

@@ -9,7 +9,6 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from common.command_line import UserError
 from data_prep import check_shards, merge_shards, report, stats, train_tokenizer, write_shards
 from data_prep.shard_folder import METADATA
 from tests.conftest import REPOSITORY
+from tests.unit.written import byte_arguments, files_of
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 FORBID = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")  # what lets root read and write anything
@@ -31,21 +31,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _arguments(corpus: Path, out: Path, **changes: Any) -> list[str]:
-    options = {"input": corpus, "tokenizer": "bytes", "out": out, "seq_len": 64, "val_fraction": 0,
-               "part_bytes": 60_000, "num_workers": 1, "dedup": "exact"} | changes  # fmt: skip
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
-
-
 @pytest.fixture(scope="module")
 def reference(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("reference") / "out"
-    write_shards.main(_arguments(corpus, out))
-    return _files(out)
-
-
-def _files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    write_shards.main(byte_arguments(corpus, out))
+    return files_of(out)
 
 
 @pytest.fixture
@@ -72,7 +62,7 @@ def test_full_disks_are_said_and_outlived(
     for n_kilobytes in (64, 800):  # there is no room for the plan; and none for all shards
         disk(n_kilobytes)
         with pytest.raises(UserError, match=r"cannot write.*: No space left on device; make room, and the same comm"):
-            write_shards.main(_arguments(corpus, out))
+            write_shards.main(byte_arguments(corpus, out))
         assert not (out / METADATA).exists()
     assert list(out.glob("work/part-*[0-9].json"))
     model = out.parent / "tokenizer.model"
@@ -82,8 +72,8 @@ def test_full_disks_are_said_and_outlived(
         train_tokenizer.main(words)
     assert not model.exists()
     disk(8000)
-    write_shards.main(_arguments(corpus, out))
-    assert _files(out) == reference
+    write_shards.main(byte_arguments(corpus, out))
+    assert files_of(out) == reference
 
 
 def _free(folder: Path) -> int:
@@ -107,7 +97,7 @@ def test_what_may_not_be_read_or_written_is_named(corpus: Path, tmp_path: Path) 
         (hidden, new, f"input '{hidden}' holds nothing that may be read ({hidden}: Permission denied)"),
         (hidden / "a.py", new, f"input '{hidden}/a.py' cannot be looked at: Permission denied"),
     ):
-        command = [*forbid, sys.executable, "-m", "data_prep.write_shards", *_arguments(given, into)]
+        command = [*forbid, sys.executable, "-m", "data_prep.write_shards", *byte_arguments(given, into)]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (2, f"write_shards: error: {message}\n")
     assert not new.exists()
@@ -125,7 +115,7 @@ def test_ctrl_c_is_a_line_and_the_same_command_goes_on(
     corpus: Path, tmp_path: Path, reference: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "data_prep.write_shards", *_arguments(corpus, out)]
+    command = [sys.executable, "-m", "data_prep.write_shards", *byte_arguments(corpus, out)]
     run = subprocess.Popen(
         command,
         cwd=REPOSITORY,
@@ -145,8 +135,8 @@ def test_ctrl_c_is_a_line_and_the_same_command_goes_on(
     assert run.returncode == 130
     assert errors.endswith("\ninterrupted; the same command continues it\n")  # after the bar
     assert "Traceback" not in errors
-    write_shards.main(_arguments(corpus, out))
-    assert _files(out) == reference
+    write_shards.main(byte_arguments(corpus, out))
+    assert files_of(out) == reference
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +145,7 @@ def unmerged(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("unmerged") / "out"
     for more in (["--survey_only"], []):
         for number in (1, 2):
-            write_shards.main([*_arguments(corpus, out), "--part", f"{number}/2", *more])
+            write_shards.main([*byte_arguments(corpus, out), "--part", f"{number}/2", *more])
     return out
 
 
@@ -195,7 +185,7 @@ def test_damaged_surveys_and_decisions_are_named_and_can_be_mended(
     path = out / "work" / name
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=rf"{name} is damaged .*; delete it, and run the same command again"):
-        write_shards.main(_arguments(corpus, out))
+        write_shards.main(byte_arguments(corpus, out))
     path.unlink()
-    write_shards.main(_arguments(corpus, out))
-    assert _files(out) == reference
+    write_shards.main(byte_arguments(corpus, out))
+    assert files_of(out) == reference

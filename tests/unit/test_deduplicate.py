@@ -21,6 +21,7 @@ from data_prep.report import REPORT
 from data_prep.shard_folder import METADATA
 from tests.conftest import REPOSITORY
 from tests.unit.own_problems import HUMANEVAL, write_jsonl
+from tests.unit.written import files_of
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 CODE = (STDLIB / "argparse.py").read_text()
@@ -48,10 +49,6 @@ def _dropped(out: Path) -> dict[str, list[str]]:
     """Names of the files that each rule dropped from, as far as the samples go."""
     samples = _report(out)["samples"].items()
     return {rule: [Path(sample["source"]).name.partition(":")[0] for sample in of_rule] for rule, of_rule in samples}
-
-
-def _files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def _changed(text: str, *, fraction: float, seed: int = 0) -> str:
@@ -158,9 +155,9 @@ def test_any_number_of_workers_and_a_kill_in_the_survey_give_the_same_bytes(
     corpus: Path, tmp_path: Path, everything: dict[str, Any]
 ) -> None:
     write_shards.main(_arguments(corpus, tmp_path / "one", **everything))
-    reference = _files(tmp_path / "one")
+    reference = files_of(tmp_path / "one")
     write_shards.main(_arguments(corpus, tmp_path / "two", num_workers=2, **everything))
-    assert _files(tmp_path / "two") == reference
+    assert files_of(tmp_path / "two") == reference
 
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "data_prep.write_shards", *_arguments(corpus, out, **everything)]
@@ -174,7 +171,7 @@ def test_any_number_of_workers_and_a_kill_in_the_survey_give_the_same_bytes(
     assert not list(out.glob("train/part-*"))  # before any part
     assert not (out / METADATA).exists()
     write_shards.main(_arguments(corpus, out, **everything))
-    assert _files(out) == reference
+    assert files_of(out) == reference
 
 
 def killed(*_: object, **__: object) -> None:
@@ -195,7 +192,7 @@ def test_finished_surveys_are_not_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(write_shards, "survey_part", killed)
         write_shards.main(_arguments(corpus, out, **everything))
-    assert _files(out) == _files(tmp_path / "one")
+    assert files_of(out) == files_of(tmp_path / "one")
 
 
 def test_what_cannot_be_read_is_no_document(corpus: Path, tmp_path: Path) -> None:

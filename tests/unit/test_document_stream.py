@@ -17,6 +17,7 @@ from data_prep.fim import FimOptions
 from data_prep.packing import WindowShape
 from data_prep.part_writer import WORK_FOLDER, Part, PartOptions, PartResult, write_part
 from data_prep.sources import list_source
+from tests.unit.written import files_of
 
 BOS, EOS, PRE, SUF, MID, EOT = range(256, 262)
 Rows = list[list[int]]
@@ -169,10 +170,6 @@ ALL = ["--fim_rate", "0.5", "--shuffle_documents", "--seed", "7", "--document_en
 def command(corpus: Path, out: Path, *more: str) -> list[str]:
     usual = ["--extensions", ".jsonl", ".txt", "--tokenizer", "bytes", "--seq_len", "32", "--val_fraction", "0.3"]
     return ["--input", str(corpus), "--out", str(out), *usual, "--part_bytes", "4000", "--num_workers", "1", *more]
-
-
-def files_of(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def test_with_everything_on_any_number_of_workers_writes_the_same(

@@ -10,7 +10,6 @@ import sysconfig
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,6 +18,7 @@ from data_prep import merge_shards, write_shards
 from data_prep.part_writer import WORK_FOLDER, Part
 from data_prep.shard_folder import METADATA, Share, locked
 from tests.conftest import REPOSITORY, run_module
+from tests.unit.written import byte_arguments, files_of
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 
@@ -33,22 +33,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _arguments(corpus: Path, out: Path, **changes: Any) -> list[str]:
-    options = {"input": corpus, "tokenizer": "bytes", "out": out, "seq_len": 64, "val_fraction": 0.2,
-               "part_bytes": 60_000, "num_workers": 1, "dedup": "exact"} | changes  # fmt: skip
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
-
-
 @pytest.fixture(scope="module")
 def reference(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of one run without shares."""
     out = tmp_path_factory.mktemp("reference") / "out"
-    write_shards.main(_arguments(corpus, out))
-    return _files(out)
-
-
-def _files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    write_shards.main(byte_arguments(corpus, out))
+    return files_of(out)
 
 
 def _start(arguments: Sequence[str]) -> subprocess.Popen[str]:
@@ -61,26 +51,26 @@ def test_shares_beside_each_other_write_what_one_run_does(
 ) -> None:
     out = tmp_path / "out"
     for more in (["--survey_only"], []):
-        runs = [_start([*_arguments(corpus, out), "--part", f"{number}/3", *more]) for number in (1, 2, 3)]
+        runs = [_start([*byte_arguments(corpus, out), "--part", f"{number}/3", *more]) for number in (1, 2, 3)]
         for run in runs:
             _, errors = run.communicate(timeout=300)
             assert run.returncode == 0, errors
         assert not (out / METADATA).exists()
     merge_shards.main([str(out)])
-    assert _files(out) == reference
+    assert files_of(out) == reference
     assert json.loads(reference[METADATA])["dropped"] == {"duplicate": 5, "empty": 1}  # the copies are another share's
     capsys.readouterr()
     merge_shards.main([str(out)])
-    write_shards.main([*_arguments(corpus, out), "--part", "2/3"])
+    write_shards.main([*byte_arguments(corpus, out), "--part", "2/3"])
     assert capsys.readouterr().out.count("already finished") == 2
-    assert _files(out) == reference
+    assert files_of(out) == reference
 
 
 def test_a_killed_share_goes_on(corpus: Path, tmp_path: Path, reference: dict[str, bytes]) -> None:
     out = tmp_path / "out"
     for number in (1, 2):
-        write_shards.main([*_arguments(corpus, out), "--part", f"{number}/2", "--survey_only"])
-    second = [*_arguments(corpus, out), "--part", "2/2"]
+        write_shards.main([*byte_arguments(corpus, out), "--part", f"{number}/2", "--survey_only"])
+    second = [*byte_arguments(corpus, out), "--part", "2/2"]
     run = _start(second)
     while not (list(out.glob("work/part-*[0-9].json")) and list(out.glob("work/*.staging-*"))):
         assert run.poll() is None
@@ -101,9 +91,9 @@ def test_a_killed_share_goes_on(corpus: Path, tmp_path: Path, reference: dict[st
     with pytest.raises(UserError, match=r"run the same command with --part 1/2, and then this one"):
         merge_shards.main([str(out)])
     for number in (1, 2, 3):  # the rest may be cut into other shares
-        write_shards.main([*_arguments(corpus, out), "--part", f"{number}/3"])
+        write_shards.main([*byte_arguments(corpus, out), "--part", f"{number}/3"])
     merge_shards.main([str(out)])
-    assert _files(out) == reference
+    assert files_of(out) == reference
 
 
 def _is_alive(pid: int) -> bool:
@@ -118,10 +108,10 @@ def test_what_would_be_written_twice_is_refused(corpus: Path, tmp_path: Path) ->
     parts = [Part(index, ()) for index in range(100)]
     with locked(out, Share(2, 4).of(parts)):
         for share in ("2/4", "2/2", "1/1"):
-            done = run_module("data_prep.write_shards", *_arguments(corpus, out), "--part", share)
+            done = run_module("data_prep.write_shards", *byte_arguments(corpus, out), "--part", share)
             assert (done.returncode, done.stdout) == (2, "")
             assert "another write_shards is writing to" in done.stderr
-        surveying = run_module("data_prep.write_shards", *_arguments(corpus, out), "--part", "1/4", "--survey_only")
+        surveying = run_module("data_prep.write_shards", *byte_arguments(corpus, out), "--part", "1/4", "--survey_only")
         assert surveying.returncode == 0
         done = run_module("data_prep.merge_shards", out)
         assert done.returncode == 2
@@ -131,10 +121,10 @@ def test_what_would_be_written_twice_is_refused(corpus: Path, tmp_path: Path) ->
 def test_machines_that_do_not_see_the_same_input(corpus: Path, tmp_path: Path) -> None:
     mine, out = tmp_path / "corpus", tmp_path / "out"
     shutil.copytree(corpus, mine)
-    arguments = _arguments(mine, out, dedup="none")
+    arguments = byte_arguments(mine, out, dedup="none")
     write_shards.main([*arguments, "--part", "1/2"])
     with pytest.raises(UserError, match=r"--seq_len 64 there, 32 now"):
-        write_shards.main([*_arguments(mine, out, dedup="none", seq_len=32), "--part", "2/2"])
+        write_shards.main([*byte_arguments(mine, out, dedup="none", seq_len=32), "--part", "2/2"])
     os.rename(mine / "json" / "tool.py", mine / "json" / "tools.py")  # as many files, as many bytes
     with pytest.raises(
         UserError, match=r'arguments: listing\.part-000\d\d "\w+: \d+ from /.*" there, ".*" now; choose'
@@ -147,9 +137,9 @@ def test_machines_that_do_not_see_the_same_input(corpus: Path, tmp_path: Path) -
 
 def test_no_decision_about_duplicates_before_all_are_surveyed(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    write_shards.main([*_arguments(corpus, out), "--part", "2/4", "--survey_only"])
+    write_shards.main([*byte_arguments(corpus, out), "--part", "2/4", "--survey_only"])
     with pytest.raises(UserError, match=r"are not surveyed; first run it with --survey_only and --part 1/4 3/4$"):
-        write_shards.main([*_arguments(corpus, out), "--part", "4/4"])
+        write_shards.main([*byte_arguments(corpus, out), "--part", "4/4"])
 
 
 def never(*_: object, **__: object) -> None:
@@ -163,7 +153,7 @@ def test_the_last_to_survey_decides_for_all(
     out = tmp_path / "out"
     for number in (2, 1):
         assert not list(out.glob("work/*.decision.npy"))
-        write_shards.main([*_arguments(corpus, out), "--part", f"{number}/2", "--survey_only"])
+        write_shards.main([*byte_arguments(corpus, out), "--part", f"{number}/2", "--survey_only"])
     decisions = {path: path.read_bytes() for path in out.glob("work/*.decision.npy")}
     assert len(decisions) == len(list(out.glob("work/*.survey.npz"))) > 3
     with monkeypatch.context() as patch:
@@ -172,15 +162,15 @@ def test_the_last_to_survey_decides_for_all(
         else:
             patch.setattr(write_shards, "decide", never)
         for number in (1, 2):
-            write_shards.main([*_arguments(corpus, out), "--part", f"{number}/2"])
+            write_shards.main([*byte_arguments(corpus, out), "--part", f"{number}/2"])
     assert {path: path.read_bytes() for path in out.glob("work/*.decision.npy")} == decisions
     merge_shards.main([str(out)])
-    assert _files(out) == reference
+    assert files_of(out) == reference
 
 
 def test_a_share_that_found_wrong_ids_stops_all(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = _arguments(corpus, out, dedup="none")
+    arguments = byte_arguments(corpus, out, dedup="none")
     write_shards.main([*arguments, "--part", "1/2"])
     (out / WORK_FOLDER / "spoiled.txt").write_text("x.py: at token 5 ...")  # test_write_shards has how one is found
     for command in (
@@ -193,7 +183,7 @@ def test_a_share_that_found_wrong_ids_stops_all(corpus: Path, tmp_path: Path) ->
 
 def test_more_shares_than_parts(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    arguments = _arguments(corpus, out, part_bytes=10**7, dedup="none", val_fraction=0)
+    arguments = byte_arguments(corpus, out, part_bytes=10**7, dedup="none", val_fraction=0)
     write_shards.main([*arguments, "--part", "3/3"])
     assert "in 0 of 1 parts" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"1 of 1 parts are missing in .* \(part-00000\); .* --part 1/3, and then"):
@@ -213,7 +203,7 @@ def test_shares_that_are_none(text: str, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_survey_without_deduplication_and_a_folder_of_something_else(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--survey_only is for --dedup"):
-        write_shards.main([*_arguments(corpus, tmp_path / "out", dedup="none"), "--survey_only"])
+        write_shards.main([*byte_arguments(corpus, tmp_path / "out", dedup="none"), "--survey_only"])
     with pytest.raises(UserError, match="holds no shards of write_shards, finished or not"):
         merge_shards.main([str(tmp_path)])
     assert list(tmp_path.iterdir()) == []

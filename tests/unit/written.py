@@ -37,3 +37,10 @@ def arguments_for(corpus: Path, model: Path, out: Path, **changes: Any) -> list[
         "num_workers": 1,
     } | changes
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def byte_arguments(corpus: Path, out: Path, **changes: Any) -> list[str]:
+    """Return write_shards' arguments for several parts of bytes, without equal documents."""
+    options = {"input": corpus, "tokenizer": "bytes", "out": out, "seq_len": SEQ_LEN, "val_fraction": 0.2,
+               "part_bytes": 60_000, "num_workers": 1, "dedup": "exact"} | changes  # fmt: skip
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
