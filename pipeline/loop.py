@@ -6,6 +6,7 @@ that went bad need no agreement, since every rank sees the same (health.py).
 """
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from pipeline.monitor import Monitor, device_name, is_due
 from pipeline.optim import learning_rate
 from pipeline.previews import Previews
 from pipeline.profiling import StepProfile
-from pipeline.sinks import sinks_for
+from pipeline.sinks import has_validation, sinks_for
 from pipeline.step_times import StepTimes
 from pipeline.stop import Ending, ExitCode, StopRequest
 from pipeline.watchdog import Watchdog
@@ -256,7 +257,8 @@ class Trainer:
         self._watchdog.progress(f"loading {found.path}")
         state = found.state
         self._health.load_state_dict(state["health"])
-        self._skipped_windows, self._validation_is_due = state["skipped_windows"], state["validation_is_due"]
+        self._skipped_windows = state["skipped_windows"]
+        self._validation_is_due = owes_validation(found, self._config.run_dir)
         self._engine.load(found.path / SHARDED, updates=found.step - self._health.skipped)
         self._step = found.step
         self._times.forget()
@@ -276,6 +278,14 @@ class Trainer:
     def _any(self, flag: bool) -> bool:
         _, (n_ranks,) = agree(torch.empty(0, device=self._device), flag)
         return n_ranks > 0
+
+
+def owes_validation(found: Checkpoint, run_dir: Path) -> bool:
+    """Return whether the validation after a checkpoint's step is still to come; every rank must call it.
+
+    A stop left it out, and no start since then has made up for it.
+    """
+    return found.state["validation_is_due"] and from_main(not has_validation(run_dir, step=found.step))
 
 
 class _RollBack(Exception):

@@ -24,6 +24,7 @@ from pipeline.config import Config
 from pipeline.distributed import World, logger
 
 Scalars = dict[str, float]
+METRICS = "metrics.jsonl"
 HISTOGRAM_BINS = 60  # TensorBoard draws 30
 
 
@@ -44,7 +45,11 @@ class Sink:
 
 
 class TensorBoard(Sink):
-    """Event files; after a resume, points beyond the resumed step are dropped."""
+    """Event files; after a resume, points beyond the resumed step are dropped.
+
+    All that was written is in the file before the next thing happens, so that a kill right after a checkpoint loses no
+    point of the steps before it, which do not come again.
+    """
 
     def __init__(self, config: Config, *, resumed_step: int) -> None:
         self._config, self._directory = config, config.run_dir / "tensorboard"
@@ -75,7 +80,7 @@ class TensorBoard(Sink):
         from torch.utils.tensorboard import SummaryWriter
 
         _await_next_second(self._directory)
-        self._writer = SummaryWriter(str(self._directory), purge_step=self._first_step, flush_secs=10)
+        self._writer = SummaryWriter(str(self._directory), purge_step=self._first_step)
         if self._first_step is not None:
             self._begin(self._first_step)
             self._first_step = None
@@ -93,8 +98,9 @@ class TensorBoard(Sink):
             if self._writer is None:
                 self._open()
             action()
+            self._writer.flush()
         except OSError as error:  # the writer has lost what was on its way, and is of no more use
-            logger.warning("TensorBoard misses what came before step %d (%s)", step, error)
+            logger.warning("TensorBoard misses what came at step %d (%s)", step, error)
             self._writer = None
 
 
@@ -191,9 +197,15 @@ def sinks_for(config: Config, *, world: World, resumed_step: int) -> list[Sink]:
     return [
         Console(total_steps=config.total_steps, resumed_step=resumed_step),
         TensorBoard(config, resumed_step=resumed_step),
-        MetricsFile(config.run_dir / "metrics.jsonl", resumed_step=resumed_step),
+        MetricsFile(config.run_dir / METRICS, resumed_step=resumed_step),
         *([WeightsAndBiases(config)] if config.log.wandb else []),
     ]
+
+
+def has_validation(run_dir: Path, *, step: int) -> bool:
+    """Return whether metrics.jsonl has the validation after a step."""
+    lines = map(json.loads, _whole_lines(run_dir / METRICS))
+    return any(line["step"] == step and "val/loss_head_1" in line for line in lines)
 
 
 def _console_line(scalars: Scalars) -> str:

@@ -74,7 +74,7 @@ def run(
     from pipeline.data import TrainingData, ValidationData
     from pipeline.engine import build_engine
     from pipeline.formats.detect import starting_weights
-    from pipeline.loop import Trainer
+    from pipeline.loop import Trainer, owes_validation
     from pipeline.monitor import console_handler, header
     from pipeline.previews import Previews
 
@@ -88,7 +88,7 @@ def run(
 
     checkpoints = CheckpointFolder(config, world=world, lease=lease)
     found = checkpoints.find(resume=resume)
-    if found is not None and found.step >= config.total_steps and not found.state["validation_is_due"]:
+    if found is not None and found.step >= config.total_steps and not owes_validation(found, config.run_dir):
         logger.info("finished: %s is the run's last step", found.path)
         return ExitCode.FINISHED
     start = None

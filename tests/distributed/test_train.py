@@ -79,9 +79,11 @@ def curves(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def validations(run_dir: Path) -> Metrics:
-    """Validation lines of metrics.jsonl by step."""
+    """Validation lines of metrics.jsonl by step; each step must be there once."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line for line in lines if "val/loss_head_1" in line}
+    validation = [line for line in lines if "val/loss_head_1" in line]
+    assert len({line["step"] for line in validation}) == len(validation)
+    return {line["step"]: line for line in validation}
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:
@@ -178,9 +180,12 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_used(recipe: Path, unin
 
 
 def test_a_signal_to_one_rank_stops_all_and_the_same_command_goes_on(recipe: Path, uninterrupted: Path) -> None:
-    """Also under ZeRO-3, whose save, load and validation need every rank."""
+    """Also under ZeRO-3, whose save, load and validation need every rank.
+
+    The stop leaves a validation out; here a start between the two has made up for it, and was killed.
+    """
     run_dir = recipe.parent / "runs" / "stopped"
-    process = start(recipe, "stopped", deepspeed_json="zero3_fp32")
+    process = start(recipe, "stopped", "train.eval_every_steps=1", deepspeed_json="zero3_fp32")
     wait_until(lambda: (run_dir / "metrics.jsonl").exists() and max(metrics(run_dir), default=0) >= 2, process)
     launched = psutil.Process(process.pid).children(recursive=True)
     rank_1 = next(child for child in launched if "--local_rank=1" in child.cmdline())  # then come its loader workers
@@ -190,9 +195,15 @@ def test_a_signal_to_one_rank_stops_all_and_the_same_command_goes_on(recipe: Pat
     assert "stopped on request (SIGUSR1 on rank 1) after step" in output
     assert max(metrics(run_dir)) < STEPS, "the signal came too late to test anything"
     assert list((run_dir / "checkpoints").glob("step_*"))
+    stopped_after = max(metrics(run_dir))
+    assert stopped_after - 1 in validations(run_dir)
+    assert stopped_after not in validations(run_dir)
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": stopped_after, "val/loss_head_1": 9.0}) + "\n")
     returncode, output = finish(start(recipe, "stopped", deepspeed_json="zero3_fp32"))
     assert returncode == 0, output
     assert "resumed from" in output
+    assert validations(run_dir)[stopped_after]["val/loss_head_1"] == 9.0  # it was not made again
     losses, expected = metrics(run_dir), metrics(uninterrupted)
     for step in range(1, STEPS + 1):
         assert losses[step]["loss/total"] == pytest.approx(expected[step]["loss/total"], rel=1e-5)

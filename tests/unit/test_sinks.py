@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from pipeline.sinks import Console, MetricsFile, TensorBoard
+from pipeline.sinks import Console, MetricsFile, TensorBoard, has_validation
 from tests.conftest import REPOSITORY
 from tests.unit.test_monitor import Clock, clock, config_in, jsonl
 
@@ -51,6 +51,16 @@ def test_metrics_are_on_disk_after_each_step(tmp_path: Path) -> None:
     sink.write(1, {"loss/total": 1.0})
     assert len(jsonl(tmp_path / "metrics.jsonl")) == 1
     sink.close()
+
+
+def test_metrics_tell_whether_a_validation_was_made(tmp_path: Path) -> None:
+    assert not has_validation(tmp_path, step=1)  # no file yet
+    sink = MetricsFile(tmp_path / "metrics.jsonl", resumed_step=0)
+    sink.write(1, {"loss/total": 1.0, "loss/head_1": 1.0})
+    sink.write(1, {"val/loss_head_1": 1.0})
+    sink.write(2, {"loss/total": 1.0, "loss/head_1": 1.0})
+    sink.close()
+    assert [has_validation(tmp_path, step=step) for step in (1, 2, 3)] == [True, False, False]
 
 
 def test_a_fresh_run_leaves_no_old_metrics(tmp_path: Path) -> None:
@@ -166,19 +176,34 @@ def test_a_run_that_has_not_ended_does_not_say_so(tmp_path: Path) -> None:
         accumulated(tmp_path).SummaryMetadata("_hparams_/session_end_info")
 
 
+def test_a_kill_takes_back_no_point(tmp_path: Path) -> None:
+    """Those of the steps before a checkpoint do not come again."""
+    code = """
+import os, sys
+from pathlib import Path
+from pipeline.sinks import TensorBoard
+from tests.unit.test_monitor import config_in
+sink = TensorBoard(config_in(Path(sys.argv[1])), resumed_step=0)
+sink.write(1, {"loss/total": 1.0})
+sink.write(2, {"loss/total": 2.0})
+os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], cwd=REPOSITORY, check=False).returncode == -9
+    assert [e.step for e in accumulated(tmp_path).Scalars("loss/total")] == [1, 2]
+
+
 def test_a_writer_that_failed_takes_nothing_back_when_it_goes_on(
     tmp_path: Path, pipeline_log: pytest.LogCaptureFixture
 ) -> None:
     sink = opened(tmp_path, resumed_step=0)
     sink.write(1, {"loss/total": 1.0})
-    sink._writer.flush()
     writer, sink._writer = sink._writer, SimpleNamespace(add_scalar=fail)
     sink.write(2, {"loss/total": 2.0})
     writer.close()
     sink.write(3, {"loss/total": 3.0})
     sink.close()
     assert [e.step for e in accumulated(tmp_path).Scalars("loss/total")] == [1, 3]
-    assert "TensorBoard misses what came before step 2 ([Errno 28] full)" in pipeline_log.text
+    assert "TensorBoard misses what came at step 2 ([Errno 28] full)" in pipeline_log.text
 
 
 def fail(*_: object) -> None:
