@@ -34,7 +34,7 @@ test-slurm: setup
 # How fast training steps are, what they hold and send, and how soon things start; tables here, every figure in runs/bench.
 bench: setup
 	@mkdir -p runs/bench
-	@for name in train_step growth loader_rate startup collectives memory; do \
+	@for name in train_step growth loader_rate startup collectives; do \
 	    echo "$$name"; $(ON_CPU) python -m benchmarks.$$name --json runs/bench/$$name.json \
 	        $$(test $$name = growth && echo --plot runs/bench/growth.png) || exit 1; echo; \
 	done

@@ -6,9 +6,9 @@ A null model takes micro batches from `pipeline.data.TrainingData` as fast as th
 from real shards whose hashes are checked, shuffled, collated in uint16 (pinned where there is a GPU), moved to the
 device, widened to int64 there, and cut into targets. Each number of workers has a process of its own.
 
-What a model could ask for at most is a matter of arithmetic: the device's peak over the model's FLOPs per sequence.
-A paced model takes its micro batches at that rate, by sleeping; of its time, the share that it waits for data is what
-`data/wait_s` of a run would show.
+What a model asks for is a matter of arithmetic: the device's peak, times the utilisation that a run may hope for, over
+the model's FLOPs per sequence. A paced model takes its micro batches at that rate, by sleeping; of its time, the share
+that it waits for data is what `data/wait_s` of a run would show.
 """
 
 import argparse
@@ -33,12 +33,12 @@ WINDOWS = 8192  # 67 MB, a shard as data_prep.write_shards has them
 DEVICE = "NVIDIA H100 80GB HBM3"
 
 
-def most_samples_per_s(size: str) -> float:
-    """Return the sequences a second that one `DEVICE` would train on at its peak in bf16: more than it ever will."""
+def samples_per_s(size: str, *, mfu: float) -> float:
+    """Return the sequences a second that one `DEVICE` trains on in bf16 at this share of its peak FLOPs."""
     model = resolve_model(ModelConfig(size=size, n_future_tokens=HEADS))  # type: ignore[arg-type]
     peak = peak_flops(DEVICE, precision="bf16")
     assert peak is not None
-    return peak / training_flops_per_token(model, seq_len=SEQ_LEN) / SEQ_LEN
+    return mfu * peak / training_flops_per_token(model, seq_len=SEQ_LEN) / SEQ_LEN
 
 
 def write_shards(folder: Path, *, windows: int) -> None:
@@ -99,11 +99,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     default = "default: %(default)s"
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help=f"data.num_workers ({default})")
     parser.add_argument("--size", choices=MODEL_SIZES, default="0.3B", help=f"what the paced model is ({default})")
+    parser.add_argument("--mfu", type=float, default=0.55, help=f"its share of the {DEVICE}'s peak FLOPs ({default})")
     parser.add_argument(
         "--batches", type=int, default=64, help=f"of {MICRO_BATCH} windows, in a repetition ({default})"
     )
     parser.add_argument("--warm_up", type=int, default=2, help=f"repetitions that do not count ({default})")
-    parser.add_argument("--repeats", type=int, default=7, help=f"repetitions that do ({default})")
+    parser.add_argument("--repeats", type=int, default=5, help=f"repetitions that do ({default})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure here")
     parser.add_argument("--todo", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         answer(arguments.todo, read_here(json.loads(arguments.todo.read_text(encoding="utf-8"))))
         return
     check_json(arguments.json)
-    wanted = most_samples_per_s(arguments.size)
+    wanted = samples_per_s(arguments.size, mfu=arguments.mfu)
     todo = {"batches": arguments.batches, "warm_up": arguments.warm_up, "repeats": arguments.repeats, "wanted": wanted}
     table, found = [["workers", "samples/s", "tokens/s", "of what is wanted", "share of waiting, paced"]], []
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             table.append([str(workers), str(rate), tokens, f"{rate.median / wanted:.1f}", f"{wait} %"])
     print(
         f"Windows of {SEQ_LEN:,} tokens to {found[0]['device']}. A {arguments.size} model with {HEADS} heads on one"
-        f" {DEVICE} at all of its peak would want {wanted:.1f} a second.\n\n{markdown(table)}"
+        f" {DEVICE} at an MFU of {arguments.mfu:.0%} wants {wanted:.1f} a second.\n\n{markdown(table)}"
     )
     if arguments.json is not None:
         write_json(arguments.json, {"wanted_samples_per_s": wanted, "workers": found})

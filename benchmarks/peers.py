@@ -25,12 +25,13 @@ from pipeline.model import Trunk
 class Llama(nn.Module):
     """transformers' model; n = 1 alone."""
 
-    def __init__(self, config: ModelConfig, *, kernels: str = "torch") -> None:
+    def __init__(self, config: ModelConfig, *, kernels: str = "torch", compiled: bool = False) -> None:
         """Build it with random weights.
 
         Args:
             config: the shape.
             kernels: "torch", or "liger" for liger-kernel's.
+            compiled: whether torch.compile fuses each layer, as it does ours.
         """
         super().__init__()
         modeling = _modeling()
@@ -43,6 +44,8 @@ class Llama(nn.Module):
         )  # fmt: skip
         self.llama = modeling.LlamaForCausalLM(own)
         self._names = _with_liger(modeling, self.llama) if kernels == "liger" else {}
+        for layer in self.llama.model.layers if compiled else ():
+            layer.forward = torch.compile(layer.forward, dynamic=False)
 
     def forward(self, tokens_BT: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss () and the same as the only head's (1,), detached."""

@@ -2,14 +2,15 @@
 
 Every case trains under the real DeepSpeed engine on one micro batch of random tokens a step, the optimizer's update
 included. Its memory is measured first, in its second step, alone: on a GPU what torch's allocator gave out at most
-since before the engine was built; on the CPU every storage is counted that operators return while it lives
-(benchmarks/memory.py). Then all cases step in turns (harness.in_turns); a step is as long as on the slowest rank.
+since before the engine was built; on the CPU the same, as torch's profiler records it. Then all cases step in turns
+(harness.in_turns); a step is as long as on the slowest rank.
 """
 
 import argparse
 import gc
 import itertools
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, TrainC
 from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
 
 Way = Literal["sequential", "naive", "transformers", "liger", "lingua"]
+MEASURED_STEP = "the measured step"
 BUCKETS = {"reduce_bucket_size", "stage3_prefetch_bucket_size"}
 
 
@@ -44,13 +46,15 @@ class Case:
     seq_len: int
     micro_batch_size: int
     activation_checkpointing: bool = False
+    compile: bool = False
     json: str = "zero1_fp32"
 
     @property
     def name(self) -> str:
         """What tables and reports call it."""
         linear = ", linear heads" if self.linear_heads and self.way != "lingua" else ""
-        return f"{self.way}{linear}, n = {self.n_future_tokens}"
+        compiled = ", compiled" if self.compile else ""
+        return f"{self.way}{linear}{compiled}, n = {self.n_future_tokens}"
 
     @property
     def model(self) -> ModelConfig:
@@ -85,6 +89,7 @@ class Case:
                 batch_tokens=ranks * self.micro_batch_size * self.seq_len,
                 micro_batch_size=self.micro_batch_size,
                 activation_checkpointing=self.activation_checkpointing,
+                compile=self.compile,
             ),
             optim=OptimConfig(lr=1e-4),
         )
@@ -158,7 +163,6 @@ def _prepare(case: Case, *, ranks: int, device: Any) -> tuple[Callable[[], None]
     """Build the case's engine and take two steps; return how to take more; and bytes: peak of the second, before it."""
     import torch
 
-    from benchmarks.memory import StorageLog
     from pipeline.data import Batch
 
     shape = (case.micro_batch_size, case.seq_len)
@@ -166,30 +170,50 @@ def _prepare(case: Case, *, ranks: int, device: Any) -> tuple[Callable[[], None]
     tokens = torch.randint(case.vocab_size, shape, generator=generator)
     targets = torch.randint(case.vocab_size, (*shape, case.n_future_tokens), generator=generator)
     batches = itertools.repeat(Batch(tokens, targets).to(device))
-    gc.collect()
-    if device.type == "cpu":
-        log = StorageLog(vocab_size=case.vocab_size)
-        with log:
-            engine = _engine_of(case, ranks=ranks, device=device)
-            engine.train_step(batches, learning_rate=1e-4)
-            gc.collect()
-            start, resident = log.n_events, log.alive_bytes
-            engine.train_step(batches, learning_rate=1e-4)
-        peak = log.peak(since=start).total
-    else:
-        before = torch.cuda.memory_allocated(device)
+    engine: Any = None
+
+    def begin() -> None:
+        nonlocal engine
         engine = _engine_of(case, ranks=ranks, device=device)
-        engine.train_step(batches, learning_rate=1e-4)
+        step()
         gc.collect()
-        resident = torch.cuda.memory_allocated(device) - before
-        torch.cuda.reset_peak_memory_stats(device)
-        engine.train_step(batches, learning_rate=1e-4)
-        peak = torch.cuda.max_memory_allocated(device) - before
 
     def step() -> None:
         engine.train_step(batches, learning_rate=1e-4)
 
-    return step, (peak, resident)
+    gc.collect()
+    return step, (_bytes_on_cpu if device.type == "cpu" else _bytes_on_gpu)(begin, step)
+
+
+def _bytes_on_gpu(begin: Callable[[], None], step: Callable[[], None]) -> tuple[int, int]:
+    """Return the most bytes that `step` holds, and those that `begin` has left before it."""
+    import torch
+
+    before = torch.cuda.memory_allocated()
+    begin()
+    resident = torch.cuda.memory_allocated() - before
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated() - before, resident
+
+
+def _bytes_on_cpu(begin: Callable[[], None], step: Callable[[], None]) -> tuple[int, int]:
+    """The same of the CPU's allocator, by what the profiler records of it."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    with tempfile.TemporaryDirectory() as folder:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            begin()
+            with record_function(MEASURED_STEP):
+                step()
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    start = next(event["ts"] for event in events if event["name"] == MEASURED_STEP)
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    resident = sum(n_bytes for time, n_bytes in changes if time < start)
+    later = itertools.accumulate((n_bytes for time, n_bytes in changes if time >= start), initial=resident)
+    return max(later), resident
 
 
 def _engine_of(case: Case, *, ranks: int, device: Any) -> Any:
@@ -201,7 +225,7 @@ def _engine_of(case: Case, *, ranks: int, device: Any) -> Any:
 
     makers: dict[Way, Callable[[ModelConfig], nn.Module]] = {
         "naive": lambda model: NaiveModel(model, activation_checkpointing=case.activation_checkpointing),
-        "transformers": Llama,
+        "transformers": lambda model: Llama(model, compiled=case.compile),
         "liger": lambda model: Llama(model, kernels="liger"),
         "lingua": LinguaModel,
     }

@@ -1,6 +1,6 @@
 """Step time and peak memory of n = 1, 2, 4 and 8, head-sequential and as a naive sum, beside the limit and peers.
 
-    python -m benchmarks.train_step [--shapes deep wide] [--n 1 2 4 8] [--ranks 1] [--json FILE]
+    python -m benchmarks.train_step [--shapes deep wide] [--n 1 2 4 8] [--ranks 1] [--no-compiled] [--json FILE]
 
 The limit: n heads in the place of trunk layers cost the FLOPs of n - 1 unembeddings more, and nothing else. So a step
 of n heads over one of n = 1 is held against the ratio of their model FLOPs, "FLOPs of n = 1" in the table; "of the
@@ -25,8 +25,8 @@ from pipeline.config import MODEL_SIZES
 
 # Small enough for two cores: one whose layers cost most, as those of large models do, and one whose unembedding does.
 SMALL = {
-    "deep": Case(dim=384, n_layers=9, n_heads=6, vocab_size=2048, seq_len=256, micro_batch_size=2),
-    "wide": Case(dim=256, n_layers=9, n_heads=4, vocab_size=16_384, seq_len=256, micro_batch_size=2),
+    "deep": Case(dim=384, n_layers=9, n_heads=6, vocab_size=2048, seq_len=256, micro_batch_size=4),
+    "wide": Case(dim=256, n_layers=9, n_heads=4, vocab_size=16_384, seq_len=256, micro_batch_size=4),
 }
 LARGE = {
     name: Case(dim=dim, n_layers=n_layers, n_heads=n_heads, vocab_size=32_000, seq_len=4096, micro_batch_size=1)
@@ -36,12 +36,14 @@ SHAPES = SMALL | LARGE
 PEERS = ("transformers", "liger", "lingua")
 
 
-def cases_of(base: Case, *, heads: Sequence[int], peers: Sequence[str]) -> list[Case]:
+def cases_of(base: Case, *, heads: Sequence[int], peers: Sequence[str], compiled: bool) -> list[Case]:
     """Return what is measured side by side for one shape; head-sequential n = 1, to which all is compared, leads."""
     first = replace(base, n_future_tokens=1)
     cases = [replace(first, n_future_tokens=n) for n in sorted({1, *heads})]
     cases += [replace(case, way="naive") for case in cases]
     cases += [replace(first, way=way) for way in ("transformers", "liger") if way in peers]
+    fusible = [first, replace(first, n_future_tokens=max(heads)), *(c for c in cases if c.way == "transformers")]
+    cases += [replace(case, compile=True) for case in dict.fromkeys(fusible)] if compiled else []
     if "lingua" in peers:
         linear = replace(first, n_future_tokens=4, linear_heads=True)
         cases += [replace(linear, way=way) for way in ("sequential", "naive", "lingua")]
@@ -110,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for field in ("seq_len", "micro_batch_size"):
             if getattr(arguments, field) is not None:
                 changed[field] = getattr(arguments, field)
-        cases = cases_of(replace(SHAPES[name], **changed), heads=arguments.n, peers=arguments.peers)
+        cases = cases_of(
+            replace(SHAPES[name], **changed), heads=arguments.n, peers=arguments.peers, compiled=arguments.compiled
+        )
         measured, device = measure(
             cases,
             ranks=arguments.ranks,
@@ -142,6 +146,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n", type=int, nargs="+", default=[1, 2, 4, 8], help=f"numbers of heads ({default})")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=["transformers", "lingua"], help=default)
     parser.add_argument(
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="n = 1, the most heads, and transformers also with torch.compile over each layer",
+    )
+    parser.add_argument(
         "--deepspeed_json", default="zero1_fp32", metavar="NAME", help=f"a file of ds_configs/ ({default})"
     )
     parser.add_argument("--seq_len", type=int, help="in the place of the shape's own")
@@ -150,7 +160,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=1, help=default)
     parser.add_argument("--threads", type=int, default=1, help=f"of each rank on the CPU ({default})")
     parser.add_argument("--warm_up", type=int, default=1, help=f"rounds that do not count ({default})")
-    parser.add_argument("--repeats", type=int, default=7, help=f"rounds that do ({default})")
+    parser.add_argument("--repeats", type=int, default=4, help=f"rounds that do ({default})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure here")
     return parser.parse_args(argv)
 

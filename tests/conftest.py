@@ -63,6 +63,15 @@ def launch_deepspeed(module: str, *arguments: object, ranks: int = 2) -> subproc
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """Take back what a module's tests leave in the environment, as those do that join a process group here."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture
 def pipeline_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     """What `pipeline` logs, from INFO up; its logger keeps its records from pytest otherwise."""

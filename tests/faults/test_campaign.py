@@ -20,10 +20,8 @@ from tests.faults.victim import Kind, Outcome, Victim, small_disk
 
 STEPS = 130
 ONCE = (
-    process_faults.kill_rank, process_faults.kill_launcher, process_faults.kill_all_in_save,
-    process_faults.stop_twice_in_save, process_faults.stop_at_start,
-    storage_faults.damage_two, storage_faults.damage_shard,
-    storage_faults.fill_disk_and_go_on, storage_faults.fill_disk_and_stop,
+    process_faults.kill_launcher, process_faults.kill_all_in_save, process_faults.stop_twice_in_save,
+    storage_faults.damage_two, storage_faults.damage_shard, storage_faults.fill_disk_and_go_on,
 )  # fmt: skip
 
 
