@@ -14,12 +14,15 @@ setup: .venv/installed
 	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --requirement requirements.txt
 	@touch $@
 
+# Two files at a time; those with real ranks, which take longest, begin.
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 # Every way to run in every combination; about 90 minutes on 2 cores.
 test-all: setup
-	@$(BIN)/python -m pytest -m "full or not full"
+	@$(PYTEST) -m "full or not full"
 
 # 60 seeded faults over the demo's model, each followed by a restart; about 20 minutes on 2 cores.
 test-faults: setup
