@@ -20,7 +20,8 @@ from typing import Any, Literal
 from benchmarks.harness import REPOSITORY, answer, in_turns, on_ranks
 from pipeline.architecture import parameter_count, training_flops
 from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.devices import Precision
+from pipeline.inputs import fill_deepspeed_config, precision, read_deepspeed_config
 
 Way = Literal["sequential", "naive", "transformers", "liger", "lingua"]
 MEASURED_STEP = "the measured step"
@@ -74,6 +75,11 @@ class Case:
         """Model FLOPs, forward and backward; what is computed twice counts once. Lingua's heads are unembeddings."""
         flops = training_flops(self.model, seq_len=self.seq_len)
         return flops.total - (flops.heads if self.way == "lingua" else 0)
+
+    @property
+    def precision(self) -> Precision:
+        """What its matrices are multiplied in."""
+        return precision(self._values)
 
     @property
     def _values(self) -> dict[str, Any]:

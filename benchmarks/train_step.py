@@ -3,7 +3,7 @@
     python -m benchmarks.train_step [--shapes deep wide] [--n 1 2 4 8] [--ranks 1] [--no-compiled] [--json FILE]
 
 The limit: n heads in the place of trunk layers cost the FLOPs of n - 1 unembeddings more, and nothing else. So a step
-of n heads over one of n = 1 is held against the ratio of their model FLOPs, "FLOPs of n = 1" in the table; "of the
+of n heads over one of n = 1 is held against the ratio of their model FLOPs, "FLOPs over n = 1" in the table; "of the
 limit" is the one over the other. The optimizer's update, the same for every n, is in a step.
 
 Peers, under the same DeepSpeed JSON: transformers' LlamaForCausalLM of the same shape (n = 1), the same with
@@ -12,16 +12,18 @@ beside our linear heads. Ratios are to our head-sequential n = 1, in the same ro
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from benchmarks.harness import markdown, ratio, spread
+from benchmarks.harness import Spread, markdown, ratio, spread
 from benchmarks.outputs import check_json
 from benchmarks.steps import Case, Measured, measure
 from common.command_line import exit_on_user_error
 from common.files import write_json
 from pipeline.config import MODEL_SIZES
+from pipeline.devices import peak_flops
 
 # Small enough for two cores: one whose layers cost most, as those of large models do, and one whose unembedding does.
 SMALL = {
@@ -55,47 +57,48 @@ def flops_ratio(case: Case, base: Case) -> float:
     return case.flops_per_token / base.flops_per_token
 
 
-def rows_of(measured: Sequence[Measured]) -> list[dict[str, object]]:
-    """Return every figure of one shape, compared to its first case."""
+def figures(measured: Sequence[Measured], *, device: str, ranks: int) -> list[dict[str, Any]]:
+    """Return what came of each case of one shape, compared to the first; `mfu` where the device's peak is known."""
     base = measured[0]
-    rows: list[dict[str, object]] = []
-    for one in measured:
-        limit, over = flops_ratio(one.case, base.case), ratio(one.seconds, base.seconds)
-        rows.append(
-            {
-                "case": asdict(one.case),
-                "flops_per_token": one.case.flops_per_token,
-                "flops_ratio": limit,
-                "seconds": one.seconds,
-                "step_s": asdict(spread(one.seconds)),
-                "step_ratio": asdict(over),
-                "of_limit": over.median / limit,
-                "peak_bytes": one.peak_bytes,
-                "resident_bytes": one.resident_bytes,
-                "peak_ratio": one.peak_bytes / base.peak_bytes,
-            }
-        )
-    return rows
+    return [
+        {
+            "case": asdict(one.case),
+            "name": one.case.name,
+            "seconds": one.seconds,
+            "step_s": asdict(spread(one.seconds)),
+            "step_ratio": asdict(over := ratio(one.seconds, base.seconds)),
+            "flops_ratio": (limit := flops_ratio(one.case, base.case)),
+            "of_limit": over.median / limit,
+            **_throughput(one, device=device, ranks=ranks),
+            "peak_bytes": one.peak_bytes,
+            "resident_bytes": one.resident_bytes,
+            "peak_ratio": one.peak_bytes / base.peak_bytes,
+        }
+        for one in measured
+    ]
 
 
-def table(measured: Sequence[Measured]) -> str:
+def _throughput(one: Measured, *, device: str, ranks: int) -> dict[str, float]:
+    case, peak = one.case, peak_flops(device, precision=one.case.precision)
+    per_rank = case.micro_batch_size * case.seq_len / spread(one.seconds).median
+    mfu = {} if peak is None else {"mfu": per_rank * case.flops_per_token / peak}
+    return {"tokens_per_s": ranks * per_rank, **mfu}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return one shape's figures as a Markdown table."""
-    base = measured[0]
-    rows = [["way", "step, s", "of n = 1", "FLOPs of n = 1", "of the limit", "peak, MB", "of n = 1"]]
-    for one in measured:
-        limit, over = flops_ratio(one.case, base.case), ratio(one.seconds, base.seconds)
-        rows.append(
-            [
-                one.case.name,
-                str(spread(one.seconds)),
-                str(over),
-                f"{limit:.3f}",
-                f"{over.median / limit:.3f}",
-                f"{one.peak_bytes / 1e6:.1f}",
-                f"{one.peak_bytes / base.peak_bytes:.3f}",
-            ]
-        )
-    return markdown(rows)
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "way": lambda row: row["name"],
+        "step, s": lambda row: str(Spread(**row["step_s"])),
+        "over n = 1": lambda row: str(Spread(**row["step_ratio"])),
+        "FLOPs over n = 1": lambda row: f"{row['flops_ratio']:.3f}",
+        "of the limit": lambda row: f"{row['of_limit']:.3f}",
+        "tokens/s": lambda row: f"{row['tokens_per_s']:,.0f}",
+        **({"MFU": lambda row: f"{row['mfu']:.1%}"} if "mfu" in rows[0] else {}),
+        "peak, MB": lambda row: f"{row['peak_bytes'] / 1e6:.1f}",
+        "peak over n = 1": lambda row: f"{row['peak_ratio']:.3f}",
+    }
+    return markdown([list(columns), *([cell(row) for cell in columns.values()] for row in rows)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -115,20 +118,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         cases = cases_of(
             replace(SHAPES[name], **changed), heads=arguments.n, peers=arguments.peers, compiled=arguments.compiled
         )
-        measured, device = measure(
-            cases,
-            ranks=arguments.ranks,
-            threads=arguments.threads,
-            warm_up=arguments.warm_up,
-            repeats=arguments.repeats,
-        )
-        base = cases[0]
+        measured: list[Measured] = []
+        for group in [[case] for case in cases] if arguments.separately else [cases]:
+            more, device = measure(
+                group,
+                ranks=arguments.ranks,
+                threads=arguments.threads,
+                warm_up=arguments.warm_up,
+                repeats=arguments.repeats,
+            )
+            measured += more
+        base, rows = cases[0], figures(measured, device=device, ranks=arguments.ranks)
         print(
             f"{name}: dim {base.dim}, {base.n_layers} layers, V = {base.vocab_size:,}, {base.micro_batch_size} x"
-            f" {base.seq_len:,} tokens a rank, {base.json}, {arguments.ranks} ranks, {device}\n\n{table(measured)}\n",
+            f" {base.seq_len:,} tokens a rank, {base.json}, {arguments.ranks} ranks, {device}\n\n{table(rows)}\n",
             flush=True,
         )
-        found[name] = {"device": device, "ranks": arguments.ranks, "cases": rows_of(measured)}
+        found[name] = {"device": device, "ranks": arguments.ranks, "cases": rows}
     if arguments.json is not None:
         write_json(arguments.json, found)
 
@@ -157,6 +163,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seq_len", type=int, help="in the place of the shape's own")
     parser.add_argument("--micro_batch_size", type=int, help="in the place of the shape's own")
     parser.add_argument("--activation_checkpointing", action="store_true", help="of our own models")
+    parser.add_argument(
+        "--separately",
+        action="store_true",
+        help="each case after the other instead of in turns, where a device cannot hold all of them",
+    )
     parser.add_argument("--ranks", type=int, default=1, help=default)
     parser.add_argument("--threads", type=int, default=1, help=f"of each rank on the CPU ({default})")
     parser.add_argument("--warm_up", type=int, default=1, help=f"rounds that do not count ({default})")

@@ -13,7 +13,7 @@ from benchmarks.loader_rate import samples_per_s
 from benchmarks.naive import NaiveModel
 from benchmarks.peers import LinguaModel, Llama
 from benchmarks.steps import Case, Measured, measure
-from benchmarks.train_step import SHAPES, cases_of, flops_ratio, table
+from benchmarks.train_step import SHAPES, cases_of, figures, flops_ratio, table
 from pipeline.model import initialise
 from tests.unit.references import as_transformers_llama, tiny_config, tiny_model
 
@@ -46,9 +46,20 @@ def test_ratios_are_taken_within_rounds() -> None:
         Measured(case=replace(TINY, n_future_tokens=4), seconds=[2.0, 4.0, 60.0], peak_bytes=10**6, resident_bytes=0),
     ]
     limit = flops_ratio(measured[1].case, TINY)
-    last = [cell.strip() for cell in table(measured).splitlines()[-1].strip("|").split("|")]
-    assert last[2:5] == ["2 (2 to 2)", f"{limit:.3f}", f"{2 / limit:.3f}"]
-    assert last[6] == "1.000"
+    text = table(figures(measured, device="cpu", ranks=1))
+    last = [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]
+    assert last[2:] == ["2 (2 to 2)", f"{limit:.3f}", f"{2 / limit:.3f}", "128", "1.0", "1.000"]  # 512 tokens in 4 s
+
+
+def test_utilisation_is_that_of_a_rank_on_a_device_whose_peak_is_known() -> None:
+    case = replace(TINY, json="zero1_bf16")
+    seconds = [case.flops_per_token * 512 / 989e12 / 0.5]  # half of an H200's peak
+    (row,) = figures(
+        [Measured(case=case, seconds=seconds, peak_bytes=1, resident_bytes=0)], device="NVIDIA H200", ranks=4
+    )
+    assert row["mfu"] == pytest.approx(0.5)
+    assert row["tokens_per_s"] == pytest.approx(4 * 512 / seconds[0])
+    assert "| 50.0% |" in table([row])
 
 
 def test_rounds_turn_around_and_the_first_do_not_count() -> None:
@@ -120,4 +131,4 @@ def test_all_ways_train_side_by_side_and_the_naive_sum_holds_more() -> None:
     assert all(one.peak_bytes > one.resident_bytes for one in measured)
     assert peaks["sequential, n = 4"] < 1.02 * peaks["sequential, n = 1"]
     assert peaks["naive, n = 4"] - peaks["sequential, n = 4"] > 2 * 4 * 8 * 64 * 2048  # two heads' logits at least
-    assert re.match(r"\| way +\| step, s", table(measured))
+    assert re.match(r"\| way +\| step, s", table(figures(measured, device=device, ranks=1)))
