@@ -20,12 +20,13 @@ from common.command_line import UserError, exit_on_user_error
 from common.files import write_json
 from pipeline.architecture import parameter_count
 from pipeline.checkpoint import CheckpointFolder
-from pipeline.config import CheckpointConfig, Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config import CheckpointConfig, Config, DataConfig, RunConfig, TrainConfig
 from pipeline.data import Batch
 from pipeline.distributed import world_from_environment
 from pipeline.engine import Engine, build_engine, process_group
 from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
 from pipeline.lease import Lease
+from pipeline.model_config import ModelConfig
 
 SEQ_LEN, VOCAB_SIZE, HEADS = 128, 8192, 4
 STATE_BYTES = 12  # of a parameter: fp32, and Adam's two moments

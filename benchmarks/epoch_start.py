@@ -21,7 +21,8 @@ from benchmarks.harness import answer, on_ranks
 from benchmarks.outputs import check_json
 from common.command_line import exit_on_user_error
 from common.files import write_json
-from pipeline.config import Config, DataConfig, ModelConfig, TrainConfig
+from pipeline.config import Config, DataConfig, TrainConfig
+from pipeline.model_config import ModelConfig
 
 SEQ_LEN, LOOKAHEAD = 4096, 8
 WINDOWS_PER_SHARD = 8192  # 67 MB, as data_prep.write_shards has them

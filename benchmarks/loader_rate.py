@@ -25,8 +25,9 @@ from benchmarks.outputs import check_json
 from common.command_line import exit_on_user_error
 from common.files import write_json
 from pipeline.architecture import training_flops_per_token
-from pipeline.config import MODEL_SIZES, Config, DataConfig, ModelConfig, TrainConfig, resolve_model
+from pipeline.config import Config, DataConfig, TrainConfig
 from pipeline.devices import peak_flops
+from pipeline.model_config import MODEL_SIZES, ModelConfig, resolve_model
 
 SEQ_LEN, LOOKAHEAD, HEADS, MICRO_BATCH = 4096, 8, 4, 8
 WINDOWS = 8192  # 67 MB, a shard as data_prep.write_shards has them

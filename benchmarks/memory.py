@@ -32,8 +32,8 @@ from benchmarks.outputs import check_json
 from common.command_line import exit_on_user_error
 from common.files import write_json
 from pipeline.architecture import parameter_count
-from pipeline.config import ModelConfig, resolve_model
 from pipeline.model import MultiTokenModel
+from pipeline.model_config import ModelConfig, resolve_model
 
 GIB = 2**30
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

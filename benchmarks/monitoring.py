@@ -26,11 +26,12 @@ from common.command_line import UserError, exit_on_user_error
 from common.files import write_json
 from common.tokenizers import BYTES
 from pipeline.architecture import parameter_count
-from pipeline.config import Config, DataConfig, LogConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config import Config, DataConfig, LogConfig, RunConfig, TrainConfig
 from pipeline.data import Batch
 from pipeline.distributed import agree, configure_logging, mean_over_ranks, world_from_environment
 from pipeline.engine import build_engine, process_group
 from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.model_config import ModelConfig
 from pipeline.monitor import Monitor
 from pipeline.previews import Previews
 from pipeline.sinks import sinks_for

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.architecture import whole
-from pipeline.config import ModelConfig
 from pipeline.layers import RMSNorm
 from pipeline.model import Trunk
+from pipeline.model_config import ModelConfig
 
 
 class Llama(nn.Module):

@@ -21,8 +21,9 @@ from benchmarks.harness import REPOSITORY, answer, on_ranks
 from benchmarks.outputs import check_json
 from common.command_line import exit_on_user_error
 from common.files import write_json
-from pipeline.config import Config, DataConfig, ModelConfig, ParallelConfig, TrainConfig
+from pipeline.config import Config, DataConfig, ParallelConfig, TrainConfig
 from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.model_config import ModelConfig
 from pipeline.planning.memory import mode_of, moments
 
 JSONS = sorted(path.stem for path in (REPOSITORY / "ds_configs").glob("*.json"))

@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 from benchmarks.harness import REPOSITORY, answer, in_turns, on_ranks
 from pipeline.architecture import parameter_count, training_flops
-from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from pipeline.config import Config, DataConfig, OptimConfig, TrainConfig
 from pipeline.devices import Precision
 from pipeline.inputs import fill_deepspeed_config, precision, read_deepspeed_config
+from pipeline.model_config import ModelConfig
 
 Way = Literal["sequential", "naive", "transformers", "liger", "lingua"]
 MEASURED_STEP = "the measured step"

@@ -22,8 +22,8 @@ from benchmarks.outputs import check_json
 from benchmarks.steps import Case, Measured, measure
 from common.command_line import exit_on_user_error
 from common.files import write_json
-from pipeline.config import MODEL_SIZES
 from pipeline.devices import peak_flops
+from pipeline.model_config import MODEL_SIZES
 
 # Small enough for two cores: one whose layers cost most, as those of large models do, and one whose unembedding does.
 SMALL = {

@@ -9,7 +9,7 @@ model FLOPs do not count what activation checkpointing computes twice; hardware 
 
 from dataclasses import dataclass
 
-from pipeline.config import ModelConfig
+from pipeline.model_config import ModelConfig
 
 
 def head_inputs(config: ModelConfig, n_heads: int | None = None) -> dict[int, int | None]:

@@ -29,7 +29,8 @@ from pipeline.architecture import (
     training_flops_per_token,
     unembedding_flops_per_token,
 )
-from pipeline.config import Config, ModelConfig
+from pipeline.config import Config
+from pipeline.model_config import ModelConfig
 
 # Mixed-precision Adam: a bf16 weight and gradient, and in fp32 the summed gradient, the weight and two moments
 # (ZeRO, arXiv 1910.02054, section 3.1). ZeRO-1 divides the last three over the replicas, of every stage alike.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from common.command_line import UserError
 from pipeline.balance import balanced_stages
+from pipeline.compilation import check_compiler, compile_layers
 from pipeline.config import Config
 from pipeline.data import Batch
 from pipeline.distributed import World, mean_over_ranks
@@ -90,7 +91,7 @@ class Engine:
         """
         deepspeed = _import_deepspeed()
         if config.train.compile and device.type == "cpu":
-            _check_compiler()
+            check_compiler()
         self._accumulation_steps = deepspeed_config["gradient_accumulation_steps"]
         self.grad_norms: dict[str, Tensor] = {}
         self._start = start
@@ -100,7 +101,7 @@ class Engine:
         self._tensor_parallel_rank = torch.distributed.get_rank() % config.parallel.tensor_parallel_size
         module = self._build(config, deepspeed_config)
         if config.train.compile:
-            _compile_layers(module)
+            compile_layers(module)
         self._engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=parameter_groups(module, weight_decay=config.optim.weight_decay),
@@ -297,27 +298,6 @@ def build_engine(
 def _as_pipeline_input(batch: Batch) -> tuple[tuple[Tensor, Tensor], tuple[()]]:
     """What the first stage reads, and labels for the last one, which needs none."""
     return (batch.tokens_BT, batch.targets_BTN), ()
-
-
-def _compile_layers(module: nn.Module) -> None:
-    """Let torch.compile fuse each transformer layer.
-
-    The layers' forwards, and not the modules: that would compile ZeRO-3's hooks too. All layers share one graph;
-    `fullgraph` makes it an error where it could not be one.
-    """
-    for layer in module.modules():
-        if isinstance(layer, TransformerBlock):
-            layer.forward = torch.compile(layer.forward, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
-
-
-def _check_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except RuntimeError as error:
-        raise UserError(f"train.compile=true needs a C++ compiler on the CPU ({error}); install g++") from error
-    warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.config import ModelConfig
 from pipeline.loss import at_least_fp32
+from pipeline.model_config import ModelConfig
 
 
 class KeyValueCache(Protocol):

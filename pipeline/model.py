@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.architecture import Share, head_inputs, whole
-from pipeline.config import ModelConfig
 from pipeline.layers import RMSNorm, TransformerBlock, run_layer, training_rotary
 from pipeline.loss import at_least_fp32, cross_entropy, sum_of_pieces
+from pipeline.model_config import ModelConfig
 from pipeline.trace import part
 
 

@@ -15,7 +15,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from common.command_line import UserError, raise_if_any
-from pipeline.config import Config, model_problems, resolve_model
+from pipeline.config import Config
+from pipeline.model_config import model_problems, resolve_model
 
 _ADAPTER = TypeAdapter(Config)
 

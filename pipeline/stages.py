@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.architecture import Share
-from pipeline.config import ModelConfig
 from pipeline.model import MultiTokenModel
+from pipeline.model_config import ModelConfig
 
 
 class StageModule(MultiTokenModel):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.config import ModelConfig
 from pipeline.layers import rotary_factors
+from pipeline.model_config import ModelConfig
 
 
 @dataclass

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from common.command_line import UserError
 from pipeline.architecture import head_inputs, parameter_count
-from pipeline.config import ModelConfig
 from pipeline.formats.source import torch_dtype
+from pipeline.model_config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from common.command_line import UserError, raise_if_any
 from common.tokenizers import BYTES, FIM_BYTE_IDS, ByteTokenizer, Tokenizer, load_tokenizer
-from pipeline.config import ModelConfig
 from pipeline.formats.source import TOKENIZER, tokenizer_in
+from pipeline.model_config import ModelConfig
 
 STANDARD_INPUT = Path("-")
 FIRST_TOKENS = ("bos", "eos", "none")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from common.command_line import UserError
 from common.tokenizers import Tokenizer
-from pipeline.config import ModelConfig
 from pipeline.decoding.memory import DecodingMemory
 from pipeline.decoding.prompts import Prompt
 from pipeline.decoding.text import CompletionText
 from pipeline.formats.detect import EXPORTS, format_of
 from pipeline.formats.source import load_model, torch_dtype
+from pipeline.model_config import ModelConfig
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments do without
     from pipeline.decoding.sampling import Sampling

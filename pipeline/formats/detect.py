@@ -5,9 +5,9 @@ from pathlib import Path
 
 from common.command_line import UserError
 from common.tokenizers import load_tokenizer
-from pipeline.config import ModelConfig
 from pipeline.formats import huggingface, meta, training
 from pipeline.formats.source import Format, Source, check_start
+from pipeline.model_config import ModelConfig
 
 FORMATS = {"meta": meta.FORMAT, "hf": huggingface.FORMAT, "deepspeed": training.FORMAT}
 """By the names that `pipeline.convert --to` knows."""

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from common.command_line import UserError, raise_if_any
 from common.files import inside, write_json, written_whole
 from common.tokenizers import BYTES, load_tokenizer
-from pipeline.config import ModelConfig
 from pipeline.formats.llama import (
     config_of_llama,
     hf_config,
@@ -34,6 +33,7 @@ from pipeline.formats.source import (
     tokenizer_in,
     weight_names,
 )
+from pipeline.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from common.command_line import UserError, raise_if_any
 from pipeline.architecture import head_inputs
-from pipeline.config import ModelConfig
 from pipeline.formats.meta import config_of_params, meta_params
 from pipeline.formats.source import described_model, weight_names
+from pipeline.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

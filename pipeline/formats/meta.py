@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from common.command_line import UserError, raise_if_any
 from common.files import write_json, written_whole
-from pipeline.config import ModelConfig
 from pipeline.formats.source import (
     TOKENIZER,
     ExportOptions,
@@ -29,6 +28,7 @@ from pipeline.formats.source import (
     tokenizer_in,
     weight_names,
 )
+from pipeline.model_config import ModelConfig
 
 if TYPE_CHECKING:
     import torch

@@ -17,8 +17,8 @@ import yaml
 from common.files import write_text
 from common.tokenizers import BYTES
 from pipeline.architecture import parameter_count
-from pipeline.config import ModelConfig
 from pipeline.formats.source import TOKENIZER, ExportOptions, Provenance, Source
+from pipeline.model_config import ModelConfig
 
 CARD = "README.md"
 FormatName = Literal["meta", "hf"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from common.command_line import UserError, raise_if_any
 from common.tokenizers import BYTES
-from pipeline.config import ModelConfig, model_from_dict, model_problems
+from pipeline.model_config import ModelConfig, model_from_dict, model_problems
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments do without
     import torch

@@ -14,7 +14,7 @@ from typing import Any
 
 from common.command_line import UserError
 from common.tokenizers import BYTES
-from pipeline.config import DataConfig, ModelConfig
+from pipeline.config import DataConfig
 from pipeline.formats.source import (
     TOKENIZER,
     ExportOptions,
@@ -28,6 +28,7 @@ from pipeline.formats.source import (
     tokenizer_in,
     weight_names,
 )
+from pipeline.model_config import ModelConfig
 from pipeline.remote_shards import local_folder
 
 _STATE, _CHECKPOINTS = "training_state.json", "checkpoints"

@@ -20,12 +20,13 @@ from torch import Tensor
 
 import pipeline.model
 from pipeline.architecture import head_inputs
-from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
+from pipeline.config import Config, DataConfig, OptimConfig, ParallelConfig, TrainConfig
 from pipeline.data import Batch
 from pipeline.distributed import mean_over_ranks, world_from_environment
 from pipeline.engine import build_engine, process_group
 from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config, unsupported
 from pipeline.model import Heads, weight_shapes
+from pipeline.model_config import ModelConfig
 from pipeline.optim import learning_rate
 from pipeline.sharded_state import HostCopies, save_state, weight_reader
 

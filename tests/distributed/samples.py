@@ -18,9 +18,10 @@ import torch.distributed as dist
 import yaml
 
 from pipeline.audit import SampleRecord
-from pipeline.config import Config, DataConfig, LogConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from pipeline.config import Config, DataConfig, LogConfig, ParallelConfig, RunConfig, TrainConfig
 from pipeline.data import TrainingData
 from pipeline.distributed import World, world_from_environment
+from pipeline.model_config import ModelConfig
 
 SEQ_LEN, LOOKAHEAD, SEQUENCES = 4, 3, 16
 

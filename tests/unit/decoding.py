@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config import ModelConfig
 from pipeline.decoding.blockwise import Generation
 from pipeline.decoding.sampling import Sampling, probabilities
 from pipeline.model import MultiTokenModel
+from pipeline.model_config import ModelConfig
 from tests.unit.references import all_logits, tiny_model
 
 PROMPTS = [[5, 17, 3, 88], [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [60, 61]]

@@ -64,7 +64,7 @@ def run(program: str, checks: str = "", *, timeout_s: float = 30, **limits: int)
     return run_program(program, checks, isolation=Isolation.FULL, limits=Limits(timeout_s=timeout_s, **limits))
 
 
-def passes(program: str, checks: str = "", **limits: int) -> None:
+def assert_passes(program: str, checks: str = "", **limits: int) -> None:
     assert run(program, checks, **limits) == Verdict(outcome="passed")
 
 

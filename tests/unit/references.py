@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pipeline.architecture import Share
-from pipeline.config import ModelConfig
 from pipeline.layers import training_rotary
 from pipeline.model import MultiTokenModel, initialise
+from pipeline.model_config import ModelConfig
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import LlamaForCausalLM

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from common.tokenizers import ByteTokenizer
-from pipeline.config import ModelConfig
 from pipeline.model import MultiTokenModel
+from pipeline.model_config import ModelConfig
 
 
 def scripted_model(script: str, *, n_heads: int = 4) -> MultiTokenModel:

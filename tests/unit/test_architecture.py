@@ -20,9 +20,9 @@ from pipeline.architecture import (
     training_flops,
     training_flops_per_token,
 )
-from pipeline.config import MODEL_SIZES, ModelConfig, resolve_model
 from pipeline.layers import TransformerBlock, training_rotary
 from pipeline.model import LinearHead, MultiTokenModel
+from pipeline.model_config import MODEL_SIZES, ModelConfig, resolve_model
 from tests.unit.references import every_kind_of_heads, tiny_config
 
 BATCH, SEQ_LEN = 2, 24

@@ -19,8 +19,9 @@ from pipeline.balance import (
     imbalance,
     max_stages,
 )
-from pipeline.config import Config, DataConfig, ModelConfig, ParallelConfig, TrainConfig
+from pipeline.config import Config, DataConfig, ParallelConfig, TrainConfig
 from pipeline.model import MultiTokenModel
+from pipeline.model_config import ModelConfig
 from pipeline.recipe import load_config
 from tests.conftest import REPOSITORY
 from tests.unit.references import every_cut, every_kind_of_heads, tiny_config

@@ -17,10 +17,11 @@ from pipeline.checkpoint import (
     newest_whole_checkpoint,
     prune_checkpoints,
 )
-from pipeline.config import CheckpointConfig, Config, ModelConfig, RunConfig, resolve_model
+from pipeline.config import CheckpointConfig, Config, RunConfig
 from pipeline.distributed import World
 from pipeline.lease import Lease
 from pipeline.manifest import damage_of
+from pipeline.model_config import ModelConfig, resolve_model
 
 FILES = {
     "weights_and_moments/__0_0.distcp": b"weights" * 1000,

@@ -8,16 +8,9 @@ import yaml
 from pydantic import TypeAdapter
 
 from common.command_line import UserError
-from pipeline.config import (
-    MODEL_SIZES,
-    Config,
-    DataConfig,
-    ModelConfig,
-    TrainConfig,
-    model_from_dict,
-    resolve_model,
-)
+from pipeline.config import Config, DataConfig, TrainConfig
 from pipeline.layout import batch_problems
+from pipeline.model_config import MODEL_SIZES, ModelConfig, model_from_dict, resolve_model
 from pipeline.recipe import load_config, read_config
 
 COMPLETE = """

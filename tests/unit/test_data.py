@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from common.tokenizers import ByteTokenizer
-from pipeline.config import Config, DataConfig, ModelConfig, TrainConfig
+from pipeline.config import Config, DataConfig, TrainConfig
 from pipeline.data import Batch, TrainingData, ValidationData, batch_from_windows, windows_per_epoch
 from pipeline.distributed import World, world_from_environment
+from pipeline.model_config import ModelConfig
 from tests.conftest import REPOSITORY
 
 N_WINDOWS, SEQ_LEN, LOOKAHEAD = 24, 4, 3

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from common.command_line import UserError
-from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from pipeline.config import Config, DataConfig, OptimConfig, TrainConfig
 from pipeline.inputs import (
     fill_deepspeed_config,
     load_inputs,
@@ -17,6 +17,7 @@ from pipeline.inputs import (
     unsupported,
     zero_stage,
 )
+from pipeline.model_config import ModelConfig
 from tests.conftest import REPOSITORY, run_module
 
 DS_CONFIGS = sorted((REPOSITORY / "ds_configs").glob("*.json"))

@@ -17,8 +17,8 @@ from benchmarks.memory import Step, prepared
 from benchmarks.naive import NaiveModel
 from common.command_line import UserError
 from pipeline.architecture import parameter_count
-from pipeline.config import ModelConfig
 from pipeline.model import MultiTokenModel, initialise
+from pipeline.model_config import ModelConfig
 
 # a head's logits take 16 MiB, all weights 14 MiB in fp32
 FOUR_HEADS = ModelConfig(dim=128, n_layers=6, n_heads=4, vocab_size=8192, n_future_tokens=4)

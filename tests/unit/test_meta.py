@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from common.command_line import UserError
-from pipeline.config import ModelConfig, resolve_model
 from pipeline.formats.meta import meta_name, meta_params, meta_shapes, open_folder, read_config
 from pipeline.formats.source import load_model
+from pipeline.model_config import ModelConfig, resolve_model
 from tests.unit.exports import exported
 from tests.unit.references import all_logits, tiny_model
 

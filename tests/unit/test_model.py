@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pipeline.balance import balanced_stages
-from pipeline.config import Config, DataConfig, ModelConfig, ParallelConfig
+from pipeline.config import Config, DataConfig, ParallelConfig
 from pipeline.model import MultiTokenModel, initialise
+from pipeline.model_config import ModelConfig
 from tests.unit.references import all_logits, as_transformers_llama, every_kind_of_heads, tiny_model
 
 

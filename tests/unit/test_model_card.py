@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from pipeline.config import Config, DataConfig, ModelConfig, resolve_model
+from pipeline.config import Config, DataConfig
 from pipeline.formats.model_card import model_card, write_model_card
 from pipeline.formats.source import ExportOptions, Provenance
+from pipeline.model_config import ModelConfig, resolve_model
 from pipeline.monitor import environment
 from tests.conftest import REPOSITORY
 from tests.unit.exports import exported, in_memory

@@ -16,8 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline import monitor, sinks
 from pipeline.architecture import recomputed_flops_per_token, training_flops_per_token
-from pipeline.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config import Config, DataConfig, RunConfig, TrainConfig
 from pipeline.distributed import World
+from pipeline.model_config import ModelConfig
 from pipeline.monitor import Monitor, is_due
 from pipeline.sinks import Scalars, Sink, sinks_for
 from tests.conftest import REPOSITORY

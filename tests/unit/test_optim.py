@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from pipeline.config import ModelConfig, OptimConfig
+from pipeline.config import OptimConfig
 from pipeline.model import MultiTokenModel
+from pipeline.model_config import ModelConfig
 from pipeline.optim import learning_rate, parameter_groups
 
 OPTIM = OptimConfig(lr=3e-4, min_lr_ratio=0.03, warmup_steps=2000)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from common.tokenizers import ByteTokenizer, SentencePieceTokenizer
-from pipeline.config import Config, DataConfig, LogConfig, ModelConfig
+from pipeline.config import Config, DataConfig, LogConfig
 from pipeline.model import MultiTokenModel, initialise
+from pipeline.model_config import ModelConfig
 from pipeline.monitor import Monitor
 from pipeline.previews import Previews, as_batch, continued, preview
 from pipeline.sinks import Sink

@@ -13,7 +13,8 @@ import yaml
 
 from common.command_line import UserError
 from pipeline import history, report
-from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from pipeline.config import Config, DataConfig, OptimConfig, RunConfig, TrainConfig
+from pipeline.model_config import ModelConfig
 from pipeline.reporting import curves, tables
 from pipeline.reporting.page import names_of, page
 from pipeline.reporting.run_folder import Run, read_run

@@ -7,19 +7,29 @@ import psutil
 import pytest
 
 from pipeline.evaluation.sandbox import SandboxError, Verdict
-from tests.unit.hostile import FORK_FOREVER, IGNORE_ALL, WRITE_EVERYWHERE, needs_namespaces, passes, run, wait_until
+from tests.unit.hostile import (
+    FORK_FOREVER,
+    IGNORE_ALL,
+    WRITE_EVERYWHERE,
+    assert_passes,
+    needs_namespaces,
+    run,
+    wait_until,
+)
 
 pytestmark = needs_namespaces
 
 
 def test_right_programs_pass() -> None:
-    passes("def f(x):\n    return x + 1\n", "assert f(1) == 2")
-    passes("import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: 'int' = 3\n", "assert A().x == 3")
-    passes("import pickle\nclass A:\n    pass\n", "assert type(pickle.loads(pickle.dumps(A()))) is A")
-    passes("import numbers, decimal, hashlib, json, re, heapq, bisect, statistics, random, string, threading")
-    passes("open('mine', 'w').write('é')", "assert open('mine', encoding='utf-8').read() == 'é'")
-    passes("import sys\nsys.setrecursionlimit(5000)\ndef f(n):\n    return n and f(n - 1)", "assert f(4000) == 0")
-    passes("for _ in range(100):\n    print('x' * 1_000_000)")
+    assert_passes("def f(x):\n    return x + 1\n", "assert f(1) == 2")
+    assert_passes("import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: 'int' = 3\n", "assert A().x == 3")
+    assert_passes("import pickle\nclass A:\n    pass\n", "assert type(pickle.loads(pickle.dumps(A()))) is A")
+    assert_passes("import numbers, decimal, hashlib, json, re, heapq, bisect, statistics, random, string, threading")
+    assert_passes("open('mine', 'w').write('é')", "assert open('mine', encoding='utf-8').read() == 'é'")
+    assert_passes(
+        "import sys\nsys.setrecursionlimit(5000)\ndef f(n):\n    return n and f(n - 1)", "assert f(4000) == 0"
+    )
+    assert_passes("for _ in range(100):\n    print('x' * 1_000_000)")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +75,7 @@ def test_to_end_before_the_checks_do_is_not_to_pass(program: str) -> None:
 
 
 def test_a_program_that_breaks_the_interpreter_under_itself_may_pass() -> None:
-    passes("import os, sys\nos.read = os.write = os._exit = sys.exit = print = None\nsys.modules.clear()")
+    assert_passes("import os, sys\nos.read = os.write = os._exit = sys.exit = print = None\nsys.modules.clear()")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.evaluation.sandbox import Verdict
 from tests.conftest import REPOSITORY
-from tests.unit.hostile import DAEMON, FORK_BOMB, alive, needs_namespaces, passes, run, wait_until
+from tests.unit.hostile import DAEMON, FORK_BOMB, alive, assert_passes, needs_namespaces, run, wait_until
 
 pytestmark = needs_namespaces
 
@@ -38,7 +38,7 @@ def open_folder() -> Iterator[Path]:
 
 
 def test_a_fork_bomb_fizzles_out(token: str) -> None:
-    passes(FORK_BOMB.format(token=token), "assert 0 < count <= 8, count", max_tasks=8)
+    assert_passes(FORK_BOMB.format(token=token), "assert 0 < count <= 8, count", max_tasks=8)
     assert not alive(token)
 
 
@@ -54,7 +54,7 @@ def test_a_daemon_does_not_outlive_its_program(token: str) -> None:
 
 
 def test_nor_does_the_daemon_of_a_program_that_passes(token: str) -> None:
-    passes(DAEMON.format(token=token))
+    assert_passes(DAEMON.format(token=token))
     assert not alive(token)
 
 
@@ -77,7 +77,9 @@ def test_it_cannot_signal_anything_outside() -> None:
     run(f"import os\nos.kill({outside}, 9)")
     run("import os\nos.kill(os.getppid(), 9)")
     run("import os\nos.killpg(os.getpgid(os.getppid()), 9)")
-    passes("import os\nfor pid in (-1, 1, os.getppid()):\n    try:\n        os.kill(pid, 9)\n    except OSError: pass")
+    assert_passes(
+        "import os\nfor pid in (-1, 1, os.getppid()):\n    try:\n        os.kill(pid, 9)\n    except OSError: pass"
+    )
 
 
 def test_no_file_outside_can_be_changed_or_removed(tmp_path: Path, open_folder: Path) -> None:
@@ -99,15 +101,15 @@ for place in places:
         except OSError:
             pass
 """
-    passes(program, "assert written == [], written")
+    assert_passes(program, "assert written == [], written")
     for folder in (tmp_path, open_folder):
         assert [path.name for path in folder.iterdir()] == ["planted"]
         assert (folder / "planted").read_text() == "whole"
 
 
 def test_the_working_folder_is_small_and_new_each_time() -> None:
-    passes("import os", "assert os.listdir() == []\nopen('left', 'w').close()")
-    passes("import os", "assert os.listdir() == []")
+    assert_passes("import os", "assert os.listdir() == []\nopen('left', 'w').close()")
+    assert_passes("import os", "assert os.listdir() == []")
     filling = "for i in range(100):\n    open(str(i), 'wb').write(bytes(1 << 20))"
     assert run(filling, folder_MiB=4).detail == "OSError: [Errno 28] No space left on device"
 
@@ -131,7 +133,7 @@ for family, address in [(socket.AF_INET, {listener.getsockname()}), (socket.AF_U
         except OSError:
             pass
 """
-        passes(program, "assert reached == [], reached")
+        assert_passes(program, "assert reached == [], reached")
         exec(program, reachable := {"__name__": "here"})  # the same code, outside
         assert reachable["reached"][:1] == [listener.getsockname()]
 
@@ -142,12 +144,12 @@ def test_it_sees_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 assert set(os.environ) <= {"PYTHONHASHSEED", "LC_CTYPE", "LD_LIBRARY_PATH"}, os.environ
 assert os.listdir("/proc") == os.listdir("/run") == []
 """
-    passes("import os", checks)
+    assert_passes("import os", checks)
 
 
 def test_devices_are_those_that_do_no_harm() -> None:
-    passes("import os", "assert sorted(os.listdir('/dev')) == ['full', 'null', 'random', 'urandom', 'zero']")
-    passes("x = open('/dev/urandom', 'rb').read(4); open('/dev/null', 'w').write('x')", "assert len(x) == 4")
+    assert_passes("import os", "assert sorted(os.listdir('/dev')) == ['full', 'null', 'random', 'urandom', 'zero']")
+    assert_passes("x = open('/dev/urandom', 'rb').read(4); open('/dev/null', 'w').write('x')", "assert len(x) == 4")
 
 
 def test_it_has_no_privileges() -> None:
@@ -159,4 +161,4 @@ assert libc.unshare(NAMESPACES) == -1
 assert libc.umount2(b"/dev", 2) == -1
 assert libc.mount(None, b"/", None, REMOUNT, None) == -1
 """
-    passes(program, checks)
+    assert_passes(program, checks)

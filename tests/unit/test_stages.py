@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pipeline.architecture import Share
 from pipeline.balance import balanced_stages
-from pipeline.config import Config, DataConfig, ModelConfig, ParallelConfig
+from pipeline.config import Config, DataConfig, ParallelConfig
 from pipeline.model import MultiTokenModel, initialise
+from pipeline.model_config import ModelConfig
 from pipeline.stages import StageModule
 from tests.unit.references import every_cut, every_kind_of_heads, tiny_config
 
