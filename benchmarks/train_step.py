@@ -14,13 +14,14 @@ beside our linear heads. Ratios are to our head-sequential n = 1, in the same ro
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Spread, markdown, ratio, spread
 from benchmarks.outputs import check_json
 from benchmarks.steps import Case, Measured, measure
-from common.command_line import exit_on_user_error
+from common.command_line import UserError, exit_on_user_error
 from common.files import write_json
 from pipeline.devices import peak_flops
 from pipeline.model_config import MODEL_SIZES
@@ -59,23 +60,24 @@ def flops_ratio(case: Case, base: Case) -> float:
 
 def figures(measured: Sequence[Measured], *, device: str, ranks: int) -> list[dict[str, Any]]:
     """Return what came of each case of one shape, compared to the first; `mfu` where the device's peak is known."""
-    base = measured[0]
-    return [
-        {
-            "case": asdict(one.case),
-            "name": one.case.name,
-            "seconds": one.seconds,
-            "step_s": asdict(spread(one.seconds)),
-            "step_ratio": asdict(over := ratio(one.seconds, base.seconds)),
-            "flops_ratio": (limit := flops_ratio(one.case, base.case)),
-            "of_limit": over.median / limit,
-            **_throughput(one, device=device, ranks=ranks),
-            "peak_bytes": one.peak_bytes,
-            "resident_bytes": one.resident_bytes,
-            "peak_ratio": one.peak_bytes / base.peak_bytes,
-        }
-        for one in measured
-    ]
+    return [_figures_of(one, base=measured[0], device=device, ranks=ranks) for one in measured]
+
+
+def _figures_of(one: Measured, *, base: Measured, device: str, ranks: int) -> dict[str, Any]:
+    limit, over = flops_ratio(one.case, base.case), ratio(one.seconds, base.seconds)
+    return {
+        "case": asdict(one.case),
+        "name": one.case.name,
+        "seconds": one.seconds,
+        "step_s": asdict(spread(one.seconds)),
+        "step_ratio": asdict(over),
+        "flops_ratio": limit,
+        "of_limit": over.median / limit,
+        **_throughput(one, device=device, ranks=ranks),
+        "peak_bytes": one.peak_bytes,
+        "resident_bytes": one.resident_bytes,
+        "peak_ratio": one.peak_bytes / base.peak_bytes,
+    }
 
 
 def _throughput(one: Measured, *, device: str, ranks: int) -> dict[str, float]:
@@ -105,10 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure each shape, print its table, and write the JSON that was asked for.
 
     Raises:
-        UserError: the JSON's folder does not exist.
+        UserError: the JSON's folder does not exist, or a peer's package.
     """
     arguments = _parse(argv)
     check_json(arguments.json)
+    if "liger" in arguments.peers and find_spec("liger_kernel") is None:
+        raise UserError("--peers liger needs the package liger-kernel: pip install liger-kernel, or leave it out")
     found = {}
     for name in arguments.shapes:
         changed = {"json": arguments.deepspeed_json, "activation_checkpointing": arguments.activation_checkpointing}

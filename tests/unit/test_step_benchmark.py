@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from benchmarks.peers import LinguaModel, Llama
 from benchmarks.steps import Case, Measured, measure
 from benchmarks.train_step import SHAPES, cases_of, figures, flops_ratio, table
 from pipeline.model import initialise
+from tests.conftest import run_module
 from tests.unit.references import as_transformers_llama, tiny_config, tiny_model
 
 TINY = Case(dim=64, n_layers=5, n_heads=4, vocab_size=2048, seq_len=64, micro_batch_size=8)
@@ -72,6 +74,13 @@ def test_rounds_turn_around_and_the_first_do_not_count() -> None:
     found = in_turns({name: lambda name=name: case(name) for name in "ab"}, warm_up=1, repeats=2)  # type: ignore[misc]
     assert "".join(calls) == "baabba"
     assert found == {"a": [3, 6], "b": [4, 5]}
+
+
+@pytest.mark.skipif(find_spec("liger_kernel") is not None, reason="liger-kernel is installed")
+def test_a_peer_that_is_not_installed_is_asked_for_before_anything_is_measured() -> None:
+    done = run_module("benchmarks.train_step", "--peers", "liger")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--peers liger needs the package liger-kernel" in done.stderr
 
 
 def test_a_table_is_markdown() -> None:
