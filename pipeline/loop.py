@@ -6,7 +6,6 @@ that went bad need no agreement, since every rank sees the same (health.py).
 """
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -258,7 +257,7 @@ class Trainer:
         state = found.state
         self._health.load_state_dict(state["health"])
         self._skipped_windows = state["skipped_windows"]
-        self._validation_is_due = owes_validation(found, self._config.run_dir)
+        self._validation_is_due = owes_validation(found, self._config, world=self._world)
         self._engine.load(found.path / SHARDED, updates=found.step - self._health.skipped)
         self._step = found.step
         self._times.forget()
@@ -280,12 +279,14 @@ class Trainer:
         return n_ranks > 0
 
 
-def owes_validation(found: Checkpoint, run_dir: Path) -> bool:
+def owes_validation(found: Checkpoint, config: Config, *, world: World) -> bool:
     """Return whether the validation after a checkpoint's step is still to come; every rank must call it.
 
-    A stop left it out, and no start since then has made up for it.
+    A stop left it out, and no start since then has made up for it; and the run still has validations.
     """
-    return found.state["validation_is_due"] and from_main(not has_validation(run_dir, step=found.step))
+    if not config.train.eval_every_steps or not found.state["validation_is_due"]:
+        return False
+    return from_main(world.is_main and not has_validation(config.run_dir, step=found.step))
 
 
 class _RollBack(Exception):

@@ -88,7 +88,7 @@ def run(
 
     checkpoints = CheckpointFolder(config, world=world, lease=lease)
     found = checkpoints.find(resume=resume)
-    if found is not None and found.step >= config.total_steps and not owes_validation(found, config.run_dir):
+    if found is not None and found.step >= config.total_steps and not owes_validation(found, config, world=world):
         logger.info("finished: %s is the run's last step", found.path)
         return ExitCode.FINISHED
     start = None
