@@ -1,5 +1,6 @@
 """Shared by all tests: a CPU environment, tiny real shards, and a way to run this project's commands."""
 
+import itertools
 import logging
 import os
 import socket
@@ -7,7 +8,8 @@ import subprocess
 import sys
 import sysconfig
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import psutil
 import pytest
 
 if TYPE_CHECKING:
@@ -41,26 +44,42 @@ def run_module(
     )
 
 
+_PORTS = range(10_000, 20_000)  # below those that the system gives out by itself, also before the port is used
+_next_ports = itertools.count(os.getpid() * 100)  # other processes of this suite begin elsewhere
+
+
 def free_port() -> int:
-    """Return a TCP port that nobody listens on now: other runs on this machine use the launchers' default."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Return a TCP port that nobody has now: other runs on this machine use the launchers' default."""
+    while True:
+        port = _PORTS[next(_next_ports) % len(_PORTS)]
+        with suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
-def launch_deepspeed(module: str, *arguments: object, ranks: int = 2) -> subprocess.Popen[str]:
+def launch_deepspeed(
+    module: str, *arguments: object, ranks: int = 2, variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start `deepspeed --num_gpus RANKS --module module arguments` in a process group of its own."""
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
     command += ["--master_port", str(free_port()), "--module", module]
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         cwd=REPOSITORY,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **(variables or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -87,6 +87,7 @@ def read(reading: Reading, *, world: World) -> dict[str, Any]:
             if world.is_main:
                 with (run_dir / "samples" / "rank_00000.jsonl").open("a") as file:
                     file.write('{"step":')
+            dist.barrier()  # the first death ends all, and rank 0 has the position to save before it
             os.kill(os.getpid(), signal.SIGKILL)
     by_rank: list[list[list[int]]] = [[]] * world_size
     dist.all_gather_object(by_rank, steps)

@@ -158,7 +158,7 @@ def _launch(cases: list[Case], folder: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     worker = ["--master_port", str(free_port()), "-m", "tests.distributed.modes", str(folder), str(cases_json)]
     done = subprocess.run(
-        [*launcher, *worker], cwd=REPOSITORY, capture_output=True, text=True, timeout=60 + 20 * len(cases), check=False
+        [*launcher, *worker], cwd=REPOSITORY, capture_output=True, text=True, timeout=300 + 40 * len(cases), check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 

@@ -45,7 +45,7 @@ def test_every_command_runs(sandbox: Path) -> None:
     for command in readme_commands():
         done = subprocess.run(
             ["bash", "-c", command + (SHORTER if "pipeline.train" in command else "")],
-            cwd=sandbox, env=environment, capture_output=True, text=True, timeout=300, check=False,
+            cwd=sandbox, env=environment, capture_output=True, text=True, timeout=900, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         outputs[command] = done.stdout

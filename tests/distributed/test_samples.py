@@ -40,7 +40,7 @@ def launch(ranks: int, readings: list[Reading], folder: Path) -> list[dict[str, 
     worker = ["--master_port", str(free_port()), "-m", "tests.distributed.samples", str(out), str(jobs)]
     command = [*launcher, *worker]
     out.unlink(missing_ok=True)
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900, check=False)
     if readings[-1].killed:
         assert "SIGKILL" in done.stderr or "Signal 9" in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
         return []

@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from tensorboard.util import tensor_util
 
 from pipeline.stop import ExitCode
 from tests.conftest import REPOSITORY, launch_deepspeed, run_module
+from tests.held import Hold, wait_until
 
 STEPS, EVERY = 80, 20
 Metrics = dict[int, dict[str, Any]]
@@ -43,16 +42,23 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, byte_shards: Path) -> Path:
 
 
 def start(
-    recipe: Path, name: str, *overrides: str, deepspeed_json: str = "zero1_fp32", ranks: int = 2
-) -> subprocess.Popen[str]:
+    recipe: Path, name: str, *overrides: str, deepspeed_json: str = "zero1_fp32", ranks: int = 2,
+    hold: Hold | None = None,
+) -> subprocess.Popen[str]:  # fmt: skip
     return launch_deepspeed(
-        "pipeline.train", "--config", recipe, "--deepspeed_config", f"ds_configs/{deepspeed_json}.json",
-        f"run.name={name}", *overrides, ranks=ranks,
+        "tests.held" if hold else "pipeline.train", "--config", recipe,
+        "--deepspeed_config", f"ds_configs/{deepspeed_json}.json", f"run.name={name}", *overrides,
+        ranks=ranks, variables=hold.variables if hold else {},
     )  # fmt: skip
 
 
+def before_line(number: int, *, file: Path) -> Hold:
+    """Rank 0 waits before it writes the line of metrics.jsonl with this number, from 1 up."""
+    return Hold(command="pipeline.train", at="pipeline.sinks:MetricsFile.write", after=number - 1, file=file)
+
+
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     return process.returncode, output
 
 
@@ -100,14 +106,6 @@ def exact(line: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 240) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(recipe: Path) -> Path:
     returncode, output = finish(start(recipe, "uninterrupted"))
@@ -134,18 +132,24 @@ def test_run_directory_is_as_documented(uninterrupted: Path) -> None:
     assert lines[STEPS]["loss/total"] < lines[1]["loss/total"] - 2
 
 
-def test_kill_9_and_restart_is_bit_identical(recipe: Path, uninterrupted: Path) -> None:
-    """In what is said of it, too: TensorBoard has each step once, also of texts and histograms."""
+def test_kill_9_and_restart_is_bit_identical(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """In what is said of it, too: TensorBoard has each step once, also of texts and histograms.
+
+    The kill comes between two checkpoints, when the first is there.
+    """
     run_dir, watched = (
         recipe.parent / "runs" / "killed",
         ("log.previews_every_steps=10", "log.grad_norms_every_steps=5"),
     )
-    process = start(recipe, "killed", *watched)
-    wait_until(lambda: (run_dir / "metrics.jsonl").exists() and max(metrics(run_dir), default=0) >= 30, process)
+    lines = 32 + 32 // 5 + 1  # steps, norms of every fifth, and a validation
+    hold = before_line(lines + 1, file=tmp_path / "held")
+    process = start(recipe, "killed", *watched, hold=hold)
+    hold.reached(process)
+    wait_until((run_dir / "checkpoints" / f"step_{EVERY:08d}").exists, process)  # written in the background
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     killed_at = max(metrics(run_dir))
-    assert killed_at < STEPS, "the kill came too late to test anything"
+    assert killed_at == 32
     returncode, output = finish(start(recipe, "killed", *watched))
     assert returncode == 0, output
     assert "resumed from" in output
@@ -179,21 +183,26 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_used(recipe: Path, unin
     assert exact(metrics(run_dir)[STEPS]) == exact(metrics(uninterrupted)[STEPS])
 
 
-def test_a_signal_to_one_rank_stops_all_and_the_same_command_goes_on(recipe: Path, uninterrupted: Path) -> None:
+def test_a_signal_to_one_rank_stops_all_and_the_same_command_goes_on(
+    recipe: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     """Also under ZeRO-3, whose save, load and validation need every rank.
 
     The stop leaves a validation out; here a start between the two has made up for it, and was killed.
     """
     run_dir = recipe.parent / "runs" / "stopped"
-    process = start(recipe, "stopped", "train.eval_every_steps=1", deepspeed_json="zero3_fp32")
-    wait_until(lambda: (run_dir / "metrics.jsonl").exists() and max(metrics(run_dir), default=0) >= 2, process)
+    hold = before_line(2 * 2 + 1, file=tmp_path / "held")  # each step has its validation
+    process = start(recipe, "stopped", "train.eval_every_steps=1", deepspeed_json="zero3_fp32", hold=hold)
+    hold.reached(process)
+    assert list(metrics(run_dir)) == [1, 2]
     launched = psutil.Process(process.pid).children(recursive=True)
     rank_1 = next(child for child in launched if "--local_rank=1" in child.cmdline())  # then come its loader workers
     rank_1.send_signal(signal.SIGUSR1)
+    hold.release()
     returncode, output = finish(process)
     assert returncode == ExitCode.STOPPED, output
     assert "stopped on request (SIGUSR1 on rank 1) after step" in output
-    assert max(metrics(run_dir)) < STEPS, "the signal came too late to test anything"
+    assert max(metrics(run_dir)) < 5
     assert list((run_dir / "checkpoints").glob("step_*"))
     stopped_after = max(metrics(run_dir))
     assert stopped_after - 1 in validations(run_dir)

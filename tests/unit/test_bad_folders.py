@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from common.command_line import UserError
 from data_prep import check_shards, merge_shards, report, stats, train_tokenizer, write_shards
 from data_prep.shard_folder import METADATA
 from tests.conftest import REPOSITORY
-from tests.unit.written import byte_arguments, files_of
+from tests.unit.written import byte_arguments, files_of, held_run, in_second_part
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 FORBID = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")  # what lets root read and write anything
@@ -115,23 +114,13 @@ def test_ctrl_c_is_a_line_and_the_same_command_goes_on(
     corpus: Path, tmp_path: Path, reference: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "data_prep.write_shards", *byte_arguments(corpus, out)]
-    run = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+    run = held_run(
+        byte_arguments(corpus, out), in_second_part(tmp_path / "held"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    deadline = time.monotonic() + 300
-    while not list(out.glob("work/part-*[0-9].json")):
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    )  # fmt: skip
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=300)
     assert run.returncode == 130
     assert errors.endswith("\ninterrupted; the same command continues it\n")  # after the bar
     assert "Traceback" not in errors

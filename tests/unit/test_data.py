@@ -275,7 +275,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_shared_memory_of_a_killed_run_is_no_obstacle(shards: Path) -> None:
     expected = read(TrainingData(config_for(shards)), 1)
     command = [sys.executable, "-c", KILLED, str(shards)]
-    killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
     assert killed.returncode == -9, killed.stderr
     left = Path("/dev/shm") / f"{int(killed.stdout):06}_resume"
     assert left.exists()

@@ -1,12 +1,9 @@
 """Exact and near deduplication through write_shards, against sets of words; over parts, workers and a kill."""
 
-import contextlib
 import gzip
 import json
 import random
 import shutil
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,9 @@ from data_prep.ngrams import words_of
 from data_prep.part_writer import WORK_FOLDER
 from data_prep.report import REPORT
 from data_prep.shard_folder import METADATA
-from tests.conftest import REPOSITORY
+from tests.held import Hold
 from tests.unit.own_problems import HUMANEVAL, write_jsonl
-from tests.unit.written import files_of
+from tests.unit.written import files_of, held_run, kill
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 CODE = (STDLIB / "argparse.py").read_text()
@@ -160,14 +157,10 @@ def test_any_number_of_workers_and_a_kill_in_the_survey_give_the_same_bytes(
     assert files_of(tmp_path / "two") == reference
 
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "data_prep.write_shards", *_arguments(corpus, out, **everything)]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(out.glob(f"{WORK_FOLDER}/*.survey.npz")):
-        assert process.poll() is None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.005)
-    process.kill()
-    process.wait()
+    at = "data_prep.deduplicate:written_whole"  # of the second survey
+    hold = Hold(command="data_prep.write_shards", at=at, after=1, file=tmp_path / "held")
+    kill(held_run(_arguments(corpus, out, **everything), hold))
+    assert len(list(out.glob(f"{WORK_FOLDER}/*.survey.npz"))) == 1
     assert not list(out.glob("train/part-*"))  # before any part
     assert not (out / METADATA).exists()
     write_shards.main(_arguments(corpus, out, **everything))

@@ -4,14 +4,9 @@ import gzip
 import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import zstandard
 
@@ -26,8 +21,10 @@ from data_prep.packing import WindowShape
 from data_prep.part_writer import WORK_FOLDER, Part, PartOptions
 from data_prep.report import REPORT
 from data_prep.sources import list_source
-from tests.conftest import REPOSITORY, run_module
+from tests.conftest import run_module
+from tests.held import Hold
 from tests.unit.own_problems import write_jsonl
+from tests.unit.written import held_run, kill
 
 N_ORIGINALS = 60
 
@@ -148,21 +145,13 @@ def test_datatroves_own_executor_runs_the_stages(corpus: Path, reference: Path, 
 
 def test_a_killed_run_goes_on(corpus: Path, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "data_prep.deduplicate_corpus", *_arguments(corpus, out)]
-    run = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while len(list(out.glob("logs/pairs/completions/*"))) < 3:
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    workers = psutil.Process(run.pid).children(recursive=True)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    psutil.wait_procs(workers, timeout=60)  # they end when they see that it did
+    at = "datatrove.pipeline.dedup.minhash:MinhashDedupBuckets.run"
+    hold = Hold(command="data_prep.deduplicate_corpus", at=at, after=3, file=tmp_path / "held")
+    kill(held_run(_arguments(corpus, out), hold))
     assert not (out / "documents").exists()
     assert not (out / "summary.json").exists()
     done = {path: path.stat().st_mtime_ns for path in out.glob("logs/*/completions/*")}
-    assert 3 <= len(list(out.glob("logs/pairs/completions/*"))) < 25
+    assert len(list(out.glob("logs/pairs/completions/*"))) == 3
     deduplicate_corpus.main(_arguments(corpus, out, num_workers=2))
     assert _files(out) == _files(reference)
     assert {path: path.stat().st_mtime_ns for path in done} == done

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import faulthandler, sys
+import faulthandler, sys, time
+from contextlib import suppress
 from pathlib import Path
 from common.command_line import UserError, exit_on_user_error
 from pipeline.distributed import from_main, world_from_environment
@@ -17,7 +18,17 @@ from pipeline.engine import process_group
 faulthandler.dump_traceback_later(250, exit=True)  # a hang says where
 
 def gloo_threads():
-    return [name for task in Path("/proc/self/task").iterdir() if "gloo" in (name := (task / "comm").read_text())]
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it may end meanwhile
+            names.append((task / "comm").read_text())
+    return [name for name in names if "gloo" in name]
+
+def left_threads():
+    end_s = time.monotonic() + 60  # the kernel has a thread for a moment after it was joined
+    while gloo_threads() and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return gloo_threads()
 
 def main():
     with process_group(world_from_environment()) as device:
@@ -28,7 +39,7 @@ def main():
 try:
     exit_on_user_error(main, program="test")
 finally:
-    print("left", len(gloo_threads()))
+    print("left", len(left_threads()))
 """
 
 

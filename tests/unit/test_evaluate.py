@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pipeline.decoding.text import cut_at_stop
 from pipeline.evaluation.problems import load_problems
 from pipeline.evaluation.sandbox import Isolation, Limits, run_program
 from tests.conftest import REPOSITORY, run_module
+from tests.held import Hold, wait_until
 from tests.unit.exports import exported
 from tests.unit.hostile import needs_namespaces
 from tests.unit.own_problems import HUMANEVAL, MBPP, SANITIZED_MBPP, write_jsonl
@@ -163,16 +163,18 @@ def test_a_completion_ends_at_its_stop_string(command: Callable[..., list[str]],
     assert report["cut_by_max_gen_len"] == {"0.0": 1}
 
 
-def killed_when(condition: Callable[[], bool], *arguments: str) -> None:
-    """Start the evaluation, and kill -9 it as soon as the condition holds."""
-    process = subprocess.Popen([sys.executable, "-m", "pipeline.evaluate", *arguments], cwd=REPOSITORY)
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+def killed_when(log: Path, n_lines: int, *arguments: str, at: str, after: int) -> None:
+    """Start the evaluation, and kill -9 it while it waits at a call and a log has so many lines."""
+    hold = Hold(command="pipeline.evaluate", at=at, after=after, file=log.with_name("held"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.held", *arguments], cwd=REPOSITORY, env={**os.environ, **hold.variables}
+    )
+    hold.reached(process)
+    wait_until(lambda: len(lines_so_far(log)) >= n_lines, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    hold.release()
+    assert len(lines_so_far(log)) == n_lines
 
 
 def test_a_killed_evaluation_continues_as_if_it_had_not_been(command: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -180,11 +182,12 @@ def test_a_killed_evaluation_continues_as_if_it_had_not_been(command: Callable[.
     evaluate.main(command(*flags, "--output", tmp_path / "whole"))
 
     out = tmp_path / "out"
-    killed_when(lambda: len(lines_so_far(out / "samples.jsonl")) > 6, *command(*flags))
-    assert 6 < len(lines_so_far(out / "samples.jsonl")) < 80
+    in_samples = "pipeline.evaluation.sample_log:SampleLog.add"
+    killed_when(out / "samples.jsonl", 9, *command(*flags), at=in_samples, after=3)  # of 80, in batches of 3
     assert not lines_so_far(out / "results.jsonl")
-    killed_when(lambda: len(lines_so_far(out / "results.jsonl")) > 3, *command(*flags, "--num_workers", 1))
-    assert 3 < len(lines_so_far(out / "results.jsonl")) < 80
+    executing, alone = "pipeline.evaluation.sandbox:run_program", ("--num_workers", 1)
+    # the first execution finds out what this machine can isolate
+    killed_when(out / "results.jsonl", 4, *command(*flags, *alone), at=executing, after=5)
     assert not (out / "results.json").exists()
     done = run_module("pipeline.evaluate", *command(*flags))
     assert done.returncode == 0, done.stderr

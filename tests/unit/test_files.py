@@ -73,7 +73,7 @@ from common.files import hold_lock
 holder = hold_lock(Path(sys.argv[1]))
 if os.fork():
     print(holder, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

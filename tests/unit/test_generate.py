@@ -1,5 +1,6 @@
 """The command line of generation: its output contract, its comparison, and one clear line for each mistake."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -246,7 +247,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_without_the_heavy_libraries(modul
 def test_a_piped_text_is_a_prompt(scripted_dir: Path, piped: str, code: int, out: str, err: str) -> None:
     command = [sys.executable, "-m", "pipeline.generate", *arguments(scripted_dir, "--prompt_file", "-")]
     done = subprocess.run(
-        command, cwd=REPOSITORY, input=piped, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=REPOSITORY, input=piped, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == code, done.stderr
     assert done.stdout.startswith(out)
@@ -254,15 +255,16 @@ def test_a_piped_text_is_a_prompt(scripted_dir: Path, piped: str, code: int, out
 
 
 def test_it_ends_quietly_when_nobody_reads_on(scripted_dir: Path) -> None:
-    """As before `| head -1`."""
+    """As before `| head -1`; the pipe does not take all that there is to write."""
     prompts = ["--prompt", "a"] * 100
     command = [sys.executable, "-m", "pipeline.generate", *arguments(scripted_dir, *prompts, "--max_batch_size", 1)]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None
+    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
     assert process.stdout.readline() == "a\n"
     process.stdout.close()
-    assert process.wait(timeout=120) == -signal.SIGPIPE
+    assert process.wait(timeout=300) == -signal.SIGPIPE
     assert len(process.stderr.read().splitlines()) == 1  # that it loads
 
 
@@ -273,8 +275,8 @@ def test_the_model_cards_quickstart(tmp_path: Path, sentencepiece_model: Path) -
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     reading, writing = os.pipe()  # as an idle shell's
     done = subprocess.run(
-        QUICKSTART.split(), cwd=tmp_path, env={**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)},
-        stdin=reading, capture_output=True, text=True, timeout=120, check=False,
+        QUICKSTART.split(), cwd=tmp_path, stdin=reading, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     os.close(reading)
     os.close(writing)

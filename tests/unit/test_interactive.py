@@ -51,7 +51,7 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
-    def until(self, text: str, *, timeout_s: float = 60) -> str:
+    def until(self, text: str, *, timeout_s: float = 300) -> str:
         """Wait for a text; return what was shown since the last one, up to its end."""
         deadline = time.monotonic() + timeout_s
         while text.encode() not in self._shown:
@@ -98,14 +98,14 @@ def test_a_terminal(terminal: Terminal) -> None:
     terminal.type("x" * 3 + "\n")
     assert terminal.until(PROMPT).startswith("xxx\n\n[1 tokens, 1.00 tokens per forward, ")
     terminal.type(CTRL_D)
-    assert terminal.process.wait(timeout=60) == 0
+    assert terminal.process.wait(timeout=300) == 0
 
 
 def test_a_pipe(command: list[str]) -> None:
     lines = [b"a", b"caf\xe9", b"x" * 30, b"", "😀".encode()]
     done = subprocess.run(
         [*command, "--max_seq_len", "24"], cwd=REPOSITORY, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
-        input=b"\n".join(lines), capture_output=True, timeout=120, check=False,
+        input=b"\n".join(lines), capture_output=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0
     shown = [answer.splitlines() for answer in done.stdout.decode().split(PROMPT)]

@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from data_prep.shard_folder import METADATA
 from data_prep.sources import list_source
 from data_prep.verdicts import ChangedInputError, verdicts
 from tests.conftest import REPOSITORY
+from tests.held import wait_until
+from tests.unit.written import kill_in_second_part
 
 TEXTS = [f"document {i}" for i in range(2000)]
 
@@ -143,16 +144,14 @@ def test_standard_input_is_kept_whole_or_not_at_all(tmp_path: Path, capfd: pytes
     assert reading.stdin is not None
     reading.stdin.write(corpus.read_bytes()[:50_000])
     reading.stdin.flush()
-    _wait_for(lambda: any((out / WORK_FOLDER).glob(".stdin.jsonl.partial-*")), reading)
+    wait_until(lambda: any((out / WORK_FOLDER).glob(".stdin.jsonl.partial-*")), reading)
     reading.send_signal(signal.SIGKILL)
     reading.wait()
     assert not kept.exists()
 
     with corpus.open("rb") as file:
-        writing = subprocess.Popen(command, cwd=REPOSITORY, stdin=file)
-        _wait_for(lambda: any((out / WORK_FOLDER).glob("part-*.json")), writing)
-        writing.send_signal(signal.SIGKILL)
-        writing.wait()
+        kill_in_second_part(command[3:], file=tmp_path / "held", splits=1, stdin=file)
+    assert len(list((out / WORK_FOLDER).glob("part-*[0-9].json"))) == 1
     assert kept.read_bytes() == corpus.read_bytes()
     assert not (out / METADATA).exists()
     assert not list((out / WORK_FOLDER).glob(".stdin*partial*"))
@@ -170,14 +169,6 @@ def test_standard_input_is_kept_whole_or_not_at_all(tmp_path: Path, capfd: pytes
     empty = subprocess.run(_command(tmp_path / "x", "--input", "-"), cwd=REPOSITORY, stdin=subprocess.DEVNULL)
     assert empty.returncode == 2
     assert "input '-' is jsonl from standard input, which is empty" in capfd.readouterr().err
-
-
-def _wait_for(happened: Any, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 300
-    while not happened():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_strict_ends_the_run_and_without_it_the_same_command_goes_on(

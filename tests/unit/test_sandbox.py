@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from pipeline.evaluation.sandbox import SandboxError, Verdict
+from tests.conftest import is_alive
 from tests.unit.hostile import (
     FORK_FOREVER,
     IGNORE_ALL,
@@ -124,5 +125,5 @@ def test_what_befalls_the_sandbox_itself_is_no_verdict(generation: str) -> None:
 
 
 def supervisors() -> list[psutil.Process]:
-    children = psutil.Process().children()
+    children = filter(is_alive, psutil.Process().children())  # others' may be dead, and have no command line
     return [child for child in children if any("sandbox_init.py" in part for part in child.cmdline())]

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from pipeline.evaluation.sandbox import Verdict
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, is_alive
 from tests.unit.hostile import DAEMON, FORK_BOMB, alive, assert_passes, needs_namespaces, run, wait_until
 
 pytestmark = needs_namespaces
@@ -68,7 +68,7 @@ def test_nothing_outlives_the_evaluation_if_that_is_killed(token: str) -> None:
     assert len(started) > 2  # the supervisor and init, too
     evaluation.send_signal(signal.SIGKILL)
     evaluation.wait()
-    wait_until(lambda: not any(process.is_running() and process.status() != "zombie" for process in started))
+    wait_until(lambda: not any(map(is_alive, started)))
 
 
 def test_it_cannot_signal_anything_outside() -> None:

@@ -190,7 +190,7 @@ def test_a_limit_of_the_process_is_told(tiny_folder: Path) -> None:
     command = [sys.executable, "-m", "pipeline.generate", "--ckpt_dir", str(tiny_folder), "--device", "cpu", "--prompt"]
     command += ["x", "--max_batch_size", "1", "--max_seq_len", str(limit // per_token)]
     done = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False,
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

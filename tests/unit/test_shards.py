@@ -385,7 +385,7 @@ list(islice(data, 27))
 def test_a_shard_is_verified_once_in_a_run(root: Path) -> None:
     """Each read opens the file once, verification once more; loader workers are new in each of three epochs."""
     done = subprocess.run(
-        [sys.executable, "-c", COUNTING, str(root)], cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", COUNTING, str(root)], cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

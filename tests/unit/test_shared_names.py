@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from pipeline import shared_names
 from pipeline.shards import ShardFolder
@@ -40,16 +43,25 @@ def files_of(number: int) -> list[Path]:
     return [path for place in places for path in place.glob(f"{number:06}_*")]
 
 
+@contextmanager
+def no_other_start() -> Iterator[IO[str]]:
+    """Keep everybody on this machine from choosing names, and from freeing any at a start."""
+    with (shared_names.SHARED_MEMORY / shared_names.STARTING).open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield held
+
+
 def test_what_a_killed_run_left_is_removed_and_what_a_live_one_has_is_not(byte_shards: Path) -> None:
     live, live_number = run(byte_shards / "train")
     killed, killed_number = run(byte_shards / "train")
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    left = files_of(killed_number)
-    assert left, "nothing was left to be removed"
-    kept = files_of(live_number)
-    shared_names.free_names_of_the_dead()
-    assert not any(path.exists() for path in left)
+    left, kept = files_of(killed_number), files_of(live_number)
+    assert left
+    with no_other_start():  # which would free the names as well, and then have them
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+        assert files_of(killed_number) == left, "nothing was left to be removed"
+        shared_names.free_names_of_the_dead()
+        assert not files_of(killed_number)
     assert kept
     assert all(path.exists() for path in kept)
     os.killpg(live.pid, signal.SIGKILL)
@@ -66,12 +78,11 @@ def test_a_worker_that_outlives_its_run_keeps_the_name(byte_shards: Path) -> Non
 
 
 def test_runs_that_start_at_once_choose_one_after_the_other(byte_shards: Path) -> None:
-    with (shared_names.SHARED_MEMORY / shared_names.STARTING).open("a") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with no_other_start() as held:
         start = threading.Thread(target=ShardFolder, args=[byte_shards / "train"], kwargs={"batch_size": 1})
         start.start()
         start.join(0.5)
         assert start.is_alive()
         fcntl.flock(held, fcntl.LOCK_UN)
-        start.join(60)
+        start.join(300)
         assert not start.is_alive()

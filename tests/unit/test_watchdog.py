@@ -68,7 +68,7 @@ class Ended:
 def ended(request: pytest.FixtureRequest, processes: dict[str, subprocess.Popen[str]]) -> Ended:
     """The process that a test is parametrized with, once it has ended."""
     process = processes[request.param]
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert isinstance(process.args, list)
     return Ended(code=process.returncode, stderr=stderr, directory=Path(str(process.args[4])))
 
@@ -101,7 +101,7 @@ def test_both_ranks_of_a_missed_collective_say_where_they_stand(tmp_path: Path) 
     port = free_port()
     ranks = [start("miss_a_collective", tmp_path, 4, rank, port) for rank in range(2)]
     try:
-        outputs = [process.communicate(timeout=120)[1] for process in ranks]
+        outputs = [process.communicate(timeout=300)[1] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
@@ -173,7 +173,7 @@ def test_a_stopped_process_has_its_time_when_it_goes_on(tmp_path: Path) -> None:
             time.sleep(timeout_s / 5)  # not yet any progress
             assert process.poll() is None
             print("go on", file=process.stdin, flush=True)
-            assert process.wait(60) == 0
+            assert process.wait(300) == 0
             assert process.stderr.read() == ""
         finally:
             process.kill()

@@ -1,10 +1,6 @@
 """write_shards against the contract: read back with streaming, compared with sentencepiece called directly."""
 
-import contextlib
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +13,8 @@ from common.command_line import UserError
 from data_prep import train_tokenizer, write_shards
 from data_prep.part_writer import WORK_FOLDER
 from data_prep.shard_folder import METADATA
-from tests.conftest import REPOSITORY
-from tests.unit.written import LOOKAHEAD, SEQ_LEN, STDLIB, arguments_for, files_of, make_corpus
+from tests.held import Hold
+from tests.unit.written import LOOKAHEAD, SEQ_LEN, STDLIB, arguments_for, files_of, held_run, kill, make_corpus
 
 
 def _windows(folder: Path) -> list[list[int]]:
@@ -139,21 +135,12 @@ def test_a_run_killed_half_way_is_continued_to_the_same_bytes(
 ) -> None:
     out = tmp_path / "out"
     arguments = arguments_for(corpus, model, out, dedup="exact", num_workers=1)
-    command = [sys.executable, "-m", "data_prep.write_shards", *arguments]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (list(out.glob("work/part-*.json")) and list(out.glob("work/*.staging-*"))):
-        assert process.poll() is None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.01)
-    workers = {int(staging.name.rpartition("-")[2]) for staging in out.glob("work/*.staging-*")}
-    process.kill()
-    process.wait()
+    hold = Hold(command="data_prep.write_shards", at="data_prep.part_writer:_publish", after=4, file=tmp_path / "held")
+    kill(held_run(arguments, hold))
     assert not (out / METADATA).exists()
-    deadline = time.monotonic() + 20
-    while any(_is_alive(worker) for worker in workers):  # or two would write one part, once it is started again
-        assert time.monotonic() < deadline
-
-    marks = sorted(out.glob("work/part-*.json"))
+    assert list(out.glob("work/part-00002.staging-*"))
+    marks = sorted(out.glob("work/part-*[0-9].json"))
+    assert [mark.stem for mark in marks] == ["part-00000", "part-00001"]
     marks[-1].unlink()  # as if killed between the rename of a split and the mark
     with (out / "train" / marks[-1].stem / "index.json").open("a") as file:
         file.write("damage")
@@ -161,15 +148,7 @@ def test_a_run_killed_half_way_is_continued_to_the_same_bytes(
         write_shards.main(arguments_for(corpus, model, out, dedup="exact", seq_len=32))
     write_shards.main(arguments)
     assert files_of(out) == reference
-    assert ("finished already" in capsys.readouterr().out) == (len(marks) > 1)
-
-
-def _is_alive(pid: int) -> bool:
-    """Return whether a process runs; one that only waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    assert "finished already" in capsys.readouterr().out
 
 
 def test_finished_parts_are_not_written_again(
