@@ -6,7 +6,6 @@ goes backwards, so that none is always the one after a heavy neighbour.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -83,14 +82,11 @@ def on_ranks(module: str, todo: Any, *, ranks: int, threads: int = 1, **variable
     Raises:
         RuntimeError: a rank failed; the message has the end of what they said.
     """
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "todo.json"
         write_json(path, todo)
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
-        command += ["--master_port", str(port), "--module", module, "--todo", str(path)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        command += ["--module", module, "--todo", str(path)]
         environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **variables}
         said = None if sys.stderr.isatty() else subprocess.STDOUT  # a person sees rank 0's progress
         done = subprocess.run(

@@ -56,5 +56,10 @@ class StopRequest:
             self._reason = "its launcher's death"
         return self._reason
 
+    def close(self) -> None:
+        """Take no more requests: what comes while the interpreter ends, without handlers, would be its exit code."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._reason = self._reason or signal.Signals(number).name

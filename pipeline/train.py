@@ -58,6 +58,7 @@ def main() -> None:
         exit_code = run(
             inputs, world=world, device=device, resume=arguments.resume, stop=stop, watchdog=watchdog, rank_log=rank_log
         )
+    stop.close()
     sys.exit(exit_code)
 
 

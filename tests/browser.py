@@ -51,9 +51,7 @@ class Browser:
         os.close(theirs_out)
         self._numbers, self._unread = itertools.count(1), b""
         self._session: str | None = None
-        targets = self._call("Target.getTargets")["targetInfos"]
-        page = next(target["targetId"] for target in targets if target["type"] == "page")
-        self._session = self._call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+        self._session = self._call("Target.attachToTarget", targetId=self._first_page(), flatten=True)["sessionId"]
 
     def __enter__(self) -> Self:
         return self
@@ -66,6 +64,16 @@ class Browser:
         self._process.terminate()
         self._process.wait()
 
+    def _first_page(self, *, timeout_s: float = 300) -> str:
+        """Return the id of the page that the browser opens, a moment after it can be asked."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for target in self._call("Target.getTargets")["targetInfos"]:
+                if target["type"] == "page":
+                    return str(target["targetId"])
+            time.sleep(0.1)
+        raise TimeoutError("the browser has no page")
+
     def open(self, address: str) -> None:
         """Go to a page, afresh."""
         self._call("Page.navigate", url="about:blank")  # or another fragment would not load anything
@@ -75,7 +83,7 @@ class Browser:
         """Return the value of a JavaScript expression, as JSON has it."""
         return self._call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
-    def text_with(self, *expected: str, timeout_s: float = 120) -> str:
+    def text_with(self, *expected: str, timeout_s: float = 300) -> str:
         """Return the text of the page once it has all that is expected, or as it is when time is up."""
         deadline = time.monotonic() + timeout_s
         while True:

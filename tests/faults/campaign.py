@@ -91,7 +91,10 @@ class Campaign:
 
     def _fresh_victim(self, kind: Kind) -> Victim:
         run_dir = self.victims / "victim"
-        victim = Victim(self._recipe, run_dir, reference=self.reference, start_s=self._start_s)
+        victim = Victim(
+            self._recipe, run_dir, reference=self.reference, start_s=self._start_s,
+            linger_after=self._total_steps - CLOSE_TO_END // 2,
+        )  # fmt: skip
         victim.start(*kind.overrides)
         return victim
 
@@ -127,6 +130,7 @@ class Campaign:
 
     def _finish(self, victim: Victim) -> None:
         """Let a victim finish, compare all of it, and count the bad batches that it met."""
+        victim.let_finish()
         began_s, step, problems = time.monotonic(), victim.job.step, []
         try:
             code = victim.job.ended()

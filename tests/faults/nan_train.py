@@ -2,20 +2,28 @@
 
 Which ones depends on their tokens alone, so that a run meets them in the same steps however often it was killed. Of
 `FAULTS_INFINITE_ONE_IN` windows, in the mean, one is so in the loss of each head. Validation is left alone.
+
+Where `FAULTS_MAY_FINISH` names a file that is not there, steps beyond `FAULTS_LINGER_AFTER` take a second more, so that
+a campaign that is kept waiting by a busy machine does not find its victim done.
 """
 
 import os
+import time
 import zlib
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import pipeline.model
+import pipeline.sinks
 from common.command_line import exit_on_user_error
 from pipeline import train
 from pipeline.loss import cross_entropy
+from pipeline.sinks import Console, Scalars
 
 ONE_IN = "FAULTS_INFINITE_ONE_IN"
+MAY_FINISH, LINGER_AFTER = "FAULTS_MAY_FINISH", "FAULTS_LINGER_AFTER"
 RARELY = 400
 MARK = 8  # targets of a window by which it is known
 
@@ -33,6 +41,17 @@ def has_marked(targets_BT: Tensor) -> bool:
     return any(zlib.crc32(mark) % one_in == 0 for mark in marks)
 
 
+class LingeringConsole(Console):
+    """Rank 0's, for which the others wait."""
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        super().write(step, scalars)
+        if step > int(os.environ[LINGER_AFTER]) and not Path(os.environ[MAY_FINISH]).exists():
+            time.sleep(1)
+
+
 if __name__ == "__main__":
+    if MAY_FINISH in os.environ:
+        pipeline.sinks.Console = LingeringConsole  # type: ignore[misc]
     pipeline.model.cross_entropy = infinite_for_some
     exit_on_user_error(train.main, program=train.PROGRAM)

@@ -1,5 +1,6 @@
 """Faults of processes: killed, asked to stop, stopped for ever, started twice; and numbers that stay bad."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ import signal
 import time
 from random import Random
 from unittest.mock import patch
+
+import psutil
 
 from pipeline.stop import ExitCode
 from tests.faults import nan_train
@@ -70,7 +73,8 @@ def stop_twice_in_save(victim: Victim, rng: Random) -> Effect:
     victim.job.wait_for_save()
     for number, rank, wait_s in zip(numbers, ranks, waits_s, strict=True):
         time.sleep(wait_s)
-        processes[rank].send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):  # the first was heeded so soon
+            processes[rank].send_signal(number)
     victim.must_end_with(ExitCode.STOPPED)
     victim.must_say("stopped on request (")
     sent = ", ".join(f"{number.name} to rank {rank}" for number, rank in zip(numbers, ranks, strict=True))

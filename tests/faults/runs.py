@@ -6,7 +6,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +42,14 @@ class Job:
     Every process that it starts writes to one pipe; its end is how all of them are known to be gone.
     """
 
-    def __init__(self, recipe: Recipe, run_dir: Path, *overrides: str) -> None:
+    def __init__(
+        self, recipe: Recipe, run_dir: Path, *overrides: str, variables: Mapping[str, str] | None = None
+    ) -> None:
         self.run_dir, self._started_s = run_dir, time.monotonic()
         self.process = launch_deepspeed(
             "tests.faults.nan_train", "--config", recipe.path, "--deepspeed_config", "ds_configs/zero1_fp32.json",
             f"run.dir={run_dir.parent}", f"run.name={run_dir.name}", f"data.shards={recipe.shards}",
-            *recipe.overrides, *overrides, ranks=RANKS,
+            *recipe.overrides, *overrides, ranks=RANKS, variables=variables,
         )  # fmt: skip
         self._lines: list[str] = []
         self._ranks: list[psutil.Process] = []

@@ -2,11 +2,12 @@
 
 import itertools
 import json
+import time
 from pathlib import Path
 from random import Random
 
 from pipeline.stop import ExitCode
-from tests.faults.runs import NotAsPromised, checkpoints_of
+from tests.faults.runs import PATIENCE_S, NotAsPromised, checkpoints_of
 from tests.faults.victim import DAMAGED, Ballast, Effect, Victim, expected_resume, undamaged_checkpoints
 
 TELLING_FAILURE = "a checkpoint could not be written"
@@ -111,10 +112,14 @@ def _first_readings(victim: Victim, after: int) -> list[tuple[int, Path]]:
 
 def fill_disk_and_go_on(victim: Victim, rng: Random) -> Effect:
     """The disk fills up, and the next save fails; training goes on, aloud, and saves again when there is room."""
-    with Ballast(victim.run_dir.parent) as ballast:
-        leave = _leave(victim, rng)
-        ballast.fill(leave=leave)
-        victim.job.wait_until(lambda: TELLING_FAILURE in victim.job.output, what="the failure of a save")
+    leave = _leave(victim, rng)
+    with Ballast(victim.run_dir.parent, leave=leave) as ballast:
+
+        def has_failed() -> bool:
+            ballast.fill()
+            return TELLING_FAILURE in victim.job.output
+
+        victim.job.wait_until(has_failed, what="the failure of a save")
         victim.must_say("training goes on")
         victim.job.wait_for_step(victim.job.step + 2)
     details = f"{leave / 2**20:.1f} MiB left"
@@ -128,9 +133,11 @@ def fill_disk_and_go_on(victim: Victim, rng: Random) -> Effect:
 
 def fill_disk_and_stop(victim: Victim, rng: Random) -> Effect:
     """The disk fills up; with faults.failed_save=stop the run ends."""
-    with Ballast(victim.run_dir.parent) as ballast:
-        leave = _leave(victim, rng)
-        ballast.fill(leave=leave)
+    leave = _leave(victim, rng)
+    with Ballast(victim.run_dir.parent, leave=leave) as ballast:
+        while not victim.job.is_over and victim.job.age_s < PATIENCE_S:
+            ballast.fill()
+            time.sleep(0.05)
         victim.must_end_with(ExitCode.FAILED_SAVE)
     victim.must_say(TELLING_FAILURE)
     return Effect(details=f"{leave / 2**20:.1f} MiB left")

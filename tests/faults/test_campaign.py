@@ -10,13 +10,14 @@ from random import Random
 import pytest
 
 from pipeline.stop import ExitCode
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, is_alive
 from tests.faults import compare, process_faults, storage_faults
 from tests.faults.campaign import BAD_BATCH, WHOLE_RUN, Campaign, all_recovered, disk_size
 from tests.faults.kinds import KINDS, in_random_order
 from tests.faults.report import table
 from tests.faults.runs import Job, NotAsPromised, Recipe
 from tests.faults.victim import Kind, Outcome, Victim, small_disk
+from tests.held import wait_until
 
 STEPS = 130
 ONCE = (
@@ -70,7 +71,7 @@ def test_a_victim_that_cannot_start_is_not_recovered(campaign: Campaign) -> None
 
 
 def test_another_exit_code_is_not_as_promised(campaign: Campaign, recipe: Recipe) -> None:
-    victim = Victim(recipe, recipe.runs / "mistaken", reference=campaign.reference, start_s=1)
+    victim = Victim(recipe, recipe.runs / "mistaken", reference=campaign.reference, start_s=1, linger_after=1)
     victim.start("model.n_heads=3")
     with pytest.raises(NotAsPromised, match=r"exit code 2 instead of 75: .*model.n_heads=3"):
         victim.must_end_with(ExitCode.STOPPED)
@@ -144,4 +145,4 @@ def test_a_job_knows_its_processes_and_leaves_none(recipe: Recipe) -> None:
     ]  # fmt: skip
     job.kill()
     assert job.is_over
-    assert not any(rank.is_running() and rank.status() != "zombie" for rank in ranks)
+    wait_until(lambda: not any(map(is_alive, ranks)))  # they close what they have open a moment before

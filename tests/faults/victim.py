@@ -4,12 +4,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 from pipeline.stop import ExitCode
+from tests.faults.nan_train import LINGER_AFTER, MAY_FINISH
 from tests.faults.runs import Job, NotAsPromised, Recipe, checkpoints_of, step_of
 
 DAMAGED = "damaged-by-a-fault"  # a file that marks a checkpoint until it is deleted or written again
@@ -20,16 +21,24 @@ class Victim:
 
     run_dir: its folder, on the small disk if there is one.  reference: the uninterrupted run's.
     job: its last start.  start_s: seconds from a start to its first step.
+    linger_after: the step from which on it takes its time, until it may finish.
     """
 
-    def __init__(self, recipe: Recipe, run_dir: Path, *, reference: Path, start_s: float) -> None:
+    def __init__(self, recipe: Recipe, run_dir: Path, *, reference: Path, start_s: float, linger_after: int) -> None:
         self.recipe, self.run_dir, self.reference, self.start_s = recipe, run_dir, reference, start_s
+        self._linger_after, self._may_finish = linger_after, recipe.runs / "may-finish"
+        self._may_finish.unlink(missing_ok=True)
         self.job: Job
 
     def start(self, *overrides: str) -> Job:
         """Start it, again; what was before must be over."""
-        self.job = Job(self.recipe, self.run_dir, *overrides)
+        variables = {MAY_FINISH: str(self._may_finish), LINGER_AFTER: str(self._linger_after)}
+        self.job = Job(self.recipe, self.run_dir, *overrides, variables=variables)
         return self.job
+
+    def let_finish(self) -> None:
+        """Let it go on to its end."""
+        self._may_finish.touch()
 
     def end(self, rng: Random) -> str:
         """End it in one of two ways, to look at its files; return which."""
@@ -127,16 +136,20 @@ def small_disk(folder: Path, *, size: int) -> Iterator[bool]:
 
 
 class Ballast:
-    """A file that fills a disk; to be used as a context, which removes it."""
+    """A file that fills a disk; to be used as a context, which removes it.
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "ballast"
+    leave: how many bytes it leaves.
+    """
 
-    def fill(self, *, leave: int) -> None:
-        """Fill the disk but for `leave` bytes."""
-        size = shutil.disk_usage(self._path.parent).free - leave
-        with self._path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, size))
+    def __init__(self, folder: Path, *, leave: int) -> None:
+        self._path, self._leave = folder / "ballast", leave
+
+    def fill(self) -> None:
+        """Fill the disk; again, what a save has given back since, which may have begun before."""
+        with self._path.open("ab") as file:
+            size = shutil.disk_usage(self._path.parent).free - self._leave
+            with suppress(OSError):  # a run writes meanwhile: there is less room than there was
+                os.posix_fallocate(file.fileno(), file.tell(), max(1, size))
 
     def __enter__(self) -> "Ballast":
         return self

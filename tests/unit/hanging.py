@@ -32,7 +32,7 @@ def hang_with_the_interpreter(watchdog: Watchdog) -> None:
 
 
 def go_slowly(watchdog: Watchdog) -> None:
-    for number in range(8):
+    for number in range(12):
         watchdog.progress(f"slow step {number}")
         time.sleep(0.5)
 
@@ -52,7 +52,7 @@ def go_on_at_the_last_moment(watchdog: Watchdog) -> None:
     while not watchdog.path.exists():
         time.sleep(0.01)
     watchdog.progress("went on")
-    time.sleep(2.5)  # beyond the time that the watchdog lingers
+    time.sleep(6)  # beyond the time that the watchdog lingers
 
 
 def fork(watchdog: Watchdog) -> None:
@@ -60,7 +60,7 @@ def fork(watchdog: Watchdog) -> None:
     if pid == 0:
         time.sleep(3)
         sys.exit(FORKED_EXIT_CODE)  # leaves the context, and ends the interpreter, as a parent would
-    for _ in range(40):
+    for _ in range(1000):
         watchdog.progress("waiting for the child")
         time.sleep(0.25)
         ended, status = os.waitpid(pid, os.WNOHANG)

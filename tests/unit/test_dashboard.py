@@ -40,7 +40,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             server.terminate()
 
 
-def has_run(address: str, server: subprocess.Popen[bytes], *, timeout_s: float = 120) -> bool:
+def has_run(address: str, server: subprocess.Popen[bytes], *, timeout_s: float = 300) -> bool:
     """Wait until the server has read the event files; return whether it has in time."""
     deadline = time.monotonic() + timeout_s
     while server.poll() is None and time.monotonic() < deadline:

@@ -92,6 +92,27 @@ def test_a_signal_held_back_by_the_launcher_is_a_request() -> None:
         assert process.stdout.readline() == "SIGUSR1\n"
 
 
+ENDING = """
+import os, signal, sys
+from pipeline.stop import StopRequest
+
+class Late:
+    def __del__(self):  # when Python has taken its handlers back
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+
+late = Late()
+stop = StopRequest(has_launcher=False)
+stop.close()
+sys.exit(75)
+"""
+
+
+def test_a_signal_while_the_interpreter_ends_does_not_change_the_exit_code() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (75, "")
+
+
 def test_the_exit_codes_are_the_systems() -> None:
     assert (ExitCode.STOPPED, ExitCode.FAILED_SAVE) == (os.EX_TEMPFAIL, os.EX_IOERR)
     assert ExitCode.TAKEN_OVER == os.EX_NOPERM

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -14,8 +12,10 @@ import pytest
 from common.command_line import UserError
 from data_prep import merge_shards, upload_shards, write_shards
 from data_prep.shard_folder import METADATA
-from tests.conftest import REPOSITORY, run_module
+from tests.conftest import run_module
+from tests.held import Hold, wait_until
 from tests.unit.s3_server import NOWHERE, S3Server
+from tests.unit.written import held_run, kill
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 PREFIX = "some/where"
@@ -89,13 +89,10 @@ def test_an_upload_that_was_killed_goes_on(s3: S3Server, remote: str, byte_shard
     s3.client().put_object(Bucket=s3.bucket, Key="some/whereabouts/x", Body=b"another's")  # begins alike
     folder = tmp_path / "shards"
     _many_parts(byte_shards, folder, parts=60)
-    command = [sys.executable, "-m", "data_prep.upload_shards", str(folder), remote]
-    run = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while len(s3.modified()) < 8:
-        assert run.poll() is None
-        time.sleep(0.01)
-    run.kill()
-    run.wait()
+    hold = Hold(command="data_prep.upload_shards", at="common.remote:S3Path.upload", after=7, file=tmp_path / "held")
+    run = held_run([str(folder), remote], hold)
+    wait_until(lambda: len(s3.modified()) == 1 + 1 + 7, run)  # another's, the seal, and shards
+    kill(run)
     before = s3.modified()
     assert f"{PREFIX}/{METADATA}" not in before
     assert f"{PREFIX}/uploading.json" in before
@@ -104,7 +101,7 @@ def test_an_upload_that_was_killed_goes_on(s3: S3Server, remote: str, byte_shard
     time.sleep(1)  # S3's times are whole seconds
     upload_shards.main([str(folder), remote])
     after = s3.modified()
-    assert len([key for key in before if "/shard." in key and after[key] == before[key]]) >= 6
+    assert len([key for key in before if "/shard." in key and after[key] == before[key]]) == 7
     assert {key: data for key, data in s3.objects().items() if "whereabouts" not in key} == _files(folder)
 
 
@@ -155,7 +152,7 @@ def test_a_mistake_is_one_line_before_any_work(
     out: str, variables: dict[str, str], message: str, s3: S3Server, remote: str, tmp_path: Path
 ) -> None:
     arguments = _arguments(out or remote, "--work_dir", tmp_path / "work")
-    done = run_module("data_prep.write_shards", *arguments, timeout_s=120, **variables)
+    done = run_module("data_prep.write_shards", *arguments, **variables)
     assert done.returncode == 2
     assert done.stderr.startswith(f"write_shards: error: {message.replace('BUCKET', s3.bucket)}")
     assert done.stderr.count("\n") == 1
