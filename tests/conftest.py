@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test needs the network. The Hub's library reads this once, when whichever file comes first imports it.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import psutil
 import pytest

@@ -92,8 +92,7 @@ def _shards(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.mds"))}
 
 
-def test_a_mixture_of_every_kind_of_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_mixture_of_every_kind_of_source(tmp_path: Path) -> None:
     languages = ["python" if i % 2 else "c" for i in range(300)]
     table = pa.table({"text": [f"stack {i}" for i in range(300)], "lang": languages})
     pq.write_table(table, tmp_path / "stack.parquet", row_group_size=50)

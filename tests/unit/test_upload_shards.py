@@ -152,7 +152,7 @@ def test_a_mistake_is_one_line_before_any_work(
     out: str, variables: dict[str, str], message: str, s3: S3Server, remote: str, tmp_path: Path
 ) -> None:
     arguments = _arguments(out or remote, "--work_dir", tmp_path / "work")
-    done = run_module("data_prep.write_shards", *arguments, **variables)
+    done = run_module("data_prep.write_shards", *arguments, timeout_s=300, **variables)
     assert done.returncode == 2
     assert done.stderr.startswith(f"write_shards: error: {message.replace('BUCKET', s3.bucket)}")
     assert done.stderr.count("\n") == 1
