@@ -10,7 +10,7 @@ from common.remote import SCHEME, S3Path, is_remote
 from common.tokenizers import BYTES
 from data_prep.decontaminate import load_benchmark
 from data_prep.document_options import add_document_arguments, document_problems
-from data_prep.filters import add_filter_arguments, apply_preset
+from data_prep.filters import add_filter_arguments, apply_preset, filter_problems
 from data_prep.shard_folder import Share
 from data_prep.sources import add_source_arguments
 from data_prep.standard_input import STDIN
@@ -110,7 +110,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         problems.append("--survey_only is for --dedup exact or near; nothing else needs a survey")
     if STDIN in (arguments.input or ()) and not arguments.part.is_whole:
         problems.append("--part cannot share standard input among machines; write it to a .jsonl file first")
-    problems += document_problems(arguments) + _folder_problems(arguments)
+    problems += document_problems(arguments) + filter_problems(arguments) + _folder_problems(arguments)
     return problems
 
 

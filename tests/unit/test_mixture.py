@@ -196,7 +196,9 @@ def test_strict_ends_the_run_and_without_it_the_same_command_goes_on(
     assert metadata["dropped"] == {"corrupt_archive": 1}
     assert metadata["splits"]["train"]["documents"] > len(TEXTS)
     report = json.loads((tmp_path / "out" / REPORT).read_text())
-    assert report["samples"]["corrupt_archive"][0]["text"] == f"byte {len(whole) // 2}: the file ends too early"
+    place = f"byte {len(whole) // 2}: the file ends too early"
+    assert report["samples"]["corrupt_archive"][0]["detail"] == place
+    assert f"{tmp_path}/b.jsonl.gz, {place}\n" in capfd.readouterr().out
 
 
 def test_a_file_that_changed_since_the_survey_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
