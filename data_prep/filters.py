@@ -144,10 +144,11 @@ def reason_to_drop(document: Document, options: FilterOptions) -> str | None:
         limit = getattr(options, name)
         if limit is not None and exceeds(document, limit):
             return name
-    language = language_of(document.source, document.row, field=options.language_field)
-    for name, breaks in RULES.items():
-        if name in options.rules and breaks(document.text, language):
-            return name
+    if options.rules:
+        language = language_of(document.source, document.row, field=options.language_field)
+        for name, breaks in RULES.items():
+            if name in options.rules and breaks(document.text, language):
+                return name
     benchmark = contamination(document.text, options.decontaminate)
     return f"contaminated:{benchmark}" if benchmark is not None else None
 

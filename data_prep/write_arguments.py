@@ -16,6 +16,7 @@ from data_prep.sources import add_source_arguments
 from data_prep.standard_input import STDIN
 from data_prep.workers import add_workers_argument
 
+_LONGEST_WINDOW = 1 << 29  # tokens: an MDS file, of two columns of uint16 at most, has offsets of 32 bits
 _EXAMPLES = """examples:
   python -m data_prep.write_shards --input ~/src/cpython --extensions .py .c --tokenizer tokenizer.model --out data/code
   python -m data_prep.write_shards --input corpus/*.jsonl.zst --tokenizer bytes --out data/bytes --dedup exact
@@ -102,6 +103,10 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         for name in ("seq_len", "lookahead", "num_workers", "part_bytes")
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1
     ]
+    if arguments.seq_len + arguments.lookahead > _LONGEST_WINDOW:
+        problems.append(
+            f"--seq_len and --lookahead must be at most {_LONGEST_WINDOW} together, for a shard to hold one"
+        )
     if not 0 <= arguments.val_fraction < 1:
         problems.append(f"--val_fraction must be at least 0 and less than 1, not {arguments.val_fraction}")
     if arguments.compression and not re.fullmatch(r"zstd(:([1-9]|1\d|2[0-2]))?", arguments.compression):

@@ -29,6 +29,7 @@ def model(sentencepiece_model: Path) -> Path:
     ("changes", "message"),
     [
         ({"seq_len": 0}, r"--seq_len must be at least 1, not 0"),
+        ({"seq_len": 10**30}, r"--seq_len and --lookahead must be at most 536870912 together"),
         ({"lookahead": 0}, r"--lookahead must be at least 1, not 0"),
         ({"num_workers": 0}, r"--num_workers must be at least 1, not 0"),
         ({"part_bytes": -5}, r"--part_bytes must be at least 1, not -5"),
