@@ -88,7 +88,8 @@ def merge(out: Path) -> None:
     _check_splits(total, report, plan, out=out)
     write_json(out / REPORT, report)
     finish(out, _metadata(plan, total), parts=parts)
-    print(f"{out} is finished\n{_summary(total)}\n{table(report)}")
+    shares = _share_lines(total) if plan["arguments"]["mix"] else []
+    print("\n".join([f"{out} is finished", _summary(total), *shares, table(report)]))
 
 
 def _missing_text(out: Path, missing: Sequence[int], *, n_parts: int) -> str:
@@ -160,6 +161,17 @@ def _summary(total: PartResult) -> str:
         f"   {counts.bytes / max(1, counts.tokens):.2f} bytes/token, {counts.tail_tokens:,} tokens left over"
         for name, counts in total.splits.items()
     )
+
+
+def _share_lines(total: PartResult) -> list[str]:
+    """Return what each source came to, also one that gave nothing, a line each."""
+    n_tokens = sum(share["tokens"] for share in total.shares.values())
+    heading = f"  {'source':<26}{'kept':>10}{'MB':>10}{'tokens':>14}{'of tokens':>11}"
+    return [heading] + [
+        f"  {name:<26}{share['documents']:>10,}{share['bytes'] / 1e6:>10.2f}{share['tokens']:>14,}"
+        f"{share['tokens'] / max(1, n_tokens):>11.2%}"
+        for name, share in total.shares.items()
+    ]
 
 
 if __name__ == "__main__":
