@@ -4,13 +4,17 @@ A `UserError` says what is wrong, which value was given, and what to do. Any oth
 defect of ours and keeps its traceback.
 """
 
+import contextlib
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 USER_ERROR_EXIT_CODE = 2
 _INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT  # as shells have it
+_UNREAD_EXIT_CODE = 128 + signal.SIGPIPE  # so is this
 
 
 class UserError(ValueError):
@@ -20,18 +24,50 @@ class UserError(ValueError):
 def exit_on_user_error(main: Callable[[], None], *, program: str) -> None:
     """Run `main`; a `UserError` becomes `program: error: message` on stderr and exit code 2, Ctrl-C a line and 130.
 
+    Where nobody reads what is printed any more, as after `| head`, it is a line and 141; where there is no room for it,
+    a user's mistake.
+
     Of many ranks that meet the same mistake, one per node says so.
     """
     try:
         main()
+        _flush()  # or the interpreter does, and its exceptions cannot be caught
     except UserError as error:
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            _flush()
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted", file=sys.stderr)
         sys.exit(_INTERRUPTED_EXIT_CODE)
+    except OSError as error:
+        broken = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _fails_as(error, stream)]
+        if not broken:
+            raise
+        for stream in broken:  # what is still in their buffers goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if error.errno == errno.EPIPE:
+            print(f"{program}: stopped: nobody reads what it prints any more", file=sys.stderr)
+            sys.exit(_UNREAD_EXIT_CODE)
+        print(f"{program}: error: cannot print: {error.strerror}; make room for its output", file=sys.stderr)
+        sys.exit(USER_ERROR_EXIT_CODE)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # as it is where it was closed before
+        sys.stdout.flush()
+
+
+def _fails_as(error: OSError, stream: TextIO) -> bool:
+    """Return whether what was raised is what a stream raises when a line end is printed to it."""
+    if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
+        return False
+    try:
+        os.write(stream.fileno(), b"\n")
+    except OSError as its_own:
+        return its_own.errno == error.errno
+    return False
 
 
 def raise_if_any(problems: Sequence[str], *, heading: str) -> None:

@@ -147,7 +147,7 @@ def _print_sample(
     total = metadata["splits"][folder.name]["windows"]
     wanted = np.unique(np.linspace(0, total - 1, num=min(n_windows, total)).astype(int))
     for number, window in _windows_at(folder, metadata, wanted.tolist()):
-        text = marked_text(window, tokenizer, style=style)
+        text = marked_text(window, tokenizer, sentinels=(metadata.get("fim") or {}).get("sentinels"), style=style)
         print(f"\n--- {folder.name}, window {number + 1:,} of {total:,} ---\n{text}")
 
 

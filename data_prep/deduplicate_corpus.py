@@ -30,12 +30,12 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, exit_on_user_error, raise_if_any
 from common.files import hold_lock, sha256_of_file, write_json
 from data_prep.decontaminate import load_benchmark
 from data_prep.deduplicate import NEAR_DUPLICATE
 from data_prep.documents import Piece
-from data_prep.filters import add_rule_arguments, apply_preset, filter_options
+from data_prep.filters import add_rule_arguments, apply_preset, filter_options, filter_problems
 from data_prep.shard_folder import read_json, refuse_difference
 from data_prep.sources import Source, add_source_arguments, cut_into_parts, read_options, sources_of
 from data_prep.standard_input import STDIN
@@ -108,14 +108,23 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument("--slurm_time", default="12:00:00", metavar="TIME", help=time_help)
     arguments = parser.parse_args(argv)
     apply_preset(arguments)
-    for name in ("tasks", "num_workers"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
-    if arguments.mix or STDIN in arguments.input:
-        raise UserError("weights of --mix, and standard input, are for write_shards; give files or folders as --input")
+    raise_if_any(_problems(arguments), heading="bad arguments")
     for path in arguments.decontaminate or ():
         load_benchmark(path)
     return arguments
+
+
+def _problems(arguments: argparse.Namespace) -> list[str]:
+    problems = [
+        f"--{name} must be at least 1, not {getattr(arguments, name)}"
+        for name in ("tasks", "num_workers")
+        if getattr(arguments, name) < 1
+    ]
+    if arguments.out.exists() and not arguments.out.is_dir():
+        problems.append(f"--out {arguments.out} is a file; give a folder")
+    if arguments.mix or STDIN in arguments.input:
+        problems.append("weights of --mix, and standard input, are for write_shards; give files or folders as --input")
+    return problems + filter_problems(arguments)
 
 
 def _cut(sources: Sequence[Source], *, n_tasks: int) -> list[list[Piece]]:

@@ -11,6 +11,7 @@ line in `_HELP` and `_LIMITS`.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from common.command_line import UserError
 from data_prep.decontaminate import contamination
 from data_prep.documents import Document
 from data_prep.languages import language_of
@@ -90,16 +90,28 @@ def add_rule_arguments(parser: argparse.ArgumentParser) -> "argparse._ArgumentGr
 
 
 def apply_preset(arguments: argparse.Namespace) -> None:
-    """Put the preset's limits and rules in place of those that the command line leaves open, and check them.
-
-    Raises:
-        UserError: the licence's field and the licences do not come together.
-    """
+    """Put the preset's limits and rules in place of those that the command line leaves open."""
     for name, value in PRESETS[arguments.filters or "none"].items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
+
+
+def filter_problems(arguments: argparse.Namespace) -> list[str]:
+    """Return what is wrong with the options that `add_rule_arguments` added, one line each."""
+    problems = []
+    for name in _HELP:
+        limit = getattr(arguments, name)
+        lowest, highest = (1 if name.startswith("max_") else 0), (1 if name.endswith("_fraction") else math.inf)
+        if limit is not None and not lowest <= limit <= highest:  # nan, too, is in no range
+            problems.append(
+                f"--{name} must be {f'{lowest} to 1' if highest == 1 else f'at least {lowest}'}, not {limit}"
+            )
+    smallest, largest = arguments.min_bytes, arguments.max_bytes
+    if smallest is not None and largest is not None and smallest > largest:
+        problems.append(f"--min_bytes {smallest} and --max_bytes {largest} leave no document")
     if (arguments.license_field is None) != (arguments.licenses is None):
-        raise UserError("--license_field and --licenses need each other: which key, and which of its values to keep")
+        problems.append("--license_field and --licenses need each other: which key, and which of its values to keep")
+    return problems
 
 
 def filter_options(arguments: argparse.Namespace) -> FilterOptions:
@@ -132,10 +144,11 @@ def reason_to_drop(document: Document, options: FilterOptions) -> str | None:
         limit = getattr(options, name)
         if limit is not None and exceeds(document, limit):
             return name
-    language = language_of(document.source, document.row, field=options.language_field)
-    for name, breaks in RULES.items():
-        if name in options.rules and breaks(document.text, language):
-            return name
+    if options.rules:
+        language = language_of(document.source, document.row, field=options.language_field)
+        for name, breaks in RULES.items():
+            if name in options.rules and breaks(document.text, language):
+                return name
     benchmark = contamination(document.text, options.decontaminate)
     return f"contaminated:{benchmark}" if benchmark is not None else None
 

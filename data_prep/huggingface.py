@@ -64,6 +64,8 @@ def _open(path: str) -> _Opened:
 
     datasets.config.TORCH_AVAILABLE = False  # or every worker imports torch, to share counters with its data loaders
     name, config, split = parse(path)
+    if not name:
+        raise UserError(f"input {path!r} names no data set: {PREFIX}PATH_OR_NAME[:CONFIG][@SPLIT]")
     try:
         if saved := _saved_folder(Path(name), split):
             dataset: Any = datasets.load_from_disk(str(saved))

@@ -22,7 +22,7 @@ from common.files import write_json
 from common.tokenizers import Tokenizer
 from data_prep.languages import UNKNOWN
 from data_prep.part_writer import Part, PartResult, SplitCounts, add_share, finished_parts
-from data_prep.report import REPORT, add_sample, build, count, table
+from data_prep.report import REPORT, add_sample, build, count, first_dropped, table
 from data_prep.shard_folder import METADATA, abandon, finish, locked, read_json, read_plan, shares_with
 from data_prep.sources import Source
 
@@ -84,11 +84,12 @@ def merge(out: Path) -> None:
         raise UserError(_missing_text(out, missing, n_parts=len(parts)))
     results = [finished[part.index] for part in parts]
     total = _sum_of(results, plan)
-    _check_splits(total, plan["arguments"], out=out)
     report = build([(result.tally, result.samples) for result in (total, *results)])
+    _check_splits(total, report, plan, out=out)
     write_json(out / REPORT, report)
     finish(out, _metadata(plan, total), parts=parts)
-    print(f"{out} is finished\n{_summary(total)}\n{table(report)}")
+    shares = _share_lines(total) if plan["arguments"]["mix"] else []
+    print("\n".join([f"{out} is finished", _summary(total), *shares, table(report)]))
 
 
 def _missing_text(out: Path, missing: Sequence[int], *, n_parts: int) -> str:
@@ -105,33 +106,32 @@ def _sum_of(results: Sequence[PartResult], plan: Mapping[str, Any]) -> PartResul
         add_share(total.shares, name, documents=0, bytes=0, tokens=0)
     for reason, source, detail in plan["skipped"]:
         dropped[reason] += 1
-        total.examples.setdefault(reason, source)
         count(total.tally, language=UNKNOWN, outcome=reason, n_bytes=0)
-        add_sample(total.samples, rule=reason, source=source, text=detail)
+        add_sample(total.samples, rule=reason, source=source, detail=detail)
     for result in results:
         for name, counts in result.splits.items():
             total.splits[name].add(counts)
         dropped.update(result.dropped)
         for name, share in result.shares.items():
             add_share(total.shares, name, **share)
-        total.examples = result.examples | total.examples
         total.input_bytes += result.input_bytes
     total.dropped = dict(sorted(dropped.items()))
     return total
 
 
-def _check_splits(total: PartResult, arguments: Mapping[str, Any], *, out: Path) -> None:
+def _check_splits(total: PartResult, report: Mapping[str, Any], plan: Mapping[str, Any], *, out: Path) -> None:
     """Refuse shards that nothing can be trained or evaluated on, and remove them."""
+    arguments = plan["arguments"]
     n_documents = sum(counts.documents for counts in total.splits.values())
     problem = ""
     if n_documents == 0:
         named = " ".join(arguments["input"] or arguments["mix"])
-        problem = f"no documents in {named}; dropped: {_dropped_text(total) or 'none'}"
+        problem = f"no documents in {named}; dropped: {_dropped_text(report) or 'none'}"
     for name, counts in total.splits.items():
         if n_documents and counts.windows == 0:
             problem = (
                 f"split {name!r} would have no window of {arguments['seq_len']} + {arguments['lookahead']} tokens "
-                f"(it has {counts.documents} documents, {counts.tokens} tokens, in several parts): "
+                f"(it has {counts.documents} documents, {counts.tokens} tokens, in {len(plan['listing'])} parts): "
                 f"change --val_fraction ({arguments['val_fraction']}), lower --seq_len, or add input"
             )
             break
@@ -150,8 +150,9 @@ def _metadata(plan: Mapping[str, Any], total: PartResult) -> dict[str, Any]:
     }
 
 
-def _dropped_text(total: PartResult) -> str:
-    return ", ".join(f"{count:,} {reason} (first: {total.examples[reason]})" for reason, count in total.dropped.items())
+def _dropped_text(report: Mapping[str, Any]) -> str:
+    rules = report["rules"].items()
+    return ", ".join(f"{cell['documents']:,} {rule} (first: {first_dropped(report, rule)})" for rule, cell in rules)
 
 
 def _summary(total: PartResult) -> str:
@@ -160,6 +161,17 @@ def _summary(total: PartResult) -> str:
         f"   {counts.bytes / max(1, counts.tokens):.2f} bytes/token, {counts.tail_tokens:,} tokens left over"
         for name, counts in total.splits.items()
     )
+
+
+def _share_lines(total: PartResult) -> list[str]:
+    """Return what each source came to, also one that gave nothing, a line each."""
+    n_tokens = sum(share["tokens"] for share in total.shares.values())
+    heading = f"  {'source':<26}{'kept':>10}{'MB':>10}{'tokens':>14}{'of tokens':>11}"
+    return [heading] + [
+        f"  {name:<26}{share['documents']:>10,}{share['bytes'] / 1e6:>10.2f}{share['tokens']:>14,}"
+        f"{share['tokens'] / max(1, n_tokens):>11.2%}"
+        for name, share in total.shares.items()
+    ]
 
 
 if __name__ == "__main__":

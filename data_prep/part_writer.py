@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from data_prep.filters import FilterOptions, digest, is_validation
 from data_prep.languages import language_of
 from data_prep.mds_writer import DOCUMENT_IDS, TOKENS, MDSWriter
 from data_prep.packing import TokenArray, WindowPacker, WindowShape, documents_in_windows
-from data_prep.readers import read_piece
 from data_prep.report import KEPT, Samples, Tally, add_sample, count
 from data_prep.shuffling import DocumentShuffler
 from data_prep.verdicts import Reasons, verdicts
@@ -92,14 +91,13 @@ class SplitCounts:
 
 @dataclass
 class PartResult:
-    """What a part came to. `examples` names the first source of each reason to drop; the rest is for report.json.
+    """What a part came to; `tally` and `samples` are for report.json.
 
     `shares` has the documents, bytes and tokens of each source that were written, by its name.
     """
 
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
     input_bytes: int = 0
     shares: dict[str, dict[str, int]] = field(default_factory=dict)
     tally: Tally = field(default_factory=dict)
@@ -163,12 +161,6 @@ class _SplitWriter:
         self._pending, self._pending_tokens = [], 0
 
 
-def read_part(part: Part, reading: ReadOptions) -> Iterator[Document | Dropped]:
-    """Yield the documents of a part, and what was dropped in reading it, in order."""
-    for piece in part.pieces:
-        yield from read_piece(piece, reading)
-
-
 def encoder_of(options: PartOptions) -> DocumentEncoder:
     """Return what encodes documents in this process, the same at every call."""
     how = options.documents
@@ -223,7 +215,6 @@ def _fill(writers: dict[str, _SplitWriter], part: Part, options: PartOptions, re
         n_tokens = 0
         if reason is not None:
             dropped[reason] += 1
-            result.examples.setdefault(reason, record.source)
         elif isinstance(record, Document):
             document_digest = digest(record.utf8)
             is_checked = n_documents < _CHECKED_FIRST or document_digest[-1] < _CHECKED_OF_256
@@ -242,15 +233,15 @@ def _fill(writers: dict[str, _SplitWriter], part: Part, options: PartOptions, re
 def _report_on(
     result: PartResult, record: Document | Dropped, reason: str | None, *, n_tokens: int, language_field: str | None
 ) -> None:
-    row, text, n_bytes = (
-        (record.row, record.text, len(record.utf8))
+    row, shown, n_bytes = (
+        (record.row, {"text": record.text}, len(record.utf8))
         if isinstance(record, Document)
-        else ({}, record.detail, record.input_bytes)
+        else ({}, {"detail": record.detail}, record.input_bytes)
     )
     language = language_of(record.source, row, field=language_field)
     count(result.tally, language=language, outcome=reason or KEPT, n_bytes=n_bytes, n_tokens=n_tokens)
     if reason is not None:
-        add_sample(result.samples, rule=reason, source=record.source, text=text)
+        add_sample(result.samples, rule=reason, source=record.source, **shown)
 
 
 def add_share(shares: dict[str, dict[str, int]], source: str, **counts: int) -> None:

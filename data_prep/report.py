@@ -1,11 +1,11 @@
 """What was kept and what each rule dropped: report.json beside the shards, and a table of it.
 
     {"kept": {"documents", "bytes", "tokens"}, "rules": {RULE: {"documents", "bytes"}},
-     "languages": {LANGUAGE: {"kept": ..., "rules": ...}}, "samples": {RULE: [{"source", "text"}, ...]}}
+     "languages": {LANGUAGE: {"kept": ..., "rules": ...}}, "samples": {RULE: [{"source", "text" or "detail"}, ...]}}
 
 Bytes are of the text in UTF-8; of what could not be read as text, of the file. Tokens are those of both splits, with
 what marks the ends of documents. Samples are the first documents, in the order of the sources, that a rule dropped, and
-the start of their text; of what could not be read, where and why.
+the start of their text; of what could not be read, the detail: at which byte, and why.
 """
 
 import argparse
@@ -72,11 +72,12 @@ def count(tally: Tally, *, language: str, outcome: str, n_bytes: int, n_tokens: 
         cell[unit] += amount
 
 
-def add_sample(samples: Samples, *, rule: str, source: str, text: str) -> None:
-    """Keep a dropped document as a sample of its rule, unless there are enough."""
+def add_sample(samples: Samples, *, rule: str, source: str, **shown: str) -> None:
+    """Keep what was dropped, with its `text` or `detail`, as a sample of its rule, unless there are enough."""
     of_rule = samples.setdefault(rule, [])
     if len(of_rule) < SAMPLES:
-        of_rule.append({"source": _printable(source), "text": _printable(text[:SAMPLE_CHARACTERS])})
+        start = {name: _printable(text[:SAMPLE_CHARACTERS]) for name, text in shown.items()}
+        of_rule.append({"source": _printable(source), **start})
 
 
 def _printable(text: str) -> str:
@@ -125,9 +126,15 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"  {'dropped by':<26}{'documents':>10}{'MB':>10}{'of bytes':>10}  first")
     for rule, cell in sorted(rules.items(), key=lambda item: (-item[1]["bytes"], item[0])):
         share = cell["bytes"] / max(1, n_bytes)
-        first = report["samples"][rule][0]["source"]
+        first = first_dropped(report, rule)
         lines.append(f"  {rule:<26}{cell['documents']:>10,}{cell['bytes'] / 1e6:>10.2f}{share:>10.2%}  {first}")
     return "\n".join(lines)
+
+
+def first_dropped(report: Mapping[str, Any], rule: str) -> str:
+    """Return the first that a rule dropped; of what could not be read, at which byte and why."""
+    first = report["samples"][rule][0]
+    return f"{first['source']}, {first['detail']}" if first.get("detail") else str(first["source"])
 
 
 def _line(name: str, kept: dict[str, int], dropped: dict[str, int]) -> str:
@@ -150,7 +157,8 @@ def _sum(rules: dict[str, dict[str, int]]) -> dict[str, int]:
 
 def _sample_lines(report: dict[str, Any]) -> list[str]:
     return [
-        f"\n{rule}: {sample['source']}\n{json.dumps(sample['text'], ensure_ascii=False)}"
+        f"\n{rule}: {sample['source']}\n"
+        + (sample["detail"] if "detail" in sample else json.dumps(sample["text"], ensure_ascii=False))
         for rule, of_rule in report["samples"].items()
         for sample in of_rule
     ]

@@ -1,9 +1,10 @@
 """A window of tokens as people can read it: its text, with a visible mark where a document ends.
 
-In colour, neighbouring tokens have different shades, so that one sees what each of them is; special ones, which have no
-text, are left out of the text and only EOS is marked.
+In colour, neighbouring tokens have different shades, so that one sees what each of them is. Special ones have no text,
+but a mark: BOS, EOS, and the sentinels of documents whose middle is last.
 """
 
+from collections.abc import Mapping
 from itertools import cycle
 from typing import Literal
 
@@ -12,19 +13,34 @@ import numpy as np
 from common.tokenizers import BYTES, Tokenizer
 from data_prep.packing import TokenArray
 
-EOS_MARK = "⟦EOS⟧"
+BOS_MARK, EOS_MARK = "⟦BOS⟧", "⟦EOS⟧"
 Style = Literal["plain", "colour"]
 _SHADES = ("\x1b[97;48;5;24m", "\x1b[97;48;5;238m")  # white on dark blue, and on grey
 _MARK, _RESET = "\x1b[30;43m", "\x1b[0m"
 
 
-def marked_text(window: TokenArray, tokenizer: Tokenizer, *, style: Style = "plain") -> str:
-    """Return the text of a window (seq_len + lookahead,), with a visible mark where a document ends."""
-    runs = np.split(window, np.flatnonzero(window == tokenizer.eos_id))
-    ids = [[int(i) for i in run if i != tokenizer.eos_id] for run in runs]
-    if style == "plain":
-        return f"{EOS_MARK}\n".join(tokenizer.decode(of_run) for of_run in ids)
-    return f"{_MARK}{EOS_MARK}{_RESET}\n".join(_shaded(of_run, tokenizer) for of_run in ids)
+def marked_text(
+    window: TokenArray, tokenizer: Tokenizer, *, sentinels: Mapping[str, int] | None = None, style: Style = "plain"
+) -> str:
+    """Return the text of a window (seq_len + lookahead,), with a visible mark for each special token.
+
+    Args:
+        window: token ids.
+        tokenizer: of the shards.
+        sentinels: of fill-in-the-middle, by name, as metadata.json has them.
+        style: plain, or each token in a shade of its own.
+    """
+    marks = {tokenizer.bos_id: BOS_MARK, tokenizer.eos_id: EOS_MARK}
+    marks |= {token: f"⟦{name.upper()}⟧" for name, token in (sentinels or {}).items()}
+    shown = []
+    for run in np.split(window, np.flatnonzero(np.isin(window, list(marks)))):
+        ids = run.tolist()
+        if ids and ids[0] in marks:
+            special = ids.pop(0)
+            mark = marks[special] if style == "plain" else f"{_MARK}{marks[special]}{_RESET}"
+            shown.append(f"{mark}\n" if special == tokenizer.eos_id else mark)
+        shown.append(tokenizer.decode(ids) if style == "plain" else _shaded(ids, tokenizer))
+    return "".join(shown)
 
 
 def _shaded(ids: list[int], tokenizer: Tokenizer) -> str:

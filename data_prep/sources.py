@@ -9,6 +9,7 @@
 import argparse
 import itertools
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,15 +156,17 @@ def list_source(
         shards, fingerprint = cut_shards(path, selection=selection)
         return Source(path, selection, tuple(shards), fingerprint=fingerprint)
     try:
-        os.stat(path)
+        status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"input {path!r} does not exist; give a folder, a file, {PREFIX}NAME of a data set, or - for standard input"
         ) from error
     except OSError as error:
         raise UserError(f"input {path!r} cannot be looked at: {error.strerror}") from error
-    if not os.path.isdir(path):
-        return Source(path, selection, tuple(_pieces_of_file(path, os.path.getsize(path), piece_bytes, selection)))
+    if stat.S_ISREG(status.st_mode):
+        return Source(path, selection, tuple(_pieces_of_file(path, status.st_size, piece_bytes, selection)))
+    if not stat.S_ISDIR(status.st_mode):  # workers, and a run that goes on, could not read it again
+        raise UserError(f"input {path!r} is a pipe or a device; give a file, or pipe jsonl into - (standard input)")
     files, skipped, others = walk(path, extensions=extensions, exclude=exclude)
     pieces = [piece for name, size in files for piece in _pieces_of_file(name, size, piece_bytes, selection)]
     if not pieces:

@@ -56,8 +56,9 @@ def kept_input(folder: Path, *, metadata: Path | None) -> tuple[str, int]:
 
 
 def _keep(path: Path) -> int:
-    if sys.stdin.isatty():
-        raise UserError("input '-' is jsonl from standard input, which is a terminal; pipe something into it")
+    if sys.stdin is None or sys.stdin.isatty():
+        what = "closed" if sys.stdin is None else "a terminal"
+        raise UserError(f"input '-' is jsonl from standard input, which is {what}; pipe something into it")
     with (
         written_whole(path) as partial,
         partial.open("wb") as file,

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -89,24 +90,33 @@ def worker_pool(n_workers: int) -> Iterator[tuple[ProcessPoolExecutor, Progress]
 
 
 def results_of(futures: Sequence[Future[T]], progress: Progress, *, input_bytes: int | None, verb: str) -> list[T]:
-    """Return the results in order, showing a bar meanwhile; the first failure is raised at once."""
+    """Return the results in order, showing a bar meanwhile; the first failure is raised at once.
+
+    It goes by bytes, or, where reading does not tell how far through them it has come, by parts that are finished: both
+    tell when it will end.
+    """
     if not futures:
         return []
     pending: set[Future[T]] = set(futures)
     documents_before, bytes_before, tokens_before = progress.read()
     interval_s = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
-    with tqdm(desc=verb, total=input_bytes, unit="B", unit_scale=True, mininterval=interval_s) as bar:
+    started = time.monotonic()
+    is_measured = input_bytes is not None
+    total, unit = (input_bytes, "B") if is_measured else (len(futures), "part")
+    with tqdm(desc=verb, total=total, unit=unit, unit_scale=is_measured, mininterval=interval_s) as bar:
         while pending:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
             for future in done:
                 future.result()
             documents, n_bytes, tokens = progress.read()
+            n_read, n_finished = n_bytes - bytes_before, len(futures) - len(pending)
+            mb_per_s = n_read / 1e6 / (time.monotonic() - started)
             bar.set_postfix_str(
                 f"{documents - documents_before:,} documents, {(tokens - tokens_before) / 1e6:.1f}M tokens, "
-                f"{len(futures) - len(pending)}/{len(futures)} parts",
+                + (f"{n_finished}/{len(futures)} parts" if is_measured else f"{mb_per_s:.1f} MB/s"),
                 refresh=False,
             )
-            bar.update(n_bytes - bytes_before - bar.n)
+            bar.update((n_read if is_measured else n_finished) - bar.n)
     return [future.result() for future in futures]
 
 

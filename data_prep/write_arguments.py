@@ -10,12 +10,13 @@ from common.remote import SCHEME, S3Path, is_remote
 from common.tokenizers import BYTES
 from data_prep.decontaminate import load_benchmark
 from data_prep.document_options import add_document_arguments, document_problems
-from data_prep.filters import add_filter_arguments, apply_preset
+from data_prep.filters import add_filter_arguments, apply_preset, filter_problems
 from data_prep.shard_folder import Share
 from data_prep.sources import add_source_arguments
 from data_prep.standard_input import STDIN
 from data_prep.workers import add_workers_argument
 
+_LONGEST_WINDOW = 1 << 29  # tokens: an MDS file, of two columns of uint16 at most, has offsets of 32 bits
 _EXAMPLES = """examples:
   python -m data_prep.write_shards --input ~/src/cpython --extensions .py .c --tokenizer tokenizer.model --out data/code
   python -m data_prep.write_shards --input corpus/*.jsonl.zst --tokenizer bytes --out data/bytes --dedup exact
@@ -102,6 +103,10 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         for name in ("seq_len", "lookahead", "num_workers", "part_bytes")
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1
     ]
+    if arguments.seq_len + arguments.lookahead > _LONGEST_WINDOW:
+        problems.append(
+            f"--seq_len and --lookahead must be at most {_LONGEST_WINDOW} together, for a shard to hold one"
+        )
     if not 0 <= arguments.val_fraction < 1:
         problems.append(f"--val_fraction must be at least 0 and less than 1, not {arguments.val_fraction}")
     if arguments.compression and not re.fullmatch(r"zstd(:([1-9]|1\d|2[0-2]))?", arguments.compression):
@@ -110,7 +115,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         problems.append("--survey_only is for --dedup exact or near; nothing else needs a survey")
     if STDIN in (arguments.input or ()) and not arguments.part.is_whole:
         problems.append("--part cannot share standard input among machines; write it to a .jsonl file first")
-    problems += document_problems(arguments) + _folder_problems(arguments)
+    problems += document_problems(arguments) + filter_problems(arguments) + _folder_problems(arguments)
     return problems
 
 

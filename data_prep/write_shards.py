@@ -59,7 +59,7 @@ from data_prep.shard_folder import (
 from data_prep.shuffling import PIECES_OF_PART, shuffled
 from data_prep.sources import Source, cut_into_parts, read_options, sources_of
 from data_prep.upload_shards import refuse_others, upload
-from data_prep.verdicts import n_readings
+from data_prep.verdicts import Reasons, n_readings
 from data_prep.workers import results_of, worker_pool
 from data_prep.write_arguments import parse
 
@@ -182,8 +182,10 @@ def _write_share(parts: Sequence[Part], arguments: argparse.Namespace, *, engine
     started = time.monotonic()
     written = _write_parts(parts, arguments, engine=engine, skip=earlier.keys())
     n_bytes, seconds = sum(result.input_bytes for result in written.values()), time.monotonic() - started
-    done = "surveyed" if arguments.survey_only else "written"
-    print(f"{named}{done}: {n_bytes / 1e6:,.1f} MB read in {seconds:.1f} s, {n_bytes / 1e6 / seconds:.1f} MB/s")
+    if arguments.survey_only:
+        print(f"{named}surveyed in {seconds:.1f} s")
+    else:
+        print(f"{named}written: {n_bytes / 1e6:,.1f} MB read in {seconds:.1f} s, {n_bytes / 1e6 / seconds:.1f} MB/s")
 
 
 def _write_parts(
@@ -206,17 +208,13 @@ def _write_parts(
     if not missing:
         return {}
     with worker_pool(min(arguments.num_workers, len(missing))) as (pool, progress):
-        reasons: Mapping[int, Any] = {}
+        reasons: dict[int, Reasons] = {}
         if arguments.dedup != "none":
             near = arguments.dedup == "near"
             new = [part for part in mine if not survey_path(part, options.out).exists()]
             surveys = [pool.submit(survey_part, part, options, near) for part in new]
             results_of(surveys, progress, input_bytes=_input_bytes(new, lambda piece: 1), verb="surveying")
-            absent = [part.index for part in parts if not survey_path(part, options.out).exists()]
-            if absent and not arguments.survey_only:
-                raise UserError(_unsurveyed_text(absent, n_parts=len(parts), out=arguments.out))
-            if not absent and not all(decision_path(part, options.out).exists() for part in parts):
-                decide(parts, options.out, near=near)
+            _decide_if_surveyed(parts, options.out, near=near, is_needed=not arguments.survey_only)
             if arguments.survey_only:
                 return {}
             reasons = {part.index: decided(part, options.out) for part in missing}
@@ -225,11 +223,20 @@ def _write_parts(
     return dict(zip((part.index for part in missing), results, strict=True))
 
 
-def _unsurveyed_text(absent: Sequence[int], *, n_parts: int, out: Path) -> str:
-    return (
-        f"{len(absent)} of {n_parts} parts are not surveyed; first run it with --survey_only and --part "
-        f"{shares_with(out, absent)}"
-    )
+def _decide_if_surveyed(parts: Sequence[Part], out: Path, *, near: bool, is_needed: bool) -> None:
+    """Decide about duplicates once all parts are surveyed, unless another share has.
+
+    Raises:
+        UserError: the decision is needed, and parts are not surveyed.
+    """
+    absent = [part.index for part in parts if not survey_path(part, out).exists()]
+    if absent and is_needed:
+        raise UserError(
+            f"{len(absent)} of {len(parts)} parts are not surveyed; first run it with --survey_only and --part "
+            f"{shares_with(out, absent)}"
+        )
+    if not absent and not all(decision_path(part, out).exists() for part in parts):
+        decide(parts, out, near=near)
 
 
 def _reading(arguments: argparse.Namespace) -> ReadOptions:

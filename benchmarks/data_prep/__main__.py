@@ -1,6 +1,7 @@
 """How fast text becomes shards, and what it takes; real code, on this machine.
 
-    ways      tokens and bytes per second of one core: ours by each engine, LLM Foundry's way, Megatron-LM's, the floor
+    ways      tokens and bytes per second of one core: ours by each engine, LLM Foundry's way, Megatron-LM's,
+              datatrove's own step, the floor
     workers   seconds of the real command with one worker and with two
     stages    where the CPU time of a worker goes
     memory    peak of the real command on corpora of several sizes: plain, near duplicates, shuffled, Parquet
@@ -25,7 +26,7 @@ from benchmarks.data_prep import formats
 from benchmarks.data_prep.commands import MEMORY_WAYS, command, peak_memory, seconds_of
 from benchmarks.data_prep.corpus import MB, Corpus, copy_corpus, train_tokenizer, write_jsonl
 from benchmarks.data_prep.stages import stages
-from benchmarks.data_prep.ways import SHAPE, Measured, floor, foundry, megatron, ours
+from benchmarks.data_prep.ways import SHAPE, Measured, datatrove, floor, foundry, megatron, ours
 from benchmarks.outputs import check_json
 from common.command_line import UserError, exit_on_user_error
 from common.files import write_json
@@ -90,6 +91,7 @@ def _ways(whole: Corpus, share: Corpus, out: Path, *, model: Path, rounds: int) 
         "sentencepiece, on the share": lambda out: ours(share, out, tokenizer=str(model), engine="sentencepiece"),
         "megatron, on the share": lambda out: megatron(jsonl, out, model=model),
         "foundry, on the share": lambda out: foundry(share, out, model=model),
+        "datatrove, on the share": lambda out: datatrove(jsonl, out, model=model),
     }
     passes: dict[str, list[Measured]] = {name: [] for name in ways}
     for _ in range(rounds):

@@ -14,6 +14,7 @@ from data_prep.encoding import DocumentEncoder
 from data_prep.filters import FilterOptions, digest, reason_to_drop
 from data_prep.mds_writer import MDSWriter
 from data_prep.packing import WindowPacker
+from data_prep.readers import read_piece
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ def stages(corpus: Corpus, out: Path, *, tokenizer: str, engine: Engine) -> dict
         seconds[name] = time.process_time() - started
         return result
 
-    records = timed("read", lambda: list(part_writer.read_part(part, ReadOptions())))
+    records = timed("read", lambda: [record for piece in part.pieces for record in read_piece(piece, ReadOptions())])
     documents = [record for record in records if isinstance(record, Document)]
     timed("filter", lambda: [reason_to_drop(document, FilterOptions()) for document in documents])
     digests = timed("hash", lambda: [digest(document.utf8) for document in documents])

@@ -6,6 +6,8 @@ foundry                           HF's tokenizers in batches, ids concatenated i
 megatron                          jsonl, a line at a time, each text's ids with an end of document to a .bin file as
                                   an array of its own, lengths and offsets to an .idx file: Megatron-LM's
                                   preprocess_data, with SentencePiece, by one of its workers
+datatrove                         jsonl, its texts to datatrove's own DocumentTokenizer, unshuffled: HF's tokenizers in
+                                  batches, each document's ids to a file
 floor                             the same files read, and as many bytes written as the shards of bytes have
 """
 
@@ -13,6 +15,7 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +122,35 @@ def megatron(jsonl: Path, out: Path, *, model: Path) -> Measured:
     starts = np.cumsum(sizes, dtype=np.int64) - sizes
     (out / "corpus.idx").write_bytes(sizes.tobytes() + starts.tobytes())
     return clock.measured(n_bytes=n_bytes, n_tokens=int(sizes.sum()))
+
+
+def datatrove(jsonl: Path, out: Path, *, model: Path) -> Measured:
+    """Write jsonl by datatrove's DocumentTokenizer, on one thread; its own reader of jsonl needs a further package."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from datatrove.data import Document
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    out.mkdir()
+    proto = parsed(model.read_bytes())
+    tokenizer = out / "tokenizer.json"
+    tokenizer.write_text(json.dumps(tokenizer_json(proto)))
+    eos = proto.pieces[proto.trainer_spec.eos_id].piece
+    step = DocumentTokenizer(str(out / "ids"), str(tokenizer), eos_token=eos, shuffle_documents=False)
+    assert step.token_size == np.dtype(np.uint16).itemsize  # which loads the tokenizer, too
+    n_bytes = 0
+
+    def documents() -> Iterator[Document]:
+        nonlocal n_bytes
+        with jsonl.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines):
+                text = json.loads(line)["text"]
+                n_bytes += len(text.encode())
+                yield Document(text, str(number))
+
+    clock = _Clock()
+    step.run(documents(), rank=0, world_size=1)
+    (written,) = (out / "ids").glob("*.ds")
+    return clock.measured(n_bytes=n_bytes, n_tokens=written.stat().st_size // step.token_size)
 
 
 def floor(corpus: Corpus, out: Path) -> Measured:

@@ -1,6 +1,14 @@
+import errno
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from common.command_line import USER_ERROR_EXIT_CODE, UserError, exit_on_user_error, raise_if_any
+from tests.conftest import REPOSITORY
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,6 +38,55 @@ def test_ctrl_c_is_a_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:
         exit_on_user_error(main, program="stats")
     assert stopped.value.code == 130
     assert capsys.readouterr().err == "\nstats: interrupted\n"
+
+
+@pytest.mark.parametrize("n_lines", [1, 100_000])  # what a buffer holds until the end, and what it does not
+def test_a_reader_that_goes_is_a_line_and_141(n_lines: int, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nfrom common.command_line import exit_on_user_error\n"
+        "def main():\n    for i in range(int(sys.argv[1])):\n        print(i)\n"
+        "exit_on_user_error(main, program='stats')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, str(program), str(n_lines)]
+    done = subprocess.run(words, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "\nstats: stopped: nobody reads what it prints any more\n")
+
+
+@pytest.mark.parametrize(
+    ("printed_to", "code", "message"),
+    [
+        ("/dev/full", 2, "\nstats: error: cannot print: No space left on device; make room for its output\n"),
+        ("&-", 0, ""),
+    ],
+)
+def test_no_room_for_what_is_printed_and_no_wish_to_see_it(printed_to: str, code: int, message: str) -> None:
+    call = "from common.command_line import *; exit_on_user_error(lambda: print(7), program='stats')"
+    command = f"{shlex.join([sys.executable, '-c', call])} >{printed_to}"
+    done = subprocess.run(command, shell=True, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, message)
+
+
+def test_a_mistake_is_told_where_nothing_can_be_printed() -> None:
+    call = (
+        "from common.command_line import *\ndef main():\n    raise UserError('wrong')\n"
+        "exit_on_user_error(main, program='stats')"
+    )
+    command = f"{shlex.join([sys.executable, '-c', call])} >&-"
+    done = subprocess.run(command, shell=True, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "stats: error: wrong\n")
+
+
+def test_another_broken_pipe_is_a_defect() -> None:
+    def main() -> None:
+        raise BrokenPipeError(errno.EPIPE, "a socket's")
+
+    with pytest.raises(BrokenPipeError):
+        exit_on_user_error(main, program="p")
 
 
 def test_success_does_not_exit() -> None:

@@ -212,11 +212,11 @@ def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "other" / "x").touch()
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"out": tmp_path / "other"}, "is not empty and no corpus of ours"),
-        ({"tasks": 0}, "--tasks must be at least 1"),
+        ({"tasks": 0, "min_bytes": -1}, r"--tasks must be at least 1.*\n.*--min_bytes must be at least 0"),
         ({"input": tmp_path / "nowhere"}, "does not exist"),
         ({"input": "-"}, "standard input, are for write_shards"),
         ({"text_field": "nothing", "extensions": ".jsonl"}, "no documents in"),
-        ({"out": corpus / "a.py"}, "cannot write"),
+        ({"out": corpus / "a.py"}, "a.py is a file; give a folder"),
     ]
     for changes, message in mistakes:
         with pytest.raises(UserError, match=message):

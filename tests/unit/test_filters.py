@@ -5,15 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.command_line import UserError
 from data_prep.documents import Document
 from data_prep.filters import (
     DIGEST_BYTES,
+    PRESETS,
     FilterOptions,
     add_filter_arguments,
     apply_preset,
     digest,
     filter_options,
+    filter_problems,
     first_occurrences,
     is_licensed,
     is_validation,
@@ -65,12 +66,16 @@ def test_each_rule_at_its_limit(options: FilterOptions, text: str, reason: str |
     assert reason_to_drop(_document(text), options) == reason
 
 
-def _options(*arguments: str) -> FilterOptions:
+def _parsed(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_filter_arguments(parser)
     parsed = parser.parse_args(arguments)
     apply_preset(parsed)
-    return filter_options(parsed)
+    return parsed
+
+
+def _options(*arguments: str) -> FilterOptions:
+    return filter_options(_parsed(*arguments))
 
 
 def test_a_preset_gives_what_the_command_line_leaves_open() -> None:
@@ -114,8 +119,13 @@ def test_licences_are_all_of_the_list(found: Any, licensed: bool) -> None:
 
 @pytest.mark.parametrize("arguments", [["--license_field", "license"], ["--licenses", "mit"]])
 def test_licences_need_their_field(arguments: list[str]) -> None:
-    with pytest.raises(UserError, match="--license_field and --licenses need each other"):
-        _options(*arguments)
+    (problem,) = filter_problems(_parsed(*arguments))
+    assert problem.startswith("--license_field and --licenses need each other")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_and_their_limits_are_no_problem(preset: str) -> None:
+    assert filter_problems(_parsed("--filters", preset, "--min_bytes", "0", "--max_bytes", "1")) == []
 
 
 def test_the_first_of_equal_documents_stays_over_all_parts() -> None:

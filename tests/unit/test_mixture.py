@@ -92,7 +92,7 @@ def _shards(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.mds"))}
 
 
-def test_a_mixture_of_every_kind_of_source(tmp_path: Path) -> None:
+def test_a_mixture_of_every_kind_of_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     languages = ["python" if i % 2 else "c" for i in range(300)]
     table = pa.table({"text": [f"stack {i}" for i in range(300)], "lang": languages})
     pq.write_table(table, tmp_path / "stack.parquet", row_group_size=50)
@@ -107,6 +107,7 @@ def test_a_mixture_of_every_kind_of_source(tmp_path: Path) -> None:
         f"c={tmp_path / 'stack.parquet'}#c:0.5",
         f"hub=hf:{tmp_path / 'hub'}:1",
         f"tree={tmp_path / 'tree'}:1",
+        f"misspelt={tmp_path / 'stack.parquet'}#pyhton:1",
     ]
     words = ["--mix", *mix, "--language_field", "lang", "--extensions", "*", "--dedup", "exact"]
     metadata = _run(tmp_path / "out", *words, num_workers=2, part_bytes=1000)
@@ -114,14 +115,18 @@ def test_a_mixture_of_every_kind_of_source(tmp_path: Path) -> None:
     shares, splits = metadata["shares"], metadata["splits"].values()
     for unit in ("documents", "bytes", "tokens"):
         assert sum(share[unit] for share in shares.values()) == sum(split[unit] for split in splits)
-    assert list(shares) == ["py", "c", "hub", "tree"]
+    assert list(shares) == ["py", "c", "hub", "tree", "misspelt"]
+    printed = capsys.readouterr().out.splitlines()
+    lines = [line.split() for line in printed[printed.index(next(line for line in printed if "of tokens" in line)) :]]
+    assert lines[4][:2] == ["tree", "2"]
+    assert lines[5] == ["misspelt", "0", "0.00", "0", "0.00%"]
     assert shares["hub"]["documents"] == 100
     assert shares["tree"] == {"documents": 2, "bytes": 256 + 7, "tokens": 256 + 7 + 2}
     assert 300 < shares["py"]["documents"] < 450  # 150 documents, twice and half of them once more
     assert 45 < shares["c"]["documents"] < 105
-    assert metadata["dropped"]["other_language"] == 300
+    assert metadata["dropped"]["other_language"] == 150 + 150 + 300
     assert metadata["dropped"]["not_sampled"] == 150 - shares["c"]["documents"]
-    assert [source["weight"] for source in metadata["sources"]] == [2.5, 0.5, 1.0, 1.0]
+    assert [source["weight"] for source in metadata["sources"]] == [2.5, 0.5, 1.0, 1.0, 1.0]
     report = json.loads((tmp_path / "out" / REPORT).read_text())
     assert report["kept"]["documents"] == sum(split["documents"] for split in splits)
 
@@ -186,7 +191,9 @@ def test_strict_ends_the_run_and_without_it_the_same_command_goes_on(
     assert metadata["dropped"] == {"corrupt_archive": 1}
     assert metadata["splits"]["train"]["documents"] > len(TEXTS)
     report = json.loads((tmp_path / "out" / REPORT).read_text())
-    assert report["samples"]["corrupt_archive"][0]["text"] == f"byte {len(whole) // 2}: the file ends too early"
+    place = f"byte {len(whole) // 2}: the file ends too early"
+    assert report["samples"]["corrupt_archive"][0]["detail"] == place
+    assert f"{tmp_path}/b.jsonl.gz, {place}\n" in capfd.readouterr().out
 
 
 def test_a_file_that_changed_since_the_survey_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,16 @@ def test_the_mark_stands_where_the_document_ends() -> None:
     assert marked_text(window, ByteTokenizer()) == "ab⟦EOS⟧\nc\n⟦EOS⟧\n⟦EOS⟧\nd"
 
 
+def test_every_special_token_has_its_mark() -> None:
+    """BOS too, and sentinels, which a document of which the middle is last cannot be read without."""
+    window = np.array([256, *b"a", 257, 256, 258, *b"b", 259, *b"c", 260, *b"d", 261, 257], dtype=np.uint16)
+    sentinels = {"prefix": 258, "suffix": 259, "middle": 260, "end": 261}
+    expected = "⟦BOS⟧a⟦EOS⟧\n⟦BOS⟧⟦PREFIX⟧b⟦SUFFIX⟧c⟦MIDDLE⟧d⟦END⟧⟦EOS⟧\n"
+    assert marked_text(window, ByteTokenizer(vocab_size=262), sentinels=sentinels) == expected
+    shaded = marked_text(window, ByteTokenizer(vocab_size=262), sentinels=sentinels, style="colour")
+    assert re.sub(r"\x1b\[[0-9;]*m", "", shaded) == expected
+
+
 @pytest.fixture(scope="module", params=["bytes", "sentencepiece"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     if request.param == "bytes":

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import signal
 
 import pytest
@@ -26,6 +27,14 @@ def test_results_come_in_order_and_progress_adds_up() -> None:
         futures = [pool.submit(_double, number) for number in range(8)]
         assert results_of(futures, progress, input_bytes=80, verb="doubling") == [0, 2, 4, 6, 8, 10, 12, 14]
         assert progress.read() == (8, 80, 28)
+
+
+def test_the_bar_goes_by_parts_where_bytes_are_not_known(capsys: pytest.CaptureFixture[str]) -> None:
+    """So that it has an end to come to; how fast bytes are read is said beside it."""
+    with worker_pool(2) as (pool, progress):
+        results_of([pool.submit(_double, 1) for _ in range(8)], progress, input_bytes=None, verb="doubling")
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert re.search(r"100%.* 8/8 .*part/s, 8 documents, 0\.0M tokens, 0\.0 MB/s", last), last
 
 
 def test_a_killed_worker_and_a_full_disk_are_said_in_words() -> None:

@@ -1,5 +1,8 @@
 """What write_shards refuses, and how it says so."""
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,7 @@ import pytest
 from common.command_line import UserError
 from data_prep import write_shards
 from data_prep.shard_folder import locked
-from tests.conftest import run_module
+from tests.conftest import REPOSITORY, run_module
 from tests.unit.written import arguments_for, make_corpus
 
 
@@ -26,6 +29,7 @@ def model(sentencepiece_model: Path) -> Path:
     ("changes", "message"),
     [
         ({"seq_len": 0}, r"--seq_len must be at least 1, not 0"),
+        ({"seq_len": 10**30}, r"--seq_len and --lookahead must be at most 536870912 together"),
         ({"lookahead": 0}, r"--lookahead must be at least 1, not 0"),
         ({"num_workers": 0}, r"--num_workers must be at least 1, not 0"),
         ({"part_bytes": -5}, r"--part_bytes must be at least 1, not -5"),
@@ -34,7 +38,16 @@ def model(sentencepiece_model: Path) -> Path:
         ({"val_fraction": "nan"}, r"--val_fraction must be at least 0 and less than 1, not nan"),
         ({"compression": "zip"}, r"--compression must be zstd.*not 'zip'"),
         ({"compression": "zstd:23"}, r"--compression must be zstd.*not 'zstd:23'"),
+        ({"min_bytes": -1}, r"--min_bytes must be at least 0, not -1"),
+        ({"max_bytes": 0}, r"--max_bytes must be at least 1, not 0"),
+        ({"min_bytes": 9, "max_bytes": 8}, r"--min_bytes 9 and --max_bytes 8 leave no document"),
+        ({"max_line_length": -3}, r"--max_line_length must be at least 1, not -3"),
+        ({"max_mean_line_length": "nan"}, r"--max_mean_line_length must be at least 1, not nan"),
+        ({"min_alphanumeric_fraction": 25}, r"--min_alphanumeric_fraction must be 0 to 1, not 25.0"),
+        ({"licenses": "mit", "seq_len": 0}, r"--seq_len.*\n.*--license_field and --licenses need each other"),
         ({"out": __file__}, r"is a file; give a folder"),
+        ({"input": "/dev/null"}, r"input '/dev/null' is a pipe or a device"),
+        ({"input": "hf:"}, r"input 'hf:' names no data set: hf:PATH_OR_NAME"),
         ({"input": "/no/such/input"}, r"input '/no/such/input' does not exist"),
         ({"extensions": ".rs"}, r"holds no file with the extensions \.rs \(it holds: .*\.py"),
         ({"tokenizer": "/no/such/model"}, r"tokenizer '/no/such/model' is not a file"),
@@ -79,9 +92,12 @@ def test_two_runs_on_one_folder(corpus: Path, model: Path, tmp_path: Path) -> No
     [
         (
             {"val_fraction": 1e-9},
-            r"split 'val' would have no window of 64 \+ 8 tokens .*change --val_fraction \(1e-09\)",
+            r"split 'val' would have no window of 64 \+ 8 tokens .*, in 4 parts.*change --val_fraction \(1e-09\)",
         ),
-        ({"min_bytes": 10**9}, r"no documents in .*; dropped: 1 binary \(first: .*binary\.py\), .* min_bytes"),
+        (
+            {"min_bytes": 10**9},
+            r"no documents in .*; dropped: 1 binary \(first: .*binary\.py, byte \d+: NUL\), .* min_bytes",
+        ),
     ],
 )
 def test_shards_without_windows_are_refused_and_can_be_mended(
@@ -97,8 +113,21 @@ def test_shards_without_windows_are_refused_and_can_be_mended(
 
 def test_jsonl_without_the_text_field_says_so(model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"content": "x"}\n' * 3)
-    with pytest.raises(UserError, match=r"no documents in .*; dropped: 3 no_text_field \(first: .*a\.jsonl:1\)"):
+    message = (
+        r"no documents in .*; dropped: 3 no_text_field \(first: .*a\.jsonl:1, byte 0: no key 'text' among 'content'\)"
+    )
+    with pytest.raises(UserError, match=message):
         write_shards.main(arguments_for(tmp_path / "a.jsonl", model, tmp_path / "out"))
+
+
+def test_standard_input_that_is_closed(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "data_prep.write_shards", "--input", "-", "--tokenizer", "bytes", "--out"]
+    command = f"{shlex.join(words)} {shlex.quote(str(tmp_path / 'out'))} <&-"
+    done = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "write_shards: error: input '-' is jsonl from standard input, which is closed; pipe something into it\n"
+    )
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(corpus: Path, tmp_path: Path) -> None:
