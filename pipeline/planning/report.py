@@ -45,8 +45,8 @@ def _memory(way: Way, ways: list[Way], cluster: Cluster) -> str:
         "memory       of the fullest rank at each moment that may be its fullest, GB",
         f"  {'':<12}" + "".join(f"{memory.moment:>11}" for memory in moments),
         *(f"  {name:<12}" + "".join(f"{parts[name] / 1e9:>11.2f}" for parts in by_moment) for name in by_moment[0]),
-        f"  of {cluster.gpu.memory_bytes / 1e9:.0f} GB, {usable / 1e9:.2f} are for tensors; kept back: {reserved / 1e9:.2f} "
-        f"for context and libraries, {fragmented / 1e9:.2f} for fragmentation",
+        f"  {usable / 1e9:.2f} of {cluster.gpu.memory_bytes / 1e9:.0f} GB are for tensors; kept back: "
+        f"{reserved / 1e9:.2f} for context and libraries, {fragmented / 1e9:.2f} for fragmentation",
     ]
     if way.memory.host:
         lines.append(f"  on the host {way.memory.host / 1e9:.2f} GB for each rank")
