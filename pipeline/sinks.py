@@ -26,6 +26,7 @@ from pipeline.distributed import World, logger
 Scalars = dict[str, float]
 METRICS = "metrics.jsonl"
 HISTOGRAM_BINS = 60  # TensorBoard draws 30
+TOKEN_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 class Sink:
@@ -215,11 +216,17 @@ def _console_line(scalars: Scalars) -> str:
         return f"validation loss per head [{' '.join(heads)}]" if heads else ""
     mfu = f"  MFU {scalars['throughput/mfu']:.1%}" if "throughput/mfu" in scalars else ""
     return (
-        f"tokens {scalars['progress/tokens'] / 1e6:,.2f}M"
+        f"tokens {_short(scalars['progress/tokens'])}"
         f"  loss {scalars['loss/total']:.3f} [{' '.join(heads)}]  lr {scalars['optim/lr']:.1e}"
         f"  grad {scalars['optim/grad_norm']:.2f}  {scalars['throughput/tokens_per_s']:,.0f} tok/s{mfu}"
         f"  mem {scalars['memory/peak_GiB']:.1f} GiB  wait {scalars['data/wait_s']:.2f}s"
     )
+
+
+def _short(tokens: float) -> str:
+    """Return a number of tokens as runs are named by it: 4.10k, 1.02M, 200.01B."""
+    unit, name = next((each for each in TOKEN_UNITS if tokens >= each[0]), (1.0, ""))
+    return f"{tokens / unit:.2f}{name}"
 
 
 def _await_next_second(directory: Path) -> None:
