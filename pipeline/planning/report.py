@@ -81,10 +81,12 @@ def _same(other: Way, way: Way) -> bool:
 
 
 def _time(way: Way, found: Estimate, cluster: Cluster) -> str:
-    parts = {name.removesuffix("_s"): seconds / found.step_s for name, seconds in asdict(way.time).items()}
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in parts.items())
+    seconds = asdict(way.time)
+    hidden_s = seconds.pop("hidden_s")
+    shares = ", ".join(f"{name.removesuffix('_s')} {part_s / found.step_s:.1%}" for name, part_s in seconds.items())
     return (
         f"time         {found.tokens_per_s:,.0f} tokens/s, {found.step_s:.2f} s a step ({shares})\n"
+        f"             {hidden_s:.2f} s of communication hide behind computing, if all of it can\n"
         f"             MFU {found.mfu:.1%}\n"
         f"             {found.steps:,} steps: {_duration(found.days)}, {found.gpu_hours:,.0f} GPU-hours on "
         f"{cluster.world_size:,} {cluster.gpu.name}\n"

@@ -65,6 +65,18 @@ def test_numbers_are_those_of_their_owners(capsys: pytest.CaptureFixture[str]) -
     assert estimate["gpu_hours"] == pytest.approx(2 * seconds / 3600)
 
 
+def test_communication_is_hidden_or_lengthens_the_step_but_not_both(capsys: pytest.CaptureFixture[str]) -> None:
+    """ZeRO-2 reduces during backwards; over links a thousand times slower more of the same bytes does not fit there."""
+    fast, slow = (
+        planned(capsys, *ON_TWO, "--assume", f"link_efficiency={efficiency}")["chosen"]["step"]
+        for efficiency in ("1", "0.001")
+    )
+    assert fast["hidden_s"] > 0
+    together = [step["communication_s"] + step["hidden_s"] for step in (fast, slow)]
+    assert together[1] == pytest.approx(1000 * together[0])
+    assert slow["hidden_s"] <= slow["compute_s"]
+
+
 def test_what_fits_comes_first_and_the_fastest_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     ways = planned(capsys, *ON_TWO)["alternatives"]
     fits = [way["fits"] for way in ways]
