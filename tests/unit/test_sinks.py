@@ -63,6 +63,14 @@ def test_metrics_tell_whether_a_validation_was_made(tmp_path: Path) -> None:
     assert [has_validation(tmp_path, step=step) for step in (1, 2, 3)] == [True, False, False]
 
 
+def test_lines_that_a_disk_has_lost_stop_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\0\0\0\n\xff\n[]\n{}\n{"step": "x"}\n{"step": 2}\n{"step": 3')
+    assert not has_validation(tmp_path, step=2)
+    MetricsFile(path, resumed_step=2).close()
+    assert jsonl(path) == [{"step": 1}, {"step": 2}]
+
+
 def test_a_fresh_run_leaves_no_old_metrics(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n', encoding="utf-8")
