@@ -45,8 +45,9 @@ def table() -> str:
     """Return the plans as a Markdown table."""
     lines = [
         "| run | GPUs | way | recomputation, micro batch | GB of a rank | tokens/s | MFU | days | 1,000 GPU-hours"
-        " | limit | save every | goodput: formula, simulated | with the recipe's interval: formula, simulated |",
-        "|---" * 13 + "|",
+        " | limit | hidden communication"
+        " | save every | goodput: formula, simulated | with the recipe's interval: formula, simulated |",
+        "|---" * 14 + "|",
     ]
     for name, (recipe, changes) in RUNS.items():
         config = load_config(RECIPES / f"{recipe}.yaml")
@@ -71,7 +72,8 @@ def _row(name: str, way: Way, cluster: Cluster) -> str:
     return (
         f"| {name} | {cluster.world_size:,} | {way.json} | {recompute}, {train.micro_batch_size} | "
         f"{way.memory.device / 1e9:.1f} | {found.tokens_per_s:,.0f} | {found.mfu:.1%} | {found.days:.1f} | "
-        f"{found.gpu_hours / 1000:.1f} | {way.time.limit()} | {found.checkpoint_every_steps} steps | "
+        f"{found.gpu_hours / 1000:.1f} | {way.time.limit()} | "
+        f"{way.time.hidden_s / found.step_s:.0%} | {found.checkpoint_every_steps} steps | "
         f"{found.goodput:.2%}, {simulated:.2%} | {found.goodput_as_configured:.2%}, {simulated_own:.2%} |"
     )
 

@@ -7,7 +7,7 @@
 import argparse
 from pathlib import Path
 
-from common.command_line import exit_on_user_error
+from common.command_line import exit_on_user_error, raise_if_any
 from pipeline.inputs import load_inputs
 
 PROGRAM = "pipeline.check_run"
@@ -16,6 +16,14 @@ PROGRAM = "pipeline.check_run"
 def main() -> None:
     """Parse the command line, check a run's inputs together, and print its folder."""
     arguments = _parser().parse_args()
+    raise_if_any(
+        [
+            f"--{name} {value}: must be at least 1"
+            for name in ("nodes", "ranks_per_node")
+            if (value := getattr(arguments, name)) < 1
+        ],
+        heading="no run",
+    )
     inputs = load_inputs(
         arguments.config,
         arguments.deepspeed_config,

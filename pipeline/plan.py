@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("num_nodes", "gpus_per_node"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be at least 1")
+    if arguments.plot is not None:
+        _check_picture(arguments.plot)
     cluster = Cluster(
         n_nodes=arguments.num_nodes,
         gpus_per_node=arguments.gpus_per_node,
@@ -48,8 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     ways = alternatives(inputs.config, inputs.deepspeed_config, cluster)
     found = estimate(chosen, cluster)
     if arguments.plot is not None:
-        if not arguments.plot.parent.is_dir():
-            raise UserError(f"--plot {arguments.plot}: there is no folder {arguments.plot.parent}")
         plot(chosen, cluster, arguments.plot)
     if arguments.json:
         print(json.dumps(as_dict(chosen, ways, found, cluster), indent=1))
@@ -72,6 +72,13 @@ def checked_inputs(recipe: Path, deepspeed_json: Path, overrides: list[str], clu
         world_size=cluster.world_size,
         n_nodes=cluster.n_nodes,
     )
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix != ".png" or path.is_dir():
+        raise UserError(f"--plot {path}: must be the name of a .png file")
+    if not path.parent.is_dir():
+        raise UserError(f"--plot {path}: there is no folder {path.parent}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -66,16 +66,20 @@ def progress_of(run_dir: Path) -> Progress:
     """Read from a run's folder how far it came."""
     names = [path.name.removeprefix("step_") for path in (run_dir / "checkpoints").glob("step_*")]
     checkpoint = max((int(name) for name in names if name.isdigit()), default=0)
-    step = checkpoint
     try:
-        lines = (run_dir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        lines = (run_dir / "metrics.jsonl").read_bytes().splitlines()
     except FileNotFoundError:
         lines = []
-    for line in lines[::-1]:
-        if line.endswith(b"\n"):  # else it was cut off
-            step = max(step, json.loads(line)["step"])
-            break
-    return Progress(step=step, checkpoint=checkpoint)
+    reported = next(filter(None, map(_step_of, reversed(lines))), 0)
+    return Progress(step=max(checkpoint, reported), checkpoint=checkpoint)
+
+
+def _step_of(line: bytes) -> int | None:
+    """Return the step of a line of metrics.jsonl; None if a kill cut it, or a disk lost it."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def read_ends(path: Path) -> Ends | None:

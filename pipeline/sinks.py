@@ -9,7 +9,7 @@ import math
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +26,7 @@ from pipeline.distributed import World, logger
 Scalars = dict[str, float]
 METRICS = "metrics.jsonl"
 HISTOGRAM_BINS = 60  # TensorBoard draws 30
+TOKEN_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 class Sink:
@@ -108,8 +109,7 @@ class MetricsFile(Sink):
     """metrics.jsonl: one object per step; after a resume, lines beyond the resumed step are dropped."""
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= resumed_step]
-        write_text(path, "".join(kept))
+        write_text(path, "".join(line for line, said in _whole_lines(path) if said["step"] <= resumed_step))
         self._file = PatientFile(path)
 
     def write(self, step: int, scalars: Scalars) -> None:
@@ -204,8 +204,7 @@ def sinks_for(config: Config, *, world: World, resumed_step: int) -> list[Sink]:
 
 def has_validation(run_dir: Path, *, step: int) -> bool:
     """Return whether metrics.jsonl has the validation after a step."""
-    lines = map(json.loads, _whole_lines(run_dir / METRICS))
-    return any(line["step"] == step and "val/loss_head_1" in line for line in lines)
+    return any(said["step"] == step and "val/loss_head_1" in said for _, said in _whole_lines(run_dir / METRICS))
 
 
 def _console_line(scalars: Scalars) -> str:
@@ -215,11 +214,17 @@ def _console_line(scalars: Scalars) -> str:
         return f"validation loss per head [{' '.join(heads)}]" if heads else ""
     mfu = f"  MFU {scalars['throughput/mfu']:.1%}" if "throughput/mfu" in scalars else ""
     return (
-        f"tokens {scalars['progress/tokens'] / 1e6:,.2f}M"
+        f"tokens {_short(scalars['progress/tokens'])}"
         f"  loss {scalars['loss/total']:.3f} [{' '.join(heads)}]  lr {scalars['optim/lr']:.1e}"
         f"  grad {scalars['optim/grad_norm']:.2f}  {scalars['throughput/tokens_per_s']:,.0f} tok/s{mfu}"
         f"  mem {scalars['memory/peak_GiB']:.1f} GiB  wait {scalars['data/wait_s']:.2f}s"
     )
+
+
+def _short(tokens: float) -> str:
+    """Return a number of tokens as runs are named by it: 4.10k, 1.02M, 200.01B."""
+    unit, name = next((each for each in TOKEN_UNITS if tokens >= each[0]), (1.0, ""))
+    return f"{tokens / unit:.2f}{name}"
 
 
 def _await_next_second(directory: Path) -> None:
@@ -231,8 +236,11 @@ def _await_next_second(directory: Path) -> None:
     time.sleep(min(1.0, max(0.0, newest_s + 1 - time.time())))
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Return the lines of a file that a kill may have cut in the last one; none if there is no file."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the lines of a metrics.jsonl, and what they say; what a kill cut, or a disk lost, says nothing."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines(keepends=True):
+        with suppress(ValueError):
+            said = json.loads(line)
+            if line.endswith("\n") and isinstance(said, dict) and isinstance(said.get("step"), int):
+                yield line, said

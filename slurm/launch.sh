@@ -16,8 +16,8 @@ fail() {
     exit 2
 }
 
-[ -f slurm/launch.sh ] || fail "$PWD is not the root of the repository; submit from there"
 . slurm/site.env
+[ -n "${SLURM_JOB_ID:-}${CHECK_ONLY:-}" ] || fail "$0 is a job; slurm/submit.sh $(basename "$0" .sbatch) queues it"
 
 load_software() {
     if [ -n "$MODULES" ]; then

@@ -8,7 +8,8 @@
 #   slurm/submit.sh train_1T -- train.seed=2                      arguments are the training stage's, if there is one,
 #   slurm/submit.sh convert evaluate -- runs/7B_200B_n4           and else the first stage's
 #
-# A stage is a template beside this file; its first lines say what it does, and what it reads from the environment.
+# Stages come in this order, one training stage at a time. Each is a template beside this file; its first lines say what
+# it does, and what it reads from the environment.
 # DRY_RUN=1 checks, and queues nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,6 +19,7 @@ fail() {
     exit 2
 }
 
+all_stages=$(cd slurm && echo *.sbatch | sed 's/\.sbatch//g')
 stages=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
     case $1 in -h | --help)
@@ -25,15 +27,23 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
         exit
         ;;
     esac
-    [ -f "slurm/$1.sbatch" ] || fail "there is no stage $1; there are $(cd slurm && echo *.sbatch | sed 's/\.sbatch//g')"
+    [ -f "slurm/$1.sbatch" ] || fail "there is no stage $1; there are $all_stages; arguments come after --"
     stages+=("$1")
     shift
 done
-[ ${#stages[@]} -gt 0 ] || fail "which stage? $(cd slurm && echo *.sbatch | sed 's/\.sbatch//g'); see slurm/submit.sh --help"
+[ ${#stages[@]} -gt 0 ] || fail "which stage? $all_stages; see slurm/submit.sh --help"
+[[ " ${stages[*]} " =~ ^\ (prepare_data\ )?(train_[^ ]+\ )?(convert\ )?(evaluate\ )?$ ]] ||
+    fail "${stages[*]}: stages come in the order prepare_data train_... convert evaluate, each at most once"
 [ $# = 0 ] || shift
 arguments=("$@")
+said=$(bash -eu slurm/site.env 2>&1) || fail "$said (lines are NAME=value, without spaces around =, with quotes around values that have some)"
 . slurm/site.env
 has() { [[ " ${stages[*]} " == *" $1"* ]]; } # has STAGE: whether a stage begins so
+case ${stages[0]} in
+    train_*) ;;
+    prepare_data) has train || [ $# = 0 ] || fail "prepare_data takes no arguments: $*; its options are in slurm/site.env" ;;
+    *) has train || [ $# -le 1 ] || fail "${stages[0]} takes one argument, not $#: $*" ;;
+esac
 
 # --- Everything that is wrong with site.env, at once
 problems=()
@@ -43,25 +53,45 @@ filled_in() {
         case ${!name-CHANGE_ME} in *CHANGE_ME*) problems+=("$name=CHANGE_ME is to be filled in") ;; esac
     done
 }
-filled_in ACCOUNT
+given() { # filled in, and not empty
+    local name
+    filled_in "$@"
+    for name in "$@"; do [ -n "${!name-unset}" ] || problems+=("$name is empty, but needed"); done
+}
+number() {
+    local name
+    for name in "$@"; do [[ ${!name-} =~ ^[1-9][0-9]*$ ]] || problems+=("$name=${!name-} must be a number above 0"); done
+}
+filled_in ACCOUNT MODULES VENV CONTAINER MEMORY SBATCH_OPTIONS
+given NODE_SCRATCH
 command -v sbatch > /dev/null || problems+=("there is no sbatch on $(hostname): Slurm's login node is the place for this")
 if has prepare_data || has convert; then filled_in CPU_PARTITION; fi
 if has train || has evaluate; then filled_in GPU_PARTITION; fi
-if has train; then filled_in INTERFACE; fi
+if has prepare_data || has convert || has evaluate; then number CPUS; fi
+if has train; then
+    given INTERFACE RUNS SHARDS
+    number RANKS_PER_NODE
+    [ -z "${TRAIN_NODES-CHANGE_ME}" ] || number TRAIN_NODES
+fi
+if has convert; then given EXPORTS; fi
 if has prepare_data; then
-    filled_in CORPUS TOKENIZER
+    given CORPUS TOKENIZER SHARDS
+    filled_in PREPARE_OPTIONS
     for source in $CORPUS; do
         [ -e "$source" ] || [[ $source == *CHANGE_ME* ]] || problems+=("CORPUS: $source does not exist")
     done
     case $TOKENIZER in bytes | *CHANGE_ME*) ;; *) [ -f "$TOKENIZER" ] || problems+=("TOKENIZER=$TOKENIZER does not exist") ;; esac
     case $SHARDS in *://*) problems+=("SHARDS=$SHARDS: prepare_data needs a folder that all nodes see; data_prep.upload_shards copies it there then") ;; esac
-    [[ $PREPARE_JOBS =~ ^[1-9][0-9]*$ ]] || problems+=("PREPARE_JOBS=$PREPARE_JOBS must be a number above 0")
+    number PREPARE_JOBS
 fi
 if has evaluate; then
-    filled_in PROBLEMS
+    given PROBLEMS EXPORTS EVALUATIONS
+    filled_in EVALUATE_OPTIONS
     case $PROBLEMS in *CHANGE_ME*) ;; *) [ -f "$PROBLEMS" ] || problems+=("PROBLEMS=$PROBLEMS does not exist") ;; esac
 fi
 if [ ${#problems[@]} -gt 0 ]; then fail "slurm/site.env$(printf '\n  - %s' "${problems[@]}")"; fi
+
+CHECK_ONLY=1 bash -c '. slurm/launch.sh; load_software' || exit 2
 
 # --- The stages' own inputs; what an earlier stage will write need not be there
 run=
@@ -87,7 +117,7 @@ for stage in "${stages[@]}"; do
 done
 
 # --- Queue them
-read -ra common <<< "$SBATCH_OPTIONS"
+read -ra common <<< "--export=ALL $SBATCH_OPTIONS" # jobs read N_FUTURE_TOKENS and the like, whatever SBATCH_EXPORT says
 common+=(--kill-on-invalid-dep=yes) # a job whose dependency failed leaves the queue
 [ -z "$ACCOUNT" ] || common+=(--account="$ACCOUNT")
 cpu=(--cpus-per-task="$CPUS" ${MEMORY:+--mem="$MEMORY"} ${CPU_PARTITION:+--partition="$CPU_PARTITION"})
@@ -115,9 +145,9 @@ submit_all() {
     for stage in "${stages[@]}"; do
         case $stage in
             prepare_data)
-                case $PREPARE_OPTIONS in
-                    *"--dedup exact"* | *"--dedup near"*) submit "survey" "${cpu[@]}" --array=1-"$PREPARE_JOBS" slurm/prepare_data.sbatch survey ;;
-                esac
+                if [[ $PREPARE_OPTIONS =~ --dedup[=[:space:]]+(exact|near) ]]; then
+                    submit "survey" "${cpu[@]}" --array=1-"$PREPARE_JOBS" slurm/prepare_data.sbatch survey
+                fi
                 submit "write shards" "${cpu[@]}" --array=1-"$PREPARE_JOBS" slurm/prepare_data.sbatch write
                 submit "merge" "${cpu[@]}" --output=slurm-%j-%x.log slurm/prepare_data.sbatch merge
                 ;;

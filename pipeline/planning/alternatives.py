@@ -15,7 +15,7 @@ from pipeline.config import Config
 from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config, unsupported
 from pipeline.layout import batch_problems, parallel_problems
 from pipeline.planning.clusters import usable_bytes
-from pipeline.planning.memory import Memory, fullest, mode_of
+from pipeline.planning.memory import Memory, fullest_of, mode_of, moments_of_fullest_rank
 from pipeline.planning.schedule import Cluster, StepTime, step_time
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -27,17 +27,21 @@ STAGES = (1, 2, 4, 8)
 class Way:
     """One way to run.
 
-    json: name of the DeepSpeed JSON; the other settings are the config's.  memory: of the fullest rank when it is
-    fullest.  moments: its bytes at each moment.  peak_flops: of one GPU in its precision.
+    json: name of the DeepSpeed JSON; the other settings are the config's.  moments: of the fullest rank, in their
+    order.  peak_flops: of one GPU in its precision.
     """
 
     json: str
     config: Config
-    memory: Memory
-    moments: dict[str, int]
+    moments: tuple[Memory, ...]
     time: StepTime
     fits: bool
     peak_flops: float
+
+    @property
+    def memory(self) -> Memory:
+        """The fullest moment."""
+        return fullest_of(self.moments)
 
     @property
     def tokens_per_s(self) -> float:
@@ -48,14 +52,13 @@ class Way:
 def way(config: Config, deepspeed_config: dict[str, Any], cluster: Cluster, *, name: str) -> Way:
     """Return how a checked recipe and JSON would do."""
     mode = mode_of(deepspeed_config)
-    memory, *others = fullest(config, mode, world_size=cluster.world_size, device="cuda")
+    moments = moments_of_fullest_rank(config, mode, world_size=cluster.world_size, device="cuda")
     return Way(
         json=name,
         config=config,
-        memory=memory,
-        moments={moment.moment: moment.device for moment in (memory, *others)},
+        moments=moments,
         time=step_time(config, mode, cluster),
-        fits=memory.device <= usable_bytes(cluster.gpu, cluster.assumed),
+        fits=fullest_of(moments).device <= usable_bytes(cluster.gpu, cluster.assumed),
         peak_flops=cluster.peak_flops(mode),
     )
 

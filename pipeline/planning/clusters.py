@@ -96,14 +96,21 @@ def assumptions_from(given: list[str]) -> Assumptions:
             problems.append(f"--assume {text}: {value!r} is not a number")
             continue
         if not (0 < values[name] < float("inf") or (values[name] == 0 and name in may_be_zero)):
-            problems.append(f"--assume {text}: must be a number above 0")
-        if name in ("mfu", "link_efficiency") and values[name] > 1:
+            problems.append(f"--assume {text}: must be a number above 0{', or 0' if name in may_be_zero else ''}")
+        elif name in ("mfu", "link_efficiency") and values[name] > 1:
             problems.append(f"--assume {text}: must be at most 1")
+        elif name == "pue" and values[name] < 1:
+            problems.append(f"--assume {text}: must be at least 1; it is the data centre's power over its nodes'")
     if problems:
         raise UserError("; ".join(problems))
     return replace(Assumptions(), **values)
 
 
+def reserved_bytes(assumed: Assumptions) -> int:
+    """Return what context and libraries take of a GPU."""
+    return int(assumed.reserved_GiB * GIB)
+
+
 def usable_bytes(gpu: Gpu, assumed: Assumptions) -> int:
     """Return what tensors may take of a GPU."""
-    return int((gpu.memory_bytes - assumed.reserved_GiB * GIB) / (1 + assumed.fragmentation))
+    return max(0, int((gpu.memory_bytes - reserved_bytes(assumed)) / (1 + assumed.fragmentation)))

@@ -4,17 +4,20 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from common.command_line import UserError
 from pipeline.architecture import Flops, parameter_count, training_flops
 from pipeline.config import Config
 from pipeline.planning.alternatives import Way
 from pipeline.planning.clusters import SOURCES, usable_bytes
 from pipeline.planning.failures import Faulty, best_interval_s, expected_goodput
+from pipeline.planning.memory import Memory
 from pipeline.planning.schedule import Cluster
 
 STATE_BYTES = 12  # of a checkpoint, per parameter: the fp32 value and Adam's two moments
 TOKEN_BYTES = 2  # in a shard: uint16
 DEFAULT_LOOKAHEAD = 8
 HOUR_S, DAY_S = 3600, 86_400
+LEAST_GOODPUT = 0.01  # below it a run's days and costs say nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +49,23 @@ class Estimate:
 
 
 def estimate(way: Way, cluster: Cluster) -> Estimate:
-    """Return what a run costs that goes this way and saves at the best interval."""
+    """Return what a run costs that goes this way and saves at the best interval.
+
+    Raises:
+        UserError: by the assumptions it fails so often that it gets nowhere.
+    """
     config, assumed = way.config, cluster.assumed
     step_s, world = way.time.total_s, cluster.world_size
     run = faults_of(config, cluster)
     interval_s = max(best_interval_s(run), run.lag_s)  # a save waits for the one before it
     every_steps = max(1, round(interval_s / step_s))
     goodput = expected_goodput(run, interval_s=every_steps * step_s)
+    if goodput < LEAST_GOODPUT:
+        raise UserError(
+            f"a failure every {run.mtbf_s:,.3g} s on {world:,} GPUs, {run.restart_s:,.3g} s from each to the next step,"
+            f" {step_s:,.3g} s a step: such a run gets nowhere; look at --assume mtbf_gpu_hours, restart_s and"
+            " checkpoint_GB_per_s_per_node, or take fewer GPUs"
+        )
     tokens_per_s = way.tokens_per_s
     wall_s = config.total_steps * step_s / goodput
     gpu_hours = wall_s / HOUR_S * world
@@ -157,6 +170,11 @@ def _way_dict(way: Way) -> dict[str, Any]:
         "pipeline_stages": way.config.parallel.pipeline_stages,
         "fits": way.fits,
         "tokens_per_s": way.tokens_per_s,
-        "memory": {"moment": way.memory.moment, "host": way.memory.host, **way.memory.parts()},
+        "memory": _memory_dict(way.memory),
+        "moments": [_memory_dict(memory) for memory in way.moments],
         "step": {**asdict(way.time), "limit": way.time.limit()},
     }
+
+
+def _memory_dict(memory: Memory) -> dict[str, Any]:
+    return {"moment": memory.moment, "host": memory.host, **memory.parts()}

@@ -40,12 +40,12 @@ def expected_goodput(run: Faulty, *, interval_s: float) -> float:
 
     A save that lags is lost work as a longer restart would be: what was trained since it began is done again.
     """
-    restart = math.exp((run.restart_s + run.lag_s) / run.mtbf_s)
     try:
+        restart = math.exp((run.restart_s + run.lag_s) / run.mtbf_s)
         wasted = math.expm1((interval_s + run.stall_s) / run.mtbf_s)
+        return interval_s / (run.mtbf_s * restart * wasted)
     except OverflowError:
         return 0.0
-    return interval_s / (run.mtbf_s * restart * wasted)
 
 
 @dataclass(frozen=True, kw_only=True)

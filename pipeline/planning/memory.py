@@ -23,7 +23,7 @@ Per ZeRO stage (`stage_1_and_2.py`, `stage3.py`, `bf16_optimizer.py`, `engine.py
 CPUs. That a GPU's allocator rounds and fragments, and its context and NCCL take memory of their own, is in `clusters`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -101,16 +101,18 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
     return tuple(balanced_stages(config))
 
 
-def fullest(config: Config, mode: Mode, *, world_size: int, device: str) -> list[Memory]:
-    """Return the moments of the fullest rank, the fullest first; see `moments`."""
-    ranks = [
-        sorted(
-            moments(config, mode, world_size=world_size, device=device, pipeline_stage=index),
-            key=lambda memory: -memory.device,
-        )
+def moments_of_fullest_rank(config: Config, mode: Mode, *, world_size: int, device: str) -> tuple[Memory, ...]:
+    """Return the moments, in their order, of the pipeline stage whose fullest one is the fullest; see `moments`."""
+    ranks = (
+        tuple(moments(config, mode, world_size=world_size, device=device, pipeline_stage=index))
         for index in range(config.parallel.pipeline_stages)
-    ]
-    return max(ranks, key=lambda rank: rank[0].device)
+    )
+    return max(ranks, key=lambda rank: fullest_of(rank).device)
+
+
+def fullest_of(moments: Sequence[Memory]) -> Memory:
+    """Return the moment at which most lies on the device."""
+    return max(moments, key=lambda memory: memory.device)
 
 
 def moments(config: Config, mode: Mode, *, world_size: int, device: str, pipeline_stage: int = 0) -> list[Memory]:

@@ -3,9 +3,10 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from common.files import written_whole
 from pipeline.planning.alternatives import Way
-from pipeline.planning.clusters import SOURCES, usable_bytes
-from pipeline.planning.estimate import HOUR_S, Estimate, shortage_advice
+from pipeline.planning.clusters import SOURCES, reserved_bytes, usable_bytes
+from pipeline.planning.estimate import DAY_S, HOUR_S, Estimate, shortage_advice
 from pipeline.planning.schedule import Cluster
 
 N_SHOWN = 12
@@ -36,18 +37,25 @@ def _model(way: Way, found: Estimate) -> str:
 
 
 def _memory(way: Way, ways: list[Way], cluster: Cluster) -> str:
-    memory, usable = way.memory, usable_bytes(cluster.gpu, cluster.assumed)
-    lines = [f"memory       of the fullest rank, at the moment '{memory.moment}', GB"]
-    lines += [f"  {name:<16} {n_bytes / 1e9:>8.2f}" for name, n_bytes in memory.parts().items()]
-    every = ", ".join(f"{name} {n_bytes / 1e9:.1f}" for name, n_bytes in way.moments.items())
-    lines.append(f"  each moment      {every}")
-    lines.append(f"  {'together':<16} {memory.device / 1e9:>8.2f}  of {usable / 1e9:.2f} for tensors")
-    kept_back = cluster.gpu.memory_bytes - usable
-    lines.append(f"  {'kept back':<16} {kept_back / 1e9:>8.2f}  context, libraries, fragmentation")
-    if memory.host:
-        lines.append(f"  {'on the host':<16} {memory.host / 1e9:>8.2f}  for each rank")
-    lines.append(f"  {'fits' if way.fits else shortage_advice(way, cluster, ways)}")
+    moments, usable = way.moments, usable_bytes(cluster.gpu, cluster.assumed)
+    reserved = reserved_bytes(cluster.assumed)
+    fragmented = cluster.gpu.memory_bytes - reserved - usable
+    by_moment = [memory.parts() | {"together": memory.device} for memory in moments]
+    lines = [
+        "memory       of the fullest rank at each moment that may be its fullest, GB",
+        f"  {'':<12}" + "".join(f"{memory.moment:>11}" for memory in moments),
+        *(f"  {name:<12}" + "".join(f"{parts[name] / 1e9:>11.2f}" for parts in by_moment) for name in by_moment[0]),
+        f"  {usable / 1e9:.2f} of {cluster.gpu.memory_bytes / 1e9:.0f} GB are for tensors; kept back: "
+        f"{reserved / 1e9:.2f} for context and libraries, {fragmented / 1e9:.2f} for fragmentation",
+    ]
+    if way.memory.host:
+        lines.append(f"  on the host {way.memory.host / 1e9:.2f} GB for each rank")
+    lines.append(f"  {_fit(way) if way.fits else shortage_advice(way, cluster, ways)}")
     return "\n".join(lines)
+
+
+def _fit(way: Way) -> str:
+    return f"fits: {way.memory.device / 1e9:.2f} GB when fullest, at the moment '{way.memory.moment}'"
 
 
 def _ways(way: Way, ways: list[Way]) -> str:
@@ -73,15 +81,21 @@ def _same(other: Way, way: Way) -> bool:
 
 
 def _time(way: Way, found: Estimate, cluster: Cluster) -> str:
-    parts = {name.removesuffix("_s"): seconds / found.step_s for name, seconds in asdict(way.time).items()}
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in parts.items())
+    seconds = asdict(way.time)
+    hidden_s = seconds.pop("hidden_s")
+    shares = ", ".join(f"{name.removesuffix('_s')} {part_s / found.step_s:.1%}" for name, part_s in seconds.items())
     return (
         f"time         {found.tokens_per_s:,.0f} tokens/s, {found.step_s:.2f} s a step ({shares})\n"
+        f"             {hidden_s:.2f} s of communication hide behind computing, if all of it can\n"
         f"             MFU {found.mfu:.1%}\n"
-        f"             {found.steps:,} steps: {found.days:.1f} days, {found.gpu_hours:,.0f} GPU-hours on "
+        f"             {found.steps:,} steps: {_duration(found.days)}, {found.gpu_hours:,.0f} GPU-hours on "
         f"{cluster.world_size:,} {cluster.gpu.name}\n"
         f"cost         {found.usd:,.0f} USD, {found.energy_kwh / 1000:,.1f} MWh"
     )
+
+
+def _duration(days: float) -> str:
+    return f"{days:,.1f} days" if days >= 1 else f"{days * DAY_S / HOUR_S:.1f} hours"
 
 
 def _checkpoints(way: Way, found: Estimate) -> str:
@@ -115,17 +129,24 @@ def _assumptions(way: Way, cluster: Cluster) -> str:
 
 
 def plot(way: Way, cluster: Cluster, path: Path) -> None:
-    """Draw the memory of the fullest rank by part, beside what the GPU has."""
+    """Draw the memory of the fullest rank by part, a bar for each moment, beside what the GPU has for tensors."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 1.8), layout="constrained")
+    names = [memory.moment for memory in way.moments]
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
-    left = 0.0
-    for name, n_bytes in way.memory.parts().items():
-        if n_bytes:
-            axes.barh(0, n_bytes / 1e9, left=left, label=f"{name} {n_bytes / 1e9:.1f}")
-            left += n_bytes / 1e9
-    axes.axvline(usable_bytes(cluster.gpu, cluster.assumed) / 1e9, color="black", linestyle="--", label="usable")
-    axes.set(xlabel=f"GB on a {cluster.gpu.name}, at the moment '{way.memory.moment}'", yticks=[])
-    axes.legend(ncols=4, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.45))
-    figure.savefig(path, dpi=110)
+    filled = [0.0] * len(names)
+    for part in way.memory.parts():
+        sizes = [memory.parts()[part] / 1e9 for memory in way.moments]
+        axes.barh(names, sizes, left=filled, label=part)
+        filled = [before + size for before, size in zip(filled, sizes, strict=True)]
+    for name, together in zip(names, filled, strict=True):
+        axes.annotate(f"{together:.1f}", (together, name), xytext=(4, 0), textcoords="offset points", va="center")
+    usable = usable_bytes(cluster.gpu, cluster.assumed) / 1e9
+    axes.axvline(usable, color="black", linestyle="--", label=f"for tensors: {usable:.1f}")
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.1 * max(usable, *filled))
+    axes.set(xlabel=f"GB of a {cluster.gpu.name}, fullest rank, {way.json}", ylabel="moment")
+    figure.legend(loc="outside right upper", fontsize="small")
+    with written_whole(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")

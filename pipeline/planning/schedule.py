@@ -63,12 +63,13 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of one optimizer step; their sum is the step."""
+    """Seconds of one optimizer step: the sum of all but `hidden_s`, communication that goes on behind computing."""
 
     compute_s: float
     recompute_s: float
     pipeline_s: float
     communication_s: float
+    hidden_s: float
 
     @property
     def total_s(self) -> float:
@@ -94,16 +95,16 @@ def step_time(config: Config, mode: Mode, cluster: Cluster) -> StepTime:
     slowest = max(flops) * n_stages / sum(flops)
     busy = (compute + recompute) * slowest
     pipeline = busy / (1 - bubble_fraction(n_stages, accumulation)) - (compute + recompute)
+    exposed, hidden = _communication(config, mode, cluster, accumulation=accumulation, busy_s=busy)
     return StepTime(
-        compute_s=compute,
-        recompute_s=recompute,
-        pipeline_s=pipeline,
-        communication_s=_exposed(config, mode, cluster, accumulation=accumulation, busy_s=busy),
+        compute_s=compute, recompute_s=recompute, pipeline_s=pipeline, communication_s=exposed, hidden_s=hidden
     )
 
 
-def _exposed(config: Config, mode: Mode, cluster: Cluster, *, accumulation: int, busy_s: float) -> float:
-    """Return the seconds of communication that no computing hides."""
+def _communication(
+    config: Config, mode: Mode, cluster: Cluster, *, accumulation: int, busy_s: float
+) -> tuple[float, float]:
+    """Return the seconds of communication that no computing hides, and of that which it hides."""
     parallel, world = config.parallel, cluster.world_size
     shared = world // (parallel.pipeline_stages * parallel.tensor_parallel_size)
     elements = max(share_elements(config, stage.share) for stage in stages_of(config))
@@ -115,13 +116,8 @@ def _exposed(config: Config, mode: Mode, cluster: Cluster, *, accumulation: int,
     else:
         during, hiding, after = 0.0, 0.0, (3 if mode.stage == 1 else 2) * ring
     hidden = min(during, hiding) if mode.overlap else 0.0
-    return (
-        during
-        - hidden
-        + after
-        + _offloading(mode, cluster, elements / shared, accumulation)
-        + _inside(config, cluster, mode)
-    )
+    beside = _offloading(mode, cluster, elements / shared, accumulation) + _inside(config, cluster, mode)
+    return during - hidden + after + beside, hidden
 
 
 def _offloading(mode: Mode, cluster: Cluster, elements: float, accumulation: int) -> float:

@@ -101,14 +101,20 @@ def numbered(tags: Iterable[str], prefix: str) -> list[str]:
     return sorted(matching, key=lambda tag: int(tag.removeprefix(prefix)))
 
 
+def _has_any_part(path: Path) -> bool:
+    return any((path / part).exists() for part in PARTS)
+
+
 def read_run(path: Path) -> Run:
     """Return what there is of the run in `path`."""
     name = path.resolve().name
     if not path.is_dir():
         what = "is a file; give the run's folder" if path.exists() else "does not exist"
         return Run(path=path, name=name, problems=[f"{path} {what}"])
-    if not any((path / part).exists() for part in PARTS):
-        return Run(path=path, name=name, problems=[f"{path} is no run: it has none of {', '.join(PARTS)}"])
+    if not _has_any_part(path):
+        inside = " ".join(str(child) for child in sorted(path.iterdir()) if _has_any_part(child))
+        hint = f"; there are runs in it: {inside}" if inside else ""
+        return Run(path=path, name=name, problems=[f"{path} is no run: it has none of {', '.join(PARTS)}{hint}"])
     problems: list[str] = []
     series, tokens_per_step = _metrics(path / "metrics.jsonl", problems)
     config, fields = _config(path / "config.yaml", problems)

@@ -30,6 +30,27 @@ def test_the_answer_names_every_part(capsys: pytest.CaptureFixture[str], tmp_pat
         assert word in text
     assert "mfu=0.5:" in text
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert list(tmp_path.iterdir()) == [picture]
+
+
+def test_each_moment_has_its_parts_and_the_fullest_decides(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the start is the fullest, at which there is nothing but weights."""
+    cluster = ["--num_nodes", "8", "--gpus_per_node", "8"]
+    recipe = REPOSITORY / "pipeline" / "recipes" / "7B_200B.yaml"
+    arguments = ["--config", str(recipe), *SMALL[2:], *cluster]
+    chosen = planned(capsys, *arguments)["chosen"]
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+    together = {moment["moment"]: sum(moment[part] for part in parts) for moment in chosen["moments"]}
+    assert list(together) == ["start", "loss", "head", "backward", "reduction", "step"]
+    assert max(together, key=together.__getitem__) == chosen["memory"]["moment"] == "start"
+    plan.main(arguments)
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    for part in parts:
+        assert [float(cell) for cell in rows[part]] == [
+            pytest.approx(moment[part] / 1e9, abs=0.005) for moment in chosen["moments"]
+        ]
+    assert float(rows["logits"][1]) > 0
+    assert float(rows["optimizer"][1]) > 0
 
 
 def test_numbers_are_those_of_their_owners(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,6 +63,18 @@ def test_numbers_are_those_of_their_owners(capsys: pytest.CaptureFixture[str]) -
     seconds = estimate["steps"] * estimate["step_s"] / estimate["goodput"]
     assert estimate["days"] == pytest.approx(seconds / 86_400)
     assert estimate["gpu_hours"] == pytest.approx(2 * seconds / 3600)
+
+
+def test_communication_is_hidden_or_lengthens_the_step_but_not_both(capsys: pytest.CaptureFixture[str]) -> None:
+    """ZeRO-2 reduces during backwards; over links a thousand times slower more of the same bytes does not fit there."""
+    fast, slow = (
+        planned(capsys, *ON_TWO, "--assume", f"link_efficiency={efficiency}")["chosen"]["step"]
+        for efficiency in ("1", "0.001")
+    )
+    assert fast["hidden_s"] > 0
+    together = [step["communication_s"] + step["hidden_s"] for step in (fast, slow)]
+    assert together[1] == pytest.approx(1000 * together[0])
+    assert slow["hidden_s"] <= slow["compute_s"]
 
 
 def test_what_fits_comes_first_and_the_fastest_of_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +105,14 @@ def test_what_does_not_fit_is_an_answer_with_code_1(capsys: pytest.CaptureFixtur
         ([*ON_TWO, "--assume", "mfu=high"], "not a number"),
         ([*ON_TWO, "--assume", "mfu=1.5"], "at most 1"),
         ([*ON_TWO, "train.micro_batch=3"], "unknown key"),
+        ([*ON_TWO, "--assume", "pue=0.9"], "at least 1"),
+        ([*ON_TWO, "--assume", "fragmentation=-0.1"], "above 0, or 0"),
+        ([*ON_TWO, "--assume", "mtbf_gpu_hours=0.001"], "gets nowhere"),
+        ([*ON_TWO, "--assume", "mtbf_gpu_hours=0.1"], "gets nowhere"),
+        ([*ON_TWO, "--assume", "restart_s=1e12"], "gets nowhere"),
         ([*ON_TWO, "--plot", "absent/memory.png"], "no folder"),
+        ([*ON_TWO, "--plot", "memory.xyz"], "a .png file"),
+        ([*ON_TWO, "--plot", "docs"], "a .png file"),
     ],
 )
 def test_mistakes_are_told(arguments: list[str], message: str) -> None:

@@ -62,8 +62,11 @@ def test_progress_is_the_last_whole_line_or_the_newest_checkpoint(tmp_path: Path
     for name in ("step_00000010", "step_00000020", ".step_00000030.ab.partial", "step_new"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert progress_of(tmp_path) == Progress(step=20, checkpoint=20)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 22}\n{"step": 23}\n{"step": 2')
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 22}\n{"step": 23}\n{"step": 2')
     assert progress_of(tmp_path) == Progress(step=23, checkpoint=20)
+    metrics.write_bytes(b'{"step": 24}\n\0\0\0\n\xff\n[]\n{}\n')  # what a disk makes of it that loses its power
+    assert progress_of(tmp_path) == Progress(step=24, checkpoint=20)
 
 
 def test_the_command_remembers_and_decides(tmp_path: Path) -> None:

@@ -244,6 +244,12 @@ def test_nothing_to_show_is_a_mistake_that_leaves_no_page(tmp_path: Path) -> Non
         assert message in done.stderr
 
 
+def test_the_folder_of_all_runs_names_them(write: Write, tmp_path: Path) -> None:
+    folder = write()
+    with pytest.raises(UserError, match=f"is no run: .*; there are runs in it: .*{folder.name}"):
+        report.main([str(folder.parent), "--output", str(tmp_path / "out.html")])
+
+
 def test_a_page_that_cannot_be_written_leaves_the_old_one(write: Write, tmp_path: Path) -> None:
     folder, output = write(), tmp_path / "missing" / "out.html"
     with pytest.raises(UserError, match=r"--output .*missing/out.html cannot be written \(No such file or directory\)"):

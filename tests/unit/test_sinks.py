@@ -63,6 +63,14 @@ def test_metrics_tell_whether_a_validation_was_made(tmp_path: Path) -> None:
     assert [has_validation(tmp_path, step=step) for step in (1, 2, 3)] == [True, False, False]
 
 
+def test_lines_that_a_disk_has_lost_stop_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\0\0\0\n\xff\n[]\n{}\n{"step": "x"}\n{"step": 2}\n{"step": 3')
+    assert not has_validation(tmp_path, step=2)
+    MetricsFile(path, resumed_step=2).close()
+    assert jsonl(path) == [{"step": 1}, {"step": 2}]
+
+
 def test_a_fresh_run_leaves_no_old_metrics(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n', encoding="utf-8")
@@ -254,10 +262,14 @@ def test_the_console_line(clock: Clock, pipeline_log: pytest.LogCaptureFixture) 
     console.write(1010, scalars)
     console.write(1010, {**scalars, "throughput/mfu": 0.4567})
     console.write(1010, {"val/loss_head_1": 1.2345, "val/loss_head_2": 2.5})
+    amounts = {4096: "4.10k", 250_000: "250.00k", 1_024_000: "1.02M", 200.01e9: "200.01B", 1e12: "1.00T"}
+    for amount in amounts:
+        console.write(1010, {**scalars, "progress/tokens": amount})
     console.close()
-    plain, with_mfu, validation = (record.getMessage() for record in pipeline_log.records)
+    plain, with_mfu, validation, *others = (record.getMessage() for record in pipeline_log.records)
+    assert [line.split("  ")[1] for line in others] == [f"tokens {short}" for short in amounts.values()]
     assert plain == (
-        "step 1010/4000  tokens 1,234.57M  loss 5.500 [2.000 3.500]  lr 3.0e-04  grad 0.76  12,346 tok/s"
+        "step 1010/4000  tokens 1.23B  loss 5.500 [2.000 3.500]  lr 3.0e-04  grad 0.76  12,346 tok/s"
         "  mem 1.3 GiB  wait 0.03s  ETA 1:39:40"  # 2 s a step since the resume, 2,990 to go
     )
     assert with_mfu == plain.replace("tok/s", "tok/s  MFU 45.7%")
