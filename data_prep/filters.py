@@ -7,7 +7,7 @@
 3. Licences and languages are what jsonl records say; documents that hold a benchmark's words: `decontaminate`.
 
 A preset is a set of these. A further limit is a field of `FilterOptions` (its name is the option and the reason), and a
-line in `_HELP` and `_LIMITS`.
+line in `_LIMIT_OPTIONS` and `_LIMITS`.
 """
 
 import argparse
@@ -45,12 +45,18 @@ class FilterOptions:
     decontaminate: tuple[str, ...] = ()
 
 
-_HELP = {
-    "min_bytes": (int, "drop documents smaller than this"),
-    "max_bytes": (int, "drop documents larger than this"),
-    "max_line_length": (int, "drop documents with a longer line, in characters (Codex, CodeParrot: 1000)"),
-    "max_mean_line_length": (float, "drop documents whose lines are longer on average (Codex, CodeParrot: 100)"),
-    "min_alphanumeric_fraction": (float, "drop documents with fewer letters and digits (CodeParrot: 0.25)"),
+# The type of a limit, its lowest and highest value, and its help.
+_LIMIT_OPTIONS: dict[str, tuple[type, int, float, str]] = {
+    "min_bytes": (int, 0, math.inf, "drop documents smaller than this"),
+    "max_bytes": (int, 1, math.inf, "drop documents larger than this"),
+    "max_line_length": (int, 1, math.inf, "drop documents with a longer line, in characters (Codex, CodeParrot: 1000)"),
+    "max_mean_line_length": (
+        float,
+        1,
+        math.inf,
+        "drop documents whose lines are longer on average (Codex, CodeParrot: 100)",
+    ),
+    "min_alphanumeric_fraction": (float, 0, 1, "drop documents with fewer letters and digits (CodeParrot: 0.25)"),
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -75,7 +81,7 @@ def add_rule_arguments(parser: argparse.ArgumentParser) -> "argparse._ArgumentGr
     group = parser.add_argument_group("filters", "all off by default; what each drops is counted under its name")
     preset_help = "limits or rules at once: basic are Codex's and CodeParrot's limits, starcoder all of --rules"
     group.add_argument("--filters", choices=list(PRESETS), help=preset_help)
-    for name, (type_, help_) in _HELP.items():
+    for name, (type_, _, _, help_) in _LIMIT_OPTIONS.items():
         group.add_argument(f"--{name}", type=type_, metavar="N", help=help_)
     rules_help = f"drop documents that break these rules of StarCoder and StarCoder2: {' '.join(RULES)}"
     group.add_argument("--rules", nargs="+", choices=list(RULES), metavar="RULE", help=rules_help)
@@ -99,13 +105,11 @@ def apply_preset(arguments: argparse.Namespace) -> None:
 def filter_problems(arguments: argparse.Namespace) -> list[str]:
     """Return what is wrong with the options that `add_rule_arguments` added, one line each."""
     problems = []
-    for name in _HELP:
+    for name, (_, lowest, highest, _) in _LIMIT_OPTIONS.items():
         limit = getattr(arguments, name)
-        lowest, highest = (1 if name.startswith("max_") else 0), (1 if name.endswith("_fraction") else math.inf)
         if limit is not None and not lowest <= limit <= highest:  # nan, too, is in no range
-            problems.append(
-                f"--{name} must be {f'{lowest} to 1' if highest == 1 else f'at least {lowest}'}, not {limit}"
-            )
+            wanted = f"at least {lowest}" if highest == math.inf else f"{lowest} to {highest}"
+            problems.append(f"--{name} must be {wanted}, not {limit}")
     smallest, largest = arguments.min_bytes, arguments.max_bytes
     if smallest is not None and largest is not None and smallest > largest:
         problems.append(f"--min_bytes {smallest} and --max_bytes {largest} leave no document")
@@ -117,7 +121,7 @@ def filter_problems(arguments: argparse.Namespace) -> list[str]:
 def filter_options(arguments: argparse.Namespace) -> FilterOptions:
     """Return the options that `add_filter_arguments` added to a parsed command line."""
     return FilterOptions(
-        **{name: getattr(arguments, name) for name in (*_HELP, "language_field", "license_field")},
+        **{name: getattr(arguments, name) for name in (*_LIMIT_OPTIONS, "language_field", "license_field")},
         rules=tuple(arguments.rules or ()),
         licenses=tuple(name.lower() for name in arguments.licenses or ()),
         decontaminate=tuple(arguments.decontaminate or ()),

@@ -19,6 +19,7 @@ from typing import Any
 
 from common.command_line import UserError, exit_on_user_error
 from common.files import write_json
+from common.remote import is_remote
 from common.tokenizers import Tokenizer
 from data_prep.languages import UNKNOWN
 from data_prep.part_writer import Part, PartResult, SplitCounts, add_share, finished_parts
@@ -45,8 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what write_shards was given as --out")
-    out: Path = parser.parse_args(argv).folder
+    parser.add_argument("folder", metavar="DIR", help="what write_shards was given as --out")
+    folder: str = parser.parse_args(argv).folder
+    if is_remote(folder):
+        raise UserError(f"{folder}: shares are merged in a folder that all machines see; upload_shards comes after it")
+    out = Path(folder)
     if read_json(out / METADATA) is None:
         read_plan(out)  # or a folder of something else would get a lock file
     with locked(out):

@@ -158,8 +158,9 @@ def list_source(
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
+        what = "is not on this machine" if "://" in path else "does not exist"
         raise UserError(
-            f"input {path!r} does not exist; give a folder, a file, {PREFIX}NAME of a data set, or - for standard input"
+            f"input {path!r} {what}; give a folder, a file, {PREFIX}NAME of a data set, or - for standard input"
         ) from error
     except OSError as error:
         raise UserError(f"input {path!r} cannot be looked at: {error.strerror}") from error

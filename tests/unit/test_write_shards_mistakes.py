@@ -49,6 +49,7 @@ def model(sentencepiece_model: Path) -> Path:
         ({"input": "/dev/null"}, r"input '/dev/null' is a pipe or a device"),
         ({"input": "hf:"}, r"input 'hf:' names no data set: hf:PATH_OR_NAME"),
         ({"input": "/no/such/input"}, r"input '/no/such/input' does not exist"),
+        ({"input": "s3://bucket/corpus"}, r"input 's3://bucket/corpus' is not on this machine"),
         ({"extensions": ".rs"}, r"holds no file with the extensions \.rs \(it holds: .*\.py"),
         ({"tokenizer": "/no/such/model"}, r"tokenizer '/no/such/model' is not a file"),
         ({"tokenizer": __file__}, r"is not a SentencePiece model"),
