@@ -212,7 +212,10 @@ class Cluster:
         """Wait until every node is free and healthy."""
 
         def idle() -> bool:
-            return self.run("sinfo", "-h", "-N", "-o", "%T", check=False).stdout.split() == ["idle"] * self._n_nodes
+            return (
+                self.run("sinfo", "-hN", "--partition=main", "-o", "%T", check=False).stdout.split()
+                == ["idle"] * self._n_nodes
+            )
 
         wait_for(idle, "all nodes idle")
 
@@ -293,6 +296,10 @@ MessageTimeout=5
 KillWait=15
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 {chr(10).join(nodes)}
-PartitionName=main Nodes=ALL Default=YES DefaultTime=30 MaxTime=INFINITE State=UP
+# Jobs of the second take nodes from those of the first, which get this many seconds to save.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES DefaultTime=30 MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=120
+PartitionName=urgent Nodes=ALL DefaultTime=30 MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
         )

@@ -112,6 +112,19 @@ def test_requeued_by_hand(project: Project, uninterrupted: str) -> None:
     project.assert_went_on_as_if_nothing_had_happened("requeued", uninterrupted)
 
 
+def test_a_preempted_job_saves_and_goes_on_when_there_is_room(project: Project, uninterrupted: str) -> None:
+    job_id = project.train("preempted")
+    project.wait_for_step("preempted", UNDER_WAY)
+    with frozen(project, "preempted") as pids:
+        options = ("--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
+        urgent = project.cluster.run("sbatch", "--parsable", *options).stdout.strip()
+        wait_for(lambda: all(was_sent(pid, signal.SIGTERM) for pid in pids), "TERM on both ranks")
+    assert project.cluster.wait_for_end(urgent).state == "COMPLETED"
+    assert_finished(project, job_id, restarts=1)
+    assert "stopped on request (SIGTERM" in project.train_log("preempted")
+    project.assert_went_on_as_if_nothing_had_happened("preempted", uninterrupted)
+
+
 def test_a_node_without_power(project: Project, uninterrupted: str) -> None:
     job_id = project.train("node-lost")
     project.wait_for_step("node-lost", EVERY + 2)  # no rank saves at the end, so that a checkpoint must be there
