@@ -136,7 +136,8 @@ def header(inputs: Inputs, *, world: World, device: torch.device) -> str:
     config, parallel = inputs.config, inputs.config.parallel
     model, train, data = config.model, config.train, config.data
     accumulation_steps = config.accumulation_steps(inputs.data_ranks)
-    heads = {"transformer": "one layer", "linear": "one matrix"}[model.head_type]
+    made_of = {"transformer": "one layer", "linear": "one matrix"}[model.head_type]
+    heads = f"{model.n_future_tokens} {'head' if model.n_future_tokens == 1 else 'heads'} of {made_of}"
     order = "" if model.head_order == "parallel" else f", {model.head_order}"
     layout = f"{world.world_size} ranks on {device.type}, ZeRO-{zero_stage(inputs.deepspeed_config)}"
     if parallel.ranks_per_replica > 1:
@@ -145,7 +146,7 @@ def header(inputs: Inputs, *, world: World, device: torch.device) -> str:
     stages = "\n" + describe(config, micro_batches=accumulation_steps) if parallel.pipeline_stages > 1 else ""
     return (
         f"model    {parameter_count(model) / 1e6:,.1f}M parameters: {model.n_trunk_layers} trunk layers and "
-        f"{model.n_future_tokens} heads of {heads}{order}, dim {model.dim}, vocabulary {model.vocab_size:,}\n"
+        f"{heads}{order}, dim {model.dim}, vocabulary {model.vocab_size:,}\n"
         f"layout   {layout}\n"
         f"batch    {train.batch_tokens:,} tokens = {inputs.data_ranks} replicas x {accumulation_steps} micro batches x "
         f"{train.micro_batch_size} sequences x {data.seq_len} tokens\n"

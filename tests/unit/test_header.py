@@ -42,3 +42,5 @@ def test_the_header_of_a_pipeline_shows_its_stages(tmp_path: Path) -> None:
     assert batch == "batch    512 tokens = 4 replicas x 1 micro batches x 4 sequences x 32 tokens"
     assert watch.startswith("watch ")
     assert stages == describe(config, micro_batches=1).splitlines()
+    baseline = replace(config, model=replace(model, n_future_tokens=1, head_order="parallel"))
+    assert " 1 head of one matrix, dim 16" in header(replace(inputs, config=baseline), world=world, device=CPU)
