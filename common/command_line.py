@@ -4,6 +4,7 @@ A `UserError` says what is wrong, which value was given, and what to do. Any oth
 defect of ours and keeps its traceback.
 """
 
+import argparse
 import contextlib
 import errno
 import os
@@ -68,6 +69,12 @@ def _fails_as(error: OSError, stream: TextIO) -> bool:
     except OSError as its_own:
         return its_own.errno == error.errno
     return False
+
+
+def below_one(arguments: argparse.Namespace, *names: str) -> list[str]:
+    """Return a problem for each of these options that was given, and is less than 1."""
+    given = [(name, getattr(arguments, name)) for name in names]
+    return [f"--{name} must be at least 1, not {value}" for name, value in given if value is not None and value < 1]
 
 
 def raise_if_any(problems: Sequence[str], *, heading: str) -> None:

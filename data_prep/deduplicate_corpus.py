@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from common.command_line import UserError, exit_on_user_error, raise_if_any
+from common.command_line import UserError, below_one, exit_on_user_error, raise_if_any
 from common.files import hold_lock, sha256_of_file, write_json
 from data_prep.decontaminate import load_benchmark
 from data_prep.deduplicate import NEAR_DUPLICATE
@@ -115,11 +115,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _problems(arguments: argparse.Namespace) -> list[str]:
-    problems = [
-        f"--{name} must be at least 1, not {getattr(arguments, name)}"
-        for name in ("tasks", "num_workers")
-        if getattr(arguments, name) < 1
-    ]
+    problems = below_one(arguments, "tasks", "num_workers")
     if arguments.out.exists() and not arguments.out.is_dir():
         problems.append(f"--out {arguments.out} is a file; give a folder")
     if arguments.mix or STDIN in arguments.input:

@@ -23,7 +23,7 @@ from pathlib import Path
 import sentencepiece
 from tqdm import tqdm
 
-from common.command_line import UserError, exit_on_user_error, raise_if_any
+from common.command_line import UserError, below_one, exit_on_user_error, raise_if_any
 from common.files import written_whole
 from common.sentencepiece_model import parsed
 from data_prep.documents import Document, ReadOptions
@@ -204,11 +204,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    problems = [
-        f"--{name} must be at least 1, not {getattr(arguments, name)}"
-        for name in ("max_bytes", "num_threads")
-        if getattr(arguments, name) < 1
-    ]
+    problems = below_one(arguments, "max_bytes", "num_threads")
     fewest_ids = _FEWEST_IDS + len(SENTINEL_PIECES) * arguments.fim_tokens + 1
     if not fewest_ids <= arguments.vocab_size <= _MOST_IDS:
         problems.append(f"--vocab_size must be {fewest_ids} to {_MOST_IDS}, not {arguments.vocab_size}")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import raise_if_any
+from common.command_line import below_one, raise_if_any
 from common.remote import SCHEME, S3Path, is_remote
 from common.tokenizers import BYTES
 from data_prep.decontaminate import load_benchmark
@@ -98,11 +98,7 @@ def _share_of(text: str) -> Share:
 
 
 def _problems(arguments: argparse.Namespace) -> list[str]:
-    problems = [
-        f"--{name} must be at least 1, not {getattr(arguments, name)}"
-        for name in ("seq_len", "lookahead", "num_workers", "part_bytes")
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1
-    ]
+    problems = below_one(arguments, "seq_len", "lookahead", "num_workers", "part_bytes")
     if arguments.seq_len + arguments.lookahead > _LONGEST_WINDOW:
         problems.append(
             f"--seq_len and --lookahead must be at most {_LONGEST_WINDOW} together, for a shard to hold one"

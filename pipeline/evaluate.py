@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.command_line import UserError, exit_on_user_error, raise_if_any
+from common.command_line import UserError, below_one, exit_on_user_error, raise_if_any
 from common.files import sha256_of_file, write_json
 from common.tokenizers import Tokenizer
 from pipeline.decoding.prompts import FIRST_TOKENS, Prompt, encode_prompts, matching_tokenizer
@@ -198,8 +198,7 @@ def _settings(
 def _check(arguments: argparse.Namespace) -> None:
     """Raise what is wrong with the arguments alone, all at once."""
     names = ("n_samples", "max_seq_len", "max_batch_size", "max_gen_len", "n_heads_used", "num_workers")
-    given = [(name, getattr(arguments, name)) for name in names] + [("k", k) for k in arguments.k]
-    problems = [f"--{name} must be at least 1, not {value}" for name, value in given if value is not None and value < 1]
+    problems = below_one(arguments, *names) + [f"--k must be at least 1, not {k}" for k in arguments.k if k < 1]
     for k in arguments.k:
         if k > arguments.n_samples:
             problems.append(f"--k {k} cannot be estimated from --n_samples {arguments.n_samples}; draw at least {k}")

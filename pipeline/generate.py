@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import exit_on_user_error, raise_if_any
+from common.command_line import below_one, exit_on_user_error, raise_if_any
 from pipeline.decoding.interactive import complete_lines, write
 from pipeline.decoding.prompts import (
     DEFAULT_PROMPTS,
@@ -151,11 +151,7 @@ def _comparison(fast: Sequence[Batch], baseline: Sequence[Batch], *, is_greedy: 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise what is wrong with the arguments alone, all at once."""
-    problems = [
-        f"--{name} must be at least 1, not {value}"
-        for name in ("max_seq_len", "max_batch_size", "max_gen_len", "n_heads_used")
-        if (value := getattr(arguments, name)) is not None and value < 1
-    ]
+    problems = below_one(arguments, "max_seq_len", "max_batch_size", "max_gen_len", "n_heads_used")
     if not 0 <= arguments.temperature < math.inf:
         problems.append(f"--temperature must be 0 (greedy) or a positive number, not {arguments.temperature}")
     if not 0 < arguments.top_p <= 1:
