@@ -1,1 +1,1 @@
-"""What the project claims of speed, memory and size, measured; nothing in the other rooms imports this one."""
+"""What the project claims of speed, memory and size, measured; no other package imports this one."""

@@ -1,6 +1,6 @@
 """How long training stands still for a checkpoint: written at once, or while it goes on.
 
-One rank trains a random model under ZeRO-1 and saves it in both ways in turn, as a run does (pipeline/checkpoint.py).
+One rank trains a random model under ZeRO-1 and saves it in both ways in turn, as a run does.
 The stall is what the training loop waits for in the save. What goes on in the background may slow the steps meanwhile,
 so their time is measured too, with and without a save under way.
 """
@@ -18,15 +18,15 @@ import torch
 from benchmarks.outputs import check_json
 from common.command_line import UserError, exit_on_user_error
 from common.files import write_json
-from pipeline.architecture import parameter_count
-from pipeline.checkpoint import CheckpointFolder
-from pipeline.config import CheckpointConfig, Config, DataConfig, RunConfig, TrainConfig
-from pipeline.data import Batch
-from pipeline.distributed import world_from_environment
-from pipeline.engine import Engine, build_engine, process_group
-from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
-from pipeline.lease import Lease
-from pipeline.model_config import ModelConfig
+from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import CheckpointConfig, Config, DataConfig, RunConfig, TrainConfig
+from pipeline.data.batches import Batch
+from pipeline.model.formulas import parameter_count
+from pipeline.runtime.lease import Lease
+from pipeline.runtime.world import world_from_environment
+from pipeline.training.engine import Engine, build_engine, process_group
+from pipeline.weights.checkpoint.folder import CheckpointFolder
 
 SEQ_LEN, VOCAB_SIZE, HEADS = 128, 8192, 4
 STATE_BYTES = 12  # of a parameter: fp32, and Adam's two moments

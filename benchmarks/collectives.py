@@ -23,7 +23,7 @@ from benchmarks.outputs import check_json
 from benchmarks.steps import Case
 from common.command_line import exit_on_user_error
 from common.files import write_json
-from pipeline.architecture import parameter_count
+from pipeline.model.formulas import parameter_count
 
 SHAPE = Case(dim=128, n_layers=8, n_heads=4, vocab_size=2048, seq_len=64, micro_batch_size=2)
 # No parameter stays on all ranks, and in the tight case none stays gathered for later.
@@ -57,8 +57,8 @@ def count_here(path: Path) -> None:
     """Be one of the ranks; rank 0 leaves its counts."""
     import torch
 
-    from pipeline.distributed import world_from_environment
-    from pipeline.engine import process_group
+    from pipeline.runtime.world import world_from_environment
+    from pipeline.training.engine import process_group
 
     world, found = world_from_environment(), []
     with process_group(world):
@@ -74,8 +74,8 @@ def _third_step(name: str, *, tight: bool, n_future_tokens: int, ranks: int) -> 
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
-    from pipeline.data import Batch
-    from pipeline.engine import build_engine
+    from pipeline.data.batches import Batch
+    from pipeline.training.engine import build_engine
 
     class Log(TorchDispatchMode):
         """Counts collectives of parameters or gradients, and their elements."""

@@ -19,10 +19,10 @@ import torch
 from benchmarks.outputs import check_json
 from common.command_line import exit_on_user_error
 from common.files import write_json
-from pipeline.architecture import parameter_count
-from pipeline.formats.source import ExportOptions, Source, weight_names
-from pipeline.formats.training import write_checkpoint
-from pipeline.model_config import MODEL_SIZES, ModelConfig, resolve_model
+from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
+from pipeline.model.formulas import parameter_count
+from pipeline.weights.formats.source import ExportOptions, Source, weight_names
+from pipeline.weights.formats.training import write_checkpoint
 
 GB = 10**9
 ROUTE = [("run", "meta", "fp32"), ("run", "hf", "fp32"), ("run", "hf", "bf16"), ("meta", "hf", "fp32"),

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.outputs import folder_problems
 from common.command_line import UserError, exit_on_user_error, raise_if_any
 from common.files import write_json, written_whole
-from pipeline.decoding.prompts import FIRST_TOKENS, encode_prompts, matching_tokenizer, read_prompts
-from pipeline.decoding.session import choose_precision
-from pipeline.formats.detect import EXPORTS, format_of
-from pipeline.formats.source import DTYPES, Source, load_model, torch_dtype, weight_names
-from pipeline.inputs import read_metadata
-from pipeline.model_config import MODEL_SIZES, ModelConfig, resolve_model
+from pipeline.config.inputs import read_metadata
+from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
+from pipeline.inference.decoding.prompts import FIRST_TOKENS, encode_prompts, matching_tokenizer, read_prompts
+from pipeline.inference.decoding.session import choose_precision
+from pipeline.weights.formats.detect import EXPORTS, format_of
+from pipeline.weights.formats.source import DTYPES, Source, load_model, torch_dtype, weight_names
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments do without
     import torch

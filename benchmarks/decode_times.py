@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from benchmarks.decoders import AUTOREGRESSIVE, TRANSFORMERS, Decoding, bytes_of_a_step, copy_bandwidth
 from benchmarks.harness import Spread, markdown, ratio, spread
-from pipeline.decoding.blockwise import Generation
-from pipeline.model import MultiTokenModel
+from pipeline.inference.decoding.blockwise import Generation
+from pipeline.model.network import MultiTokenModel
 
 
 @dataclass(frozen=True, kw_only=True)

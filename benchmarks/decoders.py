@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.decoding.blockwise import Drafter, Generation, decode_blockwise
-from pipeline.decoding.decode import Decoder, HeadDrafter
-from pipeline.decoding.layer_skip import LayerSkipDrafter
-from pipeline.decoding.sampling import Drafts, Sampling
-from pipeline.formats.llama import hf_config, hf_names, next_token_chain, rotary_halves
-from pipeline.model import MultiTokenModel
+from pipeline.inference.decoding.blockwise import Drafter, Generation, decode_blockwise
+from pipeline.inference.decoding.decode import Decoder, HeadDrafter
+from pipeline.inference.decoding.layer_skip import LayerSkipDrafter
+from pipeline.inference.decoding.sampling import Drafts, Sampling
+from pipeline.model.network import MultiTokenModel
+from pipeline.weights.formats.llama import hf_config, hf_names, next_token_chain, rotary_halves
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -3,7 +3,7 @@
     python -m benchmarks.epoch_start [--windows 244140625] [--algos py1e py1br ...] [--block_sizes 262144]
 
 mosaicml-streaming makes the order of a whole epoch before its first sample, on one process of each node. Here the index
-names as many shards as are wanted, all of them one real file, and `pipeline.data.TrainingData` reads the first batch
+names as many shards as are wanted, all of them one real file, and `TrainingData` reads the first batch
 from it, in a process of its own for each setting: one rank, no loader workers.
 """
 
@@ -21,8 +21,8 @@ from benchmarks.harness import answer, on_ranks
 from benchmarks.outputs import check_json
 from common.command_line import exit_on_user_error
 from common.files import write_json
-from pipeline.config import Config, DataConfig, TrainConfig
-from pipeline.model_config import ModelConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import Config, DataConfig, TrainConfig
 
 SEQ_LEN, LOOKAHEAD = 4096, 8
 WINDOWS_PER_SHARD = 8192  # 67 MB, as data_prep.write_shards has them
@@ -49,8 +49,8 @@ def write_index(folder: Path, *, windows: int) -> None:
 
 def first_batch(data: DataConfig) -> dict[str, float]:
     """Return the seconds until the first batch, and the most memory that this process had meanwhile."""
-    from pipeline.data import TrainingData
-    from pipeline.distributed import world_from_environment
+    from pipeline.data.batches import TrainingData
+    from pipeline.runtime.world import world_from_environment
 
     world_from_environment()
     config = Config(

@@ -2,7 +2,7 @@
 
     python -m benchmarks.loader_rate [--workers 0 1 2 4] [--json FILE]
 
-A null model takes micro batches from `pipeline.data.TrainingData` as fast as they come: windows of random tokens, read
+A null model takes micro batches from `TrainingData` as fast as they come: windows of random tokens, read
 from real shards whose hashes are checked, shuffled, collated in uint16 (pinned where there is a GPU), moved to the
 device, widened to int64 there, and cut into targets. Each number of workers has a process of its own.
 
@@ -24,10 +24,10 @@ from benchmarks.harness import answer, markdown, on_ranks, spread
 from benchmarks.outputs import check_json
 from common.command_line import exit_on_user_error
 from common.files import write_json
-from pipeline.architecture import training_flops_per_token
-from pipeline.config import Config, DataConfig, TrainConfig
-from pipeline.devices import peak_flops
-from pipeline.model_config import MODEL_SIZES, ModelConfig, resolve_model
+from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
+from pipeline.config.schema import Config, DataConfig, TrainConfig
+from pipeline.model.formulas import training_flops_per_token
+from pipeline.runtime.devices import peak_flops
 
 SEQ_LEN, LOOKAHEAD, HEADS, MICRO_BATCH = 4096, 8, 4, 8
 WINDOWS = 8192  # 67 MB, a shard as data_prep.write_shards has them
@@ -59,7 +59,7 @@ def read_here(todo: dict[str, Any]) -> dict[str, Any]:
     """Take batches as fast as they come, and then at the paced model's rate."""
     import torch
 
-    from pipeline.data import TrainingData
+    from pipeline.data.batches import TrainingData
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = Config(

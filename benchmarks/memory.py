@@ -3,7 +3,7 @@
 Counted, not estimated: the step runs on fake tensors, which have shapes but no memory, and every storage that an
 operator returns is entered when it appears and struck out when it dies. So a 7B model needs no GPU. The operators are
 those of torch on a CPU; attention is its flash kernel (checked), which, as on a GPU, keeps the output and one number
-per row, never the T x T scores. `tests/unit/test_memory_accounting.py` holds the count of a small model against what
+per row, never the T x T scores. `tests/unit/benchmarks/test_memory.py` holds the count of a small model against what
 torch's profiler sees in the CPU allocator.
 
 In a peak: weights; gradients, in the weights' dtype; logits, their log-probabilities, and the gradients of both; the
@@ -31,9 +31,9 @@ from benchmarks.naive import NaiveModel
 from benchmarks.outputs import check_json
 from common.command_line import exit_on_user_error
 from common.files import write_json
-from pipeline.architecture import parameter_count
-from pipeline.model import MultiTokenModel
-from pipeline.model_config import ModelConfig, resolve_model
+from pipeline.config.model import ModelConfig, resolve_model
+from pipeline.model.formulas import parameter_count
+from pipeline.model.network import MultiTokenModel
 
 GIB = 2**30
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

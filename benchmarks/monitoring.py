@@ -25,17 +25,17 @@ from benchmarks.outputs import check_json
 from common.command_line import UserError, exit_on_user_error
 from common.files import write_json
 from common.tokenizers import BYTES
-from pipeline.architecture import parameter_count
-from pipeline.config import Config, DataConfig, LogConfig, RunConfig, TrainConfig
-from pipeline.data import Batch
-from pipeline.distributed import agree, configure_logging, mean_over_ranks, world_from_environment
-from pipeline.engine import build_engine, process_group
-from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
-from pipeline.model_config import ModelConfig
-from pipeline.monitor import Monitor
-from pipeline.previews import Previews
-from pipeline.sinks import sinks_for
-from pipeline.step_times import StepTimes
+from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import Config, DataConfig, LogConfig, RunConfig, TrainConfig
+from pipeline.data.batches import Batch
+from pipeline.model.formulas import parameter_count
+from pipeline.monitoring.monitor import Monitor
+from pipeline.monitoring.previews import Previews
+from pipeline.monitoring.sinks import sinks_for
+from pipeline.monitoring.step_times import StepTimes
+from pipeline.runtime.world import agree, configure_logging, mean_over_ranks, world_from_environment
+from pipeline.training.engine import build_engine, process_group
 
 VOCAB_SIZE, HEADS = 258, 4  # previews are in bytes
 CADENCES = {

@@ -1,15 +1,15 @@
 """The multi-token loss as an ordinary implementation has it: all heads' logits, their sum, one backward; O(nV) memory.
 
-An independent reference: it shares the layers with `pipeline.model`, and nothing with `pipeline.loss`.
+An independent reference: it shares the layers with `pipeline.model.network`, and nothing with `pipeline.model.loss`.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.architecture import head_inputs
-from pipeline.layers import run_layer, training_rotary
-from pipeline.model import MultiTokenModel
+from pipeline.model.formulas import head_inputs
+from pipeline.model.layers import run_layer, training_rotary
+from pipeline.model.network import MultiTokenModel
 
 
 class NaiveModel(MultiTokenModel):

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.architecture import whole
-from pipeline.layers import RMSNorm
-from pipeline.model import Trunk
-from pipeline.model_config import ModelConfig
+from pipeline.config.model import ModelConfig
+from pipeline.model.formulas import whole
+from pipeline.model.layers import RMSNorm
+from pipeline.model.network import Trunk
 
 
 class Llama(nn.Module):

@@ -21,9 +21,9 @@ from benchmarks.harness import REPOSITORY, answer, on_ranks
 from benchmarks.outputs import check_json
 from common.command_line import exit_on_user_error
 from common.files import write_json
-from pipeline.config import Config, DataConfig, ParallelConfig, TrainConfig
-from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
-from pipeline.model_config import ModelConfig
+from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import Config, DataConfig, ParallelConfig, TrainConfig
 from pipeline.planning.memory import mode_of, moments
 
 JSONS = sorted(path.stem for path in (REPOSITORY / "ds_configs").glob("*.json"))
@@ -108,8 +108,8 @@ def measure_here(todo: Path) -> None:
     """Be one of the ranks: train each case, and let rank 0 answer with the most that any rank had."""
     import torch
 
-    from pipeline.distributed import from_every_rank, world_from_environment
-    from pipeline.engine import process_group
+    from pipeline.runtime.world import from_every_rank, world_from_environment
+    from pipeline.training.engine import process_group
 
     found, world = [], world_from_environment()
     with process_group(world):
@@ -122,7 +122,7 @@ def measure_here(todo: Path) -> None:
 
 def _second_step(case: Case, device: Any) -> int:
     from benchmarks.memory import StorageLog
-    from pipeline.engine import build_engine
+    from pipeline.training.engine import build_engine
 
     batches, log = _batches(case), StorageLog(vocab_size=case.config.model.vocab_size)
     with log:
@@ -137,7 +137,7 @@ def _second_step(case: Case, device: Any) -> int:
 def _batches(case: Case) -> Iterator[Any]:
     import torch
 
-    from pipeline.data import Batch
+    from pipeline.data.batches import Batch
 
     shape = (case.micro_batch_size, case.config.data.seq_len)
     while True:

@@ -11,14 +11,14 @@ import dataclasses
 from statistics import mean
 from typing import Any
 
-from pipeline.config import Config
-from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.recipe import load_config
+from pipeline.config.schema import Config
 from pipeline.planning.alternatives import DS_CONFIGS, Way, alternatives
 from pipeline.planning.clusters import GPUS, Assumptions
 from pipeline.planning.estimate import DAY_S, estimate, faults_of
 from pipeline.planning.failures import simulate
 from pipeline.planning.schedule import Cluster
-from pipeline.recipe import load_config
 
 RECIPES = DS_CONFIGS.parent / "pipeline" / "recipes"
 T1 = 10**12

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from common.command_line import exit_on_user_error
 from common.files import write_json
-from pipeline.architecture import (
+from pipeline.config.recipe import load_config
+from pipeline.config.schema import Config
+from pipeline.model.formulas import (
     head_flops_per_token,
     head_parameters,
     layer_flops_per_token,
@@ -21,9 +23,7 @@ from pipeline.architecture import (
     training_flops_per_token,
     unembedding_flops_per_token,
 )
-from pipeline.balance import describe, imbalance
-from pipeline.config import Config
-from pipeline.recipe import load_config
+from pipeline.model.partition import describe, imbalance
 
 
 def deepspeed_imbalance(config: Config, method: str) -> float:

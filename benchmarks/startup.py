@@ -82,18 +82,18 @@ def start_here(path: Path) -> None:
         parts[name] = time.perf_counter() - start_s
         return result
 
-    from pipeline.distributed import world_from_environment
-    from pipeline.inputs import load_inputs
+    from pipeline.config.inputs import load_inputs
+    from pipeline.runtime.world import world_from_environment
 
     world, zero1 = world_from_environment(), REPOSITORY / "ds_configs" / "zero1_fp32.json"
     inputs = timed(
         "recipe, JSON and shards checked",
         lambda: load_inputs(Path(todo["recipe"]), zero1, overrides=[], world_size=world.world_size),
     )
-    for name in ("torch", "deepspeed", "common.mds", "pipeline.loop"):
+    for name in ("torch", "deepspeed", "common.mds", "pipeline.training.loop"):
         timed(f"import {name.replace('common.mds', 'streaming')}", partial(import_module, name))
-    from pipeline.data import TrainingData
-    from pipeline.engine import build_engine, process_group
+    from pipeline.data.batches import TrainingData
+    from pipeline.training.engine import build_engine, process_group
 
     group = process_group(world)
     device = timed("process group", group.__enter__)

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.harness import REPOSITORY, answer, in_turns, on_ranks
-from pipeline.architecture import parameter_count, training_flops
-from pipeline.config import Config, DataConfig, OptimConfig, TrainConfig
-from pipeline.devices import Precision
-from pipeline.inputs import fill_deepspeed_config, precision, read_deepspeed_config
-from pipeline.model_config import ModelConfig
+from pipeline.config.inputs import fill_deepspeed_config, precision, read_deepspeed_config
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import Config, DataConfig, OptimConfig, TrainConfig
+from pipeline.model.formulas import parameter_count, training_flops
+from pipeline.runtime.devices import Precision
 
 Way = Literal["sequential", "naive", "transformers", "liger", "lingua"]
 MEASURED_STEP = "the measured step"
@@ -143,9 +143,9 @@ def measure_here(path: Path) -> None:
     """Be one of the ranks; rank 0 leaves the answer."""
     import torch
 
-    from pipeline.distributed import from_every_rank, world_from_environment
-    from pipeline.engine import process_group
-    from pipeline.monitor import device_name
+    from pipeline.monitoring.monitor import device_name
+    from pipeline.runtime.world import from_every_rank, world_from_environment
+    from pipeline.training.engine import process_group
 
     todo = json.loads(path.read_text(encoding="utf-8"))
     cases, world = [Case(**values) for values in todo["cases"]], world_from_environment()
@@ -170,7 +170,7 @@ def _prepare(case: Case, *, ranks: int, device: Any) -> tuple[Callable[[], None]
     """Build the case's engine and take two steps; return how to take more; and bytes: peak of the second, before it."""
     import torch
 
-    from pipeline.data import Batch
+    from pipeline.data.batches import Batch
 
     shape = (case.micro_batch_size, case.seq_len)
     generator = torch.Generator().manual_seed(1)
@@ -228,7 +228,7 @@ def _engine_of(case: Case, *, ranks: int, device: Any) -> Any:
 
     from benchmarks.naive import NaiveModel
     from benchmarks.peers import LinguaModel, Llama
-    from pipeline.engine import Engine, build_engine
+    from pipeline.training.engine import Engine, build_engine
 
     makers: dict[Way, Callable[[ModelConfig], nn.Module]] = {
         "naive": lambda model: NaiveModel(model, activation_checkpointing=case.activation_checkpointing),

@@ -23,8 +23,8 @@ from benchmarks.outputs import check_json
 from benchmarks.steps import Case, Measured, measure
 from common.command_line import UserError, exit_on_user_error
 from common.files import write_json
-from pipeline.devices import peak_flops
-from pipeline.model_config import MODEL_SIZES
+from pipeline.config.model import MODEL_SIZES
+from pipeline.runtime.devices import peak_flops
 
 # Small enough for two cores: one whose layers cost most, as those of large models do, and one whose unembedding does.
 SMALL = {

@@ -19,7 +19,7 @@ from common.fast_tokens import IdArray
 from common.files import sha256_of_file
 
 BYTES = "bytes"
-FIM_BYTE_IDS = 262  # of bytes with the sentinels of fill-in-the-middle (`data_prep.fim`)
+FIM_BYTE_IDS = 262  # of bytes with the sentinels of fill-in-the-middle (`data_prep.tokens.fim`)
 Engine = Literal["gigatoken", "sentencepiece"]
 
 

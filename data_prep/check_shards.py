@@ -16,12 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command_line import UserError, exit_on_user_error, raise_if_any
-from common.remote import S3Path, folder_at
+from common.s3 import S3Path, folder_at
 from common.tokenizers import Tokenizer
-from data_prep.packing import TokenArray, WindowShape
-from data_prep.sample import EOS_MARK, Style, marked_text
-from data_prep.shard_folder import METADATA
-from data_prep.shard_reader import (
+from data_prep.shards.folder import METADATA
+from data_prep.shards.reader import (
     DamagedShardError,
     columns_in,
     read_metadata,
@@ -29,6 +27,8 @@ from data_prep.shard_reader import (
     tokenizer_of,
     verified_bytes,
 )
+from data_prep.shards.window_text import EOS_MARK, Style, marked_text
+from data_prep.tokens.packing import TokenArray, WindowShape
 
 _EXAMPLES = """examples:
   python -m data_prep.check_shards data/code

@@ -32,13 +32,13 @@ import xxhash
 
 from common.command_line import UserError, below_one, exit_on_user_error, raise_if_any
 from common.files import hold_lock, sha256_of_file, write_json
-from data_prep.decontaminate import load_benchmark
-from data_prep.deduplicate import NEAR_DUPLICATE
-from data_prep.documents import Piece
-from data_prep.filters import add_rule_arguments, apply_preset, filter_options, filter_problems
-from data_prep.shard_folder import read_json, refuse_difference
-from data_prep.sources import Source, add_source_arguments, cut_into_parts, read_options, sources_of
-from data_prep.standard_input import STDIN
+from data_prep.dedup.survey import NEAR_DUPLICATE
+from data_prep.filters.decontaminate import load_benchmark
+from data_prep.filters.limits import add_rule_arguments, apply_preset, filter_options, filter_problems
+from data_prep.shards.folder import read_json, refuse_difference
+from data_prep.sources.documents import Piece
+from data_prep.sources.listing import Source, add_source_arguments, cut_into_parts, read_options, sources_of
+from data_prep.sources.standard_input import STDIN
 from data_prep.workers import Progress, add_workers_argument, results_of, worker_pool
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> bool:
 
 
 def _stages(arguments: argparse.Namespace, shares: list[list[Piece]]) -> dict[str, Any]:
-    from data_prep.minhash_steps import stages_of, write_shares
+    from data_prep.dedup.minhash import stages_of, write_shares
 
     work = arguments.out.absolute() / _WORK
     write_shares(shares, work)
@@ -223,7 +223,7 @@ def _run_task(executor: "LocalPipelineExecutor", rank: int) -> None:
 
 def _finish(out: Path, sources: Sequence[Source], *, n_tasks: int) -> str:
     """Put the documents in their place, and say what there was."""
-    from data_prep.minhash_steps import counts_of
+    from data_prep.dedup.minhash import counts_of
 
     n_documents, n_left, dropped = counts_of(out / _WORK, n_tasks)
     dropped.update(skipped.reason for source in sources for skipped in source.skipped)

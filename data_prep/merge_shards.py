@@ -19,13 +19,13 @@ from typing import Any
 
 from common.command_line import UserError, exit_on_user_error
 from common.files import write_json
-from common.remote import is_remote
+from common.s3 import is_remote
 from common.tokenizers import Tokenizer
-from data_prep.languages import UNKNOWN
-from data_prep.part_writer import Part, PartResult, SplitCounts, add_share, finished_parts
+from data_prep.filters.languages import UNKNOWN
 from data_prep.report import REPORT, add_sample, build, count, first_dropped, table
-from data_prep.shard_folder import METADATA, abandon, finish, locked, read_json, read_plan, shares_with
-from data_prep.sources import Source
+from data_prep.shards.folder import METADATA, abandon, finish, locked, read_json, read_plan, shares_with
+from data_prep.shards.part_writer import Part, PartResult, SplitCounts, add_share, finished_parts
+from data_prep.sources.listing import Source
 
 _EXAMPLES = """example:
   python -m data_prep.merge_shards /shared/code"""

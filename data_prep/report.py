@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.command_line import UserError, exit_on_user_error
-from common.remote import S3Path, folder_at
+from common.s3 import S3Path, folder_at
 
 REPORT = "report.json"
 T = TypeVar("T")

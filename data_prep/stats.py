@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from common.command_line import UserError, exit_on_user_error
 from common.files import write_json, written_whole
-from common.remote import S3Path, folder_at
-from data_prep.packing import TokenArray, WindowShape
+from common.s3 import S3Path, folder_at
 from data_prep.report import KEPT, UNITS, read_report, tokens_per_byte
-from data_prep.shard_reader import DamagedShardError, columns_in, read_metadata, shards_of, verified_bytes
+from data_prep.shards.reader import DamagedShardError, columns_in, read_metadata, shards_of, verified_bytes
+from data_prep.tokens.packing import TokenArray, WindowShape
 
 ALL = "all"
 PERCENTILES = (1, 10, 50, 90, 99)

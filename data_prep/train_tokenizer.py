@@ -26,12 +26,12 @@ from tqdm import tqdm
 from common.command_line import UserError, below_one, exit_on_user_error, raise_if_any
 from common.files import written_whole
 from common.sentencepiece_model import parsed
-from data_prep.documents import Document, ReadOptions
-from data_prep.filters import FilterOptions
-from data_prep.fim import SENTINEL_PIECES
-from data_prep.readers import read_piece
-from data_prep.sources import Source, add_source_arguments, read_options, sources_of
-from data_prep.verdicts import reason_of
+from data_prep.filters.limits import FilterOptions
+from data_prep.filters.verdicts import reason_of
+from data_prep.sources.documents import Document, ReadOptions
+from data_prep.sources.listing import Source, add_source_arguments, read_options, sources_of
+from data_prep.sources.readers import read_piece
+from data_prep.tokens.fim import SENTINEL_PIECES
 
 _MIB = 1 << 20
 _MOST_IDS = 1 << 16  # of uint16, which shards hold

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from common.command_line import UserError, exit_on_user_error
 from common.files import sha256_of_file
-from common.remote import SCHEME, S3Path, folder_at
+from common.s3 import SCHEME, S3Path, folder_at
 from data_prep.report import REPORT
-from data_prep.shard_folder import INDEX, METADATA, TOKENIZER_MODEL
-from data_prep.shard_reader import DamagedShardError, read_metadata, shards_of, verify
+from data_prep.shards.folder import INDEX, METADATA, TOKENIZER_MODEL
+from data_prep.shards.reader import DamagedShardError, read_metadata, shards_of, verify
 
 _SEAL = "uploading.json"
 _FILES_AT_ONCE = 4  # each of up to 64 MiB, which boto3 cuts into pieces

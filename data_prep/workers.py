@@ -68,7 +68,7 @@ def worker_pool(n_workers: int) -> Iterator[tuple[ProcessPoolExecutor, Progress]
     # multiprocessing's own process would warn of semaphores that Ctrl-C leaves to it
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.part_writer"])
+    context.set_forkserver_preload(["data_prep.shards.part_writer"])
     progress = Progress(context)
     pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start, initargs=(progress,))
     try:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.command_line import below_one, raise_if_any
-from common.remote import SCHEME, S3Path, is_remote
+from common.s3 import SCHEME, S3Path, is_remote
 from common.tokenizers import BYTES
-from data_prep.decontaminate import load_benchmark
-from data_prep.document_options import add_document_arguments, document_problems
-from data_prep.filters import add_filter_arguments, apply_preset, filter_problems
-from data_prep.shard_folder import Share
-from data_prep.sources import add_source_arguments
-from data_prep.standard_input import STDIN
+from data_prep.filters.decontaminate import load_benchmark
+from data_prep.filters.limits import add_filter_arguments, apply_preset, filter_problems
+from data_prep.shards.folder import Share
+from data_prep.sources.listing import add_source_arguments
+from data_prep.sources.standard_input import STDIN
+from data_prep.tokens.options import add_document_arguments, document_problems
 from data_prep.workers import add_workers_argument
 
 _LONGEST_WINDOW = 1 << 29  # tokens: an MDS file, of two columns of uint16 at most, has offsets of 32 bits

@@ -25,26 +25,13 @@ from typing import Any
 from common.command_line import UserError, exit_on_user_error
 from common.fast_tokens import EngineUnavailable
 from common.files import sha256_of_file
-from common.remote import S3Path
+from common.s3 import S3Path
 from common.tokenizers import BYTES, Engine, Tokenizer, load_tokenizer
-from data_prep.deduplicate import decide, decided, decision_path, survey_part, survey_path
-from data_prep.document_options import document_metadata, document_options
-from data_prep.documents import Piece, ReadOptions
-from data_prep.encoding import WrongIdsError
-from data_prep.filters import filter_options
-from data_prep.fim import load_fim_tokenizer
+from data_prep.dedup.survey import decide, decided, decision_path, survey_part, survey_path
+from data_prep.filters.limits import filter_options
+from data_prep.filters.verdicts import Reasons, n_readings
 from data_prep.merge_shards import facts_of, merge
-from data_prep.packing import WindowShape
-from data_prep.part_writer import (
-    WORK_FOLDER,
-    Part,
-    PartOptions,
-    PartResult,
-    finished_parts,
-    write_part,
-)
-from data_prep.readers import UNMEASURED
-from data_prep.shard_folder import (
+from data_prep.shards.folder import (
     FORMAT_VERSION,
     METADATA,
     Identity,
@@ -56,10 +43,16 @@ from data_prep.shard_folder import (
     shares_with,
     spoil,
 )
-from data_prep.shuffling import PIECES_OF_PART, shuffled
-from data_prep.sources import Source, cut_into_parts, read_options, sources_of
+from data_prep.shards.part_writer import WORK_FOLDER, Part, PartOptions, PartResult, finished_parts, write_part
+from data_prep.sources.documents import Piece, ReadOptions
+from data_prep.sources.listing import Source, cut_into_parts, read_options, sources_of
+from data_prep.sources.readers import UNMEASURED
+from data_prep.tokens.encoding import WrongIdsError
+from data_prep.tokens.fim import load_fim_tokenizer
+from data_prep.tokens.options import document_metadata, document_options
+from data_prep.tokens.packing import WindowShape
+from data_prep.tokens.shuffling import PIECES_OF_PART, shuffled
 from data_prep.upload_shards import refuse_others, upload
-from data_prep.verdicts import Reasons, n_readings
 from data_prep.workers import results_of, worker_pool
 from data_prep.write_arguments import parse
 

@@ -32,11 +32,11 @@ import numpy as np
 
 from common.command_line import UserError, exit_on_user_error
 from common.files import PatientFile, write_text
-from pipeline.config import Config
-from pipeline.distributed import World, from_main
+from pipeline.config.schema import Config
+from pipeline.runtime.world import World, from_main
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from pipeline.data import EpochSamples
+    from pipeline.data.batches import EpochSamples
 
 FOLDER, PATTERN = "samples", "rank_*.jsonl"
 Sample = tuple[int, int]  # an epoch, and the number of a window

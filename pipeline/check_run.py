@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from common.command_line import exit_on_user_error, raise_if_any
-from pipeline.inputs import load_inputs
+from pipeline.config.inputs import load_inputs
 
 PROGRAM = "pipeline.check_run"
 

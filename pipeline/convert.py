@@ -20,9 +20,9 @@ from typing import Literal
 
 from common.command_line import UserError, exit_on_user_error
 from common.tokenizers import BYTES, load_tokenizer
-from pipeline.formats.detect import EXPORTS, FORMATS, format_of
-from pipeline.formats.model_card import CARD, write_model_card
-from pipeline.formats.source import DTYPES, TOKENIZER, ExportOptions, Source, torch_dtype
+from pipeline.weights.formats.detect import EXPORTS, FORMATS, format_of
+from pipeline.weights.formats.model_card import CARD, write_model_card
+from pipeline.weights.formats.source import DTYPES, TOKENIZER, ExportOptions, Source, torch_dtype
 
 
 def main(argv: Sequence[str] | None = None) -> None:

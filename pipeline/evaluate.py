@@ -21,14 +21,14 @@ from typing import Any
 from common.command_line import UserError, below_one, exit_on_user_error, raise_if_any
 from common.files import sha256_of_file, write_json
 from common.tokenizers import Tokenizer
-from pipeline.decoding.prompts import FIRST_TOKENS, Prompt, encode_prompts, matching_tokenizer
-from pipeline.decoding.session import DECODINGS, Decoding, Session, choose_heads, choose_precision
-from pipeline.evaluation.pass_at_k import best, scores, table
-from pipeline.evaluation.problems import FORMATS, Problem, load_problems
-from pipeline.evaluation.sample_log import SampleId, SampleLog, open_folder
-from pipeline.evaluation.sandbox import Isolation, Limits, Verdict, find_isolation, run_program
-from pipeline.formats.detect import EXPORTS, format_of
-from pipeline.formats.source import DTYPES
+from pipeline.inference.decoding.prompts import FIRST_TOKENS, Prompt, encode_prompts, matching_tokenizer
+from pipeline.inference.decoding.session import DECODINGS, Decoding, Session, choose_heads, choose_precision
+from pipeline.inference.evaluation.pass_at_k import best, scores, table
+from pipeline.inference.evaluation.problems import FORMATS, Problem, load_problems
+from pipeline.inference.evaluation.sample_log import SampleId, SampleLog, open_folder
+from pipeline.inference.evaluation.sandbox import Isolation, Limits, Verdict, find_isolation, run_program
+from pipeline.weights.formats.detect import EXPORTS, format_of
+from pipeline.weights.formats.source import DTYPES
 
 _EXAMPLES = """example, the paper's measure:
   python -m pipeline.evaluate --ckpt_dir exports/7B_200B --first_token eos --problems HumanEval.jsonl.gz \\
@@ -76,7 +76,7 @@ def _draw(
     arguments: argparse.Namespace,
 ) -> None:
     """Draw the samples that are missing; without any, the model is not loaded."""
-    from pipeline.evaluation.completions import deal_batches, draw_missing
+    from pipeline.inference.evaluation.completions import deal_batches, draw_missing
 
     dealt = deal_batches(
         list(prompts), arguments.temperatures, n_samples=arguments.n_samples, batch_size=arguments.max_batch_size

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.command_line import below_one, exit_on_user_error, raise_if_any
-from pipeline.decoding.interactive import complete_lines, write
-from pipeline.decoding.prompts import (
+from pipeline.inference.decoding.interactive import complete_lines, write
+from pipeline.inference.decoding.prompts import (
     DEFAULT_PROMPTS,
     FIRST_TOKENS,
     Prompt,
@@ -26,9 +26,9 @@ from pipeline.decoding.prompts import (
     matching_tokenizer,
     read_prompts,
 )
-from pipeline.decoding.session import DECODINGS, Batch, Completion, Decoding, Session, choose_heads
-from pipeline.formats.detect import EXPORTS, format_of
-from pipeline.formats.source import DTYPES
+from pipeline.inference.decoding.session import DECODINGS, Batch, Completion, Decoding, Session, choose_heads
+from pipeline.weights.formats.detect import EXPORTS, format_of
+from pipeline.weights.formats.source import DTYPES
 
 _WARM_UP_TOKENS = 8
 _EXAMPLES = """examples:

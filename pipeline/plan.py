@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.command_line import UserError, exit_on_user_error
-from pipeline.inputs import Inputs, load_inputs
+from pipeline.config.inputs import Inputs, load_inputs
 from pipeline.planning.alternatives import alternatives, way
 from pipeline.planning.clusters import GPUS, Assumptions, assumptions_from
 from pipeline.planning.estimate import as_dict, estimate
-from pipeline.planning.report import plot, report
+from pipeline.planning.printout import plot, report
 from pipeline.planning.schedule import Cluster
 
 PROGRAM = "pipeline.plan"

@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: there is nothing to show of any run, or the page cannot be written.
     """
     arguments = _parser().parse_args(argv)
-    from pipeline.reporting.page import page
-    from pipeline.reporting.run_folder import read_run
+    from pipeline.monitoring.reporting.page import page
+    from pipeline.monitoring.reporting.run_folder import read_run
 
     runs = [read_run(path) for path in dict.fromkeys(arguments.runs)]
     problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]

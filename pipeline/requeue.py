@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common.command_line import UserError, exit_on_user_error
 from common.files import write_json
-from pipeline.stop import ExitCode
+from pipeline.runtime.stop import ExitCode
 
 PROGRAM = "pipeline.requeue"
 FINAL = {ExitCode.FINISHED, ExitCode.MISTAKE, ExitCode.BAD_NUMBERS, ExitCode.FAILED_SAVE, ExitCode.TAKEN_OVER}

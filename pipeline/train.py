@@ -14,14 +14,14 @@ import yaml
 
 from common.command_line import UserError, exit_on_user_error
 from common.files import hold_lock, write_json, write_text
-from pipeline import history
-from pipeline.config import Config
-from pipeline.distributed import World, by_main, configure_logging, log_file_handler, logger, world_from_environment
-from pipeline.inputs import Inputs, evaluation_windows, load_inputs
-from pipeline.lease import Launch, Lease
-from pipeline.rank_log import keep_rank_log
-from pipeline.stop import Ending, ExitCode, StopRequest
-from pipeline.watchdog import Watchdog, record_collectives
+from pipeline.config.inputs import Inputs, evaluation_windows, load_inputs
+from pipeline.config.schema import Config
+from pipeline.runtime import history
+from pipeline.runtime.lease import Launch, Lease
+from pipeline.runtime.logs import keep_rank_log
+from pipeline.runtime.stop import Ending, ExitCode, StopRequest
+from pipeline.runtime.watchdog import Watchdog, record_collectives
+from pipeline.runtime.world import World, by_main, configure_logging, log_file_handler, logger, world_from_environment
 
 if TYPE_CHECKING:  # torch and deepspeed take seconds to import; mistakes are answered before that
     import torch
@@ -48,7 +48,7 @@ def main() -> None:
         world_size=world.world_size,
         n_nodes=world.world_size // world.local_world_size,
     )
-    from pipeline.engine import process_group
+    from pipeline.training.engine import process_group
 
     run_dir, timeout_s = make_run_directory(inputs.config), inputs.config.faults.hang_timeout_s
     rank_log, hangs = keep_rank_log(run_dir / "ranks", world=world), run_dir / "hangs"
@@ -71,13 +71,13 @@ def run(
     Raises:
         UserError: there are checkpoints that this run cannot go on from, or another process trains it.
     """
-    from pipeline.checkpoint import CheckpointFolder
-    from pipeline.data import TrainingData, ValidationData
-    from pipeline.engine import build_engine
-    from pipeline.formats.detect import starting_weights
-    from pipeline.loop import Trainer, owes_validation
-    from pipeline.monitor import console_handler, header
-    from pipeline.previews import Previews
+    from pipeline.data.batches import TrainingData, ValidationData
+    from pipeline.monitoring.monitor import console_handler, header
+    from pipeline.monitoring.previews import Previews
+    from pipeline.training.engine import build_engine
+    from pipeline.training.loop import Trainer, owes_validation
+    from pipeline.weights.checkpoint.folder import CheckpointFolder
+    from pipeline.weights.formats.detect import starting_weights
 
     config = inputs.config
     lease = Lease(config.run_dir, launch=world.launch)
@@ -168,7 +168,7 @@ def keep_others_out(run_dir: Path, *, lease: Lease, launch: Launch) -> None:
 
 def write_run_files(inputs: Inputs) -> None:
     """Record in the run directory what is about to run: resolved config, DeepSpeed JSON, versions."""
-    from pipeline.monitor import environment
+    from pipeline.monitoring.monitor import environment
 
     run_dir = inputs.config.run_dir
     write_text(run_dir / "config.yaml", yaml.safe_dump(inputs.config.as_dict(), sort_keys=False))

@@ -3,7 +3,7 @@
 # way they end. A template sources this in the folder that it was submitted from, the root of the repository.
 #
 # Signals. Slurm warns of the time limit with USR1 to the tasks alone (--signal=USR1@...), and ends jobs with TERM to all.
-# Training tasks begin with both blocked, and take them once they can save (pipeline/stop.py), so that none is lost, or
+# Training tasks begin with both blocked, and take them once they can save (pipeline/runtime/stop.py), so that none is lost, or
 # deadly, while Python starts. This shell only waits for them: if it died of TERM, Slurm would kill them in the middle of
 # their save.
 #

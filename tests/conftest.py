@@ -25,7 +25,7 @@ import psutil
 import pytest
 
 if TYPE_CHECKING:
-    from tests.unit.s3_server import S3Server
+    from tests.helpers.s3_server import S3Server
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -129,7 +129,7 @@ def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def s3_address() -> Iterator[str]:
     """The address of an S3 server on this machine."""
-    from tests.unit.s3_server import s3_process
+    from tests.helpers.s3_server import s3_process
 
     with s3_process() as address:
         yield address
@@ -138,14 +138,14 @@ def s3_address() -> Iterator[str]:
 @pytest.fixture
 def s3(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator["S3Server"]:
     """An empty bucket, to which this process's environment leads."""
-    from common import remote
-    from pipeline import remote_shards
-    from tests.unit.s3_server import S3Server
+    from common import s3 as s3_folders
+    from pipeline.config import shard_folder
+    from tests.helpers.s3_server import S3Server
 
     server = S3Server(s3_address, bucket=f"bucket-{uuid.uuid4().hex}")
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    caches = (remote._client, remote_shards._mirror)
+    caches = (s3_folders._client, shard_folder._mirror)
     for cached in caches:
         cached.cache_clear()
     server.client().create_bucket(Bucket=server.bucket)

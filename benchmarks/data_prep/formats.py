@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data_prep.corpus import MB
-from data_prep.packing import TokenArray
+from data_prep.tokens.packing import TokenArray
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import TypeVar
 from benchmarks.data_prep.corpus import Corpus
 from benchmarks.data_prep.ways import SHAPE
 from common.tokenizers import Engine, load_tokenizer
-from data_prep import part_writer
-from data_prep.documents import Document, ReadOptions
-from data_prep.encoding import DocumentEncoder
-from data_prep.filters import FilterOptions, digest, reason_to_drop
-from data_prep.mds_writer import MDSWriter
-from data_prep.packing import WindowPacker
-from data_prep.readers import read_piece
+from data_prep.filters.limits import FilterOptions, digest, reason_to_drop
+from data_prep.shards import part_writer
+from data_prep.shards.mds_writer import MDSWriter
+from data_prep.sources.documents import Document, ReadOptions
+from data_prep.sources.readers import read_piece
+from data_prep.tokens.encoding import DocumentEncoder
+from data_prep.tokens.packing import WindowPacker
 
 T = TypeVar("T")
 

@@ -26,12 +26,12 @@ from benchmarks.data_prep.corpus import MB, Corpus, texts_of
 from common.fast_tokens import tokenizer_json
 from common.sentencepiece_model import parsed
 from common.tokenizers import Engine
-from data_prep import part_writer
-from data_prep.document_options import DocumentOptions
-from data_prep.documents import ReadOptions
-from data_prep.filters import FilterOptions
-from data_prep.packing import WindowShape
-from data_prep.part_writer import WORK_FOLDER, PartOptions
+from data_prep.filters.limits import FilterOptions
+from data_prep.shards import part_writer
+from data_prep.shards.part_writer import WORK_FOLDER, PartOptions
+from data_prep.sources.documents import ReadOptions
+from data_prep.tokens.options import DocumentOptions
+from data_prep.tokens.packing import WindowShape
 
 SHAPE = WindowShape(4096, 8)
 _FOUNDRY_BATCH = 1000  # documents; what `datasets.map` takes at once by default

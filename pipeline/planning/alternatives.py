@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
-from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config, unsupported
-from pipeline.layout import batch_problems, parallel_problems
+from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config, unsupported
+from pipeline.config.ranks import batch_problems, parallel_problems
+from pipeline.config.schema import Config
 from pipeline.planning.clusters import usable_bytes
 from pipeline.planning.memory import Memory, fullest_of, mode_of, moments_of_fullest_rank
 from pipeline.planning.schedule import Cluster, StepTime, step_time

@@ -9,7 +9,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU's data sheet. Its peak FLOP/s is in pipeline/devices.py.
+    """A GPU's data sheet. Its peak FLOP/s is in pipeline/runtime/devices.py.
 
     name: as its driver gives it.  memory_bytes: of the device.
     intra_node_bytes_per_s: to the node's other GPUs, one direction.  inter_node_bytes_per_s: of its network adapter.

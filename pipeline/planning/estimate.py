@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.command_line import UserError
-from pipeline.architecture import Flops, parameter_count, training_flops
-from pipeline.config import Config
+from pipeline.config.schema import Config
+from pipeline.model.formulas import Flops, parameter_count, training_flops
 from pipeline.planning.alternatives import Way
 from pipeline.planning.clusters import SOURCES, usable_bytes
 from pipeline.planning.failures import Faulty, best_interval_s, expected_goodput

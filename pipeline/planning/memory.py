@@ -19,8 +19,8 @@ Per ZeRO stage (`stage_1_and_2.py`, `stage3.py`, `bf16_optimizer.py`, `engine.py
     2, bf16    2E       12E/D      4E/D                           two
     3          wE/D     12E/D      4E/D                           one; weights gathered up to max_live_parameters
 
-`tests/unit/test_plan_memory.py` and `benchmarks/plan_memory.py` hold this against what is allocated on real ranks of
-CPUs. That a GPU's allocator rounds and fragments, and its context and NCCL take memory of their own, is in `clusters`.
+Its unit test and `benchmarks/plan_memory.py` hold this against what is allocated on real ranks of CPUs. That a GPU's
+allocator rounds and fragments, and its context and NCCL take memory of their own, is in `clusters`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,10 +28,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from pipeline.architecture import Share, head_parameters, layer_parameters
-from pipeline.balance import Stage, balanced_stages
-from pipeline.config import Config
-from pipeline.inputs import zero_stage
+from pipeline.config.inputs import zero_stage
+from pipeline.config.schema import Config
+from pipeline.model.formulas import Share, head_parameters, layer_parameters
+from pipeline.model.partition import Stage, balanced_stages
 from pipeline.planning.activations import Activations, activations
 
 FLAT_COPY_ELEMENTS = 500_000_000  # DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE

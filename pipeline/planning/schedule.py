@@ -17,12 +17,12 @@ Not in it: latency, stragglers, loading, validation. No figure of this has been 
 
 from dataclasses import dataclass
 
-from pipeline.architecture import recomputed_flops_per_token, training_flops_per_token
-from pipeline.balance import bubble_fraction
-from pipeline.config import Config
-from pipeline.devices import peak_flops
+from pipeline.config.schema import Config
+from pipeline.model.formulas import recomputed_flops_per_token, training_flops_per_token
+from pipeline.model.partition import bubble_fraction
 from pipeline.planning.clusters import Assumptions, Gpu
 from pipeline.planning.memory import Mode, share_elements, stages_of
+from pipeline.runtime.devices import peak_flops
 
 ADAM_BYTES_ON_HOST = 28  # read: gradient, value, moments; written: value, moments
 BACKWARD = 2 / 3  # of a micro batch's time

@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import pipeline.model
-from pipeline.architecture import head_inputs
-from pipeline.config import Config, DataConfig, OptimConfig, ParallelConfig, TrainConfig
-from pipeline.data import Batch
-from pipeline.distributed import mean_over_ranks, world_from_environment
-from pipeline.engine import build_engine, process_group
-from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config, unsupported
-from pipeline.model import Heads, weight_shapes
-from pipeline.model_config import ModelConfig
-from pipeline.optim import learning_rate
-from pipeline.sharded_state import HostCopies, save_state, weight_reader
+import pipeline.model.network
+from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config, unsupported
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import Config, DataConfig, OptimConfig, ParallelConfig, TrainConfig
+from pipeline.data.batches import Batch
+from pipeline.model.formulas import head_inputs
+from pipeline.model.network import Heads, weight_shapes
+from pipeline.runtime.world import mean_over_ranks, world_from_environment
+from pipeline.training.engine import build_engine, process_group
+from pipeline.training.optim import learning_rate
+from pipeline.weights.checkpoint.state import HostCopies, save_state, weight_reader
 
 STEPS, SEQUENCES, SEQ_LEN = 8, 48, 16
 INFINITE_STEP = 3
@@ -185,7 +185,7 @@ def main() -> None:
     """
     folder, cases = Path(sys.argv[1]), [Case(**values) for values in json.loads(Path(sys.argv[2]).read_text())]
     sequential_forward = Heads.forward
-    pipeline.model.cross_entropy = with_infinite_step(pipeline.model.cross_entropy)
+    pipeline.model.network.cross_entropy = with_infinite_step(pipeline.model.network.cross_entropy)
     with process_group(world_from_environment()):
         for case in sorted(cases, key=lambda case: (case.stages, case.tensor)):
             Heads.forward = naive_forward if case.naive else sequential_forward  # type: ignore[method-assign, assignment]

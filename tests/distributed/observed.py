@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from pipeline.distributed import mean_over_ranks, world_from_environment
-from pipeline.engine import Engine, build_engine, process_group
-from pipeline.inputs import fill_deepspeed_config, read_deepspeed_config
-from pipeline.previews import continued
+from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.monitoring.previews import continued
+from pipeline.runtime.world import mean_over_ranks, world_from_environment
+from pipeline.training.engine import Engine, build_engine, process_group
 from tests.distributed.modes import Case, config_of, micro_batches
 
 STEPS = 3

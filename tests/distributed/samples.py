@@ -18,10 +18,10 @@ import torch.distributed as dist
 import yaml
 
 from pipeline.audit import SampleRecord
-from pipeline.config import Config, DataConfig, LogConfig, ParallelConfig, RunConfig, TrainConfig
-from pipeline.data import TrainingData
-from pipeline.distributed import World, world_from_environment
-from pipeline.model_config import ModelConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import Config, DataConfig, LogConfig, ParallelConfig, RunConfig, TrainConfig
+from pipeline.data.batches import TrainingData
+from pipeline.runtime.world import World, world_from_environment
 
 SEQ_LEN, LOOKAHEAD, SEQUENCES = 4, 3, 16
 

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from common.command_line import exit_on_user_error
-from pipeline import data, model, shards, step_times, train
+from pipeline import train
+from pipeline.data import batches, dataset
+from pipeline.model import network
+from pipeline.monitoring import step_times
 
 SHOWN = 100
 
@@ -43,7 +46,7 @@ def slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
     return slow
 
 
-class SlowHeads(model.Heads):
+class SlowHeads(network.Heads):
     """Heads of which the second is slow."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -53,9 +56,9 @@ class SlowHeads(model.Heads):
 
 
 if __name__ == "__main__":
-    data.time = step_times.time = CLOCK  # type: ignore[assignment]
+    batches.time = step_times.time = CLOCK  # type: ignore[assignment]
     if os.environ["RANK"] == "1":
-        slow_reads = slowed(shards.ShardFolder.get_item, float(os.environ["SLOW_READS_S"]))
-        shards.ShardFolder.get_item = slow_reads  # type: ignore[method-assign]
-    model.Heads = SlowHeads  # type: ignore[misc]
+        slow_reads = slowed(dataset.ShardFolder.get_item, float(os.environ["SLOW_READS_S"]))
+        dataset.ShardFolder.get_item = slow_reads  # type: ignore[method-assign]
+    network.Heads = SlowHeads  # type: ignore[misc]
     exit_on_user_error(train.main, program=train.PROGRAM)

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data import Batch
-from pipeline.layers import training_rotary
-from pipeline.model import MultiTokenModel, initialise
-from pipeline.model_config import ModelConfig
-from pipeline.optim import learning_rate, parameter_groups
+from pipeline.config.model import ModelConfig
+from pipeline.data.batches import Batch
+from pipeline.model.layers import training_rotary
+from pipeline.model.network import MultiTokenModel, initialise
+from pipeline.training.optim import learning_rate, parameter_groups
 from tests.conftest import REPOSITORY, free_port
 from tests.distributed.modes import INFINITE_STEP, STEPS, Case, as_json, batch_of, config_of
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.model import MultiTokenModel, initialise
-from pipeline.optim import parameter_groups
-from pipeline.previews import as_batch
+from pipeline.model.network import MultiTokenModel, initialise
+from pipeline.monitoring.previews import as_batch
+from pipeline.training.optim import parameter_groups
 from tests.conftest import REPOSITORY, free_port
 from tests.distributed.modes import Case, batch_of, config_of
 from tests.distributed.observed import PROMPTS, STEPS

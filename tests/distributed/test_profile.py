@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.step_times import PATIENCE
+from pipeline.monitoring.step_times import PATIENCE
 from tests.conftest import launch_deepspeed
 from tests.distributed.slow_train import SHOWN
 from tests.distributed.test_train import exact, metrics

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import report
 from pipeline.audit import consumed
-from pipeline.stop import ExitCode
+from pipeline.runtime.stop import ExitCode
 from tests.conftest import run_module
 from tests.distributed.test_train import curves, history, metrics, recipe
 

@@ -15,9 +15,9 @@ import yaml
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from pipeline.stop import ExitCode
+from pipeline.runtime.stop import ExitCode
 from tests.conftest import REPOSITORY, launch_deepspeed, run_module
-from tests.held import Hold, wait_until
+from tests.helpers.held import Hold, wait_until
 
 STEPS, EVERY = 80, 20
 Metrics = dict[int, dict[str, Any]]
@@ -46,7 +46,7 @@ def start(
     hold: Hold | None = None,
 ) -> subprocess.Popen[str]:  # fmt: skip
     return launch_deepspeed(
-        "tests.held" if hold else "pipeline.train", "--config", recipe,
+        "tests.helpers.held" if hold else "pipeline.train", "--config", recipe,
         "--deepspeed_config", f"ds_configs/{deepspeed_json}.json", f"run.name={name}", *overrides,
         ranks=ranks, variables=hold.variables if hold else {},
     )  # fmt: skip
@@ -54,7 +54,7 @@ def start(
 
 def before_line(number: int, *, file: Path) -> Hold:
     """Rank 0 waits before it writes the line of metrics.jsonl with this number, from 1 up."""
-    return Hold(command="pipeline.train", at="pipeline.sinks:MetricsFile.write", after=number - 1, file=file)
+    return Hold(command="pipeline.train", at="pipeline.monitoring.sinks:MetricsFile.write", after=number - 1, file=file)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import pipeline.model
-import pipeline.sinks
+import pipeline.model.network
+import pipeline.monitoring.sinks
 from common.command_line import exit_on_user_error
 from pipeline import train
-from pipeline.loss import cross_entropy
-from pipeline.sinks import Console, Scalars
+from pipeline.model.loss import cross_entropy
+from pipeline.monitoring.sinks import Console, Scalars
 
 ONE_IN = "FAULTS_INFINITE_ONE_IN"
 MAY_FINISH, LINGER_AFTER = "FAULTS_MAY_FINISH", "FAULTS_LINGER_AFTER"
@@ -29,7 +29,7 @@ MARK = 8  # targets of a window by which it is known
 
 
 def infinite_for_some(hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor) -> Tensor:
-    """The loss of one head, in the place of `pipeline.loss.cross_entropy`."""
+    """The loss of one head, in the place of `pipeline.model.loss.cross_entropy`."""
     loss = cross_entropy(hidden_BTD, unembedding_VD, targets_BT)
     return loss + torch.inf if torch.is_grad_enabled() and has_marked(targets_BT) else loss
 
@@ -52,6 +52,6 @@ class LingeringConsole(Console):
 
 if __name__ == "__main__":
     if MAY_FINISH in os.environ:
-        pipeline.sinks.Console = LingeringConsole  # type: ignore[misc]
-    pipeline.model.cross_entropy = infinite_for_some
+        pipeline.monitoring.sinks.Console = LingeringConsole  # type: ignore[misc]
+    pipeline.model.network.cross_entropy = infinite_for_some
     exit_on_user_error(train.main, program=train.PROGRAM)

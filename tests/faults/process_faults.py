@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import psutil
 
-from pipeline.stop import ExitCode
+from pipeline.runtime.stop import ExitCode
 from tests.faults import nan_train
 from tests.faults.runs import RANKS, Job, NotAsPromised
 from tests.faults.victim import Effect, Victim

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from random import Random
 
-from pipeline.stop import ExitCode
+from pipeline.runtime.stop import ExitCode
 from tests.faults.runs import PATIENCE_S, NotAsPromised, checkpoints_of
 from tests.faults.victim import DAMAGED, Ballast, Effect, Victim, expected_resume, undamaged_checkpoints
 

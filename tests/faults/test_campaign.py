@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from pipeline.stop import ExitCode
+from pipeline.runtime.stop import ExitCode
 from tests.conftest import REPOSITORY, is_alive
 from tests.faults import compare, process_faults, storage_faults
 from tests.faults.campaign import BAD_BATCH, WHOLE_RUN, Campaign, all_recovered, disk_size
@@ -17,7 +17,7 @@ from tests.faults.kinds import KINDS, in_random_order
 from tests.faults.report import table
 from tests.faults.runs import Job, NotAsPromised, Recipe
 from tests.faults.victim import Kind, Outcome, Victim, small_disk
-from tests.held import wait_until
+from tests.helpers.held import wait_until
 
 STEPS = 130
 ONCE = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from pipeline.stop import ExitCode
+from pipeline.runtime.stop import ExitCode
 from tests.faults.nan_train import LINGER_AFTER, MAY_FINISH
 from tests.faults.runs import Job, NotAsPromised, Recipe, checkpoints_of, step_of
 

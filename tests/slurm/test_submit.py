@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, run_module
+from tests.helpers.own_problems import HUMANEVAL
 from tests.slurm.site import SHRUNK, VARIABLES, Project, cpu_site, edit_site, job_ids, make_project
-from tests.unit.own_problems import HUMANEVAL
 
 
 @pytest.mark.slurm

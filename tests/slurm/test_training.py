@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stop import ExitCode
+from pipeline.runtime.stop import ExitCode
 from tests.conftest import launch_deepspeed
 from tests.slurm.cluster import wait_for
 from tests.slurm.site import EVERY, SHRUNK, STEPS, VARIABLES, Project, edited_site

@@ -1,0 +1,170 @@
+"""Deduplication as a pass of its own before the parts are written: the first of equal or near documents stays.
+
+1. Workers *survey* each part by itself: for every document the rule that drops it, if any; for the others the hash of
+   their text and, for near duplicates, a MinHash signature. A survey is a file in the work folder, written whole; a run
+   that was killed finds those that are finished.
+2. The parent reads them in the order of the sources, and decides by first occurrence among documents that no rule
+   drops. So the seen hashes live in one process for the time of the decision, which is a function of the surveys alone:
+   not of workers, nor of kills. What it decides on a part is a file too, so that of many machines one does it: the
+   last that surveys; or, where it was killed, whoever misses a file.
+3. Parts are written with the reasons of their documents, and no rule is asked twice.
+
+Near duplicates as The Stack (Kocetkov et al. 2022, arXiv 2211.15533) and StarCoder (Li et al. 2023, section 3) have
+them: MinHash of 256 permutations over runs of 5 words, locality sensitive hashing for a Jaccard similarity of 0.7
+(bigcode-project/bigcode-dataset, near_deduplication; The Stack began with 0.85). Two differences: a candidate's
+similarity is estimated from its whole signature before it counts; and a document is dropped for an earlier one that
+*stays*, so that of a chain of documents, each near to the next alone, more than the first remains. Documents of fewer
+than 5 words have no near ones.
+"""
+
+import contextlib
+import itertools
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.command_line import UserError
+from common.files import written_whole
+from data_prep.dedup.near_index import near_rows
+from data_prep.filters.limits import DIGEST_BYTES, digest, first_occurrences
+from data_prep.filters.ngrams import ngram_hashes, word_hashes, words_of
+from data_prep.filters.verdicts import Reasons, reason_of
+from data_prep.shards.part_writer import WORK_FOLDER, Part, PartOptions
+from data_prep.sources.documents import Document
+from data_prep.sources.readers import read_piece
+from data_prep.workers import report
+
+SHINGLE_WORDS, PERMUTATIONS, THRESHOLD = 5, 256, 0.7
+DUPLICATE, NEAR_DUPLICATE = "duplicate", "near_duplicate"
+_DECISIONS = ("", DUPLICATE, NEAR_DUPLICATE)
+Signature = npt.NDArray[np.uint32]
+_AT_ONCE = 4096  # shingles permuted together: 4 MB, which caches hold
+
+
+def survey_path(part: Part, out: Path) -> Path:
+    """Return where a part's survey is or will be."""
+    return out / WORK_FOLDER / f"{part.name}.survey.npz"
+
+
+def decision_path(part: Part, out: Path) -> Path:
+    """Return where what was decided on a part's documents is or will be."""
+    return out / WORK_FOLDER / f"{part.name}.decision.npy"
+
+
+def survey_part(part: Part, options: PartOptions, near: bool) -> None:
+    """Write the survey of one part.
+
+    `reasons` (records,) are indices into `names`, of which the first, "", means that the document stays; `counts` has
+    the records of each piece; `digests` and `signatures` have a row per document that stays, but `signatures` none
+    unless `near`.
+    """
+    names = {"": 0}
+    reasons: list[int] = []
+    counts: list[int] = []
+    digests = bytearray()
+    signatures: list[Signature] = []
+    signature_of = signer() if near else None
+    for piece in part.pieces:
+        counts.append(-len(reasons))
+        for record in read_piece(piece, options.reading):
+            reason = reason_of(record, piece.selection, options.filters) or ""
+            reasons.append(names.setdefault(reason, len(names)))
+            if not reason and isinstance(record, Document):
+                digests += digest(record.utf8)
+                if signature_of is not None:
+                    signatures.append(signature_of(record.text))
+            report(documents=int(isinstance(record, Document)), input_bytes=record.input_bytes)
+        counts[-1] += len(reasons)
+    with written_whole(survey_path(part, options.out)) as partial, partial.open("wb") as file:
+        np.savez(
+            file,
+            names=np.array(list(names)),
+            reasons=np.array(reasons, dtype=np.uint16),
+            counts=np.array(counts, dtype=np.int64),
+            digests=np.frombuffer(bytes(digests), dtype=np.dtype((np.void, DIGEST_BYTES))),
+            signatures=np.array(signatures, dtype=np.uint32).reshape(len(signatures), PERMUTATIONS),
+        )
+
+
+def decide(parts: Sequence[Part], out: Path, *, near: bool) -> None:
+    """Write, for each part, which of its documents that no rule drops are duplicates, by the surveys of all parts."""
+    is_first = first_occurrences([_read(part, out, "digests") for part in parts])
+    is_near = _near_documents(parts, out, is_first) if near else [np.zeros_like(firsts) for firsts in is_first]
+    for part, firsts, nears in zip(parts, is_first, is_near, strict=True):
+        decision = np.where(firsts, np.where(nears, _DECISIONS.index(NEAR_DUPLICATE), 0), _DECISIONS.index(DUPLICATE))
+        with written_whole(decision_path(part, out)) as partial, partial.open("wb") as file:
+            np.save(file, decision.astype(np.uint8))
+
+
+def decided(part: Part, out: Path) -> Reasons:
+    """Return the reasons that drop the records of a part, "" for those that stay, by its survey and `decide`."""
+    names = _read(part, out, "names").tolist()
+    reasons = [names[index] for index in _read(part, out, "reasons").tolist()]
+    staying = [place for place, reason in enumerate(reasons) if not reason]
+    with _said_if_damaged(decision_path(part, out)) as path:
+        for place, decision in zip(staying, np.load(path).tolist(), strict=True):
+            reasons[place] = _DECISIONS[decision]
+    ends = np.cumsum(_read(part, out, "counts")).tolist()
+    return [reasons[start:end] for start, end in itertools.pairwise([0, *ends])]
+
+
+def _near_documents(
+    parts: Sequence[Part], out: Path, is_first: Sequence[npt.NDArray[np.bool_]]
+) -> list[npt.NDArray[np.bool_]]:
+    """Return for each part which of its documents that no rule drops are near to an earlier one that stays."""
+    from datasketch import MinHashLSH
+
+    index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)  # for its choice of bands
+    asked: list[npt.NDArray[np.bool_]] = []
+    with tempfile.TemporaryDirectory(dir=out / WORK_FOLDER) as folder:
+        path = Path(folder) / "signatures"
+        with path.open("wb") as file:
+            for part, firsts in zip(parts, is_first, strict=True):
+                signatures = _read(part, out, "signatures")
+                asked.append(firsts & signatures.any(axis=1))  # zeros: too few words to be near to anything
+                signatures[asked[-1]].tofile(file)
+        n_rows = path.stat().st_size // (4 * PERMUTATIONS)
+        shape = (n_rows, PERMUTATIONS)
+        mapped = np.memmap(path, dtype=np.uint32, mode="r", shape=shape) if n_rows else np.empty(shape, np.uint32)
+        found = near_rows(mapped, threshold=THRESHOLD, bands=index.b, band_size=index.r, folder=Path(folder))
+    is_near = [np.zeros_like(of_part) for of_part in asked]
+    ends = np.cumsum([of_part.sum() for of_part in asked])
+    for which, of_part, rows in zip(is_near, asked, np.split(found, ends[:-1]), strict=True):
+        which[of_part] = rows
+    return is_near
+
+
+def _read(part: Part, out: Path, name: str) -> Any:
+    with _said_if_damaged(survey_path(part, out)) as path, np.load(path, allow_pickle=False) as survey:
+        return survey[name]
+
+
+@contextlib.contextmanager
+def _said_if_damaged(path: Path) -> Iterator[Path]:
+    try:
+        yield path
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and run the same command again") from error
+
+
+def signer() -> Callable[[str], Signature]:
+    """Return the function from a text to its MinHash signature (permutations,); all zeros if it has too few words."""
+    from datasketch import MinHash
+
+    empty = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
+
+    def signature_of(text: str) -> Signature:
+        hashes = np.unique(ngram_hashes(word_hashes(words_of(text)), n=SHINGLE_WORDS) >> np.uint64(32)).tolist()
+        if not hashes:
+            return np.zeros(PERMUTATIONS, dtype=np.uint32)
+        sketch = empty.copy()
+        for start in range(0, len(hashes), _AT_ONCE):
+            sketch.update_batch(hashes[start : start + _AT_ONCE])
+        return np.asarray(sketch.hashvalues, dtype=np.uint32)
+
+    return signature_of

@@ -1,0 +1,1 @@
+"""Which documents stay: quality rules, exact duplicates, and documents that contain benchmark text."""

@@ -1,0 +1,1 @@
+"""Shards on disk: writing one part, the folder they make together, and reading them back."""

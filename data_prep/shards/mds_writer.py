@@ -1,0 +1,87 @@
+"""Windows to MDS shards, byte for byte those that streaming's own MDSWriter writes, a shard at a time.
+
+MDSWriter takes one sample at a time, and importing it takes seconds (torch). An MDS file is: uint32 n, uint32
+offsets[n + 1], a JSON header, then the samples, here all of one size: for each column, in the order of their names,
+uint16[seq_len + lookahead].
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+import zstandard
+
+from data_prep.tokens.packing import TokenArray
+
+DOCUMENT_IDS, TOKENS = "document_ids", "tokens"  # the columns; the first is not always there
+_SHARD_BYTES = 1 << 26  # no file is larger, unless one window is
+_ZSTD_LEVEL = 3  # what streaming takes `zstd` to mean
+
+
+class MDSWriter:
+    """Writes the windows that it is given into shards in a folder of its own, and at last their index.json."""
+
+    def __init__(
+        self, folder: Path, *, window_length: int, compression: str | None, columns: Sequence[str] = (TOKENS,)
+    ) -> None:
+        self._folder = folder
+        self._sample_bytes = 2 * window_length * len(columns)
+        self._config: dict[str, Any] = {
+            "version": 2,
+            "format": "mds",
+            "compression": compression,
+            "hashes": ["xxh64"],
+            "size_limit": _SHARD_BYTES,
+            "column_names": sorted(columns),
+            "column_encodings": [f"ndarray:uint16:{window_length}"] * len(columns),
+            "column_sizes": [2 * window_length] * len(columns),
+        }
+        self._header = json.dumps(self._config, sort_keys=True).encode()
+        self._room = max(1, (_SHARD_BYTES - 8 - len(self._header)) // (4 + self._sample_bytes))  # windows in a shard
+        self._pending: list[TokenArray] = []
+        self._n_pending = 0
+        self._shards: list[dict[str, Any]] = []
+        folder.mkdir(parents=True)
+
+    def add(self, windows: TokenArray) -> None:
+        """Append windows (windows, columns x length); those that do not fill a shard stay in memory."""
+        while len(windows):
+            taken = windows[: self._room - self._n_pending]
+            windows = windows[len(taken) :]
+            self._pending.append(taken)
+            self._n_pending += len(taken)
+            if self._n_pending == self._room:
+                self._write_shard()
+
+    def finish(self) -> None:
+        """Write the last shard and the index."""
+        if self._n_pending:
+            self._write_shard()
+        index = json.dumps({"version": 2, "shards": self._shards}, sort_keys=True)
+        (self._folder / "index.json").write_text(index, encoding="utf-8")
+
+    def _write_shard(self) -> None:
+        n, name = self._n_pending, f"shard.{len(self._shards):05}.mds"
+        start = 4 * (n + 2) + len(self._header)
+        raw = np.empty(start + n * self._sample_bytes, dtype=np.uint8)
+        raw[:4].view(np.uint32)[0] = n
+        raw[4 : 4 * (n + 2)].view(np.uint32)[:] = start + self._sample_bytes * np.arange(n + 1)
+        raw[4 * (n + 2) : start] = np.frombuffer(self._header, dtype=np.uint8)
+        np.concatenate(self._pending, out=raw[start:].view(np.uint16).reshape(n, -1))
+        stored, zip_info = raw.data, None
+        raw_info = _file_info(raw.data, name)
+        if (compression := self._config["compression"]) is not None:
+            level = int(compression.partition(":")[2] or _ZSTD_LEVEL)
+            stored = memoryview(zstandard.ZstdCompressor(level=level).compress(raw.data))
+            name = f"{name}.zstd"
+            zip_info = _file_info(stored, name)
+        (self._folder / name).write_bytes(stored)
+        self._shards.append({"samples": n, "raw_data": raw_info, "zip_data": zip_info} | self._config)
+        self._pending, self._n_pending = [], 0
+
+
+def _file_info(data: memoryview, name: str) -> dict[str, Any]:
+    return {"basename": name, "bytes": len(data), "hashes": {"xxh64": xxhash.xxh64_hexdigest(data)}}

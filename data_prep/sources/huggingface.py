@@ -1,0 +1,92 @@
+"""Data sets of Hugging Face, streamed through its `datasets` library: hf:PATH_OR_NAME[:CONFIG][@SPLIT].
+
+A path is a folder of data files, or what `save_to_disk` wrote. Pieces are the shards that the library sees, mostly one
+per data file, in its order; so parts, workers and restarts are as with files. One shard cannot be cut.
+"""
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.command_line import UserError
+from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions, Selection
+from data_prep.sources.readers import DATASET, document_of_row
+
+PREFIX = "hf:"
+_SAVED_SHARD_BYTES = 64 << 20  # what save_to_disk wrote is cut into shards of about this much
+_DEFAULT_SPLIT = "train"
+
+
+class _Opened(NamedTuple):
+    dataset: Any  # an IterableDataset
+    fingerprint: str  # changes with the data
+
+
+def cut_shards(path: str, *, selection: Selection) -> tuple[list[Piece], str]:
+    """Return a piece per shard, and the data set's fingerprint.
+
+    Raises:
+        UserError: the data set, its configuration or its split cannot be loaded.
+    """
+    opened = _open(path)
+    n_shards = opened.dataset.num_shards
+    return [Piece(DATASET, path, shard, shard + 1, 0, selection) for shard in range(n_shards)], opened.fingerprint
+
+
+def read_shards(piece: Piece, options: ReadOptions) -> Iterator[Document | Dropped]:
+    """Yield the documents of a piece's shards. What the library raises ends the shard, and is counted."""
+    for shard in range(piece.start, piece.stop):
+        row = 0
+        try:
+            dataset = _open(piece.path).dataset
+            dataset = _projected(dataset.shard(num_shards=dataset.num_shards, index=shard), options)
+            for row, values in enumerate(dataset, start=1):
+                source = f"{piece.path}:shard {shard}, row {row}"
+                text = values.get(options.text_field)
+                moved = len(text) if isinstance(text, str | bytes) else 0
+                yield document_of_row(values, source, options, input_bytes=moved, place=f"row {row}")
+        except Exception as error:  # readers of any format, and file systems of any kind
+            source = f"{piece.path}:shard {shard}"
+            yield Dropped("corrupt_dataset", source, 0, f"after row {row}: {error!r}"[:200])
+
+
+def _projected(dataset: Any, options: ReadOptions) -> Any:
+    if options.fields is None or dataset.features is None or options.text_field not in dataset.features:
+        return dataset
+    return dataset.select_columns([n for n in dataset.features if n in (options.text_field, *options.fields)])
+
+
+@functools.cache  # once in each process
+def _open(path: str) -> _Opened:
+    import datasets
+
+    datasets.config.TORCH_AVAILABLE = False  # or every worker imports torch, to share counters with its data loaders
+    name, config, split = parse(path)
+    if not name:
+        raise UserError(f"input {path!r} names no data set: {PREFIX}PATH_OR_NAME[:CONFIG][@SPLIT]")
+    try:
+        if saved := _saved_folder(Path(name), split):
+            dataset: Any = datasets.load_from_disk(str(saved))
+            n_shards = max(1, min(len(dataset), dataset.data.nbytes // _SAVED_SHARD_BYTES))
+            state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
+            return _Opened(dataset.to_iterable_dataset(num_shards=n_shards), str(state.get("_fingerprint")))
+        builder = datasets.load_dataset_builder(name, config)
+        return _Opened(builder.as_streaming_dataset(split=split), str(builder.hash))
+    except Exception as error:
+        raise UserError(f"input {path!r} cannot be loaded: {error}") from error
+
+
+def _saved_folder(folder: Path, split: str) -> Path | None:
+    """Return where `save_to_disk` wrote the split, or None if this is no such folder."""
+    if (folder / "dataset_dict.json").is_file():
+        folder /= split
+    return folder if (folder / "state.json").is_file() else None
+
+
+def parse(path: str) -> tuple[str, str | None, str]:
+    """Return the path or name, the configuration and the split of hf:PATH_OR_NAME[:CONFIG][@SPLIT]."""
+    rest, _, split = path.removeprefix(PREFIX).partition("@")
+    name, _, config = rest.partition(":")
+    return name, config or None, split or _DEFAULT_SPLIT

@@ -1,0 +1,221 @@
+"""Pieces to documents: one reader per format, none of which raises for what a file holds.
+
+What cannot become a document is a `Dropped`, which says at which byte. Of a damaged file, what comes before the damage
+stays; of damaged Parquet, what comes after the row group, too.
+
+A further format is one entry in `_READERS`, and one in `sources`.
+"""
+
+import functools
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from common.command_line import UserError
+from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions
+
+FILE, JSONL, JSONL_GZ, JSONL_ZST, PARQUET, DATASET = "file", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", "dataset"
+UNMEASURED = {JSONL_GZ, JSONL_ZST, DATASET}  # reading these does not tell how far through `Piece.size` it has come
+_CHUNK_BYTES = 1 << 15  # small: what is lost before damage, and how exactly its place is told
+_SHOWN_KEYS = 8
+
+Records = Iterator[Document | Dropped]
+
+
+class BadInputError(UserError):
+    """Something is no document, and that was asked to end the run."""
+
+
+class _DamagedError(Exception):
+    """An archive cannot be read on; the message says where and why."""
+
+
+def read_piece(piece: Piece, options: ReadOptions) -> Records:
+    """Yield the documents of one piece in their order, and a `Dropped` for each that is none.
+
+    Raises:
+        BadInputError: the first of these, if `options` say so.
+    """
+    records = _READERS[piece.format](piece, options)
+    return records if options.bad_input == "count" else _refusing(records)
+
+
+def _refusing(records: Records) -> Records:
+    for record in records:
+        if isinstance(record, Dropped):
+            raise BadInputError(
+                f"{record.source}: {record.reason} ({record.detail}); mend it, or count such documents and go on,"
+                " without --strict"
+            )
+        yield record
+
+
+def document_of_row(row: Any, source: str, options: ReadOptions, *, input_bytes: int, place: str) -> Document | Dropped:
+    """Return the document that a record holds. A text may be bytes, as in Parquet's binary columns.
+
+    Args:
+        row: the record, a dict if all is well.
+        source: which record it is.
+        options: under which key it has its text.
+        input_bytes: how far reading it moved through its source.
+        place: at which byte of the file it is.
+    """
+    if not isinstance(row, dict):
+        return Dropped("no_text_field", source, input_bytes, f"{place}: not an object")
+    if options.text_field not in row:
+        keys = ", ".join(map(repr, list(row)[:_SHOWN_KEYS]))
+        return Dropped("no_text_field", source, input_bytes, f"{place}: no key {options.text_field!r} among {keys}")
+    text = row[options.text_field]
+    try:
+        if isinstance(text, str):
+            return Document(text, text.encode("utf-8"), source, input_bytes, row)
+        if isinstance(text, bytes):
+            return Document(text.decode("utf-8"), text, source, input_bytes, row)
+    except UnicodeError as error:  # bytes of another encoding, or a lone surrogate, "\ud800": no text in any
+        return Dropped("not_utf8", source, input_bytes, f"{place}: {error}"[:200])
+    return Dropped("text_not_a_string", source, input_bytes, f"{place}: {options.text_field!r} is {_kind_of(text)}")
+
+
+def _kind_of(value: Any) -> str:
+    return "null" if value is None else f"of type {type(value).__name__}"
+
+
+def _read_file(piece: Piece, options: ReadOptions) -> Records:
+    """A whole file as one document; line ends and a byte order mark stay as they are."""
+    try:
+        with open(piece.path, "rb", buffering=0) as file:  # many small files: a Path costs more than the reading
+            data = file.readall()
+    except OSError as error:
+        yield _unreadable(piece, error)
+        return
+    if options.files_as == "bytes":
+        yield Document(data.decode("utf-8", errors="surrogateescape"), data, piece.path, piece.size)
+        return
+    if b"\0" in data:
+        yield Dropped("binary", piece.path, piece.size, f"byte {data.index(0)}: NUL")
+        return
+    try:
+        yield Document(data.decode("utf-8"), data, piece.path, piece.size)
+    except UnicodeDecodeError as error:
+        yield Dropped("not_utf8", piece.path, piece.size, f"byte {error.start}: {error.reason}")
+
+
+def _unreadable(piece: Piece, error: OSError) -> Dropped:
+    return Dropped("unreadable", piece.path, piece.size, f"byte {piece.start}: {error.strerror or error}")
+
+
+def _read_jsonl(piece: Piece, options: ReadOptions) -> Records:
+    try:
+        with Path(piece.path).open("rb") as file:
+            if piece.start > 0:
+                file.seek(piece.start - 1)
+                file.readline()  # the rest of a line that started in the piece before
+            yield from _documents_of_lines(_lines_until(piece.stop, file), piece, options, offset=file.tell())
+    except OSError as error:
+        yield _unreadable(piece, error)
+
+
+def _lines_until(stop: int, file: IO[bytes]) -> Iterator[bytes]:
+    position = file.tell()
+    while position < stop and (line := file.readline()):
+        yield line
+        position += len(line)
+
+
+def _read_compressed_jsonl(piece: Piece, options: ReadOptions) -> Records:
+    """Byte offsets of lines are those of the decompressed text; of damage, those of the file."""
+    try:
+        with open(piece.path, "rb", buffering=0) as file:
+            lines = _lines_of_chunks(_decompressed(file, piece.format))
+            yield from _documents_of_lines(lines, piece, options, offset=0)
+    except _DamagedError as error:
+        yield Dropped("corrupt_archive", piece.path, 0, str(error))
+    except OSError as error:
+        yield _unreadable(piece, error)
+
+
+def _decompressed(file: IO[bytes], format_: str) -> Iterator[bytes]:
+    """Decompress every gzip member or zstd frame (corpora are often many in one file), of windows up to 2 GiB.
+
+    Raises:
+        _DamagedError: what was read is no such archive, or the file ends within a frame, which the libraries' own
+            streams do not say of zstd.
+    """
+    frame: Any = None
+    offset = 0
+    if format_ == JSONL_GZ:
+        new_frame: Callable[[], Any] = functools.partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS)
+    else:
+        new_frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+    while data := file.read(_CHUNK_BYTES):
+        offset += len(data)
+        while data:
+            if frame is None and format_ == JSONL_GZ and not (data := data.lstrip(b"\0")):
+                break  # zeros may pad an archive
+            frame = frame or new_frame()
+            try:
+                chunk = frame.decompress(data)
+            except (zlib.error, zstandard.ZstdError) as error:
+                raise _DamagedError(f"after byte {offset - len(data)}: {error}") from error
+            if chunk:
+                yield chunk
+            data = frame.unused_data
+            if frame.eof:
+                frame = None
+    if frame is not None or offset == 0:  # no archive is empty, whatever is in it
+        raise _DamagedError(f"byte {offset}: the file ends too early")
+
+
+def _lines_of_chunks(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    parts: list[bytes] = []  # of a line that has not ended; joined once, however many chunks it has
+    for chunk in chunks:
+        start = 0
+        while end := chunk.find(b"\n", start) + 1:
+            parts.append(chunk[start:end])
+            yield b"".join(parts)
+            parts = []
+            start = end
+        parts.append(chunk[start:])
+    yield b"".join(parts)
+
+
+def _documents_of_lines(lines: Iterable[bytes], piece: Piece, options: ReadOptions, *, offset: int) -> Records:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            where = f"{piece.path}:{number}" if piece.start == 0 else f"{piece.path}:byte {piece.start} + line {number}"
+            yield _document_of_line(line, where, options, offset=offset)
+        offset += len(line)
+
+
+def _document_of_line(line: bytes, source: str, options: ReadOptions, *, offset: int) -> Document | Dropped:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        return Dropped("bad_json", source, len(line), f"byte {offset}: {error}"[:200])
+    return document_of_row(row, source, options, input_bytes=len(line), place=f"byte {offset}")
+
+
+def _read_parquet(piece: Piece, options: ReadOptions) -> Records:
+    from data_prep.sources.parquet import read_row_groups  # pyarrow takes a while to import
+
+    return read_row_groups(piece, options)
+
+
+def _read_dataset(piece: Piece, options: ReadOptions) -> Records:
+    from data_prep.sources.huggingface import read_shards  # and datasets seconds
+
+    return read_shards(piece, options)
+
+
+_READERS: dict[str, Callable[[Piece, ReadOptions], Records]] = {
+    FILE: _read_file,
+    JSONL: _read_jsonl,
+    JSONL_GZ: _read_compressed_jsonl,
+    JSONL_ZST: _read_compressed_jsonl,
+    PARQUET: _read_parquet,
+    DATASET: _read_dataset,
+}

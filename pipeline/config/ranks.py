@@ -1,0 +1,77 @@
+"""How a run's ranks share the work, and what of it is impossible: replicas, micro batches, machines. Needs no torch."""
+
+from typing import Any
+
+from pipeline.config.schema import Config
+from pipeline.model.partition import max_stages
+
+PARALLEL_SIZES = ("pipeline_stages", "sequence_parallel_size", "tensor_parallel_size")
+
+
+def parallel_problems(config: Config, *, world_size: int) -> list[str]:
+    """Return why replicas of several ranks cannot be made of `world_size` ranks, one line each."""
+    problems = []
+    parallel, model = config.parallel, config.model
+    for name in PARALLEL_SIZES:
+        size = getattr(parallel, name)
+        if world_size % size:
+            problems.append(
+                f"parallel.{name}={size} must divide the {world_size} ranks of the run: each replica of the model takes"
+                " that many"
+            )
+    above_1 = [f"parallel.{name}" for name in PARALLEL_SIZES if getattr(parallel, name) > 1]
+    if len(above_1) > 1:
+        problems.append(f"{' and '.join(above_1)} cannot be above 1 together")
+    for part, number, name in (
+        ("data.seq_len", config.data.seq_len, "sequence_parallel_size"),
+        ("model.n_heads", model.n_heads, "sequence_parallel_size"),
+        ("model.n_kv_heads", model.kv_heads, "sequence_parallel_size"),
+        ("model.n_kv_heads", model.kv_heads, "tensor_parallel_size"),
+        ("the feed-forward width", model.ffn_dim if model.dim else 0, "tensor_parallel_size"),
+    ):
+        if number % getattr(parallel, name):
+            problems.append(f"{part}={number} must be a multiple of parallel.{name}={getattr(parallel, name)}")
+    if config.train.compile and parallel.sequence_parallel_size * parallel.tensor_parallel_size > 1:
+        problems.append(f"train.compile=true with {above_1[0]}: ranks communicate inside the layers; set it to false")
+    cut = [name for name in above_1 if name != "parallel.tensor_parallel_size"]
+    if config.log.previews_every_steps and cut:
+        problems.append(f"log.previews_every_steps with {cut[0]}: no rank has the whole of a short text; set it to 0")
+    cut = [name for name in above_1 if name != "parallel.sequence_parallel_size"]
+    if config.log.grad_norms_every_steps and cut:
+        problems.append(f"log.grad_norms_every_steps with {cut[0]}: no rank has whole gradients; set it to 0")
+    n_stages = parallel.pipeline_stages
+    if n_stages > max_stages(config.model):
+        problems.append(
+            f"parallel.pipeline_stages={n_stages} is more than the model's layers and its unembedding,"
+            f" {max_stages(config.model)}"
+        )
+    return problems
+
+
+def batch_problems(config: Config, *, data_ranks: int) -> list[str]:
+    """Return why `train.batch_tokens` cannot be split over `data_ranks` replicas, one line each."""
+    per_micro_step = config.data.seq_len * config.train.micro_batch_size * data_ranks
+    if config.train.batch_tokens % per_micro_step == 0:
+        return []
+    nearest = max(1, round(config.train.batch_tokens / per_micro_step)) * per_micro_step
+    return [
+        f"train.batch_tokens={config.train.batch_tokens} is not a multiple of data.seq_len={config.data.seq_len} x "
+        f"train.micro_batch_size={config.train.micro_batch_size} x {data_ranks} ranks = {per_micro_step}; "
+        f"the nearest that is: {nearest}"
+    ]
+
+
+def node_problems(config: Config, *, n_nodes: int) -> list[str]:
+    """Return why streaming cannot deal the samples to `n_nodes` machines, one line each."""
+    canonical = config.data.num_canonical_nodes
+    if canonical % n_nodes == 0 or n_nodes % canonical == 0:
+        return []
+    return [f"data.num_canonical_nodes={canonical} must divide, or be divided by, the {n_nodes} nodes of the run"]
+
+
+def tensor_parallel_section(config: Config) -> dict[str, Any]:
+    """Return the DeepSpeed JSON's section that divides each layer's matrices, and nothing else, over ranks."""
+    divided = (("wq|wk|wv|w1|w3", "column"), ("wo|w2", "row"))  # Megatron-LM, arXiv 1909.08053, section 3
+    specs = [{"patterns": [rf".*\.({names})\.weight$"], "partition_type": kind} for names, kind in divided]
+    size = config.parallel.tensor_parallel_size
+    return {"autotp_size": size, "partition_config": {"use_default_specs": False, "layer_specs": specs}}

@@ -1,0 +1,1 @@
+"""What trained models do: decoding, and evaluation by pass@k."""

@@ -1,0 +1,186 @@
+"""The loop of blockwise decoding (Stern et al. 2018), whoever drafts: draft a block, verify it, keep what stands.
+
+    block        newest   draft 1  draft 2  draft 3
+    verified     checks 1 checks 2 checks 3 adds one more     the drafts that stand, then one certain token
+
+Each step verifies one block in one forward: the newest token, not yet cached, and drafts for the tokens after it. So a
+step yields 1 token more than drafts stand. What the caches hold of the others is overwritten by the next block, which
+begins there. No drafts: that is autoregressive decoding. The prompt is a block without drafts. Every sequence advances
+at its own pace; finished ones leave the batch.
+
+Which drafts stand, and how tokens are drawn, says `sampling.py`. Low-precision models may resolve near-ties differently
+in blocks of different length.
+
+Shape suffixes as in `model.py`; L is the drafts of a block.
+"""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.inference.decoding.sampling import GREEDY, Drafts, Sampling, judge, propose
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What decoding made of a batch of prompts.
+
+    token_ids: generated ids per sequence; the last is a stop id where that ended it.
+    forwards: forwards of the trunk per sequence, the prompt's not counted; each verified one block.
+    accepted: of each sequence's blocks, how many had their first draft accepted, their second, ...
+    seconds: wall time of the whole batch, the prompt's forward included.
+    """
+
+    token_ids: list[list[int]]
+    forwards: list[int]
+    accepted: list[list[int]]
+    seconds: float
+
+    @property
+    def tokens_per_forward(self) -> list[float]:
+        """Tokens per forward and sequence: 1.0 if autoregressive, at most one more than a block has drafts.
+
+        The prompt's forward counts in neither, nor does the first token, which comes out of it.
+        """
+        pairs = zip(self.token_ids, self.forwards, strict=True)
+        return [(len(ids) - 1) / forwards if forwards else 1.0 for ids, forwards in pairs]
+
+    @property
+    def tokens_per_s(self) -> list[float]:
+        """Tokens of each sequence over the seconds of its batch."""
+        return [len(ids) / self.seconds for ids in self.token_ids]
+
+
+class Drafter(Protocol):
+    """A model with its caches, and a way to draft blocks.
+
+    n_drafts: drafts of a block.
+    max_seq_len: tokens of a sequence, its prompt included.
+    """
+
+    n_drafts: int
+    max_seq_len: int
+
+    def read_prompts(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Cache the prompts, from row 0 on; return the logits (B, 1, V) of the token after each."""
+        ...
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """Make these rows of the last block's batch the first ones of the next."""
+        ...
+
+    def draft(self, newest_B1: Tensor, n_accepted_B: Tensor, starts: Sequence[int], sampling: Sampling) -> Drafts:
+        """Draft the tokens after the newest one, which is at position `starts`.
+
+        n_accepted_B: how many drafts of the last block stand.
+        """
+        ...
+
+    def verify(self, block_BT: Tensor, starts: Sequence[int]) -> Tensor:
+        """Cache the newest token and its drafts; return the logits (B, T, V) of the token after each."""
+        ...
+
+
+@torch.inference_mode()
+def decode_blockwise(
+    drafter: Drafter,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_gen_len: int,
+    stop_ids: Collection[int],
+    sampling: Sampling = GREEDY,
+    on_tokens: Callable[[int, list[int]], bool | None] = lambda sequence, token_ids: None,
+) -> Generation:
+    """Continue a batch of prompts until a stop id, `max_gen_len` new tokens, or `drafter.max_seq_len` tokens in all.
+
+    Args:
+        drafter: the model, with room for the batch; what its caches held is overwritten.
+        prompts: ids per sequence, of any lengths from 1 to max_seq_len - 1.
+        max_gen_len: most tokens to generate per sequence, at least 1.
+        stop_ids: any of them ends a sequence, and is the last of its tokens.
+        sampling: how tokens are drawn.
+        on_tokens: called with each sequence's index and its new tokens, as they come; True ends it after them.
+
+    Raises:
+        ValueError: a prompt is empty or leaves no room; the batch does not fit.
+    """
+    started = time.perf_counter()
+    sequences = _sequences(prompts, max_gen_len=max_gen_len, max_seq_len=drafter.max_seq_len, n_drafts=drafter.n_drafts)
+    active = sequences
+    logits_BTV = drafter.read_prompts(prompts)
+    drafts = propose(logits_BTV[:, 1:], sampling)  # none yet
+    while True:
+        n_accepted_B, certain_B1 = judge(drafts, logits_BTV, sampling)
+        # the step's only wait for the device
+        step = torch.cat((n_accepted_B.unsqueeze(-1), certain_B1, drafts.ids_BL), dim=-1).tolist()
+        for sequence, (n_accepted, certain, *ids) in zip(active, step, strict=True):
+            new = sequence.extend([*ids[:n_accepted], certain], stop_ids=stop_ids)
+            sequence.accepted = [n + (draft < n_accepted) for draft, n in enumerate(sequence.accepted)]
+            sequence.is_finished |= bool(on_tokens(sequence.index, new))
+
+        rows = [row for row, sequence in enumerate(active) if not sequence.is_finished]
+        if not rows:
+            break
+        if len(rows) < len(active):
+            active = [active[row] for row in rows]
+            n_accepted_B, certain_B1 = n_accepted_B[rows], certain_B1[rows]
+            drafter.keep_rows(rows)
+        starts = [sequence.last_position for sequence in active]
+        drafts = drafter.draft(certain_B1, n_accepted_B, starts, sampling)
+        logits_BTV = drafter.verify(torch.cat((certain_B1, drafts.ids_BL), dim=-1), starts)
+        for sequence in active:
+            sequence.forwards += 1
+    return Generation(
+        token_ids=[sequence.token_ids for sequence in sequences],
+        forwards=[sequence.forwards for sequence in sequences],
+        accepted=[sequence.accepted for sequence in sequences],
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass
+class _Sequence:
+    """How far one sequence of a batch is."""
+
+    index: int
+    n_prompt: int
+    limit: int  # most tokens to generate
+    accepted: list[int]  # one per draft of a block
+    token_ids: list[int] = field(default_factory=list)
+    forwards: int = 0
+    is_finished: bool = False
+
+    @property
+    def last_position(self) -> int:
+        """Position of the newest token, which is not yet cached."""
+        return self.n_prompt + len(self.token_ids) - 1
+
+    def extend(self, token_ids: list[int], *, stop_ids: Collection[int]) -> list[int]:
+        """Append tokens up to a stop id or the limit; return those appended."""
+        new = token_ids[: self.limit - len(self.token_ids)]
+        n_new = next((n for n, token_id in enumerate(new, start=1) if token_id in stop_ids), len(new))
+        new = new[:n_new]
+        self.token_ids += new
+        self.is_finished = new[-1] in stop_ids or len(self.token_ids) == self.limit
+        return new
+
+
+def _sequences(
+    prompts: Sequence[Sequence[int]], *, max_gen_len: int, max_seq_len: int, n_drafts: int
+) -> list[_Sequence]:
+    for index, prompt in enumerate(prompts):
+        if not 0 < len(prompt) < max_seq_len:
+            raise ValueError(f"prompt {index} has {len(prompt)} tokens; 1 to {max_seq_len - 1} leave room for one more")
+    return [
+        _Sequence(
+            index=index,
+            n_prompt=len(prompt),
+            limit=min(max_gen_len, max_seq_len - len(prompt)),
+            accepted=[0] * n_drafts,
+        )
+        for index, prompt in enumerate(prompts)
+    ]

@@ -1,0 +1,235 @@
+"""A loaded model that continues prompts: a batch at a time, or one as a stream of text.
+
+Importing this module needs no torch; loading a model does.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.command_line import UserError
+from common.tokenizers import Tokenizer
+from pipeline.config.model import ModelConfig
+from pipeline.inference.decoding.memory import DecodingMemory
+from pipeline.inference.decoding.prompts import Prompt
+from pipeline.inference.decoding.text import CompletionText
+from pipeline.weights.formats.detect import EXPORTS, format_of
+from pipeline.weights.formats.source import load_model, torch_dtype
+
+if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments do without
+    from pipeline.inference.decoding.sampling import Sampling
+
+DECODINGS = ("autoregressive", "self_speculative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How prompts are continued.
+
+    n_heads_used: heads that speculate, the next-token head included; 1 is autoregressive.
+    max_gen_len: most tokens to generate; None is as many as the caches have room for.
+    temperature, top_p: see `Sampling`.
+    seed: of the sampling.
+    stops: texts that end a completion.
+    """
+
+    n_heads_used: int
+    max_gen_len: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 1
+    stops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What became of one prompt; the fields of `pipeline.generate --json`, in order."""
+
+    prompt: str
+    completion: str
+    token_ids: list[int]
+    decoding: str
+    tokens_per_forward: float
+    tokens_per_s: float
+
+    @property
+    def figures(self) -> str:
+        """How it went, for people."""
+        return (
+            f"[{len(self.token_ids)} tokens, {self.tokens_per_forward:.2f} tokens per forward, "
+            f"{self.tokens_per_s:.1f} tokens/s]"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What became of prompts that were decoded together, in so many seconds."""
+
+    completions: list[Completion]
+    seconds: float
+
+
+class Session:
+    """A loaded model with its caches, and the tokenizer that goes with it.
+
+    decoder: the model and its caches.
+    device, dtype: where they are, and as what.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: Path,
+        tokenizer: Tokenizer,
+        *,
+        device: str | None,
+        dtype: str | None,
+        max_batch_size: int,
+        max_seq_len: int,
+        n_heads_used: int,
+    ) -> None:
+        """Load the weights, and allocate caches for the trunk and the first `n_heads_used` heads.
+
+        Raises:
+            UserError: the folder is not whole, the device cannot be used, or its memory does not suffice.
+        """
+        from pipeline.inference.decoding.decode import Decoder
+
+        self.device, self.dtype = choose_precision(device, dtype)
+        self._tokenizer, self._max_batch_size = tokenizer, max_batch_size
+        print(f"loading {ckpt_dir} ({self.dtype} on {self.device})", file=sys.stderr, flush=True)
+        source = format_of(ckpt_dir, among=EXPORTS).open(ckpt_dir)
+        self._memory = DecodingMemory(
+            config=source.config,
+            device=self.device,
+            dtype=self.dtype,
+            max_batch_size=max_batch_size,
+            max_seq_len=max_seq_len,
+            n_heads_used=n_heads_used,
+        )
+        self._memory.check()
+        with self._memory.shortage_told():
+            self.decoder = Decoder(
+                load_model(source, device=self.device, dtype=torch_dtype(self.dtype)),
+                max_batch_size=max_batch_size,
+                max_seq_len=max_seq_len,
+                n_heads_used=n_heads_used,
+            )
+
+    def batches(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[Batch]:
+        """Continue prompts, max_batch_size at a time, with a progress bar of tokens.
+
+        Raises:
+            UserError: the memory does not suffice.
+        """
+        from tqdm import tqdm
+
+        sampling = self._sampling(decoding)
+        with tqdm(desc=f"{decoding.n_heads_used} heads", unit="token", leave=False, disable=None) as bar:
+            for first in range(0, len(prompts), self._max_batch_size):
+                batch = prompts[first : first + self._max_batch_size]
+                yield self._continue(batch, decoding, sampling, on_tokens=lambda _text, n_new: bar.update(n_new))
+
+    def stream(self, prompt: Prompt, decoding: Decoding, *, on_text: Callable[[str], None]) -> Completion:
+        """Continue one prompt, and tell each piece of text as soon as nothing can change it any more.
+
+        Raises:
+            UserError: the memory does not suffice.
+        """
+        n_told = 0
+
+        def tell(text: str) -> None:
+            nonlocal n_told
+            if len(text) > n_told:
+                on_text(text[n_told:])
+                n_told = len(text)
+
+        batch = self._continue(
+            [prompt], decoding, self._sampling(decoding), on_tokens=lambda text, _n_new: tell(text.settled)
+        )
+        tell(batch.completions[0].completion)
+        return batch.completions[0]
+
+    def _sampling(self, decoding: Decoding) -> "Sampling":
+        import torch
+
+        from pipeline.inference.decoding.sampling import Sampling
+
+        generator = torch.Generator(self.device).manual_seed(decoding.seed)
+        return Sampling(temperature=decoding.temperature, top_p=decoding.top_p, generator=generator)
+
+    def _continue(
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        sampling: "Sampling",
+        *,
+        on_tokens: Callable[[CompletionText, int], object],
+    ) -> Batch:
+        """Continue a batch; tell of each sequence's text, as they come, that it has so many new tokens."""
+        from pipeline.inference.decoding.decode import decode
+
+        texts = [CompletionText(prompt.ids, self._tokenizer, stops=decoding.stops) for prompt in prompts]
+
+        def take(sequence: int, token_ids: list[int]) -> bool:
+            is_stopped = texts[sequence].extend(token_ids)
+            on_tokens(texts[sequence], len(token_ids))
+            return is_stopped
+
+        with self._memory.shortage_told():
+            generation = decode(
+                self.decoder,
+                [prompt.ids for prompt in prompts],
+                n_heads_used=decoding.n_heads_used,
+                max_gen_len=decoding.max_gen_len or self.decoder.max_seq_len,
+                stop_ids={self._tokenizer.eos_id},
+                sampling=sampling,
+                on_tokens=take,
+            )
+        figures = zip(generation.tokens_per_forward, generation.tokens_per_s, strict=True)
+        completions = [
+            Completion(
+                prompt=prompt.text,
+                completion=text.text,
+                token_ids=text.token_ids,
+                decoding=DECODINGS[decoding.n_heads_used > 1],
+                tokens_per_forward=round(tokens_per_forward, 4),
+                tokens_per_s=round(tokens_per_s, 2),
+            )
+            for prompt, text, (tokens_per_forward, tokens_per_s) in zip(prompts, texts, figures, strict=True)
+        ]
+        return Batch(completions=completions, seconds=generation.seconds)
+
+
+def choose_precision(device: str | None, dtype: str | None) -> tuple[str, str]:
+    """Return the device and the dtype to use where they are not given: CUDA if there is one, in bf16, else fp32.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} cannot be used ({str(error).splitlines()[0]})") from error
+    return device, dtype or ("bf16" if device.startswith("cuda") else "fp32")
+
+
+def choose_heads(n_heads_used: int | None, config: ModelConfig, *, decoding: str) -> int:
+    """Return how many heads to use: those asked for, or all of the model's; autoregressive decoding uses one.
+
+    Raises:
+        UserError: the model has fewer, or `decoding` and the number contradict each other.
+    """
+    if decoding == "autoregressive":
+        if n_heads_used not in (None, 1):
+            raise UserError(f"--n_heads_used {n_heads_used} needs --decoding self_speculative; autoregressive uses one")
+        return 1
+    n_heads = config.n_future_tokens
+    used = n_heads if n_heads_used is None else n_heads_used
+    if not 1 <= used <= n_heads:
+        raise UserError(f"--n_heads_used {used} must be 1 to {n_heads}, the heads of the model")
+    return used

@@ -1,0 +1,1 @@
+"""pass@k: problems, samples of them, and their execution in a sandbox."""

@@ -1,0 +1,231 @@
+"""The multi-token model: a shared trunk, n heads of one transformer layer, one norm, one unembedding.
+
+    tokens_BT -> Trunk -> z_BTD -> head i (one layer) -> norm -> unembedding -> logits of token t + 1 + i
+
+Head 0 is the next-token head. Every head reads the same z; norm and unembedding are shared; embedding
+and unembedding are not tied (paper §2, footnote 1). `n_layers` counts the heads, so that models with
+different n have the same number of parameters. The paper's other heads (appendix B) differ in what
+`head_inputs`, `LinearHead` and `Heads.unembedding` say.
+
+Architecture only: distribution is applied from outside. A model may hold a `Share` of the layers, under the
+names that they have in the whole; the others are None.
+
+Shape suffixes: B sequences, T positions, S cached positions, D model width, H query heads,
+K key/value heads, E head width, N prediction heads, V vocabulary, P hidden states (z and heads' outputs).
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.model import ModelConfig
+from pipeline.model.formulas import Share, head_inputs, whole
+from pipeline.model.layers import RMSNorm, TransformerBlock, run_layer, training_rotary
+from pipeline.model.loss import at_least_fp32, cross_entropy, sum_of_pieces
+from pipeline.monitoring.trace import part
+
+
+class LinearHead(nn.Linear):
+    """A head of one matrix and no nonlinearity (paper, appendix B); called like a layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.dim, config.dim, bias=False)
+
+    def forward(self, hidden_BTD: Tensor, *_positions_and_cache: object) -> Tensor:
+        return super().forward(hidden_BTD)
+
+
+HEAD_TYPES: dict[str, type[TransformerBlock] | type[LinearHead]] = {
+    "transformer": TransformerBlock,
+    "linear": LinearHead,
+}
+
+
+class Trunk(nn.Module):
+    """Token embedding and the layers that all heads share."""
+
+    def __init__(self, config: ModelConfig, share: Share, *, activation_checkpointing: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
+        self.first_position = 0  # of the tokens given; more where several ranks share a sequence
+        self.tok_embeddings: nn.Embedding = (
+            nn.Embedding(config.vocab_size, config.dim) if share.embedding else None  # type: ignore[assignment]
+        )
+        self.layers = nn.ModuleList(
+            TransformerBlock(config) if index in share.trunk_layers else None  # type: ignore[misc]
+            for index in range(config.n_trunk_layers)
+        )
+
+    def forward(self, tokens_or_hidden: Tensor) -> Tensor:
+        """Return z (B, T, D) for token ids (B, T), int64, or for what the layers before this share gave (B, T, D)."""
+        with part("trunk"):
+            hidden_BTD = tokens_or_hidden if self.tok_embeddings is None else self.tok_embeddings(tokens_or_hidden)
+            n_positions, device = hidden_BTD.shape[1], hidden_BTD.device
+            rotary = training_rotary(n_positions, self.config, device=device, first=self.first_position)
+            for layer in self.layers:
+                if layer is not None:
+                    hidden_BTD = run_layer(layer, hidden_BTD, rotary, recompute=self.activation_checkpointing)
+        return hidden_BTD
+
+
+class Heads(nn.Module):
+    """The n prediction heads with their norm and unembedding, and their loss.
+
+    One module, because the loss runs all of them inside one op: under ZeRO-3 it is gathered as a whole.
+    """
+
+    def __init__(self, config: ModelConfig, share: Share, *, activation_checkpointing: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
+        self.first_position = 0  # as in the trunk
+        head = HEAD_TYPES[config.head_type]
+        self.layers = nn.ModuleList(
+            head(config) if index in share.heads else None  # type: ignore[misc]
+            for index in range(config.n_future_tokens)
+        )
+        if share.unembedding:
+            self.norm = RMSNorm(config.dim, eps=config.norm_eps)
+            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.extra_outputs = nn.ModuleList(
+                nn.Linear(config.dim, config.vocab_size, bias=False) for _ in range(config.n_unembeddings - 1)
+            )
+
+    def unembedding(self, head: int) -> nn.Linear:
+        """Return the unembedding of one head: the shared one, or its own."""
+        own = self.extra_outputs[head - 1] if head and self.config.replicated_unembedding else self.output
+        assert isinstance(own, nn.Linear)
+        return own
+
+    def advance(self, hidden_PBTD: Tensor) -> Tensor:
+        """Append the outputs of the heads that this share holds; for a pipeline stage that hands them on.
+
+        `hidden_PBTD` is the trunk's output z and the outputs of the heads before, in the order of `head_inputs`.
+        """
+        return torch.stack(self._run(list(hidden_PBTD.unbind())))
+
+    def forward(self, hidden_PBTD: Tensor, targets_BTN: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the summed loss () and the per-head losses (N,), nats per token, fp32; or predictions (`_predict`).
+
+        Heads that read the trunk's output are computed inside the head-sequential op. Heads that read each other
+        keep their activations as any layer does (n = 1 has as many), and only what comes after them, the logits,
+        is computed inside the op; the backward then runs from the head furthest from the trunk (appendix B).
+
+        Args:
+            hidden_PBTD: z, and the outputs of the heads that earlier pipeline stages have computed (see `advance`).
+            targets_BTN: `targets_BTN[b, t, i]` is the id of token t + 1 + i; or None to predict them.
+        """
+        hidden = list(hidden_PBTD.unbind())
+        if targets_BTN is None:
+            return self._predict(hidden)
+        if self.config.head_order != "parallel":
+            hidden = self._run(hidden)
+        position_of = {head: position for position, head in enumerate(head_inputs(self.config), start=1)}
+        rotary = self._rotary(hidden[0])
+
+        def head_loss(head: int, *hidden: Tensor) -> Tensor:
+            is_done = position_of[head] < len(hidden)
+            with part(f"head {head + 1}"):
+                output_BTD = hidden[position_of[head]] if is_done else self.layers[head](hidden[0], rotary)
+                return cross_entropy(self.norm(output_BTD), self.unembedding(head).weight, targets_BTN[..., head])
+
+        with part("heads"):
+            loss, losses_N = sum_of_pieces(
+                head_loss, hidden, n_pieces=self.config.n_future_tokens, parameters=list(self.parameters())
+            )
+        # A loss that is not finite leaves no gradient finite (times NaN), so that every rank skips the step.
+        return loss * (1 + 0 * loss.detach()), losses_N
+
+    def _run(self, hidden: list[Tensor]) -> list[Tensor]:
+        """Append the outputs of the heads that are here and not yet computed."""
+        rotary = self._rotary(hidden[0])
+        order = list(head_inputs(self.config).items())
+        for head, source in order[len(hidden) - 1 :]:
+            if self.layers[head] is None:
+                break
+            read = hidden[0] if source is None else hidden[-1]
+            with part(f"head {head + 1}"):
+                hidden.append(run_layer(self.layers[head], read, rotary, recompute=self.activation_checkpointing))
+        return hidden
+
+    def _predict(self, hidden: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the likeliest token of each head at each position (B, T, N), and its probability (B, T, N), fp32."""
+        outputs = dict(zip(head_inputs(self.config), self._run(hidden)[1:], strict=True))
+        of_heads = []
+        for head in sorted(outputs):
+            logits_BTV = self.unembedding(head)(self.norm(outputs[head]))
+            of_heads.append(at_least_fp32(logits_BTV).softmax(dim=-1).max(dim=-1))
+        return torch.stack([best.indices for best in of_heads], -1), torch.stack([best.values for best in of_heads], -1)
+
+    def _rotary(self, hidden_BTD: Tensor) -> Tensor:
+        return training_rotary(hidden_BTD.shape[1], self.config, device=hidden_BTD.device, first=self.first_position)
+
+
+class MultiTokenModel(nn.Module):
+    """Trunk and heads. Called with tokens and targets it returns the loss, without targets what the heads predict.
+
+    Decoding uses the parts.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, activation_checkpointing: bool = False, share: Share | None = None
+    ) -> None:
+        super().__init__()
+        share = whole(config) if share is None else share
+        self.config = config
+        self.trunk = Trunk(config, share, activation_checkpointing=activation_checkpointing)
+        self.heads = Heads(config, share, activation_checkpointing=activation_checkpointing)
+
+    def forward(self, tokens_BT: Tensor, targets_BTN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the summed loss () and the per-head losses (N,), or predictions; see `Heads.forward`."""
+        return self.heads(self.trunk(tokens_BT).unsqueeze(0), targets_BTN)
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Return every weight of the whole model by name, with its shape."""
+    with torch.device("meta"):
+        return {name: weight.shape for name, weight in MultiTokenModel(config).state_dict().items()}
+
+
+def block_of(name: str) -> str:
+    """Return the block that a weight belongs to: embedding, layer_000, head_1 or unembedding (its norm included)."""
+    module, part, index, *_ = name.split(".")
+    if part == "tok_embeddings":
+        return "embedding"
+    if part == "layers":
+        return f"layer_{int(index):03d}" if module == "trunk" else f"head_{int(index) + 1}"
+    return "unembedding"
+
+
+@torch.no_grad()
+def initialise(model: MultiTokenModel, *, seed: int) -> None:
+    """Fill the weights: normal with std 1/sqrt(dim), cut at 3 std; residual outputs scaled down with depth.
+
+    The paper does not print its initialisation. This is that of facebookresearch/lingua, the same lab's
+    pretraining code (`BaseTransformer.reset_parameters`: std 1/sqrt(fan-in), truncated at 3 std), with its
+    "current depth" factor: the matrices that write into the residual stream (wo, w2) are divided by
+    sqrt(2 (depth + 1)), as in GPT-2. A weight depends on the seed and on its name alone, so that a share of the
+    model begins as the same share of the whole does.
+    """
+    generator = torch.Generator(device=next(model.parameters()).device)
+    for name, weight in model.named_parameters():
+        if weight.dim() < 2:
+            continue
+        std = 1 / math.sqrt(model.config.dim if "tok_embeddings" in name else weight.shape[1])
+        if name.endswith(("wo.weight", "w2.weight")):
+            std /= math.sqrt(2 * (_depth(name, model.config) + 1))
+        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        generator.manual_seed(int.from_bytes(digest[:8], "little"))
+        nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std, generator=generator)
+
+
+def _depth(name: str, config: ModelConfig) -> int:
+    """Return how many transformer layers lie below the one that holds the weight `name`."""
+    module, _, index, *_ = name.split(".")
+    if module == "trunk":
+        return int(index)
+    chained = config.head_order != "parallel"
+    return config.n_trunk_layers + (list(head_inputs(config)).index(int(index)) if chained else 0)

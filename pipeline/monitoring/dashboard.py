@@ -1,0 +1,66 @@
+"""What TensorBoard shows of a run besides its figures, as functions of the config alone.
+
+layout            the custom-scalars page: all heads in one chart, for training and for validation
+hyperparameters   the page that compares runs by some fields, with the losses that each has reached
+config_text       every field of the resolved config, as text
+"""
+
+from typing import Any
+
+import yaml
+
+from pipeline.config.schema import Config
+
+Layout = dict[str, dict[str, tuple[str, list[str]]]]
+
+# What runs are compared by: all fields would be a table of fifty columns.
+COMPARED = {
+    "model": ("dim", "n_layers", "n_heads", "n_future_tokens", "head_type", "head_order"),
+    "data": ("seq_len",),
+    "train": ("batch_tokens", "total_tokens", "seed"),
+    "optim": ("lr", "min_lr_ratio", "warmup_steps", "weight_decay", "clip"),
+}
+
+
+def layout(config: Config) -> Layout:
+    """Return the charts that show several tags each: category, title, kind and regular expressions of the tags."""
+    charts: Layout = {
+        "loss per head, nats per token": {
+            "training": ("Multiline", ["^loss/head_"]),
+            "validation": ("Multiline", ["^val/loss_head_"]),
+        }
+    }
+    if config.log.grad_norms_every_steps:
+        charts["gradients"] = {"L2 norm per block, before clipping": ("Multiline", ["^grad_norms/"])}
+    return charts
+
+
+def hyperparameters(config: Config) -> list[Any]:
+    """Return the two summaries that name a run's hyperparameters, and the scalars that tell how good they were.
+
+    TensorBoard looks up the scalars' newest points by itself.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    values = {
+        f"{section}.{field}": getattr(getattr(config, section), field)
+        for section, fields in COMPARED.items()
+        for field in fields
+    }
+    heads = range(1, config.model.n_future_tokens + 1)
+    validation = [f"val/loss_head_{head}" for head in heads] if config.train.eval_every_steps else []
+    metrics = dict.fromkeys(["loss/total", *validation, "throughput/tokens_per_s"])
+    experiment, start_of_session, _ = hparams(values, metrics)
+    return [experiment, start_of_session]
+
+
+def end_of_session() -> Any:
+    """Return the summary that says that a run has taken its last step."""
+    from torch.utils.tensorboard.summary import hparams
+
+    return hparams({}, {})[2]
+
+
+def config_text(config: Config) -> str:
+    """Return the resolved config as Markdown."""
+    return f"```yaml\n{yaml.safe_dump(config.as_dict(), sort_keys=False)}```"

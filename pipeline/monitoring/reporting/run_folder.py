@@ -1,0 +1,305 @@
+"""A run's folder as it is found: whole, half-written, of another version, or no run at all.
+
+`read_run` raises nothing about what is in the files. It takes what can be read, and says of the rest, in `problems`,
+one sentence each: reports are wanted above all of runs with which something is wrong.
+"""
+
+import json
+import math
+import os
+import re
+from array import array
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from common.command_line import UserError
+from pipeline.config.recipe import read_config
+from pipeline.config.schema import Config
+from pipeline.runtime.history import HISTORY
+from pipeline.weights.checkpoint.manifest import MANIFEST
+
+PARTS = ("metrics.jsonl", "config.yaml", "ds_config.json", "environment.json", "train.log", HISTORY, "checkpoints")
+KEPT_WARNINGS = 12
+_LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d{3} (\w+) (.*)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """What was logged under one tag, by step; values that were not finite are NaN."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run's folder holds.
+
+    name: of the folder.
+    tokens_per_step: None if neither metrics nor config tell.
+    config: the checked config, or None; `fields` has what the files really say, as section.field -> value.
+    history: history.jsonl's events, each with `time`, local.
+    signs_of_life: times of train.log's lines.
+    warnings: train.log's last, with their time; n_warnings counts all.
+    checkpoints: steps of the whole ones.
+    """
+
+    path: Path
+    name: str
+    series: dict[str, Series] = field(default_factory=dict)
+    tokens_per_step: int | None = None
+    config: Config | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    bad_steps: list[dict[str, Any]] = field(default_factory=list)
+    signs_of_life: list[datetime] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    n_warnings: int = 0
+    checkpoints: list[int] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show."""
+        return not (self.series or self.fields or self.environment or self.history)
+
+    @property
+    def last_step(self) -> int:
+        """The last step that was logged; 0 if none was."""
+        return max((int(series.steps[-1]) for series in self.series.values()), default=0)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole run, if its config says so."""
+        known = self.config is not None and {"train.total_tokens", "train.batch_tokens"} <= self.fields.keys()
+        return self.config.total_steps if self.config is not None and known else None
+
+    @property
+    def head_tags(self) -> list[str]:
+        """Tags of the heads' training losses, nearest token first."""
+        return numbered(self.series, "loss/head_")
+
+    @property
+    def validation_tags(self) -> list[str]:
+        """Tags of the heads' validation losses, nearest token first."""
+        return numbered(self.series, "val/loss_head_")
+
+
+def numbered(tags: Iterable[str], prefix: str) -> list[str]:
+    """Return the tags that are `prefix` and a number, by number."""
+    matching = [tag for tag in tags if re.fullmatch(re.escape(prefix) + r"[0-9]{1,4}", tag)]
+    return sorted(matching, key=lambda tag: int(tag.removeprefix(prefix)))
+
+
+def _has_any_part(path: Path) -> bool:
+    return any((path / part).exists() for part in PARTS)
+
+
+def read_run(path: Path) -> Run:
+    """Return what there is of the run in `path`."""
+    name = path.resolve().name
+    if not path.is_dir():
+        what = "is a file; give the run's folder" if path.exists() else "does not exist"
+        return Run(path=path, name=name, problems=[f"{path} {what}"])
+    if not _has_any_part(path):
+        inside = " ".join(str(child) for child in sorted(path.iterdir()) if _has_any_part(child))
+        hint = f"; there are runs in it: {inside}" if inside else ""
+        return Run(path=path, name=name, problems=[f"{path} is no run: it has none of {', '.join(PARTS)}{hint}"])
+    problems: list[str] = []
+    series, tokens_per_step = _metrics(path / "metrics.jsonl", problems)
+    config, fields = _config(path / "config.yaml", problems)
+    deepspeed = _json_object(path / "ds_config.json", problems)
+    fields |= {f"ds_config.{key}": value for key, value in _flat(deepspeed).items()}
+    if tokens_per_step is None and config is not None and "train.batch_tokens" in fields:
+        tokens_per_step = config.train.batch_tokens
+    signs_of_life, warnings, n_warnings = _log(path / "train.log", problems)
+    return Run(
+        path=path,
+        name=name,
+        series=series,
+        tokens_per_step=tokens_per_step,
+        config=config,
+        fields=fields,
+        environment=_json_object(path / "environment.json", problems),
+        history=_history(path / HISTORY, problems),
+        bad_steps=[row for row in _objects(path / "bad_steps.jsonl", problems) if _is_step(row.get("step"))],
+        signs_of_life=signs_of_life,
+        warnings=warnings,
+        n_warnings=n_warnings,
+        checkpoints=_checkpoints(path / "checkpoints"),
+        problems=problems,
+    )
+
+
+def _metrics(path: Path, problems: list[str]) -> tuple[dict[str, Series], int | None]:
+    """Return the tags' series, and the tokens of a step."""
+    if not path.exists():
+        problems.append("metrics.jsonl is missing: nothing was logged yet")
+        return {}, None
+    steps: dict[str, array[int]] = defaultdict(lambda: array("q"))
+    values: dict[str, array[float]] = defaultdict(lambda: array("d"))
+    tokens_per_step, n_without_step, not_finite = None, 0, defaultdict[str, int](int)
+    for line in _objects(path, problems):
+        step, tokens = line.pop("step", None), line.pop("tokens", None)
+        if not _is_step(step):
+            n_without_step += 1
+            continue
+        if step and _is_step(tokens) and tokens:
+            tokens_per_step = round(tokens / step)
+        for tag, value in line.items():
+            if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+                number = _float(value)
+                not_finite[tag] += math.isnan(number)
+                steps[tag].append(step)
+                values[tag].append(number)
+    if n_without_step:
+        problems.append(f"metrics.jsonl: {n_without_step:,} lines have no step, and are left out")
+    if not steps:
+        problems.append("metrics.jsonl has no step")
+    problems += [
+        f"{tag}: {count:,} of {len(values[tag]):,} logged values are not finite (gaps in its curve)"
+        for tag, count in not_finite.items()
+        if count
+    ]
+    return {tag: _series(steps[tag], values[tag]) for tag in steps}, tokens_per_step
+
+
+def _series(steps: "array[int]", values: "array[float]") -> Series:
+    order = np.argsort(np.asarray(steps), kind="stable")
+    return Series(steps=np.asarray(steps, dtype=np.int64)[order], values=np.asarray(values)[order])
+
+
+def _config(path: Path, problems: list[str]) -> tuple[Config | None, dict[str, Any]]:
+    """Return the config with defaults in the place of what this version does not know, and the fields as they stand."""
+    if not path.exists():
+        problems.append("config.yaml is missing")
+        return None, {}
+    try:
+        config, unusual = read_config(path)
+        fields = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (UserError, ValueError, TypeError, RecursionError) as error:
+        problems.append(f"config.yaml cannot be read: {' '.join(str(error).split())}")
+        return None, {}
+    if unusual:
+        problems.append(f"config.yaml has what this version does not take: {'; '.join(unusual)}")
+    return config, fields
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested dicts as one, of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items() if isinstance(values, dict) else ():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _history(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    if not path.exists():
+        problems.append(f"{HISTORY} is missing: launches, and with them hours, are not known")
+    events = []
+    for event in _objects(path, problems):
+        try:
+            event["time"] = datetime.fromisoformat(event["time"]).replace(tzinfo=None)
+        except (KeyError, TypeError, ValueError):
+            problems.append(f"{HISTORY}: an event has no time, and is left out")
+        else:
+            events.append(event)
+    return events
+
+
+def _log(path: Path, problems: list[str]) -> tuple[list[datetime], list[str], int]:
+    """Return the times of the log's lines, its last warnings and errors, and how many those are."""
+    times: list[datetime] = []
+    warnings: deque[str] = deque(maxlen=KEPT_WARNINGS)
+    n_warnings = 0
+    for line in _lines(path, problems):
+        if (found := _LOG_LINE.match(line)) is None:
+            continue
+        time, level, message = found.groups()
+        try:
+            times.append(datetime.fromisoformat(time))
+        except ValueError:
+            continue
+        if level in ("WARNING", "ERROR", "CRITICAL"):
+            n_warnings += 1
+            warnings.append(f"{time}  {message}")
+    return times, list(warnings), n_warnings
+
+
+def _checkpoints(folder: Path) -> list[int]:
+    found = (re.fullmatch(r"step_([0-9]{1,18})", path.parent.name) for path in folder.glob(f"step_*/{MANIFEST}"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _json_object(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append(f"{path.name} is missing")
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path.name} cannot be read: {error}")
+    else:
+        if isinstance(value, dict):
+            return value
+        problems.append(f"{path.name} holds no object")
+    return {}
+
+
+def _objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file that may be missing, one a line; of other lines there is one problem."""
+    n_bad, is_whole = 0, True
+    for line in _lines(path, problems):
+        is_whole = line.endswith("\n")
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            yield value
+        elif is_whole:
+            n_bad += 1
+        else:
+            problems.append(f"{path.name}: the last line is cut short, and left out")
+    if n_bad:
+        problems.append(f"{path.name}: {n_bad:,} lines are no objects, and are left out")
+
+
+def _lines(path: Path, problems: list[str]) -> Iterator[str]:
+    """Yield a file's lines, with a progress bar if that takes long; none if there is no such file."""
+    try:
+        with (
+            path.open(encoding="utf-8", errors="replace", newline="\n") as file,
+            tqdm(
+                total=os.fstat(file.fileno()).st_size, unit="B", unit_scale=True, desc=path.name, delay=1, disable=None,
+                leave=False,
+            ) as bar,
+        ):  # fmt: skip
+            for line in file:
+                bar.update(len(line))
+                yield line
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read ({error.strerror})")
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+
+
+def _float(value: float | None) -> float:
+    try:
+        number = math.nan if value is None else float(value)
+    except OverflowError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan

@@ -1,0 +1,155 @@
+"""The tables of a page: runs side by side, where their configs differ, and what they ran on."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.config.schema import Config
+from pipeline.model.formulas import parameter_count
+from pipeline.monitoring.reporting.curves import duration, number, tokens
+from pipeline.monitoring.reporting.markup import Html, tag
+from pipeline.monitoring.reporting.run_folder import Run
+from pipeline.monitoring.reporting.summary import FINAL_POINTS, Summary, loss_before
+
+NOT_COMPARED = {"run.name", "run.dir"}  # differ in every two runs
+DASH = number(None)
+MOST_LETTERS = 160  # of a value
+
+
+def table(rows: Sequence[tuple[str, Sequence[str]]], *, columns: Sequence[str]) -> Html:
+    """Return a table with a heading for each row and column."""
+    head = tag("tr", tag("th"), [tag("th", name, scope="col") for name in columns])
+    body = [tag("tr", tag("th", label, scope="row"), [tag("td", cell) for cell in cells]) for label, cells in rows]
+    return tag("div", tag("table", tag("thead", head), tag("tbody", body)), class_="scroll")
+
+
+def comparison(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[tuple[str, list[str]]]:
+    """Return the rows that put runs side by side; the lowest loss of a row is marked where several have one."""
+    rows: list[tuple[str, list[str]]] = [
+        ("stands", [summary.standing.partition(";")[0].partition(":")[0] for summary in summaries]),
+        ("heads", [str(summary.n_heads or DASH) for summary in summaries]),
+        ("parameters", [_parameters(run) for run in runs]),
+        ("tokens", [tokens(summary.tokens) for summary in summaries]),
+        (f"training loss of head 1, last {FINAL_POINTS} reports", _lowest([s.train_loss for s in summaries])),
+    ]
+    common = min((summary.tokens or 0 for summary in summaries), default=0)
+    if common and any(summary.tokens != common for summary in summaries):
+        at_common = [loss_before(run, step=common // (run.tokens_per_step or 1)) for run in runs]
+        rows.append((f"the same at {tokens(common)} tokens", _lowest(at_common)))
+    for head in range(max((len(summary.validation) for summary in summaries), default=0)):
+        losses = [summary.validation[head] if head < len(summary.validation) else None for summary in summaries]
+        rows.append((f"validation loss of head {head + 1}", _lowest(losses)))
+    rows += [
+        ("tokens/s, median", [number(summary.tokens_per_s) for summary in summaries]),
+        ("MFU, median", [DASH if summary.mfu is None else f"{summary.mfu:.1%}" for summary in summaries]),
+        ("peak memory of rank 0", [gib(summary.peak_memory_gib) for summary in summaries]),
+        ("rank-hours", [hours(summary) for summary in summaries]),
+        ("restarts", [restarts(summary) for summary in summaries]),
+        ("rollbacks", [str(summary.n_rollbacks) for summary in summaries]),
+        ("skipped steps", [str(summary.skipped_steps) for summary in summaries]),
+    ]
+    return [row for row in rows if any(cell != DASH for cell in row[1])]
+
+
+def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Return the fields of config.yaml and ds_config.json in which runs differ, with each one's value."""
+    keys = [key for key in dict.fromkeys(key for run in runs for key in run.fields) if key not in NOT_COMPARED]
+    rows = [(key, [plain(run.fields[key]) if key in run.fields else DASH for run in runs]) for key in keys]
+    return [row for row in rows if len(set(row[1])) > 1]
+
+
+def deviations(run: Run) -> list[tuple[str, list[str]]]:
+    """Return the fields of a run's config that are not at their default, with both values."""
+    defaults = {
+        f"{section}.{field}": value
+        for section, fields in dataclasses.asdict(Config()).items()
+        for field, value in fields.items()
+    }
+    return [
+        (key, [plain(value), plain(defaults[key]) if key in defaults else DASH])
+        for key, value in run.fields.items()
+        if not key.startswith("ds_config.") and (key not in defaults or defaults[key] != value)
+    ]
+
+
+def environment(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[tuple[str, list[str]]]:
+    """Return what the runs ran on."""
+
+    def row(label: str, value: Callable[[Run], Any]) -> tuple[str, list[str]]:
+        return label, [plain(found) if (found := value(run)) is not None else DASH for run in runs]
+
+    packages = [run.environment.get("packages") for run in runs]
+    names = dict.fromkeys(name for found in packages if isinstance(found, dict) for name in found)
+    ranks = [", then ".join(_without_repeats([f"{launch.ranks}" for launch in s.launches or ()])) for s in summaries]
+    rows = [
+        row("device", lambda run: run.environment.get("device")),
+        ("ranks", [of_run or DASH for of_run in ranks]),
+        row("ZeRO stage", lambda run: run.fields.get("ds_config.zero_optimization.stage")),
+        row("commit", lambda run: run.environment.get("git_commit")),
+        row("Python", lambda run: run.environment.get("python")),
+        *((str(name), [plain(_of(of_run, name) or DASH) for of_run in packages]) for name in names),
+    ]
+    return [row for row in rows if any(cell != DASH for cell in row[1])]
+
+
+def hours(summary: Summary) -> str:
+    """Return what a run cost, in hours of ranks and their device."""
+    if not summary.launches:
+        return DASH
+    total = sum(launch.rank_hours for launch in summary.launches)
+    devices = " and ".join(dict.fromkeys("GPU" if "cuda" in x.device else x.device.upper() for x in summary.launches))
+    return f"{number(total)} {devices}-hours"
+
+
+def restarts(summary: Summary) -> str:
+    """Return how often a run was started again."""
+    return DASH if summary.launches is None else str(max(0, len(summary.launches) - 1))
+
+
+def gib(value: float | None) -> str:
+    """Return an amount of memory."""
+    return DASH if value is None else f"{number(value)} GiB"
+
+
+def left(summary: Summary) -> str:
+    """Return how much of a run is to be done."""
+    if summary.total_steps is None:
+        return "its length is not known"
+    steps = summary.total_steps - summary.last_step
+    if steps <= 0:
+        return "nothing is left"
+    time = f", about {duration(summary.left_s)} at the median throughput" if summary.left_s else ""
+    return f"{steps:,} steps are left{time}"
+
+
+def plain(value: Any) -> str:
+    """Return a value of a config as text, of a long one the beginning."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} ..."
+
+
+def _parameters(run: Run) -> str:
+    sized = {"model.dim", "model.n_layers", "model.n_heads"} <= run.fields.keys() and run.config is not None
+    if not sized or run.config is None or 0 in (run.config.model.dim, run.config.model.n_heads):
+        return DASH
+    return f"{number(parameter_count(run.config.model) / 1e6)} M"
+
+
+def _lowest(losses: Sequence[float | None]) -> list[str | Html]:
+    cells = [number(loss, digits=4) for loss in losses]
+    known = [loss for loss in losses if loss is not None and loss == loss]
+    if len(known) < 2:
+        return list(cells)
+    return [
+        tag("strong", cell, title="the lowest") if loss == min(known) else cell
+        for cell, loss in zip(cells, losses, strict=True)
+    ]
+
+
+def _of(mapping: Any, name: str) -> Any:
+    return mapping.get(name) if isinstance(mapping, dict) else None
+
+
+def _without_repeats(values: list[str]) -> list[str]:
+    return [value for i, value in enumerate(values) if not i or value != values[i - 1]]

@@ -1,0 +1,1 @@
+"""What any process of a run needs: ranks, collectives, logs, signals, the watchdog and the lease."""

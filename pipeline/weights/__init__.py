@@ -1,0 +1,1 @@
+"""Weights and optimizer state on disk: training checkpoints, and the formats of other tools."""

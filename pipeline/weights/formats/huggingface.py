@@ -1,0 +1,169 @@
+"""Hugging Face's format: a plain `LlamaForCausalLM` of trunk and next-token head, which other tools load as it is.
+
+    config.json, generation_config.json     the architecture, read by transformers, vLLM, lm-eval
+    model*.safetensors [+ index]            trunk and next-token head under transformers' names
+    extra_heads.safetensors                 the further heads under names of the same kind; only this project reads them
+
+How our models are Llamas is in `llama.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.command_line import UserError, raise_if_any
+from common.files import inside, write_json, written_whole
+from common.tokenizers import BYTES, load_tokenizer
+from pipeline.config.model import ModelConfig
+from pipeline.weights.formats.llama import config_of_llama, hf_config, hf_names, is_rotated, rotary_halves, rotary_pairs
+from pipeline.weights.formats.source import (
+    TOKENIZER,
+    ExportOptions,
+    Format,
+    Source,
+    key_problems,
+    read_json_object,
+    tokenizer_in,
+    weight_names,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG, INDEX, EXTRA_HEADS = "config.json", "model.safetensors.index.json", "extra_heads.safetensors"
+MAX_SHARD_SIZE = "5GB"  # transformers' own; also what a writer holds in memory
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Return the architecture that `folder/config.json` describes; needs no torch.
+
+    Raises:
+        UserError: the file is missing, or describes what this project's layers are not.
+    """
+    return config_of_llama(read_json_object(folder / CONFIG), source=str(folder / CONFIG))
+
+
+def open_folder(folder: Path) -> Source:
+    """Return the weights of a Hugging Face folder.
+
+    Raises:
+        UserError: a file is missing or unreadable, or weights are missing, unexpected or of another shape.
+    """
+    config = read_config(folder)
+    files = _opened(folder)
+    where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (no mapping, though it has keys)
+    found = {name: tuple(file.get_slice(name).get_shape()) for name, file in where.items()}
+    names = hf_names(config)
+    shapes = weight_names(config)
+    raise_if_any(
+        key_problems(found, {names[name]: shape for name, shape in shapes.items()}),
+        heading=f"the weights in {folder} do not fit its {CONFIG}",
+    )
+
+    def read(name: str) -> Tensor:
+        weight = where[names[name]].get_tensor(names[name])
+        return rotary_pairs(weight, head_dim=config.head_dim) if is_rotated(name) else weight
+
+    seq_len = read_json_object(folder / CONFIG).get("max_position_embeddings")
+    return Source(
+        path=folder,
+        config=config,
+        read=read,
+        tokenizer=tokenizer_in(folder),
+        seq_len=seq_len if isinstance(seq_len, int) else None,
+    )
+
+
+def _opened(folder: Path) -> list[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    if (folder / INDEX).is_file():
+        weight_map = read_json_object(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise UserError(f"{folder / INDEX} has no weight_map from names to files")
+        paths = sorted({inside(folder, name, named_in=INDEX) for name in weight_map.values()})
+    else:
+        paths = [folder / "model.safetensors"]
+    if (folder / EXTRA_HEADS).is_file():
+        paths.append(folder / EXTRA_HEADS)
+    opened = []
+    for path in paths:
+        try:
+            opened.append(safe_open(path, framework="pt"))
+        except FileNotFoundError:
+            raise UserError(f"{folder} has no {path.name}") from None
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is not a file of weights ({error})") from error
+    return opened
+
+
+def write_folder(source: Source, folder: Path, options: ExportOptions) -> None:
+    """Write a whole export into an existing folder; one file of weights, at most 5 GB, is in memory at a time.
+
+    Raises:
+        UserError: no Llama is this model, or its tokenizer has no exact tokenizer.json.
+    """
+    import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+    from tqdm import tqdm
+
+    config = hf_config(source.config)
+    dtype = options.dtype or torch.promote_types(
+        source.read("heads.norm.weight").dtype, source.read("heads.output.weight").dtype
+    )
+    shapes, names = weight_names(source.config), hf_names(source.config)
+    llama = {
+        names[own]: torch.empty(shape, dtype=dtype, device="meta")
+        for own, shape in shapes.items()
+        if not _is_extra(names[own])
+    }
+    split = split_torch_state_dict_into_shards(llama, max_shard_size=MAX_SHARD_SIZE)
+    files = dict(split.filename_to_tensors)
+    extra = [name for name in names.values() if _is_extra(name)]
+    if extra:
+        files[EXTRA_HEADS] = extra
+    own_names = {name: own for own, name in names.items()}
+    for file in tqdm(files, desc="writing", unit="file", disable=None):
+        weights = {name: _converted(source, own_names[name]).to(dtype).contiguous() for name in files[file]}
+        with written_whole(folder / file) as partial:
+            partial.touch()
+            usual_mode = partial.stat().st_mode
+            save_file(weights, partial, metadata={"format": "pt"})
+            partial.chmod(usual_mode)  # safetensors 0.8 leaves files that their owner alone can read
+    if split.is_sharded:
+        write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+    values = {**config, "torch_dtype": str(dtype).removeprefix("torch.")}
+    if source.seq_len is not None:
+        values["max_position_embeddings"] = source.seq_len
+    if options.tokenizer is not None:
+        from pipeline.weights.formats.tokenizer_json import write_tokenizer_files
+
+        tokenizer = load_tokenizer(options.tokenizer)
+        first = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "none": None}[options.first_token]
+        ids = {"bos_token_id": first, "eos_token_id": tokenizer.eos_id}
+        values |= ids
+        write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
+        model = None if options.tokenizer == BYTES else Path(options.tokenizer)
+        write_tokenizer_files(model, folder, first_token=options.first_token)
+    write_json(folder / CONFIG, values)
+
+
+def _is_extra(hf_name: str) -> bool:
+    return hf_name.startswith("extra_")
+
+
+def _converted(source: Source, name: str) -> Tensor:
+    weight = source.read(name)
+    return rotary_halves(weight, head_dim=source.config.head_dim) if is_rotated(name) else weight
+
+
+FORMAT = Format(
+    is_at=lambda path: (path / CONFIG).is_file(),
+    read_config=read_config,
+    open=open_folder,
+    write=write_folder,
+    files=(CONFIG, "generation_config.json", "model*.safetensors", INDEX, EXTRA_HEADS, TOKENIZER, "tokenizer.json",
+           "tokenizer_config.json", "special_tokens_map.json"),
+)  # fmt: skip

@@ -1,0 +1,163 @@
+"""The format of Meta's release: `consolidated.pth`, one flat dict of weights, and `params.json`, the architecture.
+
+The next-token head is the last of `layers`, and the others are `extra_heads`; the names apart, the weights are ours
+unchanged. Heads that the release does not know (head_type, head_order, replicated_unembedding) add those keys to
+params.json, and `extra_outputs` to the weights. Read are also folders of other Llama tools: `consolidated.00.pth`,
+`rope.freqs` among the weights, any precision, and Llama 2's `vocab_size: -1`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from common.command_line import UserError, raise_if_any
+from common.files import write_json, written_whole
+from pipeline.config.model import ModelConfig
+from pipeline.weights.formats.source import (
+    TOKENIZER,
+    ExportOptions,
+    Format,
+    Source,
+    copy_tokenizer,
+    described_model,
+    key_problems,
+    read_json_object,
+    staged,
+    tokenizer_in,
+    weight_names,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+WEIGHTS, PARAMS = "consolidated.pth", "params.json"
+# Meta's names for the parts of a model-parallel checkpoint; other Llama tools give a whole one the first name.
+_FIRST_PART, _SECOND_PART = "consolidated.00.pth", "consolidated.01.pth"
+_PARAMS_KEYS = ("dim", "ffn_dim_multiplier", "multiple_of", "n_future_tokens", "n_heads", "n_kv_heads", "n_layers",
+                "norm_eps", "rope_theta", "vocab_size")  # fmt: skip
+_OWN_PARAMS_KEYS = ("head_type", "head_order", "replicated_unembedding")
+
+
+def meta_name(name: str, *, n_trunk_layers: int) -> str:
+    """Return the Meta format's name of one of our weights."""
+    module, _, rest = name.partition(".")
+    if module == "heads" and rest.startswith("layers."):
+        _, index, rest = rest.split(".", 2)
+        return f"layers.{n_trunk_layers}.{rest}" if index == "0" else f"extra_heads.{int(index) - 1}.{rest}"
+    return rest
+
+
+def meta_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Return every weight of the Meta format, by name, with its shape."""
+    return {
+        meta_name(name, n_trunk_layers=config.n_trunk_layers): shape for name, shape in weight_names(config).items()
+    }
+
+
+def meta_params(config: ModelConfig) -> dict[str, Any]:
+    """Return the contents of params.json: exactly the keys of Meta's release, and ours where they say something."""
+    values, defaults = dataclasses.asdict(config), dataclasses.asdict(ModelConfig())
+    values |= {"n_kv_heads": config.kv_heads, "ffn_dim_multiplier": config.ffn_dim_multiplier or 1.0}
+    values |= {"n_layers": config.n_transformer_layers}  # a trunk that was not shortened: heads are counted here
+    own_keys = [key for key in _OWN_PARAMS_KEYS if values[key] != defaults[key]]
+    return {key: values[key] for key in [*_PARAMS_KEYS, *own_keys]}
+
+
+def config_of_params(values: dict[str, Any], *, source: str) -> ModelConfig:
+    """Return the architecture that the contents of a params.json describe.
+
+    Raises:
+        UserError: a key is unknown, missing or wrong; the message begins with `source`.
+    """
+    unknown = [f"unknown key {key!r}" for key in values if key not in (*_PARAMS_KEYS, *_OWN_PARAMS_KEYS)]
+    missing = [f"missing key {key!r}" for key in ("dim", "n_layers", "n_heads", "vocab_size") if key not in values]
+    raise_if_any(unknown + missing, heading=source)
+    return described_model({"n_future_tokens": 1, **values}, source=source)  # 1 is Meta's default, not ours
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Return the architecture that `folder/params.json` describes; needs no torch unless its vocab_size is -1.
+
+    Raises:
+        UserError: the file is missing or no such description.
+    """
+    path = folder / PARAMS
+    values = read_json_object(path)
+    if values.get("vocab_size") == -1:  # Llama 2's, which leaves it to the tokenizer
+        embedding = _load(folder).get("tok_embeddings.weight")
+        values["vocab_size"] = embedding.shape[0] if embedding is not None and embedding.ndim else 0
+    return config_of_params(values, source=str(path))
+
+
+def open_folder(folder: Path) -> Source:
+    """Return the weights of a Meta folder.
+
+    Raises:
+        UserError: a file is missing or unreadable, or weights are missing, unexpected or of another shape.
+    """
+    config = read_config(folder)
+    weights = _load(folder)
+    weights.pop("rope.freqs", None)  # older Llama files carry the rotary frequencies, which follow from the config
+    problems = key_problems({name: weight.shape for name, weight in weights.items()}, meta_shapes(config))  # type: ignore[arg-type]
+    raise_if_any(problems, heading=f"the weights in {folder} do not fit its {PARAMS}")
+
+    def read(name: str) -> Tensor:
+        return weights[meta_name(name, n_trunk_layers=config.n_trunk_layers)]
+
+    return Source(path=folder, config=config, read=read, tokenizer=tokenizer_in(folder))
+
+
+def write_folder(source: Source, folder: Path, options: ExportOptions) -> None:
+    """Write consolidated.pth and params.json into an existing folder; takes as much disk again while it writes."""
+    import torch
+
+    with TemporaryDirectory(dir=folder, prefix=".staged-") as scratch, written_whole(folder / WEIGHTS) as partial:
+        weights = staged(source, Path(scratch), options.dtype)
+        renamed = {
+            meta_name(name, n_trunk_layers=source.config.n_trunk_layers): weight for name, weight in weights.items()
+        }
+        torch.save(renamed, partial)
+    write_json(folder / PARAMS, meta_params(source.config))
+    copy_tokenizer(options.tokenizer, folder)
+
+
+def _load(folder: Path) -> dict[str, Tensor]:
+    import torch
+
+    if (folder / _SECOND_PART).exists():
+        raise UserError(f"{folder} holds a model in several parts ({_SECOND_PART}); merge them into one {WEIGHTS}")
+    paths = [folder / name for name in (WEIGHTS, _FIRST_PART) if (folder / name).is_file()]
+    if not paths:
+        raise UserError(f"{folder} has no {WEIGHTS} or {_FIRST_PART}")
+    try:
+        weights = torch.load(paths[0], map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch.load raises half a dozen types for a file that is not its own
+        raise UserError(f"{paths[0]} is not a file of weights ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+        raise UserError(f"{paths[0]} is not one flat dict of weights by name")
+    hollow = [name for name, weight in weights.items() if not _is_stored(weight)]
+    if hollow:
+        raise UserError(f"{paths[0]} does not hold all the values of {hollow[0]!r}")
+    return weights
+
+
+def _is_stored(weight: Tensor) -> bool:
+    """Return whether a tensor has a value in the file for each of its elements: a few bytes may claim any shape."""
+    import torch
+
+    if weight.layout != torch.strided or weight.device.type != "cpu":
+        return False
+    return weight.numel() * weight.element_size() <= weight.untyped_storage().nbytes()
+
+
+FORMAT = Format(
+    is_at=lambda path: (path / PARAMS).is_file() or (path / WEIGHTS).is_file() or (path / _FIRST_PART).is_file(),
+    read_config=read_config,
+    open=open_folder,
+    write=write_folder,
+    files=(WEIGHTS, PARAMS, TOKENIZER),
+)

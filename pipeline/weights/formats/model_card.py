@@ -1,0 +1,221 @@
+"""A model's README.md, which the Hugging Face Hub shows as its card: what it is, how it was made, how to use it.
+
+All of it comes from the architecture and from what the run and its shards recorded; what nobody recorded is "unknown".
+Of a path only the last name is given, by which one knows a corpus, so that nothing of the machine is published. Under
+which licence a model goes out is its owner's to say: the card holds a placeholder that the Hub accepts.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+import yaml
+
+from common.files import write_text
+from common.tokenizers import BYTES
+from pipeline.config.model import ModelConfig
+from pipeline.model.formulas import parameter_count
+from pipeline.weights.formats.source import TOKENIZER, ExportOptions, Provenance, Source
+
+CARD = "README.md"
+FormatName = Literal["meta", "hf"]
+
+_UNKNOWN = "unknown"
+_MOST_SOURCES = 20  # a corpus may come in thousands of files
+_RECIPE_SECTIONS = ("model", "data", "train", "optim", "parallel")  # the others do not change the model
+_PATHS = {"data": "shards", "model": "init_from"}
+_PAPER = "[Better & Faster Large Language Models via Multi-token Prediction](https://arxiv.org/abs/2404.19737)"
+_FILES = {
+    "consolidated.pth": "all weights, under the names of Meta's release",
+    "params.json": "the architecture, for Meta's format",
+    "config.json": "the architecture, for transformers",
+    "generation_config.json": "its special tokens",
+    "extra_heads.safetensors": "the further heads, which transformers does not read",
+    "model*.safetensors": "trunk and next-token head",
+    "model.safetensors.index.json": "which of these files has which weight",
+    TOKENIZER: "the SentencePiece model",
+    "tokenizer*.json": "the tokenizer, for transformers",
+    "special_tokens_map.json": "the names of its special tokens",
+}
+_TRANSFORMERS = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+inputs = tokenizer("import ", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
+```
+
+```sh
+lm_eval --model hf --model_args pretrained=FOLDER --tasks TASKS
+```
+"""
+_CITATION = """```bibtex
+@inproceedings{gloeckle2024better,
+  title = {Better \\& Faster Large Language Models via Multi-token Prediction},
+  author = {Gloeckle, Fabian and Youbi Idrissi, Badr and Rozi{\\`e}re, Baptiste and Lopez-Paz, David and Synnaeve, Gabriel},
+  booktitle = {International Conference on Machine Learning},
+  year = {2024}
+}
+```
+"""  # noqa: E501 (BibTeX has one line per field)
+
+
+def write_model_card(
+    folder: Path, source: Source, *, name: str, format_name: FormatName, options: ExportOptions
+) -> None:
+    """Write the card of the finished export of `source` in `folder`, which will be published as `name`."""
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != CARD}
+    card = model_card(
+        source.config, name=name, format_name=format_name, options=options, seq_len=source.seq_len,
+        provenance=source.provenance, files=files,
+    )  # fmt: skip
+    write_text(folder / CARD, card)
+
+
+def model_card(
+    config: ModelConfig,
+    *,
+    name: str,
+    format_name: FormatName,
+    options: ExportOptions,
+    seq_len: int | None,
+    provenance: Provenance,
+    files: Mapping[str, int],
+) -> str:
+    """Return the card, Markdown with the Hub's YAML in front.
+
+    `seq_len` is the number of tokens of the sequences that it was trained on; `files` maps names to bytes.
+    """
+    sections = {
+        "": _what_it_is(config, format_name),
+        "Size": _table(_size(config, seq_len).items()),
+        "Use": _use(config, format_name, options),
+        "Training": _training(provenance),
+        "Data": _data(provenance.shards),
+        "Versions": _table(_versions(provenance.environment).items()),
+        "Files": _table((f"`{file}`", f"{_bytes(size)}{_description(file)}") for file, size in files.items()),
+        "Citation": _CITATION,
+    }
+    body = "\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections.items())
+    return f"---\n{_front_matter(config, format_name)}---\n\n# {name}\n\n{body}"
+
+
+def _front_matter(config: ModelConfig, format_name: FormatName) -> str:
+    tags = ["multi-token-prediction"] if config.n_future_tokens > 1 else []
+    values: dict[str, Any] = {"pipeline_tag": "text-generation", "tags": [*tags, "arxiv:2404.19737"]}
+    if format_name == "hf":
+        values |= {"library_name": "transformers"}
+    placeholder = "license: other # TODO: yours, from hf.co/docs/hub/repositories-licenses\n"
+    return placeholder + yaml.safe_dump(values, sort_keys=False)
+
+
+def _what_it_is(config: ModelConfig, format_name: FormatName) -> str:
+    n_heads = config.n_future_tokens
+    if n_heads == 1:
+        return f"A language model with one prediction head, for the next token: the baseline of {_PAPER}.\n"
+    text = (
+        f"A language model that predicts {n_heads} tokens at once, after {_PAPER}: on a shared trunk, {n_heads} heads "
+        f"predict the tokens 1 to {n_heads} places ahead.\n"
+    )
+    if format_name == "hf":
+        text += (
+            "\ntransformers loads the trunk and the next token's head, which are an ordinary Llama. The further heads "
+            "are for self-speculative decoding.\n"
+        )
+    return text
+
+
+def _size(config: ModelConfig, seq_len: int | None) -> dict[str, Any]:
+    return {
+        "parameters": parameter_count(config),
+        "transformer layers": f"{config.n_transformer_layers}, {config.n_trunk_layers} of them the trunk's",
+        "prediction heads": f"{config.n_future_tokens} ({config.head_type}, {config.head_order})",
+        "width": config.dim,
+        "attention heads": f"{config.n_heads} of width {config.head_dim}; keys and values: {config.kv_heads}",
+        "feed-forward width": config.ffn_dim,
+        "vocabulary": config.vocab_size,
+        "sequence length in training": seq_len,
+    }
+
+
+def _use(config: ModelConfig, format_name: FormatName, options: ExportOptions) -> str:
+    """Return what to type, `FOLDER` being the folder of the card."""
+    tokenizer = {None: "TOKENIZER", BYTES: BYTES}.get(options.tokenizer, f"FOLDER/{TOKENIZER}")
+    start = {"bos": "with BOS", "eos": "with EOS", "none": "without a special token"}[options.first_token]
+    command = f"python -m pipeline.generate --ckpt_dir FOLDER --tokenizer_path {tokenizer}"
+    text = f"`FOLDER` is the one with this file. Texts begin {start}.\n\n"
+    if format_name == "hf" and options.tokenizer is not None:
+        text += f"{_TRANSFORMERS}\n"
+    heads = "with all heads, self-speculatively" if config.n_future_tokens > 1 else "with the code that trained it"
+    return f"{text}Decoding {heads}:\n\n```sh\n{command} --first_token {options.first_token} --prompt 'import '\n```\n"
+
+
+def _training(provenance: Provenance) -> str:
+    facts: dict[str, Any] = {"optimizer steps": provenance.step, "tokens seen": provenance.tokens}
+    config, deepspeed = provenance.config or {}, provenance.deepspeed_config
+    facts |= {"tokens per step": None, "learning rate": None, "precision": None, "ZeRO stage": None}
+    if "train" in config:
+        train, optim = config["train"], config["optim"]
+        least = optim["lr"] * optim["min_lr_ratio"]
+        facts["tokens per step"] = train["batch_tokens"]
+        facts["learning rate"] = f"{optim['lr']:g} after {optim['warmup_steps']:,} steps, then a cosine to {least:g}"
+    if deepspeed is not None:
+        facts["precision"] = "bf16" if deepspeed.get("bf16", {}).get("enabled") else "fp32"
+        facts["ZeRO stage"] = deepspeed.get("zero_optimization", {}).get("stage", 0)
+    settings = {section: dict(config[section]) for section in _RECIPE_SECTIONS if section in config}
+    for section, field in _PATHS.items():
+        if settings.get(section, {}).get(field):
+            settings[section][field] = PurePath(settings[section][field]).name
+    text = yaml.safe_dump(settings, sort_keys=False) if settings else f"{_UNKNOWN}\n"
+    return f"{_table(facts.items())}\nAll settings (of a path, the last name):\n\n```yaml\n{text}```\n"
+
+
+def _data(shards: Mapping[str, Any] | None) -> str:
+    if shards is None:
+        return f"{_UNKNOWN}\n"
+    tokenizer = shards["tokenizer"]
+    facts = {"tokenizer": tokenizer["kind"], "ids": shards["vocab_size"]}
+    if tokenizer["sha256"]:
+        facts["SHA-256 of its model"] = f"`{tokenizer['sha256']}`"
+    for split, counts in shards["splits"].items():
+        facts[split] = f"{counts['documents']:,} documents, {counts['tokens']:,} tokens, {_bytes(counts['bytes'])}"
+    facts |= {f"dropped: {reason}": f"{count:,} documents" for reason, count in shards["dropped"].items()}
+    sources = shards["sources"]
+    rows = [
+        (f"`{PurePath(source['path']).name or _UNKNOWN}`", f"{source['files']:,} files, {_bytes(source['bytes'])}")
+        for source in sources[:_MOST_SOURCES]
+    ]
+    more = f"\nand {len(sources) - _MOST_SOURCES:,} more.\n" if len(sources) > _MOST_SOURCES else ""
+    return f"{_table(facts.items())}\nRead from:\n\n{_table(rows)}{more}"
+
+
+def _versions(environment: Mapping[str, Any] | None) -> dict[str, Any]:
+    known = environment or {}
+    return {
+        "git commit": known.get("git_commit"),
+        "device": known.get("device"),
+        "python": known.get("python"),
+        **known.get("packages", {}),
+    }
+
+
+def _table(rows: Iterable[tuple[str, Any]]) -> str:
+    """Return a Markdown table of names and values; None is unknown, integers get thousands separators."""
+    lines = ["| | |\n|---|---|\n"]
+    for name, value in rows:
+        text = _UNKNOWN if value is None else f"{value:,}" if isinstance(value, int) else value
+        lines.append(f"| {name} | {text} |\n")
+    return "".join(lines)
+
+
+def _description(file: str) -> str:
+    found = [text for pattern, text in _FILES.items() if fnmatch.fnmatch(file, pattern)]
+    return f", {found[0]}" if found else ""
+
+
+def _bytes(number: int) -> str:
+    return f"{number:,} bytes"

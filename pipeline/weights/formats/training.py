@@ -1,0 +1,145 @@
+"""Training checkpoints as a format: of any way of running, whatever ZeRO stage, pipeline or number of ranks.
+
+Read are their fp32 weights. Written is a checkpoint of no run, at step 0 and without Adam's moments, to start runs from
+(`model.init_from`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from common.command_line import UserError
+from common.tokenizers import BYTES
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import DataConfig
+from pipeline.config.shard_folder import local_folder
+from pipeline.weights.formats.source import (
+    TOKENIZER,
+    ExportOptions,
+    Format,
+    Provenance,
+    Source,
+    copy_tokenizer,
+    described_model,
+    read_json_object,
+    staged,
+    tokenizer_in,
+    weight_names,
+)
+
+_STATE, _CHECKPOINTS = "training_state.json", "checkpoints"
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint folder that `path` is, or the newest whole one of the run directory that it is.
+
+    Raises:
+        UserError: it is damaged, or has no whole checkpoint.
+    """
+    from pipeline.weights.checkpoint.folder import newest_whole_checkpoint
+    from pipeline.weights.checkpoint.manifest import damage_of
+
+    if (path / _STATE).is_file():
+        damage = damage_of(path)
+        if damage is not None:
+            raise UserError(f"{path} is damaged ({damage}); give the run directory to take an older checkpoint")
+        return path
+    checkpoint = newest_whole_checkpoint(path / _CHECKPOINTS)
+    if checkpoint is None:
+        raise UserError(f"{path} has no whole checkpoint in its {_CHECKPOINTS}/ yet")
+    return checkpoint
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Return the architecture of the newest whole checkpoint; hashes it.
+
+    Raises:
+        UserError: there is none.
+    """
+    return open_checkpoint(path).config
+
+
+def open_checkpoint(path: Path) -> Source:
+    """Return the weights of a checkpoint folder, or of a run's newest whole one.
+
+    Raises:
+        UserError: there is none, or it does not hold the weights of its config, or holds more than weights.
+    """
+    from pipeline.weights.checkpoint.folder import SHARDED
+    from pipeline.weights.checkpoint.state import weight_reader
+
+    checkpoint = find_checkpoint(path)
+    state = read_json_object(checkpoint / _STATE)
+    sections = state.get("config")
+    if not isinstance(sections, dict) or not isinstance(sections.get("model"), dict):
+        raise UserError(f"{checkpoint / _STATE} describes no model")
+    config = described_model(sections["model"], source=f"{checkpoint / _STATE}, config.model")
+    read = weight_reader(checkpoint / SHARDED, weight_names(config))
+    if "data" not in sections:  # of no run
+        return Source(path=checkpoint, config=config, read=read, tokenizer=tokenizer_in(checkpoint))
+    shards = _folder_of_shards(sections["data"])
+    metadata = _json_or_none(shards / "metadata.json")
+    if metadata is None:
+        print(f"warning: the run's shards, {shards}, are not here, and so is their tokenizer", file=sys.stderr)
+    run_dir = checkpoint.parent.parent
+    return Source(
+        path=checkpoint,
+        config=config,
+        read=read,
+        tokenizer=BYTES if metadata and metadata["tokenizer"]["kind"] == BYTES else tokenizer_in(shards),
+        seq_len=sections["data"]["seq_len"],
+        provenance=Provenance(
+            step=state["step"],
+            tokens=state["tokens"],
+            config=sections,
+            deepspeed_config=_json_or_none(run_dir / "ds_config.json"),
+            environment=_json_or_none(run_dir / "environment.json"),
+            shards=metadata,
+        ),
+    )
+
+
+def _folder_of_shards(data: dict[str, Any]) -> Path:
+    """Return where a run's shards are on this machine; if they cannot be had, a path that does not exist."""
+    try:
+        return local_folder(DataConfig(shards=data["shards"], cache=data.get("cache", "")))
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return Path(data["shards"])
+
+
+def _json_or_none(path: Path) -> dict[str, Any] | None:
+    return read_json_object(path) if path.is_file() else None
+
+
+def write_checkpoint(source: Source, folder: Path, options: ExportOptions) -> None:
+    """Write and seal a checkpoint of step 0 into an existing folder; takes as much disk again while it writes.
+
+    Raises:
+        UserError: a dtype is asked for that is not fp32, in which training keeps its weights.
+    """
+    import torch
+
+    from pipeline.weights.checkpoint.folder import SHARDED, seal
+    from pipeline.weights.checkpoint.state import save_weights
+
+    if options.dtype not in (None, torch.float32):
+        raise UserError(f"--dtype {options.dtype}: training checkpoints hold fp32; leave it out")
+    with TemporaryDirectory(dir=folder, prefix=".staged-") as scratch:
+        save_weights(folder / SHARDED, staged(source, Path(scratch), torch.float32))
+    copy_tokenizer(options.tokenizer, folder)
+    model = dataclasses.asdict(source.config)
+    seal(folder, {"step": 0, "tokens": 0, "config": {"model": model}})
+
+
+FORMAT = Format(
+    is_at=lambda path: (path / _STATE).is_file() or (path / _CHECKPOINTS).is_dir(),
+    read_config=read_config,
+    open=open_checkpoint,
+    write=write_checkpoint,
+    files=(_STATE, "manifest.json", "weights_and_moments", TOKENIZER),
+)

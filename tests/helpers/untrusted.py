@@ -1,0 +1,61 @@
+"""Files that somebody else could have made, to run something or to ask for too much, and what is made of them."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.weights.checkpoint.files import METADATA
+from pipeline.weights.checkpoint.folder import SHARDED, STATE, seal
+
+OUTSIDE = ("../elsewhere", "/etc/passwd", "a/../../b", "", ".", "a\0b", 7)
+"""Names that are no files of a folder."""
+
+
+class Hostile:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, witness: Path) -> None:
+        self._witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._witness,)
+
+
+def witness_in(folder: Path) -> Path:
+    """Return the file that a `Hostile` creates, which proves first that it does."""
+    path = folder / "witness"
+    pickle.loads(pickle.dumps(Hostile(path)))
+    path.unlink()
+    return path
+
+
+def reseal(checkpoint: Path) -> None:
+    """Make a changed checkpoint whole again, as whoever changed it would."""
+    seal(checkpoint, json.loads((checkpoint / STATE).read_text()))
+
+
+def change_metadata(checkpoint: Path, change: Callable[[Any], Any]) -> None:
+    """Change the metadata in place, or put what `change` returns in its place, and seal the checkpoint."""
+    path = checkpoint / SHARDED / METADATA
+    found = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps(change(found) or found))
+    reseal(checkpoint)
+
+
+def tiny_recipe(folder: Path, *, shards: Path) -> Path:
+    """Write the recipe of a run of two steps, `folder`/runs/tiny."""
+    path = folder / "tiny.yaml"
+    values = {
+        "run": {"dir": str(folder / "runs"), "name": "tiny"},
+        "model": {"dim": 32, "n_layers": 6, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 258, "multiple_of": 16},
+        "data": {"shards": str(shards), "seq_len": 32, "num_workers": 1, "num_canonical_nodes": 1},
+        "train": {"total_tokens": 256, "batch_tokens": 128, "micro_batch_size": 2, "eval_every_steps": 2},
+        "optim": {"warmup_steps": 1},
+        "log": {"every_steps": 1},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(values))
+    return path

@@ -1,0 +1,55 @@
+"""Windows as people read them: marks, and shades that change nothing of the text."""
+
+import itertools
+import re
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from data_prep import train_tokenizer
+from data_prep.shards.window_text import marked_text
+
+STDLIB = Path(sysconfig.get_path("stdlib"))
+TEXT = "  def f(x):\n\treturn '☃é數🎉' + x  # two  spaces\n\n" + (STDLIB / "heapq.py").read_text()[:3000]
+
+
+def test_the_mark_stands_where_the_document_ends() -> None:
+    window = np.array([*b"ab", 257, *b"c\n", 257, 257, *b"d"], dtype=np.uint16)
+    assert marked_text(window, ByteTokenizer()) == "ab⟦EOS⟧\nc\n⟦EOS⟧\n⟦EOS⟧\nd"
+
+
+def test_every_special_token_has_its_mark() -> None:
+    """BOS too, and sentinels, which a document of which the middle is last cannot be read without."""
+    window = np.array([256, *b"a", 257, 256, 258, *b"b", 259, *b"c", 260, *b"d", 261, 257], dtype=np.uint16)
+    sentinels = {"prefix": 258, "suffix": 259, "middle": 260, "end": 261}
+    expected = "⟦BOS⟧a⟦EOS⟧\n⟦BOS⟧⟦PREFIX⟧b⟦SUFFIX⟧c⟦MIDDLE⟧d⟦END⟧⟦EOS⟧\n"
+    assert marked_text(window, ByteTokenizer(vocab_size=262), sentinels=sentinels) == expected
+    shaded = marked_text(window, ByteTokenizer(vocab_size=262), sentinels=sentinels, style="colour")
+    assert re.sub(r"\x1b\[[0-9;]*m", "", shaded) == expected
+
+
+@pytest.fixture(scope="module", params=["bytes", "sentencepiece"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    if request.param == "bytes":
+        return load_tokenizer("bytes")
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    source = str(STDLIB / "asyncio")
+    train_tokenizer.main(["--input", source, "--output", str(path), "--vocab_size", "600"])
+    return load_tokenizer(str(path))
+
+
+def test_shades_show_every_token_and_change_no_text(tokenizer: Tokenizer) -> None:
+    ids, more = tokenizer.encode(TEXT), tokenizer.encode("x = 1\n")
+    window = np.array([*ids, tokenizer.eos_id, *more], dtype=np.uint16)
+    shaded = marked_text(window, tokenizer, style="colour")
+    without = re.sub(r"\x1b\[[0-9;]*m", "", shaded).replace("↵\n", "\n")
+    assert without == marked_text(window, tokenizer)
+    *of_ids, last = (re.findall(r"\x1b\[97;48;5;(\d+)m", run) for run in shaded.split("⟦EOS⟧"))
+    assert len(last) == len(more)
+    (shades,) = of_ids
+    assert all(one != other for one, other in itertools.pairwise(shades))
+    n_joined = sum(len(character.encode()) - 1 for character in TEXT)  # bytes of one character share a shade
+    assert len(ids) - n_joined <= len(shades) <= len(ids)

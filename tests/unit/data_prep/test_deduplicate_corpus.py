@@ -1,0 +1,233 @@
+"""Near deduplication by datatrove's stages, against our own of one process; a real kill, and datatrove's executor."""
+
+import gzip
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from common.command_line import UserError
+from common.files import hold_lock
+from data_prep import deduplicate_corpus, write_shards
+from data_prep.dedup.survey import decide, decided, survey_part
+from data_prep.filters.limits import FilterOptions
+from data_prep.report import REPORT
+from data_prep.shards.part_writer import WORK_FOLDER, Part, PartOptions
+from data_prep.sources.documents import ReadOptions
+from data_prep.sources.listing import list_source
+from data_prep.tokens.options import DocumentOptions
+from data_prep.tokens.packing import WindowShape
+from tests.conftest import run_module
+from tests.helpers.held import Hold
+from tests.helpers.own_problems import write_jsonl
+from tests.helpers.written import held_run, kill
+
+N_ORIGINALS = 60
+
+
+def _text(seed: int, n_words: int = 300) -> list[str]:
+    generator = random.Random(seed)
+    return [f"w{generator.randrange(5000)}" for _ in range(n_words)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Originals, of every second an equal copy or one with few other words, far away; some of few words; a tree."""
+    folder = tmp_path_factory.mktemp("near") / "corpus"
+    folder.mkdir()
+    originals = [_text(seed) for seed in range(N_ORIGINALS)]
+    copies = []
+    for number in range(0, N_ORIGINALS, 2):
+        words = list(originals[number])
+        if number % 4:
+            words[100] = words[200] = "other"  # a Jaccard similarity of 0.93
+        copies.append(words)
+    rows = [
+        {"content": " ".join(words), "lang": "Rust", "license": ["mit"], "stars": number, "path": f"src/{number}.rs"}
+        for number, words in enumerate([*originals, *copies, ["few"], ["few"]])
+    ]
+    rows += [{"content": 5}, {"text": "no content"}]
+    write_jsonl(folder / "b.jsonl", rows)
+    (folder / "a.py").write_text(" ".join(_text(N_ORIGINALS)))
+    (folder / "z.py").write_text("\n".join(_text(N_ORIGINALS)))  # the same words
+    return folder
+
+
+def _arguments(corpus: Path, out: Path, **changes: Any) -> list[str]:
+    options = {"input": corpus, "extensions": ".py .jsonl", "text_field": "content", "language_field": "lang",
+               "out": out, "tasks": 4, "num_workers": 1} | changes  # fmt: skip
+    return [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
+
+
+def _rows(out: Path) -> list[dict[str, Any]]:
+    lines = []
+    for path in sorted((out / "documents").iterdir()):
+        with zstandard.open(path, "rt", encoding="utf-8") as file:
+            lines += file.read().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "documents").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def reference(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "out"
+    deduplicate_corpus.main(_arguments(corpus, out))
+    return out
+
+
+def test_what_stays_is_what_one_process_keeps(corpus: Path, reference: Path, tmp_path: Path) -> None:
+    (tmp_path / WORK_FOLDER).mkdir()
+    pieces = list_source(str(corpus), extensions=[".py", ".jsonl"]).pieces
+    part, reading = Part(0, pieces), ReadOptions(text_field="content")
+    options = PartOptions(
+        tmp_path, "bytes", "sentencepiece", reading, WindowShape(8, 1), 0.0, None, FilterOptions(), DocumentOptions()
+    )
+    survey_part(part, options, near=True)
+    decide([part], tmp_path, near=True)
+    of_tree_first, of_rows, of_tree_last = decided(part, tmp_path)
+    stay = [number for number, reason in enumerate(of_rows) if not reason]
+    assert (of_tree_first, of_tree_last) == ([""], ["near_duplicate"])
+    n_short = 1  # of two equal documents of one word, which have no signature
+    assert len(stay) == N_ORIGINALS + n_short
+    rows = _rows(reference)
+    assert [row["stars"] for row in rows if "stars" in row] == [*stay, stay[-1] + 1]
+    assert [row["path"] for row in rows if "stars" not in row] == [str(corpus / "a.py")]
+    assert json.loads((reference / "summary.json").read_text()) == {
+        "kept": len(rows),
+        "dropped": {"near_duplicate": N_ORIGINALS // 2 + 1, "no_text_field": 1, "text_not_a_string": 1},
+    }
+
+
+def test_records_keep_what_they_said_and_write_shards_reads_them(corpus: Path, reference: Path, tmp_path: Path) -> None:
+    row = next(row for row in _rows(reference) if row.get("stars") == 7)
+    assert row == {"content": " ".join(_text(7)), "lang": "Rust", "license": ["mit"], "stars": 7, "path": "src/7.rs",
+                   "language": "rust"}  # fmt: skip
+    words = ["--input", str(reference / "documents"), "--extensions", ".jsonl.zst", "--text_field", "content"]
+    words += ["--language_field", "language", "--tokenizer", "bytes", "--out", str(tmp_path / "out"), "--seq_len", "64"]
+    write_shards.main([*words, "--dedup", "exact", "--val_fraction", "0", "--num_workers", "1"])
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
+    kept = {name: of["kept"]["documents"] for name, of in report["languages"].items()}
+    assert kept == {"python": 1, "rust": N_ORIGINALS + 1}
+    assert report["rules"]["duplicate"]["documents"] == 1  # of few words
+
+
+def test_tasks_and_workers_change_nothing(corpus: Path, reference: Path, tmp_path: Path) -> None:
+    deduplicate_corpus.main(_arguments(corpus, tmp_path / "a", tasks=1, num_workers=2))
+    assert _rows(tmp_path / "a") == _rows(reference)
+    assert len(_files(tmp_path / "a")) == 1 < len(_files(reference))
+
+
+def test_datatroves_own_executor_runs_the_stages(corpus: Path, reference: Path, tmp_path: Path) -> None:
+    from datatrove.executor.local import LocalPipelineExecutor
+
+    from data_prep.dedup.minhash import stages_of, write_shares
+
+    sources = [list_source(str(corpus), extensions=[".py", ".jsonl"], piece_bytes=8 << 20)]
+    shares = deduplicate_corpus._cut(sources, n_tasks=4)
+    work = tmp_path / "work"
+    write_shares(shares, work)
+    reading, filters = ReadOptions(text_field="content"), FilterOptions(language_field="lang")
+    executor = None
+    for name, (steps, n_tasks) in stages_of(work, n_tasks=len(shares), reading=reading, filters=filters).items():
+        logs = str(tmp_path / "logs" / name)
+        executor = LocalPipelineExecutor(steps, tasks=n_tasks, workers=1, logging_dir=logs, depends=executor)
+    assert executor is not None
+    executor.run()
+    assert _files(work) == _files(reference)
+
+
+def test_a_killed_run_goes_on(corpus: Path, reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    at = "datatrove.pipeline.dedup.minhash:MinhashDedupBuckets.run"
+    hold = Hold(command="data_prep.deduplicate_corpus", at=at, after=3, file=tmp_path / "held")
+    kill(held_run(_arguments(corpus, out), hold))
+    assert not (out / "documents").exists()
+    assert not (out / "summary.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in out.glob("logs/*/completions/*")}
+    assert len(list(out.glob("logs/pairs/completions/*"))) == 3
+    deduplicate_corpus.main(_arguments(corpus, out, num_workers=2))
+    assert _files(out) == _files(reference)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert not (out / "work").exists()
+
+
+def test_a_finished_folder_stays(corpus: Path, reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = _files(reference)
+    deduplicate_corpus.main(_arguments(corpus, reference))
+    assert "already finished, with the same arguments" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"was written with other arguments: --min_bytes null there, 9 now; choose"):
+        deduplicate_corpus.main(_arguments(corpus, reference, min_bytes=9))
+    assert _files(reference) == before
+
+
+def test_rules_come_before_duplicates(tmp_path: Path) -> None:
+    """A copy that its licence drops is no reason to drop the copy that may stay; an empty share does no harm."""
+    text = " ".join(_text(0))
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text, "license": name} for name in ("gpl-3.0", "mit", "mit")])
+    (tmp_path / "b.jsonl").touch()
+    words = ["--input", str(path), str(tmp_path / "b.jsonl"), "--license_field", "license", "--licenses", "mit"]
+    deduplicate_corpus.main([*words, "--out", str(tmp_path / "out"), "--tasks", "2", "--num_workers", "1"])
+    assert [row["license"] for row in _rows(tmp_path / "out")] == ["mit"]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["dropped"] == {"license": 1, "near_duplicate": 1}
+
+
+def test_input_that_changes_between_the_readings_is_refused(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = tmp_path / "corpus"
+    shutil.copytree(corpus, copied)
+    run_stage = deduplicate_corpus._run_stage
+
+    def run_and_change(*arguments: Any, name: str) -> None:
+        run_stage(*arguments, name=name)
+        if name == "clusters":
+            (copied / "a.py").write_text("x" * (copied / "a.py").stat().st_size)
+
+    monkeypatch.setattr(deduplicate_corpus, "_run_stage", run_and_change)
+    with pytest.raises(UserError, match="the input changed while it was read: share 0 had"):
+        deduplicate_corpus.main(_arguments(copied, tmp_path / "out"))
+    assert not list((tmp_path / "out" / "work" / "documents").glob("00000*"))
+
+
+def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jsonl.gz").write_bytes(gzip.compress(b'{"content": "a b c d e f"}\n' * 9)[:-9])
+    strict = _arguments(tmp_path / "bad", tmp_path / "out", extensions=".jsonl.gz")
+    done = run_module("data_prep.deduplicate_corpus", *strict, "--strict")
+    assert done.returncode == 2
+    assert "deduplicate_corpus: error: " in done.stderr
+    assert "a.jsonl.gz: corrupt_archive (byte " in done.stderr
+    assert "Traceback" not in done.stderr
+    deduplicate_corpus.main(strict)  # the same command, but for --strict, goes on
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["dropped"]["corrupt_archive"] == 1
+
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x").touch()
+    mistakes: list[tuple[dict[str, Any], str]] = [
+        ({"out": tmp_path / "other"}, "is not empty and no corpus of ours"),
+        ({"tasks": 0, "min_bytes": -1}, r"--tasks must be at least 1.*\n.*--min_bytes must be at least 0"),
+        ({"input": tmp_path / "nowhere"}, "does not exist"),
+        ({"input": "-"}, "standard input, are for write_shards"),
+        ({"text_field": "nothing", "extensions": ".jsonl"}, "no documents in"),
+        ({"out": corpus / "a.py"}, "a.py is a file; give a folder"),
+    ]
+    for changes, message in mistakes:
+        with pytest.raises(UserError, match=message):
+            deduplicate_corpus.main(_arguments(corpus, **{"out": tmp_path / "new"} | changes))
+
+
+def test_two_runs_on_one_folder(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    hold_lock(out / ".lock")  # which a process would not notice of itself
+    done = run_module("data_prep.deduplicate_corpus", *_arguments(corpus, out))
+    assert done.returncode == 2
+    assert f"is writing to {out}; wait for it, or choose another --out" in done.stderr
+    assert {path.name for path in out.iterdir()} == {".lock"}

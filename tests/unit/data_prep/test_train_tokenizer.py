@@ -1,0 +1,146 @@
+import sysconfig
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from common.command_line import UserError
+from data_prep import train_tokenizer
+from data_prep.sources.documents import ReadOptions
+from data_prep.sources.listing import list_source
+from data_prep.train_tokenizer import read_sample, sentences_of
+from tests.conftest import run_module
+
+JSON_PACKAGE = Path(sysconfig.get_path("stdlib")) / "json"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    arguments = ["--input", str(JSON_PACKAGE), "--output", str(path), "--vocab_size", "600", "--num_threads", "2"]
+    train_tokenizer.main(arguments)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(x):\n\tif x:\n\t\treturn  1\n\n\n    # four spaces\n",
+        " leading and trailing ",
+        "\n\n\n",
+        "\t",
+        "\r\n",
+        "x = 'é☃数\U0001f600'",
+        "non\u00a0breaking\u2028separator\ufeff",
+        "ﬁ Å ①",  # what NFKC would change
+        "2024 3.14",
+        "</s><s><unk>\0",
+    ],
+)
+def test_any_text_comes_back(model: Path, text: str) -> None:
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    assert processor.decode(processor.encode(text)) == text
+
+
+def test_a_whole_source_file_comes_back_in_fewer_tokens(model: Path) -> None:
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    text = (JSON_PACKAGE / "decoder.py").read_text()
+    tokens = processor.encode(text)
+    assert processor.decode(tokens) == text
+    assert len(tokens) < len(text) / 2
+
+
+def test_the_model_is_of_llama_2s_kind(model: Path) -> None:
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    specials = (processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id(), processor.vocab_size())
+    assert specials == (0, 1, 2, -1, 600)
+    assert all(processor.is_byte(3 + byte) for byte in range(256))
+    pieces = [processor.id_to_piece(i) for i in range(259, 600)]
+    assert "▁▁▁▁" in pieces  # indentation
+    assert any(piece.endswith("\n") and len(piece) > 1 for piece in pieces)
+    assert processor.encode_as_pieces("x")[0].startswith("▁")  # the dummy prefix
+
+
+def test_digits_are_single_tokens(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("value = 2024\nreturn 2024\n" * 50)
+    path = tmp_path / "tokenizer.model"
+    train_tokenizer.main(["--input", str(tmp_path), "--output", str(path), "--vocab_size", "280"])
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert [piece for piece in processor.encode_as_pieces("2024") if piece != "▁"] == ["2", "0", "2", "4"]
+
+
+def test_the_model_does_not_depend_on_the_threads(model: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.model"
+    arguments = ["--input", str(JSON_PACKAGE), "--output", str(again), "--vocab_size", "600", "--num_threads", "1"]
+    train_tokenizer.main(arguments)
+    assert again.read_bytes() == model.read_bytes()
+
+
+def test_sentinels_are_ids_that_no_text_gives(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    arguments = ["--input", str(JSON_PACKAGE), "--output", str(path), "--vocab_size", "600", "--fim_tokens"]
+    train_tokenizer.main(arguments)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert [processor.id_to_piece(i) for i in range(3, 7)] == ["▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"]
+    assert processor.vocab_size() == 600
+    text = " <PRE> <SUF>▁<MID><EOT>x"
+    assert not {3, 4, 5, 6} & set(processor.encode(text))
+    assert processor.decode(processor.encode(text)) == text.replace("▁", " ")
+    with pytest.raises(UserError, match="--vocab_size must be 264 to 65536, not 263"):
+        train_tokenizer.main([*arguments, "--vocab_size", "263"])
+
+
+@pytest.mark.parametrize("text", ["", "short\n", "x" * 10_000, "line\n" * 3000, "é" * 2048 + "\n", "a\n" + "b" * 5000])
+def test_sentences_are_the_text_in_runs_that_sentencepiece_takes(text: str) -> None:
+    sentences = list(sentences_of(text))
+    assert "".join(sentences) == text
+    assert all(0 < len(sentence.encode()) <= 4 * 2048 for sentence in sentences)
+    cuts = sentences[:-1]
+    assert all(sentence.endswith("\n") or "\n" not in sentence for sentence in cuts)
+
+
+def test_a_sample_is_spread_and_fixed(tmp_path: Path) -> None:
+    for i in range(100):
+        (tmp_path / f"{i:03}.py").write_text(f"{i:03}" + "x" * 97)
+    sources = [list_source(str(tmp_path), extensions=[".py"])]
+    sample = read_sample(sources, reading=ReadOptions(), max_bytes=1000)
+    assert sample == read_sample(sources, reading=ReadOptions(), max_bytes=1000)
+    assert len(sample) == 10
+    numbers = [int(document.text[:3]) for document in sample]
+    assert min(numbers) < 40  # not only the last files
+    assert max(numbers) > 60  # not only the first
+    assert len(read_sample(sources, reading=ReadOptions(), max_bytes=10**6)) == 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--vocab_size": "60000"}, r"at most \d+ ids: lower --vocab_size"),
+        ({"--vocab_size": "300"}, r"alone need \d+ ids: raise --vocab_size"),
+        ({"--vocab_size": "100"}, r"--vocab_size must be 260 to 65536, not 100"),
+        ({"--vocab_size": "65537"}, r"--vocab_size must be 260 to 65536, not 65537"),
+        ({"--max_bytes": "0"}, r"--max_bytes must be at least 1, not 0"),
+        ({"--num_threads": "-1"}, r"--num_threads must be at least 1, not -1"),
+        ({"--output": "/no/such/folder/m"}, r"must be a file in a folder that exists"),
+        ({"--input": "/no/such/input"}, r"'/no/such/input' does not exist"),
+    ],
+)
+def test_mistakes_are_said(change: dict[str, str], message: str, tmp_path: Path) -> None:
+    options = {"--input": str(JSON_PACKAGE), "--output": str(tmp_path / "m"), "--vocab_size": "600"} | change
+    with pytest.raises(UserError, match=message):
+        train_tokenizer.main([word for option in options.items() for word in option])
+    assert not (tmp_path / "m").exists()
+
+
+def test_an_empty_corpus_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("\n")
+    with pytest.raises(UserError, match="no readable documents"):
+        train_tokenizer.main(["--input", str(tmp_path), "--output", str(tmp_path / "m")])
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = run_module("data_prep.train_tokenizer", "--input", JSON_PACKAGE, "--output", tmp_path / "m")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("train_tokenizer: error: --vocab_size 32000 does not fit the corpus")
+    assert "Traceback" not in done.stderr
+    assert "sentencepiece" not in done.stderr.lower()  # its own log

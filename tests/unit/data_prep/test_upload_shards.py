@@ -1,0 +1,173 @@
+"""Shards to S3, against a server on this machine: what arrives, what is refused, and a kill on the way."""
+
+import json
+import shutil
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.command_line import UserError
+from data_prep import merge_shards, upload_shards, write_shards
+from data_prep.shards.folder import METADATA
+from tests.conftest import run_module
+from tests.helpers.held import Hold, wait_until
+from tests.helpers.s3_server import NOWHERE, S3Server
+from tests.helpers.written import held_run, kill
+
+STDLIB = Path(sysconfig.get_path("stdlib"))
+PREFIX = "some/where"
+
+
+@pytest.fixture
+def remote(s3: S3Server) -> str:
+    return f"s3://{s3.bucket}/{PREFIX}"
+
+
+def _files(root: Path) -> dict[str, bytes]:
+    """What a finished folder should be in S3: all of it, but the indexes of parts, and what holds its lock."""
+    paths = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".lock"]
+    return {
+        f"{PREFIX}/{path.relative_to(root)}": path.read_bytes()
+        for path in paths
+        if path.name != "index.json" or path.parent.parent == root
+    }
+
+
+def _arguments(out: str, *more: Any) -> list[str]:
+    return ["--input", str(STDLIB / "json"), "--tokenizer", "bytes", "--seq_len", "64", "--val_fraction", "0.2",
+            "--num_workers", "1", "--out", str(out), *map(str, more)]  # fmt: skip
+
+
+def test_what_arrives_is_the_folder_and_once_it_is_there_nothing_is_done(
+    s3: S3Server, remote: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards.main(_arguments(remote, "--work_dir", tmp_path / "work", "--compression", "zstd"))
+    assert s3.objects() == _files(tmp_path / "work")
+    capsys.readouterr()
+    for folder in ("work", "other"):  # the second has none of it
+        write_shards.main(_arguments(remote, "--work_dir", tmp_path / folder, "--compression", "zstd"))
+        assert f"{remote} is already finished, with the same arguments; nothing to do" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "other").iterdir()] == [".lock"]
+    with pytest.raises(UserError, match=rf"{remote} was finished with other arguments: --compression \"zstd\" there"):
+        write_shards.main(_arguments(remote, "--work_dir", tmp_path / "other"))
+    upload_shards.main([str(tmp_path / "work"), remote])
+    assert f"{remote} has these shards already; nothing to do" in capsys.readouterr().out
+
+
+def test_shares_of_many_machines_are_merged_and_then_sent(s3: S3Server, remote: str, tmp_path: Path) -> None:
+    cut = ["--part_bytes", 20_000]
+    for share in ("2/2", "1/2"):
+        write_shards.main(_arguments(str(tmp_path / "shared"), *cut, "--part", share))
+    with pytest.raises(UserError, match=r"metadata\.json is missing: not a folder of write_shards, or not finished"):
+        upload_shards.main([str(tmp_path / "shared"), remote])
+    merge_shards.main([str(tmp_path / "shared")])
+    upload_shards.main([str(tmp_path / "shared"), remote])
+    write_shards.main(_arguments(str(tmp_path / "alone"), *cut))
+    assert s3.objects() == _files(tmp_path / "alone")
+    assert len([name for name in s3.modified() if "/shard." in name]) > 3
+
+
+def _many_parts(of: Path, folder: Path, *, parts: int) -> None:
+    """Finished shards with the first part of others many times, as parts of their own."""
+    shutil.copytree(of, folder)
+    part = folder / "train" / "part-00000"
+    (shard,) = json.loads((part / "index.json").read_text())["shards"]
+    shards = []
+    for number in range(parts):
+        name = f"part-{number:05}"
+        if number:
+            shutil.copytree(part, folder / "train" / name)
+        raw_data = {**shard["raw_data"], "basename": f"{name}/{shard['raw_data']['basename']}"}
+        shards.append({**shard, "raw_data": raw_data})
+    (folder / "train" / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
+
+
+def test_an_upload_that_was_killed_goes_on(s3: S3Server, remote: str, byte_shards: Path, tmp_path: Path) -> None:
+    s3.client().put_object(Bucket=s3.bucket, Key="some/whereabouts/x", Body=b"another's")  # begins alike
+    folder = tmp_path / "shards"
+    _many_parts(byte_shards, folder, parts=60)
+    hold = Hold(command="data_prep.upload_shards", at="common.s3:S3Path.upload", after=7, file=tmp_path / "held")
+    run = held_run([str(folder), remote], hold)
+    wait_until(lambda: len(s3.modified()) == 1 + 1 + 7, run)  # another's, the seal, and shards
+    kill(run)
+    before = s3.modified()
+    assert f"{PREFIX}/{METADATA}" not in before
+    assert f"{PREFIX}/uploading.json" in before
+    with pytest.raises(UserError, match=f"{remote} holds other shards than "):
+        upload_shards.main([str(byte_shards), remote])
+    time.sleep(1)  # S3's times are whole seconds
+    upload_shards.main([str(folder), remote])
+    after = s3.modified()
+    assert len([key for key in before if "/shard." in key and after[key] == before[key]]) == 7
+    assert {key: data for key, data in s3.objects().items() if "whereabouts" not in key} == _files(folder)
+
+
+def test_a_write_whose_upload_was_killed_goes_on_by_the_same_command(
+    s3: S3Server, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = _arguments(remote, "--work_dir", tmp_path / "work")
+    with monkeypatch.context() as patch:
+        patch.setattr(upload_shards, "_check", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        with pytest.raises(RuntimeError, match="killed"):
+            write_shards.main(arguments)
+    assert sorted(s3.modified()) == [f"{PREFIX}/uploading.json"]
+    write_shards.main(arguments)
+    assert s3.objects() == _files(tmp_path / "work")
+
+
+def test_what_is_no_shards_of_ours_is_let_be(s3: S3Server, remote: str, tmp_path: Path) -> None:
+    s3.client().put_object(Bucket=s3.bucket, Key=f"{PREFIX}/thesis.pdf", Body=b"dear to somebody")
+    with pytest.raises(UserError, match=rf"{remote} is not empty and no shards of ours \(it holds thesis\.pdf\)"):
+        write_shards.main(_arguments(remote, "--work_dir", tmp_path / "work"))
+    assert not list((tmp_path / "work").rglob("shard.*"))
+    assert list(s3.modified()) == [f"{PREFIX}/thesis.pdf"]
+
+
+def test_a_damaged_shard_is_not_sent(s3: S3Server, remote: str, byte_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(byte_shards, tmp_path / "shards")
+    (path,) = (tmp_path / "shards" / "train" / "part-00000").glob("shard.*")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"shard\.00000\.mds: its xxh64 hash is not the one in its index; nothing more"):
+        upload_shards.main([str(tmp_path / "shards"), remote])
+    assert f"{PREFIX}/{METADATA}" not in s3.modified()
+
+
+@pytest.mark.parametrize(
+    ("out", "variables", "message"),
+    [
+        ("s3://nowhere-at-all/x", {}, "there is no bucket s3://nowhere-at-all; make it first, or name another"),
+        ("", {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "s3://BUCKET: no credentials; set AWS_PROFILE"),
+        ("", {"AWS_ENDPOINT_URL": NOWHERE}, "s3://BUCKET cannot be reached (Could not connect to the endpoint"),
+        ("", {"AWS_ENDPOINT_URL": "nonsense"}, "s3://BUCKET cannot be reached (Invalid endpoint: nonsense)"),
+        ("s3://bucket", {}, "'s3://bucket' must name a bucket and a folder in it"),
+        ("gs://bucket/x", {}, "gs://bucket/x: only s3://bucket/prefix is known"),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_work(
+    out: str, variables: dict[str, str], message: str, s3: S3Server, remote: str, tmp_path: Path
+) -> None:
+    arguments = _arguments(out or remote, "--work_dir", tmp_path / "work")
+    done = run_module("data_prep.write_shards", *arguments, timeout_s=300, **variables)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"write_shards: error: {message.replace('BUCKET', s3.bucket)}")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "work").exists()
+
+
+def test_arguments_that_do_not_go_together(s3: S3Server, remote: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs --work_dir"):
+        write_shards.main(_arguments(remote))
+    with pytest.raises(UserError, match=f"run merge_shards when all are done, and then upload_shards DIR {remote}"):
+        write_shards.main(_arguments(remote, "--work_dir", tmp_path, "--part", "1/2"))
+    with pytest.raises(UserError, match="--work_dir is for --out s3://"):
+        write_shards.main(_arguments(str(tmp_path / "out"), "--work_dir", tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"--work_dir {tmp_path}/file is a file"):
+        write_shards.main(_arguments(remote, "--work_dir", tmp_path / "file"))
+    with pytest.raises(UserError, match=r"'shards' is no s3://BUCKET/PREFIX"):
+        upload_shards.main([str(tmp_path), "shards"])

@@ -1,0 +1,180 @@
+"""Folders that are full, forbidden, damaged or none, and Ctrl-C: one message, and the same command goes on."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from common.command_line import UserError
+from data_prep import check_shards, merge_shards, report, stats, train_tokenizer, write_shards
+from data_prep.shards.folder import METADATA
+from tests.conftest import REPOSITORY
+from tests.helpers.written import byte_arguments, files_of, held_run, in_second_part
+
+STDLIB = Path(sysconfig.get_path("stdlib"))
+FORBID = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")  # what lets root read and write anything
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python sources of 500 kB."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for package in ("email", "json"):
+        shutil.copytree(STDLIB / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("reference") / "out"
+    write_shards.main(byte_arguments(corpus, out))
+    return files_of(out)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A file system of its own; the function gives it a size in kB, and returns where it is."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=False, capture_output=True).returncode:
+        pytest.skip("mounts no file systems here")
+
+    def sized(n_kilobytes: int) -> Path:
+        subprocess.run(["mount", "-o", f"remount,size={n_kilobytes}k", str(folder)], check=True)
+        return folder
+
+    yield sized
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disks_are_said_and_outlived(
+    corpus: Path, tmp_path: Path, reference: dict[str, bytes], disk: Callable[[int], Path]
+) -> None:
+    out = disk(64) / "out"
+    (out.parent / "filling").write_bytes(bytes(60 << 10))
+    for n_kilobytes in (64, 800):  # there is no room for the plan; and none for all shards
+        disk(n_kilobytes)
+        with pytest.raises(UserError, match=r"cannot write.*: No space left on device; make room, and the same comm"):
+            write_shards.main(byte_arguments(corpus, out))
+        assert not (out / METADATA).exists()
+    assert list(out.glob("work/part-*[0-9].json"))
+    model = out.parent / "tokenizer.model"
+    words = ["--input", str(corpus / "json"), "--output", str(model), "--vocab_size", "400", "--num_threads", "1"]
+    (out.parent / "more").write_bytes(bytes(_free(out.parent)))
+    with pytest.raises(UserError, match=r"cannot write --output .*tokenizer\.model: No space left on device"):
+        train_tokenizer.main(words)
+    assert not model.exists()
+    disk(8000)
+    write_shards.main(byte_arguments(corpus, out))
+    assert files_of(out) == reference
+
+
+def _free(folder: Path) -> int:
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_bsize
+
+
+def test_what_may_not_be_read_or_written_is_named(corpus: Path, tmp_path: Path) -> None:
+    if subprocess.run([*FORBID, "true"], check=False, capture_output=True).returncode and os.geteuid() == 0:
+        pytest.skip("root may read and write anything here")
+    forbid = FORBID if os.geteuid() == 0 else ()
+    closed, hidden = tmp_path / "closed", tmp_path / "hidden"
+    closed.mkdir()
+    hidden.mkdir()
+    (hidden / "a.py").write_text("x = 1")
+    closed.chmod(0o555)
+    hidden.chmod(0o000)
+    new = tmp_path / "out"
+    for given, into, message in (
+        (corpus, closed / "out", f"cannot write to --out {closed}/out: Permission denied"),
+        (hidden, new, f"input '{hidden}' holds nothing that may be read ({hidden}: Permission denied)"),
+        (hidden / "a.py", new, f"input '{hidden}/a.py' cannot be looked at: Permission denied"),
+    ):
+        command = [*forbid, sys.executable, "-m", "data_prep.write_shards", *byte_arguments(given, into)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (2, f"write_shards: error: {message}\n")
+    assert not new.exists()
+
+
+def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    for command in (check_shards.main, stats.main, merge_shards.main, report.main):
+        with pytest.raises(UserError, match=r"file/.*\.json cannot be read: Not a directory"):
+            command([str(path)])
+
+
+def test_ctrl_c_is_a_line_and_the_same_command_goes_on(
+    corpus: Path, tmp_path: Path, reference: dict[str, bytes]
+) -> None:
+    out = tmp_path / "out"
+    run = held_run(
+        byte_arguments(corpus, out), in_second_part(tmp_path / "held"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    _, errors = run.communicate(timeout=300)
+    assert run.returncode == 130
+    assert errors.endswith("\ninterrupted; the same command continues it\n")  # after the bar
+    assert "Traceback" not in errors
+    write_shards.main(byte_arguments(corpus, out))
+    assert files_of(out) == reference
+
+
+@pytest.fixture(scope="module")
+def unmerged(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of which all parts are written, and nothing is merged."""
+    out = tmp_path_factory.mktemp("unmerged") / "out"
+    for more in (["--survey_only"], []):
+        for number in (1, 2):
+            write_shards.main([*byte_arguments(corpus, out), "--part", f"{number}/2", *more])
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("work/plan.json", b"{", r"work/plan\.json is not JSON of ours"),
+        ("work/plan.json", b"[]", r"work/plan\.json is not JSON of ours"),
+        ("work/part-00001.json", b"{", r"parts are missing in .* \(part-00001\); run the same command with --part 2/2"),
+        ("work/part-00001.json", b"[]", r"parts are missing in .* \(part-00001\); run the same"),
+        ("train/part-00001/index.json", None, r"train/part-00001 is gone; delete .*work/part-00001\.json, and run"),
+        ("train/part-00001/index.json", b"{", r"part-00001/index\.json is not JSON of ours"),
+    ],
+)
+def test_a_damaged_folder_is_not_merged(
+    name: str, content: bytes | None, message: str, unmerged: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(unmerged, out)
+    if content is None:
+        (out / name).unlink()
+    else:
+        (out / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        merge_shards.main([str(out)])
+    assert not (out / METADATA).exists()
+
+
+@pytest.mark.parametrize("name", ["part-00001.survey.npz", "part-00001.decision.npy"])
+def test_damaged_surveys_and_decisions_are_named_and_can_be_mended(
+    name: str, corpus: Path, unmerged: Path, tmp_path: Path, reference: dict[str, bytes]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(unmerged, out)
+    for lost in (*out.glob("work/part-*[0-9].json"), *([] if "decision" in name else out.glob("work/*.decision.npy"))):
+        lost.unlink()
+    path = out / "work" / name
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"{name} is damaged .*; delete it, and run the same command again"):
+        write_shards.main(byte_arguments(corpus, out))
+    path.unlink()
+    write_shards.main(byte_arguments(corpus, out))
+    assert files_of(out) == reference

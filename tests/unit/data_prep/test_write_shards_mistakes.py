@@ -1,0 +1,144 @@
+"""What write_shards refuses, and how it says so."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.command_line import UserError
+from data_prep import write_shards
+from data_prep.shards.folder import locked
+from tests.conftest import REPOSITORY, run_module
+from tests.helpers.written import arguments_for, make_corpus
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return make_corpus(tmp_path / "corpus")
+
+
+@pytest.fixture
+def model(sentencepiece_model: Path) -> Path:
+    return sentencepiece_model
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seq_len": 0}, r"--seq_len must be at least 1, not 0"),
+        ({"seq_len": 10**30}, r"--seq_len and --lookahead must be at most 536870912 together"),
+        ({"lookahead": 0}, r"--lookahead must be at least 1, not 0"),
+        ({"num_workers": 0}, r"--num_workers must be at least 1, not 0"),
+        ({"part_bytes": -5}, r"--part_bytes must be at least 1, not -5"),
+        ({"val_fraction": 1}, r"--val_fraction must be at least 0 and less than 1, not 1.0"),
+        ({"val_fraction": -0.1}, r"--val_fraction must be at least 0 and less than 1, not -0.1"),
+        ({"val_fraction": "nan"}, r"--val_fraction must be at least 0 and less than 1, not nan"),
+        ({"compression": "zip"}, r"--compression must be zstd.*not 'zip'"),
+        ({"compression": "zstd:23"}, r"--compression must be zstd.*not 'zstd:23'"),
+        ({"min_bytes": -1}, r"--min_bytes must be at least 0, not -1"),
+        ({"max_bytes": 0}, r"--max_bytes must be at least 1, not 0"),
+        ({"min_bytes": 9, "max_bytes": 8}, r"--min_bytes 9 and --max_bytes 8 leave no document"),
+        ({"max_line_length": -3}, r"--max_line_length must be at least 1, not -3"),
+        ({"max_mean_line_length": "nan"}, r"--max_mean_line_length must be at least 1, not nan"),
+        ({"min_alphanumeric_fraction": 25}, r"--min_alphanumeric_fraction must be 0 to 1, not 25.0"),
+        ({"licenses": "mit", "seq_len": 0}, r"--seq_len.*\n.*--license_field and --licenses need each other"),
+        ({"out": __file__}, r"is a file; give a folder"),
+        ({"input": "/dev/null"}, r"input '/dev/null' is a pipe or a device"),
+        ({"input": "hf:"}, r"input 'hf:' names no data set: hf:PATH_OR_NAME"),
+        ({"input": "/no/such/input"}, r"input '/no/such/input' does not exist"),
+        ({"input": "s3://bucket/corpus"}, r"input 's3://bucket/corpus' is not on this machine"),
+        ({"extensions": ".rs"}, r"holds no file with the extensions \.rs \(it holds: .*\.py"),
+        ({"tokenizer": "/no/such/model"}, r"tokenizer '/no/such/model' is not a file"),
+        ({"tokenizer": __file__}, r"is not a SentencePiece model"),
+        ({"seq_len": 0, "lookahead": 0}, r"--seq_len.*\n.*--lookahead"),
+    ],
+)
+def test_mistakes_are_said_before_any_work(
+    changes: dict[str, Any], message: str, corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        write_shards.main(arguments_for(corpus, model, **{"out": tmp_path / "out"} | changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_beyond_uint16_is_refused(
+    corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = write_shards.load_tokenizer(str(model))
+    tokenizer.vocab_size = 65537
+    monkeypatch.setattr(write_shards, "load_tokenizer", lambda name, **_: tokenizer)
+    with pytest.raises(UserError, match="has 65537 ids; shards hold 65536"):
+        write_shards.main(arguments_for(corpus, model, tmp_path / "out"))
+
+
+def test_a_folder_of_something_else_is_left_alone(corpus: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"is not empty and no shards of ours \(it holds corpus\)"):
+        write_shards.main(arguments_for(corpus, model, tmp_path))
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_two_runs_on_one_folder(corpus: Path, model: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "out"):  # which a process would not notice of itself
+        done = run_module("data_prep.write_shards", *arguments_for(corpus, model, tmp_path / "out"))
+    assert done.returncode == 2
+    assert "another write_shards is writing to" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"val_fraction": 1e-9},
+            r"split 'val' would have no window of 64 \+ 8 tokens .*, in 4 parts.*change --val_fraction \(1e-09\)",
+        ),
+        (
+            {"min_bytes": 10**9},
+            r"no documents in .*; dropped: 1 binary \(first: .*binary\.py, byte \d+: NUL\), .* min_bytes",
+        ),
+    ],
+)
+def test_shards_without_windows_are_refused_and_can_be_mended(
+    changes: dict[str, Any], message: str, corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        write_shards.main(arguments_for(corpus, model, tmp_path / "out", **changes))
+    write_shards.main(
+        arguments_for(corpus, model, tmp_path / "out", val_fraction=0)
+    )  # the advice can be followed at once
+    assert not (tmp_path / "out" / "val").exists()
+
+
+def test_jsonl_without_the_text_field_says_so(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"content": "x"}\n' * 3)
+    message = (
+        r"no documents in .*; dropped: 3 no_text_field \(first: .*a\.jsonl:1, byte 0: no key 'text' among 'content'\)"
+    )
+    with pytest.raises(UserError, match=message):
+        write_shards.main(arguments_for(tmp_path / "a.jsonl", model, tmp_path / "out"))
+
+
+def test_standard_input_that_is_closed(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "data_prep.write_shards", "--input", "-", "--tokenizer", "bytes", "--out"]
+    command = f"{shlex.join(words)} {shlex.quote(str(tmp_path / 'out'))} <&-"
+    done = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "write_shards: error: input '-' is jsonl from standard input, which is closed; pipe something into it\n"
+    )
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(corpus: Path, tmp_path: Path) -> None:
+    done = run_module("data_prep.write_shards", "--input", corpus, "--tokenizer", "bytes", "--out", "x", "--seq_len", 0)
+    assert done.returncode == 2
+    assert done.stderr == "write_shards: error: bad arguments: --seq_len must be at least 1, not 0\n"
+
+
+@pytest.mark.parametrize("module", ["write_shards", "merge_shards", "upload_shards", "check_shards", "train_tokenizer"])
+def test_help_shows_an_example(module: str) -> None:
+    done = run_module(f"data_prep.{module}", "--help")
+    assert done.returncode == 0
+    assert f"python -m data_prep.{module} " in done.stdout.partition("example")[2]

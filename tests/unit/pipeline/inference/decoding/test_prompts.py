@@ -1,0 +1,127 @@
+"""Prompts as people give them, the tokenizer that goes with a model, and what is refused."""
+
+import io
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.command_line import UserError
+from common.tokenizers import ByteTokenizer, load_tokenizer
+from pipeline.inference.decoding.prompts import (
+    STANDARD_INPUT,
+    check_lengths,
+    encode_prompts,
+    matching_tokenizer,
+    read_prompts,
+)
+from tests.helpers.references import tiny_config
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "prompts"),
+    [
+        ("p.txt", b"one\n\n  two words \r\n  \nthree", ["one", "  two words ", "three"]),
+        ("p.txt", "a\u2028b\n".encode(), ["a\u2028b"]),
+        ("p.jsonl", b'{"prompt": "one"}\n\n{"prompt": "def f():\\n", "id": 2}', ["one", "def f():\n"]),
+        ("p.jsonl", '{"prompt": "a\u2028b"}'.encode(), ["a\u2028b"]),
+    ],
+)
+def test_files_hold_a_prompt_per_line(tmp_path: Path, name: str, contents: bytes, prompts: list[str]) -> None:
+    (tmp_path / name).write_bytes(contents)
+    assert read_prompts(tmp_path / name) == prompts
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, contents: bytes) -> list[str]:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(contents)))
+    return read_prompts(STANDARD_INPUT)
+
+
+def test_standard_input_is_one_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert piped(monkeypatch, b"def f(x):\n\n    return\n") == ["def f(x):\n\n    return"]
+    assert piped(monkeypatch, b"  x\n\n") == ["  x\n"]
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"), [(b"", "standard input is empty"), (b"\n", "is empty"), (b"caf\xe9", "is not UTF-8 text")]
+)
+def test_useless_standard_input_is_told(monkeypatch: pytest.MonkeyPatch, contents: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        piped(monkeypatch, contents)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("p.txt", b" \n\n", "p.txt is empty"),
+        ("p.txt", b"caf\xe9", "p.txt is not UTF-8 text"),
+        ("p.jsonl", b'{"prompt": "one"}\n[1]', r"must hold a JSON object with a \"prompt\".*, not '\[1\]'"),
+        ("p.jsonl", b'{"text": "one"}', 'with a "prompt", a text, on every line, not \'{"text'),
+        ("p.jsonl", b'{"prompt": 1}', 'with a "prompt", a text, on every line, not \'{"prompt'),
+        ("p.jsonl", b"one", "on every line, not 'one'"),
+    ],
+)
+def test_useless_files_are_told(tmp_path: Path, name: str, contents: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(contents)
+    with pytest.raises(UserError, match=message):
+        read_prompts(tmp_path / name)
+
+
+def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere.txt cannot be read \(No such file or directory\)"):
+        read_prompts(tmp_path / "nowhere.txt")
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        read_prompts(tmp_path)
+
+
+def test_a_folder_brings_its_tokenizer(tmp_path: Path, sentencepiece_model: Path) -> None:
+    config = tiny_config(vocab_size=512)
+    with pytest.raises(UserError, match=r"has no tokenizer.model; give the one .* as --tokenizer_path"):
+        matching_tokenizer(None, tmp_path, config)
+    shutil.copy(sentencepiece_model, tmp_path / "tokenizer.model")
+    assert matching_tokenizer(None, tmp_path, config).sha256 == load_tokenizer(str(sentencepiece_model)).sha256
+    assert matching_tokenizer("bytes", tmp_path, tiny_config(vocab_size=258)).kind == "bytes"
+    with pytest.raises(
+        UserError, match=r"the tokenizer .*tokenizer.model has 512 ids, but the model has vocab_size 97"
+    ):
+        matching_tokenizer(None, tmp_path, tiny_config(vocab_size=97))
+    with pytest.raises(UserError, match="the tokenizer bytes has 258 ids, but the model has vocab_size 512"):
+        matching_tokenizer("bytes", tmp_path, config)
+
+
+def test_a_model_of_258_ids_without_a_tokenizer_reads_bytes(tmp_path: Path) -> None:
+    assert matching_tokenizer(None, tmp_path, tiny_config(vocab_size=258)).kind == "bytes"
+    assert matching_tokenizer(None, tmp_path, tiny_config(vocab_size=262)).vocab_size == 262  # with sentinels
+
+
+def test_the_first_token_leads(sentencepiece_model: Path) -> None:
+    sentencepiece = load_tokenizer(str(sentencepiece_model))
+    ids = sentencepiece.encode("x")
+    for first_token, lead in [(None, [1]), ("bos", [1]), ("eos", [2]), ("none", [])]:
+        (prompt,) = encode_prompts(["x"], sentencepiece, first_token=first_token)
+        assert (prompt.text, prompt.ids) == ("x", lead + ids)
+    for first_token, lead in [(None, [257]), ("bos", [256]), ("eos", [257]), ("none", [])]:
+        assert encode_prompts(["x"], ByteTokenizer(), first_token=first_token)[0].ids == [*lead, 120]
+
+
+def test_prompts_that_are_none_are_told_all_at_once() -> None:
+    with pytest.raises(UserError, match=r"a prompt is empty(.|\n)*prompt 'caf.udce9' is not text"):
+        encode_prompts(["", "caf\udce9", "x"], ByteTokenizer(), first_token="none")
+    assert encode_prompts([""], ByteTokenizer(), first_token="eos")[0].ids == [257]
+
+
+def test_a_tokenizer_without_bos_is_told() -> None:
+    tokenizer = ByteTokenizer()
+    tokenizer.bos_id = -1
+    with pytest.raises(UserError, match="--first_token bos: the tokenizer has none; take eos or none"):
+        encode_prompts(["x"], tokenizer, first_token="bos")
+
+
+def test_long_prompts_are_told_with_what_they_need() -> None:
+    prompts = encode_prompts(["short", "x" * 20, "y" * 9], ByteTokenizer(), first_token="none")
+    check_lengths(prompts, max_seq_len=21)
+    with pytest.raises(UserError, match=r"prompt 'xxx.*' has 20 tokens, which .* --max_seq_len 20; raise it above 20"):
+        check_lengths(prompts, max_seq_len=20)
+    with pytest.raises(UserError, match=r"has 20 tokens(.|\n)*'yyyyyyyyy' has 9 tokens"):
+        check_lengths(prompts, max_seq_len=9)

@@ -1,0 +1,119 @@
+"""Problems of both formats: what is shown, cut and checked, and one clear line for each mistake in a file."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.command_line import UserError
+from pipeline.inference.decoding.text import cut_at_stop
+from pipeline.inference.evaluation.problems import load_problems
+from tests.helpers.own_problems import HUMANEVAL, MBPP, SANITIZED_MBPP, write_jsonl
+
+
+def test_humaneval_shows_the_prompt_as_it_is(tmp_path: Path) -> None:
+    problems = load_problems(write_jsonl(tmp_path / "p.jsonl", HUMANEVAL))
+    assert [problem.task_id for problem in problems] == ["Own/0", "Own/1", "Own/2"]
+    for problem, row in zip(problems, HUMANEVAL, strict=True):
+        assert problem.prompt == problem.head == row["prompt"]
+        assert problem.checks == row["test"] + f"\ncheck({row['entry_point']})"
+
+
+def test_mbpp_shows_the_task_and_one_test_but_runs_all(tmp_path: Path) -> None:
+    first, second = load_problems(write_jsonl(tmp_path / "p.jsonl", MBPP))
+    assert first.task_id == "601"
+    assert first.prompt == (
+        '"""\nWrite a function to count the vowels of a word.\nassert vowels(\'banana\') == 3\n"""\n'
+    )
+    assert first.head == ""
+    assert "'why'" in first.checks
+    assert "None" not in first.checks
+    assert second.checks.index("root = Node(") < second.checks.index("assert")
+
+
+def test_sanitized_mbpp_names_the_text_prompt_and_imports_for_its_tests(tmp_path: Path) -> None:
+    (problem,) = load_problems(write_jsonl(tmp_path / "p.jsonl", SANITIZED_MBPP))
+    assert problem.prompt.startswith('"""\nWrite a function to find the hypotenuse.\nassert math')
+    assert problem.checks.startswith("import math\n")
+
+
+def test_a_gzipped_file_holds_the_same(tmp_path: Path) -> None:
+    plain = write_jsonl(tmp_path / "p.jsonl", MBPP)
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    assert load_problems(tmp_path / "p.jsonl.gz") == load_problems(plain)
+
+
+def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
+    row = {**HUMANEVAL[0], "prompt": "def f():\n    '''\u2028\x85\x0c'''\n"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n\n", encoding="utf-8")
+    assert load_problems(tmp_path / "p.jsonl")[0].prompt == row["prompt"]
+
+
+def test_the_format_can_be_given(tmp_path: Path) -> None:
+    both = {**HUMANEVAL[0], **SANITIZED_MBPP[0], "task_id": "both"}
+    path = write_jsonl(tmp_path / "p.jsonl", [both])
+    assert "check(" in load_problems(path)[0].checks
+    assert "check(" not in load_problems(path, problem_format="mbpp")[0].checks
+
+
+@pytest.mark.parametrize(
+    ("completion", "kept"),
+    [
+        ("    return 1\n", "    return 1\n"),
+        ("    return 1\n\ndef g():\n    pass\nclass A", "    return 1\n"),
+        ("    return 1\n# x\ndef g():", "    return 1"),
+        ("    if x:\n        print(x)\n", "    if x:\n        print(x)\n"),
+        ("def g():\n    pass\nif x:", "def g():\n    pass"),
+        ("", ""),
+    ],
+)
+def test_a_completion_ends_before_its_first_stop_string(tmp_path: Path, completion: str, kept: str) -> None:
+    stops = load_problems(write_jsonl(tmp_path / "p.jsonl", HUMANEVAL))[0].stops
+    assert cut_at_stop(completion, stops) == kept
+
+
+def test_an_mbpp_completion_may_define_several_functions(tmp_path: Path) -> None:
+    stops = load_problems(write_jsonl(tmp_path / "p.jsonl", MBPP))[0].stops
+    program = "import re\n\ndef f():\n    return g()\n\ndef g():\n    return 1\n"
+    assert cut_at_stop(program + '\nassert f() == 1\n"""\nNext', stops) == program
+    assert cut_at_stop(program + '"""\nNext task', stops) == program[:-1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "is empty; it holds one problem"),
+        (["text"], r"neither HumanEval .* nor MBPP .*: its first line has no keys"),
+        ([{"question": 1, "answer": 2}], "its first line has question, answer"),
+        (
+            [HUMANEVAL[0], MBPP[0]],
+            r"the format humaneval: problem 2: .*entry_point: Field required; test: Field",
+        ),
+        ([{**MBPP[0], "test_list": []}], r"format mbpp: problem 1: test_list: List should have at least 1 item"),
+        ([{**MBPP[0], "test_list": "assert"}, {**MBPP[1], "text": 3}], r"(?s)mbpp:.*1: test_list: .*2: text: .*string"),
+        ([MBPP[0], MBPP[1], MBPP[0]], "task_id '601' occurs 2 times"),
+    ],
+)
+def test_each_mistake_is_told(tmp_path: Path, rows: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_problems(write_jsonl(tmp_path / "p.jsonl", rows))
+    assert str(tmp_path / "p.jsonl") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("p.jsonl", b'{"task_id": 1}\n{"task', "line 2 is not JSON"),
+        ("p.jsonl", b"caf\xe9", "is not UTF-8 text"),
+        ("p.jsonl.gz", b"plain", "cannot be read .*gzip"),
+        ("p.jsonl.gz", gzip.compress(b"x" * 1000, mtime=0)[:-20], "cannot be read"),
+        ("p.jsonl", None, "cannot be read .No such file"),
+    ],
+)
+def test_unreadable_files_are_told(tmp_path: Path, name: str, contents: bytes | None, message: str) -> None:
+    if contents is not None:
+        (tmp_path / name).write_bytes(contents)
+    with pytest.raises(UserError, match=message):
+        load_problems(tmp_path / name)

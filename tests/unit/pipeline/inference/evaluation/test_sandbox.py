@@ -1,0 +1,129 @@
+"""Verdicts of the sandbox: programs that pass, fail, cheat, crash, or use more than they may."""
+
+import signal
+import threading
+
+import psutil
+import pytest
+
+from pipeline.inference.evaluation.sandbox import SandboxError, Verdict
+from tests.conftest import is_alive
+from tests.helpers.hostile import (
+    FORK_FOREVER,
+    IGNORE_ALL,
+    WRITE_EVERYWHERE,
+    assert_passes,
+    needs_namespaces,
+    run,
+    wait_until,
+)
+
+pytestmark = needs_namespaces
+
+
+def test_right_programs_pass() -> None:
+    assert_passes("def f(x):\n    return x + 1\n", "assert f(1) == 2")
+    assert_passes("import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: 'int' = 3\n", "assert A().x == 3")
+    assert_passes("import pickle\nclass A:\n    pass\n", "assert type(pickle.loads(pickle.dumps(A()))) is A")
+    assert_passes("import numbers, decimal, hashlib, json, re, heapq, bisect, statistics, random, string, threading")
+    assert_passes("open('mine', 'w').write('é')", "assert open('mine', encoding='utf-8').read() == 'é'")
+    assert_passes(
+        "import sys\nsys.setrecursionlimit(5000)\ndef f(n):\n    return n and f(n - 1)", "assert f(4000) == 0"
+    )
+    assert_passes("for _ in range(100):\n    print('x' * 1_000_000)")
+
+
+@pytest.mark.parametrize(
+    ("program", "checks", "detail"),
+    [
+        ("def f(x):\n    return x", "assert f(1) == 2, 'got 1'", "AssertionError: got 1"),
+        ("def f(x):\n    return x", "assert f(1) == 2", "AssertionError"),
+        ("def f(x:\n", "", "SyntaxError: "),
+        ("x = '''", "assert False\n'''", "SyntaxError: "),
+        ("x = 1\0", "", "SyntaxError: source code string cannot contain null bytes"),
+        ("x = '\ud800'", "", "UnicodeEncodeError: "),
+        ("f()", "", "NameError: name 'f' is not defined"),
+        ("input()", "", "EOFError: "),
+        ("def f():\n    return f()", "f()", "RecursionError: "),
+        ("class E(Exception):\n    def __str__(self):\n        return 'a\\nb' * 9999", "raise E", "E: a ba ba"),
+        ("open('big', 'wb').write(bytes(100 << 20))", "", "OSError: "),
+    ],
+)
+def test_wrong_programs_fail_with_what_they_raised(program: str, checks: str, detail: str) -> None:
+    verdict = run(program, checks)
+    assert verdict.outcome == "failed"
+    assert verdict.detail.startswith(detail)
+    assert len(verdict.detail) <= 300
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys; sys.exit(0)",
+        "raise SystemExit",
+        "import os; os._exit(0)",
+        "import os; os.execv('/bin/true', ['true'])",
+        "import os; os.fork() or os._exit(0); os._exit(0)",
+        "import os; os.kill(os.getpid(), 9)",
+        WRITE_EVERYWHERE.format(contents="b'passed'") + "os._exit(0)",
+        WRITE_EVERYWHERE.format(contents="bytes(10**7)"),
+        "import os\nos.closerange(0, 1 << 16)",
+        "import threading, os\nthreading.Timer(0.01, os._exit, [0]).start()\nwhile True: pass",
+    ],
+)
+def test_to_end_before_the_checks_do_is_not_to_pass(program: str) -> None:
+    assert run(program, timeout_s=3).outcome != "passed"
+
+
+def test_a_program_that_breaks_the_interpreter_under_itself_may_pass() -> None:
+    assert_passes("import os, sys\nos.read = os.write = os._exit = sys.exit = print = None\nsys.modules.clear()")
+
+
+@pytest.mark.parametrize(
+    "program", ["while True:\n    pass", IGNORE_ALL, "while True:\n    print('x' * 1_000_000)", FORK_FOREVER]
+)
+def test_time_is_limited(program: str) -> None:
+    assert run(program, timeout_s=1) == Verdict(outcome="timed out")
+
+
+@pytest.mark.parametrize(
+    ("program", "name"), [("import os; os.abort()", "SIGABRT"), ("import ctypes; ctypes.string_at(0)", "SIGSEGV")]
+)
+def test_a_crash_is_told(program: str, name: str) -> None:
+    assert run(program) == Verdict(outcome="killed", detail=name)
+
+
+@pytest.mark.parametrize(
+    "program", ["x = bytearray(2 << 30)", "x = [0]\nwhile True:\n    x += x", "x = 'x' * (1 << 33)"]
+)
+def test_memory_is_limited(program: str) -> None:
+    assert run(program).outcome == "out of memory"
+
+
+def test_results_do_not_depend_on_the_hash_seed() -> None:
+    first, second = (run("raise ValueError(hash('a'), list({'a', 'b', 'c', 'd'}))") for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("generation", ["supervisor", "init"])
+def test_what_befalls_the_sandbox_itself_is_no_verdict(generation: str) -> None:
+    told: list[SandboxError] = []
+
+    def run_until_killed() -> None:
+        try:
+            run("import time\ntime.sleep(600)", timeout_s=600)
+        except SandboxError as error:
+            told.append(error)
+
+    runner = threading.Thread(target=run_until_killed)
+    runner.start()
+    wait_until(lambda: any(process.children(recursive=True)[1:] for process in supervisors()))
+    (supervisor,) = supervisors()
+    (supervisor if generation == "supervisor" else supervisor.children()[0]).send_signal(signal.SIGKILL)
+    runner.join()
+    assert generation in str(told[0])
+
+
+def supervisors() -> list[psutil.Process]:
+    children = filter(is_alive, psutil.Process().children())  # others' may be dead, and have no command line
+    return [child for child in children if any("sandbox_init.py" in part for part in child.cmdline())]

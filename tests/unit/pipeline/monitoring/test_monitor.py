@@ -1,0 +1,224 @@
+"""What people see of a run: the same numbers under the design's tags in all three places, resumed without doubles."""
+
+import dataclasses
+import json
+import math
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import Config, DataConfig, RunConfig, TrainConfig
+from pipeline.model.formulas import recomputed_flops_per_token, training_flops_per_token
+from pipeline.monitoring import monitor, sinks
+from pipeline.monitoring.monitor import Monitor, is_due
+from pipeline.monitoring.sinks import Scalars, Sink, sinks_for
+from pipeline.runtime.world import World
+from tests.conftest import REPOSITORY
+
+CPU = torch.device("cpu")
+MAIN = World(rank=0, local_rank=0, world_size=2, local_world_size=2)
+TRAINING_TAGS = {  # the design's, for 2 heads on a device whose peak is not known
+    "loss/total", "loss/head_1", "loss/head_2", "optim/lr", "optim/grad_norm", "throughput/tokens_per_s",
+    "memory/peak_GiB", "time/step_s", "data/wait_s", "progress/tokens", "faults/skipped_steps",
+    "faults/skipped_windows",
+}  # fmt: skip
+VALIDATION_TAGS = {"val/loss_head_1", "val/loss_head_2"}
+
+
+class Recorder(Sink):
+    """A sink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, Scalars]] = []
+        self.histograms: list[tuple[int, str, list[float]]] = []
+        self.is_closed = False
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        self.points.append((step, scalars))
+
+    def write_histogram(self, step: int, tag: str, values: torch.Tensor) -> None:
+        self.histograms.append((step, tag, values.tolist()))
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Clock:
+    """`time.perf_counter` under the test's control."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 100.0
+        for module in (monitor, sinks):
+            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now_s))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def config_in(directory: Path) -> Config:
+    return Config(
+        run=RunConfig(dir=str(directory), name="try"),
+        model=ModelConfig(dim=16, n_layers=6, n_heads=2, vocab_size=50, n_future_tokens=2, multiple_of=8),
+        data=DataConfig(seq_len=32),
+        train=TrainConfig(total_tokens=20_000, batch_tokens=512, micro_batch_size=4),
+    )
+
+
+def log_step(monitor: Monitor, step: int, *, losses: tuple[float, ...] = (2.0, 3.5), skipped: int = 0) -> None:
+    monitor.log_step(
+        step, losses_N=torch.tensor(losses), learning_rate=1e-3, gradient_norm=0.75, skipped_steps=skipped,
+        skipped_windows=2 * skipped, times={"time/step_s": 0.25, "data/wait_s": 0.5},
+    )  # fmt: skip
+
+
+def jsonl(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def events(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return tag -> (step, value), as TensorBoard itself reads the event files."""
+    accumulator = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+def test_a_steps_scalars(tmp_path: Path, clock: Clock) -> None:
+    sink = Recorder()
+    with Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=10) as it:
+        clock.now_s += 8
+        log_step(it, 14, skipped=3)
+        assert not sink.is_closed
+    ((step, scalars),) = sink.points
+    memory = scalars.pop("memory/peak_GiB")
+    assert step == 14
+    assert scalars == {
+        "loss/total": 5.5,
+        "loss/head_1": 2.0,
+        "loss/head_2": 3.5,
+        "optim/lr": 1e-3,
+        "optim/grad_norm": 0.75,
+        "throughput/tokens_per_s": 4 * 512 / 8,
+        "time/step_s": 0.25,
+        "data/wait_s": 0.5,
+        "progress/tokens": 14 * 512,
+        "faults/skipped_steps": 3.0,
+        "faults/skipped_windows": 6.0,
+    }
+    assert 0.05 < memory < 64  # this process, with torch in it
+    assert sink.is_closed
+
+
+def test_throughput_is_of_the_last_interval(tmp_path: Path, clock: Clock) -> None:
+    sink = Recorder()
+    it = Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=0)
+    for step, seconds in ((10, 4.0), (15, 10.0)):
+        clock.now_s += seconds
+        log_step(it, step)
+    assert [scalars["throughput/tokens_per_s"] for _, scalars in sink.points] == [10 * 512 / 4, 5 * 512 / 10]
+
+
+def test_what_is_paused_is_not_in_the_throughput(tmp_path: Path, clock: Clock) -> None:
+    sink = Recorder()
+    it = Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=0)
+    clock.now_s += 3
+    for pause_s in (50.0, 7.0):
+        with it.paused():
+            clock.now_s += pause_s
+            it.log_validation(5, torch.tensor([1.5, 2.5]))
+    clock.now_s += 1
+    log_step(it, 10)
+    clock.now_s += 2
+    log_step(it, 11)  # the pause before does not count again
+    rates = [scalars["throughput/tokens_per_s"] for _, scalars in sink.points if "loss/total" in scalars]
+    assert rates == [10 * 512 / 4, 512 / 2]
+    assert sink.points[0] == (5, {"val/loss_head_1": 1.5, "val/loss_head_2": 2.5})
+
+
+def test_all_sinks_show_the_designs_tags_and_the_same_numbers(tmp_path: Path, pipeline_log: object) -> None:
+    config = config_in(tmp_path)
+    config.run_dir.mkdir()
+    with Monitor(config, sinks=sinks_for(config, world=MAIN, resumed_step=0), device=CPU, step=0) as it:
+        log_step(it, 1)
+        it.log_validation(1, torch.tensor([1.5, 2.5]))
+        log_step(it, 2, losses=(1.0, 2.0))
+    points = events(config.run_dir / "tensorboard")
+    assert set(points) == TRAINING_TAGS | VALIDATION_TAGS
+    assert points["loss/total"] == [(1, 5.5), (2, 3.0)]
+    assert points["val/loss_head_2"] == [(1, 2.5)]
+    assert points["progress/tokens"] == [(1, 512), (2, 1024)]
+    lines = jsonl(config.run_dir / "metrics.jsonl")
+    assert [set(line) for line in lines] == [
+        {"step", "tokens"} | TRAINING_TAGS,
+        {"step"} | VALIDATION_TAGS,
+        {"step", "tokens"} | TRAINING_TAGS,
+    ]
+    assert [line.get("tokens") for line in lines] == [512, None, 1024]
+    for line in lines:
+        for tag in line.keys() - {"step", "tokens"}:
+            (value,) = [value for step, value in points[tag] if step == line["step"]]
+            assert math.isclose(value, line[tag], rel_tol=1e-6), tag  # event files hold fp32
+
+
+def test_norms_of_blocks_are_reported_where_there_are_any(tmp_path: Path) -> None:
+    sink = Recorder()
+    it = Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=0)
+    it.log_grad_norms(1, {})
+    it.log_grad_norms(2, {"embedding": torch.tensor([0.3, 0.0, 0.4]), "head_1": torch.tensor([100.0])})
+    ((step, norms),) = sink.points
+    assert (step, norms) == (2, {"grad_norms/embedding": pytest.approx(0.5), "grad_norms/head_1": 100.0})
+    assert sink.histograms == [
+        (2, "grad_norms_log10/embedding", pytest.approx([math.log10(0.3), -10, math.log10(0.4)])),
+        (2, "grad_norms_log10/head_1", pytest.approx([2.0])),
+    ]
+
+
+def test_what_is_due() -> None:
+    assert [step for step in range(1, 10) if is_due(step, every_steps=4)] == [4, 8]
+    assert not any(is_due(step, every_steps=0) for step in range(10))
+
+
+def test_other_ranks_have_no_sinks(tmp_path: Path) -> None:
+    other = World(rank=1, local_rank=1, world_size=2, local_world_size=2)
+    assert sinks_for(config_in(tmp_path), world=other, resumed_step=0) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def world_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("world_of_one")
+@pytest.mark.parametrize("recompute", [False, True])
+def test_utilisation_is_the_share_of_the_devices_peak(tmp_path: Path, clock: Clock, recompute: bool) -> None:
+    """The model's FLOPs for MFU; for HFU those that are computed again, too."""
+    config, sink = config_in(tmp_path), Recorder()
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, activation_checkpointing=recompute))
+    it = Monitor(config, sinks=[sink], device=CPU, step=0, peak_flops=1e9)
+    clock.now_s += 2
+    log_step(it, 1)
+    flops_per_s = 256 * training_flops_per_token(config.model, seq_len=32)
+    again_per_s = 256 * recomputed_flops_per_token(config.model, seq_len=32) * recompute
+    assert sink.points[0][1]["throughput/mfu"] == pytest.approx(flops_per_s / 1e9)
+    assert sink.points[0][1]["throughput/hfu"] == pytest.approx((flops_per_s + again_per_s) / 1e9)
+
+
+def test_the_environment_names_versions_and_commit_only() -> None:
+    values = monitor.environment()
+    assert set(values) == {"python", "packages", "device", "git_commit"}
+    assert values["packages"]["deepspeed"] == metadata.version("deepspeed")
+    assert values["packages"]["torch"] == metadata.version("torch")
+    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--verify", "--quiet", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    assert values["git_commit"] == (head or None)

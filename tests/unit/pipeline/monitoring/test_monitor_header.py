@@ -1,0 +1,46 @@
+"""The lines that open a run: model, layout, batch arithmetic, and the stages of a pipeline."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.config.inputs import Inputs
+from pipeline.config.schema import ParallelConfig
+from pipeline.model.partition import describe
+from pipeline.monitoring.monitor import header
+from pipeline.runtime.world import World
+from tests.unit.pipeline.monitoring.test_monitor import CPU, MAIN, config_in
+
+
+def test_the_header_s_arithmetic(tmp_path: Path) -> None:
+    inputs = Inputs(
+        config=config_in(tmp_path), deepspeed_config={"zero_optimization": {"stage": 2}}, metadata={}, data_ranks=2
+    )
+    # 2 x 50 x 16 embeddings, 6 layers of 4 x 16 x 16 + 3 x 16 x 48 + 2 x 16, the last norm's 16
+    n_parameters = 1600 + 6 * (1024 + 2304 + 32) + 16
+    # 6 x the layers' matrices, 12 x dim x positions of attention in each, 6 x the unembedding for each head
+    flops = 6 * 6 * (1024 + 2304) + 6 * 12 * 16 * 32 + 2 * 6 * 50 * 16
+    assert header(inputs, world=MAIN, device=CPU).splitlines() == [
+        f"model    {n_parameters / 1e6:.1f}M parameters: 4 trunk layers and 2 heads of one layer, "
+        "dim 16, vocabulary 50",
+        "layout   2 ranks on cpu, ZeRO-2",
+        "batch    512 tokens = 2 replicas x 2 micro batches x 4 sequences x 32 tokens",
+        f"cost     {512 * flops:.3g} FLOPs a step = {flops:.3g} a token",
+        "budget   20,000 tokens = 40 steps",
+        f"watch    tensorboard --logdir {tmp_path}/try/tensorboard",
+    ]
+
+
+def test_the_header_of_a_pipeline_shows_its_stages(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    model = replace(config.model, head_type="linear", head_order="causal")
+    config = replace(config, model=model, parallel=ParallelConfig(pipeline_stages=2))
+    inputs = Inputs(config=config, deepspeed_config={"zero_optimization": {"stage": 1}}, metadata={}, data_ranks=4)
+    world = World(rank=0, local_rank=0, world_size=8, local_world_size=8)
+    first, layout, batch, _, _, watch, *stages = header(inputs, world=world, device=CPU).splitlines()
+    assert "6 trunk layers and 2 heads of one matrix, causal, dim 16" in first
+    assert layout == "layout   8 ranks on cpu, ZeRO-1, 4 replicas of 2 pipeline stages"
+    assert batch == "batch    512 tokens = 4 replicas x 1 micro batches x 4 sequences x 32 tokens"
+    assert watch.startswith("watch ")
+    assert stages == describe(config, micro_batches=1).splitlines()
+    baseline = replace(config, model=replace(model, n_future_tokens=1, head_order="parallel"))
+    assert " 1 head of one matrix, dim 16" in header(replace(inputs, config=baseline), world=world, device=CPU)

@@ -1,0 +1,134 @@
+"""Previews: greedy continuations, and a table that says of each position what each head said of it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.tokenizers import ByteTokenizer, SentencePieceTokenizer
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import Config, DataConfig, LogConfig
+from pipeline.model.network import MultiTokenModel, initialise
+from pipeline.monitoring.monitor import Monitor
+from pipeline.monitoring.previews import Previews, as_batch, continued, preview
+from pipeline.monitoring.sinks import Sink
+
+BYTES_METADATA: dict[str, Any] = {"tokenizer": {"kind": "bytes"}}
+
+
+def next_letter(tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Three heads: the first two know that letters follow each other, the third says z."""
+    ids = torch.stack([tokens_BT + 1, tokens_BT + 2, torch.full_like(tokens_BT, ord("z"))], dim=-1)
+    return ids, torch.full(ids.shape, 0.5)
+
+
+def test_prompts_of_different_lengths_are_continued_side_by_side() -> None:
+    shapes = []
+
+    def predict(tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+        shapes.append(tokens_BT.shape)
+        return next_letter(tokens_BT)
+
+    assert continued([[5, 10], [20, 30, 40]], predict, n_tokens=3) == [[5, 10, 11, 12, 13], [20, 30, 40, 41, 42, 43]]
+    assert set(shapes) == {(2, 6)}  # one graph, should the layers be compiled
+
+
+def test_the_table_says_who_foresaw_each_token() -> None:
+    text = list(b"\x03abcd")
+    ids, probabilities = (x[0].tolist() for x in next_letter(as_batch([text])))
+    markdown = preview(text, ids, probabilities, ByteTokenizer(), n_prompt=3)
+    assert "head 1 2, head 2 2, head 3 0" in markdown  # of c and d; a and b are the prompt's
+    table = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("|")]
+    assert table[0] == ["position", "token", "head 1", "head 2", "head 3"]
+    assert table[3:] == [
+        ["2", "`b`", "**`b`** 50%", "`\\x05` 50%"],
+        ["3 new", "`c`", "**`c`** 50%", "**`c`** 50%", "`z` 50%"],
+        ["4 new", "`d`", "**`d`** 50%", "**`d`** 50%", "`z` 50%"],
+    ]
+
+
+def test_what_would_end_a_cell_or_its_code_is_replaced() -> None:
+    text = list(b"\x03a|`\n ")
+    ids, probabilities = (x[0].tolist() for x in next_letter(as_batch([text])))
+    markdown = preview(text, ids, probabilities, ByteTokenizer(), n_prompt=3)
+    rows = [line for line in markdown.splitlines() if line.startswith("| ")][2:]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [6] * 5
+    assert [row.split(" | ")[1] for row in rows] == ["`a`", "`¦`", "`'`", "`\\n`", "`·`"]
+
+
+def test_spaces_of_tokens_are_seen(sentencepiece_model: Path) -> None:
+    tokenizer = SentencePieceTokenizer(sentencepiece_model)
+    text = [tokenizer.eos_id, *tokenizer.encode("x = self  y")]
+    no_head = [[0]] * len(text)
+    markdown = preview(text, no_head, no_head, tokenizer, n_prompt=len(text))
+    cells = [line.split(" | ")[1] for line in markdown.splitlines() if line.startswith("| ")][2:]
+    assert "".join(cell.strip("`") for cell in cells).removeprefix("·") == "x·=·self··y"
+    assert "`·`" in cells
+
+
+def test_the_model_predicts_what_its_heads_say_in_decoding(sentencepiece_model: Path) -> None:
+    """Each head's logits by hand: z, the head's layer, norm, unembedding."""
+    from pipeline.model.layers import training_rotary
+
+    tokens = torch.randint(512, (2, 9), generator=torch.Generator().manual_seed(3))
+    for order in ("parallel", "causal", "anticausal"):
+        config = ModelConfig(
+            dim=16, n_layers=5, n_heads=2, vocab_size=512, n_future_tokens=3, multiple_of=8,
+            head_order=order, replicated_unembedding=order == "parallel",
+        )  # fmt: skip
+        model = MultiTokenModel(config)
+        initialise(model, seed=1)
+        with torch.no_grad():
+            ids_BTN, probabilities_BTN = model(tokens)
+            z, rotary = model.trunk(tokens), training_rotary(9, config, device=tokens.device)
+            below: Tensor | None = None
+            for head in reversed(range(3)) if order == "anticausal" else range(3):
+                below = model.heads.layers[head](z if order == "parallel" or below is None else below, rotary)
+                logits = model.heads.unembedding(head)(model.heads.norm(below))
+                assert torch.equal(ids_BTN[..., head], logits.argmax(-1)), (order, head)
+                torch.testing.assert_close(probabilities_BTN[..., head], logits.softmax(-1).amax(-1))
+
+
+class Texts(Sink):
+    """Keeps texts."""
+
+    def __init__(self) -> None:
+        self.texts: list[tuple[int, str, str]] = []
+
+    def write_text(self, step: int, tag: str, markdown: str) -> None:
+        self.texts.append((step, tag, markdown))
+
+
+def previews(shards: Path, metadata: dict[str, Any], *, every_steps: int) -> Previews:
+    log = LogConfig(previews_every_steps=every_steps, prompts=("def ", "x"), preview_tokens=4)
+    return Previews(Config(data=DataConfig(shards=str(shards), seq_len=32), log=log), metadata=metadata)
+
+
+def test_previews_come_when_they_are_due(tmp_path: Path) -> None:
+    sink = Texts()
+    monitor = Monitor(Config(), sinks=[sink], device=torch.device("cpu"), step=0)
+    often, never = (previews(tmp_path, BYTES_METADATA, every_steps=every) for every in (3, 0))
+    for step in range(1, 8):
+        often.write(step, predict=next_letter, monitor=monitor)
+        never.write(step, predict=next_letter, monitor=monitor)
+    assert [(step, tag) for step, tag, _ in sink.texts] == [
+        (step, f"previews/prompt_{number}") for step in (3, 6) for number in (1, 2)
+    ]
+    assert sink.texts[1][2].startswith("```\nxyz{|\n```\n")
+
+
+def test_prompts_are_encoded_as_the_shards_are(tmp_path: Path, sentencepiece_model: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model.read_bytes())
+    tokenizer, seen = SentencePieceTokenizer(sentencepiece_model), []
+
+    def predict(tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(tokens_BT.tolist())
+        return next_letter(tokens_BT)
+
+    it = previews(tmp_path, {"tokenizer": {"kind": "sentencepiece"}}, every_steps=1)
+    it.write(1, predict=predict, monitor=Monitor(Config(), sinks=[], device=torch.device("cpu"), step=0))
+    for row, prompt in zip(seen[0], ("def ", "x"), strict=True):
+        expected = [tokenizer.eos_id, *tokenizer.encode(prompt)]
+        assert row[: len(expected)] == expected

@@ -1,0 +1,81 @@
+"""A profile is of whole steps: those that were asked for, or those of them that a run took."""
+
+import gzip
+import json
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config.schema import Config, ParallelConfig, ProfileConfig
+from pipeline.monitoring.profiling import StepProfile
+from pipeline.runtime.world import World
+from tests.unit.pipeline.monitoring.test_monitor import config_in
+
+
+def config_of(directory: Path, *, n_stages: int = 1) -> Config:
+    config = config_in(directory)
+    config.run_dir.mkdir()
+    return replace(config, profile=ProfileConfig(steps=(3, 6)), parallel=ParallelConfig(pipeline_stages=n_stages))
+
+
+def opened(config: Config, *, rank: int = 0) -> StepProfile:
+    world = World(rank=rank, local_rank=rank, world_size=4, local_world_size=4)
+    return StepProfile(config, world=world, pausing=nullcontext)
+
+
+def take(profile: StepProfile, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        with profile.step(step):
+            torch.ones(8, 8) @ torch.ones(8, 8)
+
+
+def recorded(folder: Path) -> dict[str, int]:
+    """Return the traces' names, each with the number of steps in it; each must have its table."""
+    steps = {}
+    for path in folder.glob("profile/*.gz"):
+        name = path.name.removesuffix(".pt.trace.json.gz")
+        assert "seconds a step" in (folder / "profile" / f"{name}.txt").read_text()
+        with gzip.open(path) as file:
+            steps[name] = [event["name"] for event in json.load(file)["traceEvents"]].count("train: step")
+    return steps
+
+
+def test_a_run_that_goes_back_or_stops_in_between_leaves_what_it_has(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    with opened(config) as profile:
+        take(profile, 1, 4)
+    assert recorded(config.run_dir) == {"steps_3_to_4.rank_00000": 2}
+    with opened(config) as profile:  # and the next start the rest
+        take(profile, 5, 8)
+    assert recorded(config.run_dir) == {"steps_3_to_4.rank_00000": 2, "steps_5_to_6.rank_00000": 2}
+
+
+def test_a_run_that_ends_in_the_middle_of_a_step_says_that_there_is_no_profile(
+    tmp_path: Path, pipeline_log: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(tmp_path)
+    with suppress(RuntimeError), opened(config) as profile:
+        take(profile, 1, 4)
+        with profile.step(5):
+            raise RuntimeError
+    assert recorded(config.run_dir) == {}
+    assert "the profile of steps [3, 4] is lost: step 5 was not finished" in pipeline_log.text
+
+
+def test_ranks_of_the_first_replica_record_and_others_nothing(tmp_path: Path) -> None:
+    config = config_of(tmp_path, n_stages=2)
+    for rank in range(4):
+        with opened(config, rank=rank) as profile:
+            take(profile, 6, 6)
+    assert recorded(config.run_dir) == {"steps_6_to_6.rank_00000": 1, "steps_6_to_6.rank_00001": 1}
+
+
+def test_a_run_that_stops_before_or_after_leaves_nothing(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    for first, last in ((1, 2), (7, 8)):
+        with opened(config) as profile:
+            take(profile, first, last)
+    assert not (config.run_dir / "profile").exists()

@@ -1,0 +1,100 @@
+"""The lease on a run's folder, between processes that do not know of each other."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.command_line import UserError
+from common.files import hold_lock
+from pipeline.runtime.lease import Launch, Lease, Lost
+from pipeline.train import keep_others_out
+from tests.conftest import REPOSITORY
+
+FIRST, SECOND, OTHER = Launch(job="7"), Launch(job="7", restart=1), Launch(job="8")
+
+
+def enter(run_dir: Path, launch: Launch) -> Lease:
+    lease = Lease(run_dir, launch=launch)
+    keep_others_out(run_dir, lease=lease, launch=launch)
+    return lease
+
+
+def test_the_last_one_to_take_it_has_it(tmp_path: Path) -> None:
+    first, second = Lease(tmp_path, launch=FIRST), Lease(tmp_path, launch=SECOND)
+    assert (first.holder, first.is_mine) == (None, False)
+    first.take()
+    assert (first.is_mine, second.is_mine, second.holder) == (True, False, FIRST)
+    second.take()
+    assert (first.is_mine, second.is_mine) == (False, True)
+    with pytest.raises(Lost, match="7, start 2 has taken the run over"):
+        first.check()
+    second.check()
+
+
+def test_each_start_has_one_of_its_own(tmp_path: Path) -> None:
+    """Also if it is called the same: process ids come again."""
+    first, again = (Lease(tmp_path, launch=FIRST) for _ in range(2))
+    first.take()
+    assert not again.is_mine
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"job": "7"', '{"job": "7"}'])
+def test_what_says_nothing_is_nobodys(tmp_path: Path, text: str) -> None:
+    (tmp_path / "lease.json").write_text(text)
+    lease = Lease(tmp_path, launch=FIRST)
+    assert (lease.holder, lease.is_mine) == (None, False)
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from common.files import hold_lock
+from pipeline.runtime.lease import Launch, Lease
+folder = Path(sys.argv[1])
+hold_lock(folder / ".lock")
+lease = Lease(folder, launch=Launch(job="7"))
+lease.take()
+print("holding", flush=True)
+while lease.is_mine or sys.argv[2] == "deaf":
+    time.sleep(0.01)
+"""
+
+
+def holder_in(run_dir: Path, how: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run_dir), how], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "holding\n"
+    return process
+
+
+def test_a_later_start_of_the_same_job_waits_for_the_earlier_one_to_go(tmp_path: Path) -> None:
+    with holder_in(tmp_path, "listening") as earlier:
+        lease = enter(tmp_path, SECOND)
+        assert earlier.wait() == 0
+    assert lease.is_mine
+    with pytest.raises(UserError, match="has been taken over by 7, start 2"):
+        enter(tmp_path, FIRST)
+    assert lease.is_mine
+
+
+def test_and_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.train.LONGEST_FAREWELL_S", 0.0)
+    with holder_in(tmp_path, "deaf") as earlier:
+        assert enter(tmp_path, SECOND).is_mine
+        assert hold_lock(tmp_path / ".lock") is not None
+        earlier.kill()
+
+
+@pytest.mark.parametrize("launch", [FIRST, OTHER, Launch(job="8", restart=3)])
+def test_any_other_start_is_refused_while_one_lives(tmp_path: Path, launch: Launch) -> None:
+    with holder_in(tmp_path, "listening") as living:
+        with pytest.raises(UserError, match=f"is in use by process {living.pid}"):
+            enter(tmp_path, launch)
+        assert Lease(tmp_path, launch=launch).holder == FIRST
+        assert living.poll() is None
+        living.kill()
+    assert enter(tmp_path, launch).is_mine

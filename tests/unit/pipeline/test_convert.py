@@ -1,0 +1,206 @@
+"""The command: from any format to any other and back, refusals, and a folder is replaced whole or not at all."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.command_line import UserError
+from pipeline import convert
+from pipeline.weights.checkpoint.folder import SHARDED
+from pipeline.weights.formats import meta
+from pipeline.weights.formats.detect import format_of
+from pipeline.weights.formats.meta import meta_params, meta_shapes
+from pipeline.weights.formats.source import load_model, torch_dtype, weight_names
+from tests.helpers.exports import write_checkpoint
+from tests.helpers.references import all_logits, every_kind_of_heads, tiny_model
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run of two whole checkpoints and a damaged one; their weights are those of seeds 1, 2 and 3."""
+    checkpoints = tmp_path / "runs" / "tiny" / "checkpoints"
+    for step in (1, 2, 3):
+        write_checkpoint(checkpoints / f"step_{step:08d}", tiny_model(seed=step), shards=tmp_path / "shards")
+    (checkpoints / "step_00000003" / SHARDED / "__0_0.distcp").write_bytes(b"torn")
+    return tmp_path / "runs" / "tiny"
+
+
+def run(source: Path, output: Path, *more: str, to: str = "meta") -> None:
+    convert.main(["--input", str(source), "--to", to, "--output", str(output), *more])
+
+
+def values(folder: Path) -> dict[str, torch.Tensor]:
+    """Every weight of a folder, by our names."""
+    source = format_of(folder).open(folder)
+    return {name: source.read(name) for name in weight_names(source.config)}
+
+
+def assert_same_bits(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert actual[name].dtype == weight.dtype
+        assert torch.equal(actual[name], weight), name
+
+
+def test_a_run_is_exported_from_its_newest_whole_checkpoint(run_dir: Path, tmp_path: Path) -> None:
+    run(run_dir, tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"README.md", "consolidated.pth", "params.json"}
+    assert json.loads((tmp_path / "out" / "params.json").read_text()) == meta_params(tiny_model().config)
+    weights = torch.load(tmp_path / "out" / "consolidated.pth", weights_only=True)
+    assert weights.keys() == meta_shapes(tiny_model().config).keys()
+    tokens, model = torch.arange(20).view(2, 10), load_model(format_of(tmp_path / "out").open(tmp_path / "out"))
+    assert torch.equal(all_logits(model, tokens), all_logits(tiny_model(seed=2), tokens))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@every_kind_of_heads
+def test_round_trips_are_bit_exact(tmp_path: Path, heads: dict[str, Any]) -> None:
+    """Through every format and back to each; models that are no Llama skip the one that holds Llamas."""
+    model = tiny_model(**heads)
+    write_checkpoint(tmp_path / "run", model)
+    formats = ["meta", "hf", "deepspeed"] if heads["head_type"] == "transformer" else ["meta", "deepspeed"]
+    route = [*formats, *reversed(formats), formats[0]]
+    for index, (source, to) in enumerate(zip(["run", *map(str, range(len(route)))], route, strict=False)):
+        run(tmp_path / source, tmp_path / str(index), to=to)
+        assert_same_bits(values(tmp_path / str(index)), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_is_kept_where_a_format_can(tmp_path: Path, dtype: str) -> None:
+    write_checkpoint(tmp_path / "run", tiny_model())
+    run(tmp_path / "run", tmp_path / "meta", "--dtype", dtype)
+    run(tmp_path / "meta", tmp_path / "hf", to="hf")
+    run(tmp_path / "hf", tmp_path / "again")
+    expected = {name: weight.to(torch_dtype(dtype)) for name, weight in tiny_model().state_dict().items()}
+    assert_same_bits(values(tmp_path / "hf"), expected)
+    assert (tmp_path / "meta" / "consolidated.pth").read_bytes() == (
+        tmp_path / "again" / "consolidated.pth"
+    ).read_bytes()
+    run(tmp_path / "hf", tmp_path / "checkpoint", to="deepspeed")
+    assert_same_bits(values(tmp_path / "checkpoint"), {name: weight.float() for name, weight in expected.items()})
+    with pytest.raises(UserError, match="training checkpoints hold fp32"):
+        run(tmp_path / "hf", tmp_path / "bf16", "--dtype", dtype, to="deepspeed")
+
+
+def test_a_missing_tokenizer_is_missed_aloud(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(run_dir, tmp_path / "out")
+    captured = capsys.readouterr()
+    assert f"warning: the run's shards, {tmp_path}/shards, are not here, and so is their tokenizer" in captured.err
+    assert "name it with --tokenizer_path" in captured.err
+    assert "--tokenizer_path TOKENIZER" in captured.out
+
+
+def test_the_tokenizer_goes_along_everywhere(
+    tmp_path: Path, sentencepiece_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint(tmp_path / "run", tiny_model(vocab_size=512))
+    run(tmp_path / "run", tmp_path / "meta", "--tokenizer_path", str(sentencepiece_model))
+    run(tmp_path / "meta", tmp_path / "hf", to="hf")
+    run(tmp_path / "hf", tmp_path / "checkpoint", to="deepspeed")
+    run(tmp_path / "checkpoint", tmp_path / "again")
+    for folder in ("meta", "hf", "checkpoint", "again"):
+        assert (tmp_path / folder / "tokenizer.model").read_bytes() == sentencepiece_model.read_bytes()
+    generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert (generation["bos_token_id"], generation["eos_token_id"]) == (1, 2)
+    assert f"--tokenizer_path {tmp_path}/again/tokenizer.model" in capsys.readouterr().out
+
+
+def test_byte_level_runs_say_so(
+    tmp_path: Path, byte_shards: Path, sentencepiece_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint(tmp_path / "run", tiny_model(vocab_size=258), shards=byte_shards)
+    run(tmp_path / "run", tmp_path / "out")
+    assert "--tokenizer_path bytes --first_token eos" in capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text()
+    for fact in ("| tokens seen | 448 |", "| optimizer steps | 7 |", "| sequence length in training | 64 |", "`json`"):
+        assert fact in card
+    with pytest.raises(UserError, match=r"tokenizer .* has 512 ids, but the model 258"):
+        run(tmp_path / "run", tmp_path / "other", "--tokenizer_path", str(sentencepiece_model))
+
+
+def test_a_former_export_is_replaced_whole(run_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tokenizer.model").write_bytes(b"of another model")
+    (out / "params.json").write_text("{}")
+    run(run_dir, out)
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "consolidated.pth", "params.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
+
+
+def test_a_failed_export_leaves_the_former_one(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(run_dir, tmp_path / "out")
+    before = (tmp_path / "out" / "params.json").stat().st_ino
+
+    def full_disk(path: Path, value: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(meta, "write_json", full_disk)
+    with pytest.raises(UserError, match=r"cannot be written .No space left on device"):
+        run(run_dir, tmp_path / "out")
+    assert (tmp_path / "out" / "params.json").stat().st_ino == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
+
+
+def test_what_a_killed_conversion_left_is_named_and_kept(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".out.partial-12345").mkdir()
+    run(run_dir, tmp_path / "out")
+    assert f"{tmp_path}/.out.partial-12345 is of a conversion that runs or was killed" in capsys.readouterr().err
+    assert (tmp_path / ".out.partial-12345").is_dir()
+
+
+def test_a_failed_exchange_puts_the_former_export_back(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(run_dir, tmp_path / "out")
+    before = (tmp_path / "out" / "params.json").stat().st_ino
+    replace = Path.replace
+
+    def failing_replace(self: Path, target: Path) -> Path:
+        if self.name.startswith(".out.partial"):
+            raise OSError(5, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing_replace)
+    with pytest.raises(UserError, match=r"cannot be written .Input/output error"):
+        run(run_dir, tmp_path / "out")
+    assert (tmp_path / "out" / "params.json").stat().st_ino == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
+
+
+def test_wrong_inputs_and_outputs_are_named(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "young" / "checkpoints").mkdir(parents=True)
+    cases = [
+        (tmp_path / "nowhere", tmp_path / "out", "does not exist"),
+        (tmp_path / "notes", tmp_path / "out", "holds no model; expected is a folder with one of: params.json"),
+        (tmp_path / "young", tmp_path / "out", "no whole checkpoint"),
+        (run_dir / "checkpoints" / "step_00000003", tmp_path / "out", "is damaged"),
+        (run_dir, tmp_path / "notes", "holds 'diary.txt', which is no export"),
+        (run_dir, tmp_path / "file", "is a file; give a folder"),
+        (run_dir, tmp_path / "file" / "out", "cannot be written"),
+    ]
+    for source, output, message in cases:
+        with pytest.raises(UserError, match=message):
+            run(source, output)
+    assert (tmp_path / "notes" / "diary.txt").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_architecture_are_not_exported(run_dir: Path, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "odd", tiny_model())
+    write_checkpoint(tmp_path / "other", tiny_model(vocab_size=50))
+    shutil.copy(tmp_path / "odd" / "training_state.json", tmp_path / "other")
+    (tmp_path / "other" / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"'heads.output.weight' has shape \(50, 32\), not \(97, 32\)"):
+        run(tmp_path / "other", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

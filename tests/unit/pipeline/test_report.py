@@ -1,0 +1,260 @@
+"""The page about runs: against figures computed here, in folders of which anything may be missing or damaged."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from common.command_line import UserError
+from pipeline import report
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import Config, DataConfig, OptimConfig, RunConfig, TrainConfig
+from pipeline.monitoring.reporting import curves, tables
+from pipeline.monitoring.reporting.page import names_of, page
+from pipeline.monitoring.reporting.run_folder import Run, read_run
+from pipeline.monitoring.reporting.summary import summarize
+from pipeline.runtime import history
+from tests.conftest import run_module
+
+STEP_TOKENS = 512
+VOID = {"meta"}
+Write = Callable[..., Path]
+
+
+def metrics_line(step: int, *, n_heads: int = 2, **changes: float | None) -> dict[str, Any]:
+    losses = {f"loss/head_{head}": 1 + head / 10 + 5 / step for head in range(1, n_heads + 1)}
+    return {
+        "step": step, "tokens": step * STEP_TOKENS, "loss/total": sum(losses.values()), **losses, "optim/lr": 1e-3,
+        "optim/grad_norm": 1 + 1 / step, "throughput/tokens_per_s": 1000.0 + step, "memory/peak_GiB": 0.5,
+        "data/wait_s": 0.01, "progress/tokens": float(step * STEP_TOKENS), "faults/skipped_steps": 0.0, **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a run's folder of so many steps."""
+
+    def write(
+        name: str = "try", *, steps: int = 40, n_heads: int = 2, total_steps: int = 40, dim: int = 16,
+        changes: dict[int, dict[str, float | None]] | None = None,
+    ) -> Path:  # fmt: skip
+        config = Config(
+            run=RunConfig(dir=str(tmp_path), name="try"),
+            model=ModelConfig(dim=dim, n_layers=6, n_heads=2, n_future_tokens=n_heads),
+            data=DataConfig(seq_len=32, shards="shards"),
+            optim=OptimConfig(warmup_steps=4),
+            train=TrainConfig(total_tokens=total_steps * STEP_TOKENS, batch_tokens=STEP_TOKENS),
+        )
+        folder = tmp_path / name
+        (folder / "checkpoints" / "step_00000020").mkdir(parents=True)
+        (folder / "checkpoints" / "step_00000030").mkdir()  # without a manifest it is not whole
+        (folder / "checkpoints" / "step_00000020" / "manifest.json").write_text("{}")
+        (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict()))
+        (folder / "ds_config.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}))
+        (folder / "environment.json").write_text(json.dumps({"device": "cpu", "packages": {"torch": "2.13.0"}}))
+        lines = [metrics_line(step, n_heads=n_heads, **(changes or {}).get(step, {})) for step in range(1, steps + 1)]
+        lines.append({"step": steps, **{f"val/loss_head_{head}": 2.5 + head for head in range(1, n_heads + 1)}})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        history.record(folder, "launch", step=0, ranks=2, device="cpu")
+        history.record(folder, "end", exit_code=0)
+        return folder
+
+    return write
+
+
+class Checker(HTMLParser):
+    """Takes a page apart: its elements must be closed in order, and it may load nothing."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self.open
+        assert "script" not in {name for name, _ in self.tags}
+        assert not {"src", "href", "onload", "onerror"} & {key for _, given in self.tags for key in given}
+        assert not re.search(r"url\(|@import|https?://", page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text.append(data)
+
+
+def paged(*runs: Path, output: Path) -> tuple[Checker, str]:
+    report.main([*map(str, runs), "--output", str(output)])
+    page = output.read_text(encoding="utf-8")
+    checker = Checker(page)
+    return checker, " ".join(checker.text)
+
+
+def rows(checker: Checker) -> str:
+    return re.sub(r"\s+", " ", " | ".join(checker.text))
+
+
+def test_a_page_about_one_run(write: Write, tmp_path: Path) -> None:
+    checker, text = paged(write(), output=tmp_path / "out.html")
+    assert "step 40 of 40, nothing is left; newest whole checkpoint: step 20" in text
+    assert "Training loss per head" in text
+    assert "Validation loss per head" in text
+    assert "20.5 thousand" in text  # 40 x 512
+    assert {"h1", "h2"} <= {str(given.get("class")) for name, given in checker.tags if name == "g"}
+    assert "Model FLOPs utilization" not in text  # nothing logged it
+
+
+def test_figures_are_those_of_the_lines(write: Write) -> None:
+    changes = {step: {"memory/peak_GiB": 3.25} for step in (7,)}
+    run = read_run(write(steps=30, changes=changes))
+    summary = summarize(run)
+    assert summary.train_loss == pytest.approx(np.mean([1.1 + 5 / step for step in range(21, 31)]))
+    assert summary.validation == [3.5, 4.5]
+    assert summary.tokens_per_s == np.median([1000 + step for step in range(1, 31)])
+    assert (summary.last_step, summary.total_steps, summary.tokens) == (30, 40, 30 * STEP_TOKENS)
+    assert summary.peak_memory_gib == 3.25
+    assert summary.tokens_per_s is not None
+    assert summary.left_s == pytest.approx(10 * STEP_TOKENS / summary.tokens_per_s)
+
+
+def test_hours_are_of_ranks_until_the_last_sign_of_life(write: Write) -> None:
+    folder = write(steps=20)
+    events = [
+        {"event": "launch", "time": "2026-11-21T10:00:00+01:00", "step": 0, "ranks": 2, "device": "cuda"},
+        {"event": "launch", "time": "2026-11-21T12:00:00+01:00", "step": 10, "ranks": 4, "device": "cuda"},
+        {"event": "rollback", "time": "2026-11-21T12:10:00+01:00", "step": 15, "to_step": 10},
+        {"event": "end", "time": "2026-11-21T12:30:00+01:00", "exit_code": 75},
+    ]
+    (folder / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (folder / "train.log").write_text(
+        "2026-11-21 10:00:01,000 INFO model\nlayout of no time\n2026-11-21 11:00:00,000 WARNING the disk is full\n"
+        "2026-11-21 12:00:05,000 INFO resumed\n"
+    )
+    run = read_run(folder)
+    summary = summarize(run)
+    assert tables.hours(summary) == "4.00 GPU-hours"  # killed after an hour on 2 ranks, then half an hour on 4
+    assert (summary.state, tables.restarts(summary), summary.n_rollbacks) == ("stopped", "1", 1)
+    assert run.warnings == ["2026-11-21 11:00:00  the disk is full"]
+    _, text = paged(folder, output=folder / "out.html")
+    assert "resumed after step 10" in text
+    assert "went back from step 15 to 10" in text
+    assert "2, then 4" in text
+
+
+def test_the_history_survives_a_cut_line_and_a_full_disk(tmp_path: Path, pipeline_log: Any) -> None:
+    history.record(tmp_path, "launch", step=0, ranks=1, device="cpu")
+    with (tmp_path / history.HISTORY).open("a") as file:
+        file.write('{"event": "en')
+    history.record(tmp_path, "launch", step=5, ranks=1, device="cpu")
+    run = read_run(tmp_path)
+    assert [event["step"] for event in run.history] == [0, 5]
+    history.record(tmp_path / "missing", "end", exit_code=0)
+    assert "misses this end (No such file or directory)" in pipeline_log.text
+
+
+def test_several_runs_are_compared_where_both_have_been(write: Write, tmp_path: Path) -> None:
+    one, four = write("n1", n_heads=1, steps=40), write("n4", n_heads=4, steps=20)
+    checker, _ = paged(one, four, output=tmp_path / "out.html")
+    text = rows(checker)
+    at_20 = np.mean([1.1 + 5 / step for step in range(11, 21)])
+    at_40 = np.mean([1.1 + 5 / step for step in range(31, 41)])
+    assert f"training loss of head 1, last 10 reports | {at_40:.3f} | {at_20:.3f}" in text
+    assert f"the same at 10.2 thousand tokens | {at_20:.3f} | {at_20:.3f}" in text
+    assert "model.n_future_tokens | 1 | 4" in text
+    assert "model.dim" not in text
+    assert "validation loss of head 4 | – | 6.500" in text  # noqa: RUF001
+    colours = [given["class"] for name, given in checker.tags if name == "g"]
+    assert {"r1", "r2", "h1", "h4"} <= set(colours)
+
+
+def test_runs_of_one_name_are_told_apart() -> None:
+    runs = [Run(path=Path(path), name=Path(path).name) for path in ("/a/x/try", "/b/x/try", "/b/x/other")]
+    assert names_of(runs) == ["a/x/try", "b/x/try", "b/x/other"]
+    assert names_of(runs[1:]) == ["try", "other"]
+
+
+def test_values_that_are_not_finite_are_gaps_with_crosses(write: Write, tmp_path: Path) -> None:
+    folder = write(changes={step: {"loss/head_2": None} for step in (11, 12, 30)})
+    checker, text = paged(folder, output=tmp_path / "out.html")
+    assert "loss/head_2: 3 of 40 logged values are not finite" in text
+    paths = {given["class"]: given["d"] for name, given in checker.tags if name == "path" and given.get("class")}
+    assert paths["cross"] is not None
+    assert paths["cross"].count("M") == 3
+    assert np.isnan(read_run(folder).series["loss/head_2"].values).sum() == 3
+
+
+def test_bad_steps_and_unknown_tags_are_shown(write: Write, tmp_path: Path) -> None:
+    odd = {f"time/part_{i}_s": 0.1 * i for i in range(40)} | {"new/<b>": 3.0, "text": "x", "flag": True}
+    folder = write(changes=dict.fromkeys(range(1, 41), odd))
+    bad = {"step": 12, "loss": "nan", "gradient_norm": "inf", "verdict": "skipped", "samples": []}
+    (folder / "bad_steps.jsonl").write_text(json.dumps(bad) + "\n")
+    _, text = paged(folder, output=tmp_path / "out.html")
+    assert "step 12: skipped" in text
+    assert "new/<b>" in text
+    assert "time/part_3_s" in text
+    assert "time/part_29_s" not in text
+    assert "11 more tags are in metrics.jsonl" in text
+
+
+def test_a_long_run_makes_a_small_page_that_misses_no_jump(write: Write) -> None:
+    folder = write(n_heads=4, steps=100_000, total_steps=100_000, changes={77_777: {"loss/head_1": 9.9}})
+    run = read_run(folder)
+    document = page([run])
+    assert len(document) < 600_000
+    assert "51.2 million" in " ".join(Checker(document).text)
+    steps, losses = np.arange(1.0, 100_001), run.series["loss/head_1"].values
+    thin = curves.envelope(steps, losses)
+    assert len(thin.x) == curves.MOST
+    assert float(thin.high[10:].max()) == 9.9
+    assert (thin.low <= thin.mean).all()
+    assert (thin.mean <= thin.high).all()
+
+
+def test_what_is_no_run_stands_beside_one_that_is(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    _, text = paged(tmp_path / "empty", write(), output=tmp_path / "out.html")
+    assert f"{tmp_path}/empty is no run: it has none of metrics.jsonl" in text
+    assert "is no run" in capsys.readouterr().err
+
+
+def test_nothing_to_show_is_a_mistake_that_leaves_no_page(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "out.html"
+    runs = [tmp_path / name for name in ("empty", "file", "missing")]
+    done = run_module("pipeline.report", *runs, "--output", output)
+    assert done.returncode == 2
+    assert not output.exists()
+    assert "Traceback" not in done.stderr
+    for message in ("empty is no run", "file is a file; give the run's folder", "missing does not exist"):
+        assert message in done.stderr
+
+
+def test_the_folder_of_all_runs_names_them(write: Write, tmp_path: Path) -> None:
+    folder = write()
+    with pytest.raises(UserError, match=f"is no run: .*; there are runs in it: .*{folder.name}"):
+        report.main([str(folder.parent), "--output", str(tmp_path / "out.html")])
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(write: Write, tmp_path: Path) -> None:
+    folder, output = write(), tmp_path / "missing" / "out.html"
+    with pytest.raises(UserError, match=r"--output .*missing/out.html cannot be written \(No such file or directory\)"):
+        report.main([str(folder), "--output", str(output)])
+    with pytest.raises(UserError, match="Is a directory"):
+        report.main([str(folder), "--output", str(tmp_path)])
+    assert not list(tmp_path.glob(".*partial*"))

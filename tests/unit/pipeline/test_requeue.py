@@ -1,0 +1,88 @@
+"""When a job starts again: the decision, over whole histories, and what a run's folder says of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.requeue import Ends, Progress, progress_of, read_ends, verdict
+from pipeline.runtime.stop import ExitCode
+from tests.conftest import run_module
+
+
+def starts(*ends: tuple[int, int, int]) -> list[bool]:
+    """Whether a job starts again after each of its ends: exit code, step, step of the newest checkpoint."""
+    again, before = [], None
+    for exit_code, step, checkpoint in ends:
+        progress = Progress(step=step, checkpoint=checkpoint)
+        reason, before = verdict(exit_code, progress=progress, job="7", before=before)
+        again.append(reason is None)
+    return again
+
+
+@pytest.mark.parametrize("exit_code", [0, 2, 65, 74, 77])
+def test_final_codes_end_it(exit_code: int) -> None:
+    assert starts((exit_code, 5, 0)) == [False]
+
+
+@pytest.mark.parametrize("exit_code", [1, 75, 76, 134, 137, 138, 143])
+def test_all_others_do_not(exit_code: int) -> None:
+    assert starts((exit_code, 5, 0)) == [True]
+
+
+def test_every_exit_code_of_a_run_is_decided_on() -> None:
+    final = {code for code in ExitCode if starts((code, 5, 0)) == [False]}
+    assert set(ExitCode) - final == {ExitCode.STOPPED, ExitCode.HUNG}
+
+
+def test_the_second_end_at_one_step_is_the_last() -> None:
+    assert starts((1, 12, 10), (1, 12, 10)) == [True, False]
+    assert starts((1, 12, 10), (1, 13, 10), (1, 12, 10)) == [True, True, False]
+    assert starts((1, 0, 0), (137, 0, 0)) == [True, False]
+    assert starts((75, 10, 10), (75, 10, 10)) == [True, False]  # the time limit is shorter than a start
+
+
+def test_a_new_checkpoint_is_a_new_beginning() -> None:
+    assert starts(*((75, 10 * i, 10 * i) for i in range(1, 30))) == [True] * 29
+    assert starts(*((137, 10 * i + 3, 10 * i) for i in range(1, 30))) == [True] * 29
+
+
+def test_failures_at_changing_steps_without_a_checkpoint_come_to_an_end() -> None:
+    assert starts(*((1, 11 + i, 10) for i in range(6))) == [True, True, True, True, False, False]
+
+
+def test_a_job_submitted_anew_begins_anew() -> None:
+    before = Ends(job="6", checkpoint=10, steps=(12,))
+    reason, ends = verdict(1, progress=Progress(step=12, checkpoint=10), job="7", before=before)
+    assert (reason, ends) == (None, Ends(job="7", checkpoint=10, steps=(12,)))
+
+
+def test_progress_is_the_last_whole_line_or_the_newest_checkpoint(tmp_path: Path) -> None:
+    assert progress_of(tmp_path) == Progress(step=0, checkpoint=0)
+    for name in ("step_00000010", "step_00000020", ".step_00000030.ab.partial", "step_new"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert progress_of(tmp_path) == Progress(step=20, checkpoint=20)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 22}\n{"step": 23}\n{"step": 2')
+    assert progress_of(tmp_path) == Progress(step=23, checkpoint=20)
+    metrics.write_bytes(b'{"step": 24}\n\0\0\0\n\xff\n[]\n{}\n')  # what a disk makes of it that loses its power
+    assert progress_of(tmp_path) == Progress(step=24, checkpoint=20)
+
+
+def test_the_command_remembers_and_decides(tmp_path: Path) -> None:
+    def ask(exit_code: int, job: str) -> tuple[int, str]:
+        done = run_module("pipeline.requeue", tmp_path, "--exit_code", exit_code, "--job", job)
+        assert done.stderr == ""
+        return done.returncode, done.stdout
+
+    assert ask(137, "7") == (0, "")
+    code, said = ask(1, "7")
+    assert code == 1
+    assert "job 7 does not start again: it ended twice after step 0" in said
+    assert json.loads((tmp_path / "requeues.json").read_text()) == {"job": "7", "checkpoint": 0, "steps": [0, 0]}
+    (tmp_path / "requeues.json").write_text("{")
+    assert read_ends(tmp_path / "requeues.json") is None
+    assert ask(1, "8") == (0, "")
+    done = run_module("pipeline.requeue", tmp_path / "nowhere", "--exit_code", 1, "--job", 7)
+    assert done.returncode == 2
+    assert "is no run's folder" in done.stderr

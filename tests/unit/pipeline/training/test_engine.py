@@ -1,0 +1,55 @@
+"""Joining and leaving the process group; what engines compute is tested by running them (tests/distributed)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import faulthandler, sys, time
+from contextlib import suppress
+from pathlib import Path
+from common.command_line import UserError, exit_on_user_error
+from pipeline.runtime.world import from_main, world_from_environment
+from pipeline.training.engine import process_group
+
+faulthandler.dump_traceback_later(250, exit=True)  # a hang says where
+
+def gloo_threads():
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it may end meanwhile
+            names.append((task / "comm").read_text())
+    return [name for name in names if "gloo" in name]
+
+def left_threads():
+    end_s = time.monotonic() + 60  # the kernel has a thread for a moment after it was joined
+    while gloo_threads() and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return gloo_threads()
+
+def main():
+    with process_group(world_from_environment()) as device:
+        print(device, from_main("together"), len(gloo_threads()) > 0)
+        if sys.argv[1] == "mistake":
+            raise UserError("no such thing")
+
+try:
+    exit_on_user_error(main, program="test")
+finally:
+    print("left", len(left_threads()))
+"""
+
+
+@pytest.mark.parametrize(("end", "returncode"), [("mistake", 2), ("end", 0)])
+def test_no_thread_of_the_process_group_outlives_it(end: str, returncode: int, tmp_path: Path) -> None:
+    """One that does can abort the interpreter's shutdown, and the exit code is lost. And joining compiles nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, end], env={**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == returncode, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["cpu together True", "left 0"]
+    assert not list(tmp_path.iterdir())

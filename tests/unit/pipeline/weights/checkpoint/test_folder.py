@@ -1,0 +1,277 @@
+"""Checkpoint folders: damage is found and named, whole ones are chosen and kept, other runs are refused."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+import xxhash
+
+from common.command_line import UserError
+from pipeline.config.model import ModelConfig, resolve_model
+from pipeline.config.schema import CheckpointConfig, Config, RunConfig
+from pipeline.runtime.lease import Lease
+from pipeline.runtime.world import World
+from pipeline.weights.checkpoint.folder import (
+    CheckpointFolder,
+    identity_problems,
+    newest_whole_checkpoint,
+    prune_checkpoints,
+)
+from pipeline.weights.checkpoint.manifest import damage_of
+
+FILES = {
+    "weights_and_moments/__0_0.distcp": b"weights" * 1000,
+    "weights_and_moments/.metadata": b"index",
+    "training_state.json": b'{"step": 1}',
+}
+
+
+def write_checkpoint(directory: Path, step: int, *, files: dict[str, bytes] = FILES) -> Path:
+    """Write the folder that the module's docstring describes, independently of the code that saves."""
+    path = directory / f"step_{step:08d}"
+    for name, content in files.items():
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    manifest = {
+        name: {"bytes": len(content), "xxh64": xxhash.xxh64(content).hexdigest()} for name, content in files.items()
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return path
+
+
+def flip_one_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_whole_checkpoint_has_no_damage(tmp_path: Path) -> None:
+    assert damage_of(write_checkpoint(tmp_path, 1)) is None
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    path = write_checkpoint(tmp_path, 1)
+    (path / name).unlink()
+    assert damage_of(path) == f"{name} is missing"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_cut_file_is_named(tmp_path: Path, name: str) -> None:
+    path = write_checkpoint(tmp_path, 1)
+    (path / name).write_bytes(FILES[name][:-1])
+    assert damage_of(path) == f"{name} has {len(FILES[name]) - 1} bytes instead of {len(FILES[name])}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
+    path = write_checkpoint(tmp_path, 1)
+    flip_one_bit(path / name)
+    assert damage_of(path) == f"{name} has another hash than when it was written"
+
+
+def test_a_folder_without_readable_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, 1)
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8")[:-5], encoding="utf-8")
+    assert damage_of(path) == "no readable manifest.json"
+    manifest.unlink()
+    assert damage_of(path) == "no readable manifest.json"
+
+
+def test_a_name_that_a_flipped_bit_made_another_hides_no_file(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, 1)
+    manifest = path / "manifest.json"
+    first, second = list(FILES)[:2]
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace(f'"{first}"', f'"{second}"'), encoding="utf-8")
+    assert damage_of(path) == "no readable manifest.json"
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        write_checkpoint(tmp_path, step)
+    assert newest_whole_checkpoint(tmp_path) == tmp_path / "step_00000010"
+
+
+def test_damaged_ones_are_passed_over_aloud(tmp_path: Path, pipeline_log: pytest.LogCaptureFixture) -> None:
+    whole, flipped, unsealed = (write_checkpoint(tmp_path, step) for step in (1, 2, 3))
+    flip_one_bit(flipped / "training_state.json")
+    (unsealed / "manifest.json").unlink()
+    assert newest_whole_checkpoint(tmp_path) == whole
+    assert [record.getMessage() for record in pipeline_log.records] == [
+        f"checkpoint {unsealed} is damaged (no readable manifest.json); looking for an older one",
+        f"checkpoint {flipped} is damaged (training_state.json has another hash than when it was written); looking for "
+        "an older one",
+    ]
+
+
+def test_what_a_killed_save_left_is_no_checkpoint(tmp_path: Path, pipeline_log: pytest.LogCaptureFixture) -> None:
+    write_checkpoint(tmp_path, 2).rename(tmp_path / ".step_00000002.partial")
+    assert newest_whole_checkpoint(tmp_path) is None
+    assert pipeline_log.records == []
+
+
+def test_no_folder_means_no_checkpoint(tmp_path: Path) -> None:
+    assert newest_whole_checkpoint(tmp_path / "checkpoints") is None
+
+
+@pytest.mark.parametrize(
+    ("keep", "keep_every_steps", "kept"),
+    [
+        (1, 0, [10]),
+        (2, 0, [9, 10]),
+        (4, 0, [1, 2, 9, 10]),
+        (9, 0, [1, 2, 9, 10]),
+        (1, 2, [2, 10]),
+        (1, 3, [9, 10]),
+        (1, 1, [1, 2, 9, 10]),
+    ],
+)
+def test_the_newest_are_kept_and_some_for_good(
+    tmp_path: Path, keep: int, keep_every_steps: int, kept: list[int]
+) -> None:
+    for step in (1, 2, 9, 10):
+        newest = write_checkpoint(tmp_path, step)
+    policy = CheckpointConfig(keep=keep, keep_every_steps=keep_every_steps)
+    prune_checkpoints(tmp_path, newest=newest, policy=policy)
+    assert names(tmp_path) == [f"step_{step:08d}" for step in kept]
+
+
+def test_a_damaged_later_one_does_not_cost_the_one_just_saved(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 200)
+    later = write_checkpoint(tmp_path, 300)
+    flip_one_bit(later / "training_state.json")  # so the run went on from 200, and was stopped at 250
+    newest = write_checkpoint(tmp_path, 250)
+    prune_checkpoints(tmp_path, newest=newest, policy=CheckpointConfig(keep=1))
+    assert newest_whole_checkpoint(tmp_path) == newest
+    assert names(tmp_path) == ["step_00000250"]
+
+
+@pytest.fixture
+def saved() -> dict[str, Any]:
+    return Config(model=resolve_model(ModelConfig(size="0.3B"))).as_dict()
+
+
+IDENTITY_CHANGES = [
+    ("model", "dim", 512),
+    ("model", "n_layers", 20),
+    ("model", "n_heads", 8),
+    ("model", "n_kv_heads", 8),
+    ("model", "vocab_size", 258),
+    ("model", "n_future_tokens", 1),
+    ("model", "head_type", "linear"),
+    ("model", "head_order", "causal"),
+    ("model", "replicated_unembedding", True),
+    ("model", "shorten_trunk", False),
+    ("model", "multiple_of", 64),
+    ("model", "ffn_dim_multiplier", 1.5),
+    ("model", "norm_eps", 1e-6),
+    ("model", "rope_theta", 1e6),
+    ("data", "seq_len", 2048),
+    ("data", "shuffle_seed", 2),
+    ("data", "shuffle_algo", "py1s"),
+    ("data", "shuffle_block_size", 1024),
+    ("data", "num_canonical_nodes", 8),
+    ("train", "batch_tokens", 4096),
+    ("train", "seed", 2),
+]
+
+
+@pytest.mark.parametrize(("section", "field", "value"), IDENTITY_CHANGES)
+def test_another_run_is_told_by_name(saved: dict[str, Any], section: str, field: str, value: Any) -> None:
+    now = copy.deepcopy(saved)
+    now[section][field] = value
+    assert identity_problems(saved=saved, now=now) == [
+        f"it was saved with {section}.{field}={saved[section][field]!r}, and this run has {value!r}"
+    ]
+
+
+def test_every_difference_is_told_at_once(saved: dict[str, Any]) -> None:
+    now = copy.deepcopy(saved)
+    for section, field, value in IDENTITY_CHANGES:
+        now[section][field] = value
+    problems = identity_problems(saved=saved, now=now)
+    assert len(problems) == len(IDENTITY_CHANGES)
+    for section, field, _ in IDENTITY_CHANGES:
+        assert any(f" {section}.{field}=" in problem for problem in problems)
+
+
+def test_every_field_of_the_architecture_is_tried_above(saved: dict[str, Any]) -> None:
+    tried = {field for section, field, _ in IDENTITY_CHANGES if section == "model"}
+    assert tried == set(saved["model"]) - {"size", "init_from", "new_heads"}
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("run", "dir", "elsewhere"),
+        ("model", "size", None),  # shorthand for the dimensions that follow from it
+        ("model", "init_from", "weights"),
+        ("model", "new_heads", "fresh"),
+        ("data", "shards", "moved"),
+        ("data", "num_workers", 0),
+        ("train", "total_tokens", 10**9),
+        ("train", "micro_batch_size", 8),
+        ("train", "eval_every_steps", 0),
+        ("train", "activation_checkpointing", True),
+        ("train", "compile", True),
+        ("parallel", "pipeline_stages", 2),
+        ("optim", "lr", 1e-4),
+        ("optim", "warmup_steps", 5),
+        ("checkpoint", "keep", 9),
+        ("log", "every_steps", 1),
+    ],
+)
+def test_what_may_change_in_a_run_is_ignored(saved: dict[str, Any], section: str, field: str, value: Any) -> None:
+    now = copy.deepcopy(saved)
+    assert now[section][field] != value
+    now[section][field] = value
+    assert identity_problems(saved=saved, now=now) == []
+
+
+@pytest.fixture
+def _world_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def run_in(directory: Path, **model: Any) -> CheckpointFolder:
+    config = Config(run=RunConfig(dir=str(directory), name="run"), model=resolve_model(ModelConfig(**model)))
+    world = World(rank=0, local_rank=0, world_size=1, local_world_size=1)
+    return CheckpointFolder(config, world=world, lease=Lease(config.run_dir, launch=world.launch))
+
+
+def files_of(config: dict[str, Any]) -> dict[str, bytes]:
+    return {**FILES, "training_state.json": json.dumps({"step": 3, "config": config, "health": {}}).encode()}
+
+
+@pytest.mark.usefixtures("_world_of_one")
+def test_a_run_finds_what_it_can_go_on_from(tmp_path: Path, saved: dict[str, Any]) -> None:
+    same_run, other_run = run_in(tmp_path, size="0.3B"), run_in(tmp_path, size="0.3B", head_order="causal")
+    assert same_run.find(resume=True) is None
+    path = write_checkpoint(tmp_path / "run" / "checkpoints", 3, files=files_of(saved))
+    found = same_run.find(resume=True)
+    assert found is not None
+    assert (found.path, found.step) == (path, 3)
+    with pytest.raises(UserError, match=r"--no-resume, but .* exists"):
+        same_run.find(resume=False)
+    with pytest.raises(UserError, match=r"saved with model\.head_order='parallel', and this run has 'causal'"):
+        other_run.find(resume=True)
+
+
+@pytest.mark.usefixtures("_world_of_one")
+def test_a_checkpoint_of_an_earlier_version_is_told(tmp_path: Path, saved: dict[str, Any]) -> None:
+    files = {name.replace("weights_and_moments", "deepspeed"): data for name, data in files_of(saved).items()}
+    write_checkpoint(tmp_path / "run" / "checkpoints", 3, files=files)
+    with pytest.raises(UserError, match=r"cannot go on from .* an earlier version of this program wrote it"):
+        run_in(tmp_path, size="0.3B").find(resume=True)

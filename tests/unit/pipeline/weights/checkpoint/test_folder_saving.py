@@ -1,0 +1,161 @@
+"""Saving in the background: what was taken is what is written, and a failed save costs nothing but itself."""
+
+import json
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline.config.schema import CheckpointConfig, Config, RunConfig
+from pipeline.runtime.lease import Launch, Lease
+from pipeline.runtime.world import World
+from pipeline.weights.checkpoint.folder import CheckpointFolder
+from pipeline.weights.checkpoint.manifest import damage_of
+from pipeline.weights.checkpoint.state import HostCopies, Slice, state_of, weight_reader
+from tests.unit.pipeline.weights.checkpoint.test_state import engine_of
+
+ALONE = World(rank=0, local_rank=0, world_size=1, local_world_size=1)
+SHAPES = {"weight": torch.Size([64, 128])}
+
+
+class OneWeight:
+    """The part of an engine that saving needs."""
+
+    def __init__(self) -> None:
+        self.module = nn.Linear(128, 64, bias=False)
+        self._engine = engine_of(self.module)
+
+    def state(self, *, copies: HostCopies | None) -> dict[str, Slice]:
+        return state_of(self._engine, shapes=SHAPES, copies=copies)
+
+
+@pytest.fixture(autouse=True)
+def _world_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def folder_in(run_dir: Path, launch: Launch = ALONE.launch, **policy: Any) -> CheckpointFolder:
+    (run_dir / "checkpoints").mkdir(exist_ok=True)
+    config = Config(run=RunConfig(dir=str(run_dir.parent), name=run_dir.name), checkpoint=CheckpointConfig(**policy))
+    lease = Lease(run_dir, launch=launch)
+    lease.take()
+    return CheckpointFolder(config, world=ALONE, lease=lease)
+
+
+@contextmanager
+def files_of_at_most(n_bytes: int) -> Iterator[None]:
+    """What is written beyond that fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def names(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def saved_weight(checkpoint: Path) -> Tensor:
+    return weight_reader(checkpoint / "weights_and_moments", SHAPES)("weight")
+
+
+def begin(folder: CheckpointFolder, step: int, engine: OneWeight) -> None:
+    folder.begin(step, engine=engine, state={"data": {"epoch": 3}})  # type: ignore[arg-type]
+
+
+def test_what_was_taken_is_written_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, engine, may_write = folder_in(tmp_path), OneWeight(), threading.Event()
+    taken = engine.module.weight.detach().clone()
+    write = folder._write
+    monkeypatch.setattr(folder, "_write", lambda *parts: (may_write.wait(), write(*parts))[1])
+    begin(folder, 5, engine)
+    engine.module.weight.data.zero_()  # the next step
+    assert names(tmp_path) == []
+    may_write.set()
+    assert folder.finish() is None
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    assert (path.name, damage_of(path)) == ("step_00000005", None)
+    assert torch.equal(saved_weight(path), taken)
+    state = json.loads((path / "training_state.json").read_text())
+    assert (state["step"], state["data"]) == (5, {"epoch": 3})
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_second_save_takes_the_place_of_nothing_that_is_whole(tmp_path: Path, asynchronous: bool) -> None:
+    folder, engine = folder_in(tmp_path, keep=1, keep_every_steps=2, asynchronous=asynchronous), OneWeight()
+    for step in (1, 2, 3):
+        engine.module.weight.data.fill_(step)
+        begin(folder, step, engine)
+        assert folder.finish() is None
+    assert names(tmp_path) == ["step_00000002", "step_00000003"]
+    for step in (2, 3):
+        assert (saved_weight(tmp_path / "checkpoints" / f"step_{step:08d}") == step).all()
+
+
+def test_a_save_that_fails_says_so_and_leaves_the_one_before(tmp_path: Path) -> None:
+    folder, engine = folder_in(tmp_path, keep=1), OneWeight()
+    begin(folder, 1, engine)
+    assert folder.finish() is None
+    with files_of_at_most(50_000):  # of 98 kB
+        begin(folder, 2, engine)
+        while not folder._pending.done():  # type: ignore[union-attr]
+            pass
+    assert folder.has_failed
+    failure = folder.finish()
+    assert failure is not None
+    assert failure.startswith("rank 0: ")
+    assert "File too large" in failure or "unexpected pos" in failure
+    assert names(tmp_path) == ["step_00000001"]
+    assert damage_of(tmp_path / "checkpoints" / "step_00000001") is None
+    begin(folder, 3, engine)  # there is room again
+    assert (folder.finish(), folder.has_failed) == (None, False)
+    assert names(tmp_path) == ["step_00000003"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_failed_save(tmp_path: Path) -> None:
+    folder = folder_in(tmp_path)
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "checkpoints").write_text("in the way")
+    begin(folder, 1, OneWeight())
+    assert "Not a directory" in str(folder.finish())
+
+
+def test_what_a_killed_save_left_is_cleared_away_first(tmp_path: Path) -> None:
+    folder = folder_in(tmp_path)
+    (tmp_path / "checkpoints" / ".step_00000007.partial" / "weights_and_moments").mkdir(parents=True)
+    begin(folder, 8, OneWeight())
+    assert folder.finish() is None
+    assert names(tmp_path) == ["step_00000008"]
+
+
+def test_a_start_whose_lease_was_taken_writes_nothing_more(tmp_path: Path) -> None:
+    """Before it begins, and in the middle of a save; the later start's own save, of the same step, is left alone."""
+    first, second = Launch(job="7"), Launch(job="7", restart=1)
+    folder, engine = folder_in(tmp_path, first), OneWeight()
+    begin(folder, 1, engine)
+    assert folder.finish() is None
+    folder_in(tmp_path, second)
+    begin(folder, 2, engine)
+    assert folder.finish() == "7, start 2 has taken the run over"
+    assert names(tmp_path) == ["step_00000001"]
+
+    folder = folder_in(tmp_path, first)
+    whole = folder._lease.check
+    looks = iter((whole, lambda: (folder_in(tmp_path, second), whole())))
+    folder._lease.check = lambda: next(looks)()  # type: ignore[method-assign, assignment]
+    begin(folder, 3, engine)
+    assert folder.finish() == "7, start 2 has taken the run over"
+    assert names(tmp_path) == ["step_00000001"]
+    later = folder_in(tmp_path, second)
+    begin(later, 3, engine)
+    assert later.finish() is None
+    assert damage_of(tmp_path / "checkpoints" / "step_00000003") is None

@@ -1,0 +1,124 @@
+"""Weights from elsewhere: starting a run with more heads or fewer, and what does not fit; staging."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.command_line import UserError
+from pipeline.model.network import MultiTokenModel, initialise
+from pipeline.weights.formats.source import Source, check_start, fill, staged
+from tests.helpers.exports import in_memory
+from tests.helpers.references import all_logits, every_cut, tiny_config, tiny_model
+
+TOKENS = torch.arange(20).view(2, 10)
+
+
+def started(source: Source, *, new_heads: str = "copy", **fields: Any) -> MultiTokenModel:
+    """Return a model that began as seed 2's and was filled from the source."""
+    model = tiny_model(seed=2, **fields)
+    check_start(source, model.config)
+    fill(model, source, new_heads=new_heads)
+    return model
+
+
+def test_the_same_architecture_begins_as_the_source() -> None:
+    assert torch.equal(all_logits(started(in_memory(tiny_model())), TOKENS), all_logits(tiny_model(), TOKENS))
+
+
+@pytest.mark.parametrize("replicated", [True, False])
+def test_fewer_heads_drop_the_further_ones(replicated: bool) -> None:
+    """As the paper finetunes with n' = 1: the trunk keeps its length, so the model has fewer layers."""
+    source = tiny_model(n_layers=6, n_future_tokens=4, replicated_unembedding=replicated)
+    for n_heads in (1, 2):
+        model = started(
+            in_memory(source), n_layers=2 + n_heads, n_future_tokens=n_heads, replicated_unembedding=replicated
+        )
+        assert torch.equal(all_logits(model, TOKENS), all_logits(source, TOKENS)[:, :, :n_heads])
+
+
+@pytest.mark.parametrize("shape", [{"n_layers": 8}, {"n_layers": 5, "shorten_trunk": False}])
+def test_new_heads_begin_as_copies_of_the_next_token_head(shape: dict[str, Any]) -> None:
+    source = tiny_model(n_layers=5, n_future_tokens=1)
+    logits = all_logits(started(in_memory(source), n_future_tokens=4, **shape), TOKENS)
+    for head in range(4):
+        assert torch.equal(logits[:, :, head], all_logits(source, TOKENS)[:, :, 0])
+
+
+def test_new_heads_begin_fresh_if_asked() -> None:
+    source, untouched = tiny_model(n_layers=4, n_future_tokens=2), tiny_model(seed=2)
+    model = started(in_memory(source), new_heads="fresh", n_layers=6, n_future_tokens=4)
+    assert torch.equal(all_logits(model, TOKENS)[:, :, :2], all_logits(source, TOKENS))
+    for head in (2, 3):
+        for weight, expected in zip(
+            model.heads.layers[head].parameters(), untouched.heads.layers[head].parameters(), strict=True
+        ):
+            assert torch.equal(weight, expected)
+
+
+@pytest.mark.parametrize("new_heads", ["copy", "fresh"])
+def test_new_replicated_unembeddings_follow_their_heads(new_heads: str) -> None:
+    source = tiny_model(n_layers=4, n_future_tokens=2, replicated_unembedding=True)
+    model = started(in_memory(source), new_heads=new_heads, n_layers=5, n_future_tokens=3, replicated_unembedding=True)
+    untouched = tiny_model(seed=2, n_layers=5, n_future_tokens=3, replicated_unembedding=True)
+    origin = source.heads.output if new_heads == "copy" else untouched.heads.extra_outputs[1]
+    expected = [source.heads.extra_outputs[0], origin]
+    for unembedding, other in zip(model.heads.extra_outputs.parameters(), expected, strict=True):
+        assert torch.equal(unembedding, next(other.parameters()))
+
+
+def test_pipeline_stages_take_their_share() -> None:
+    source, config = tiny_model(n_layers=5, n_future_tokens=3), tiny_config(n_layers=6, n_future_tokens=4)
+    expected = dict(started(in_memory(source), n_layers=6, n_future_tokens=4).named_parameters())
+    seen: set[str] = set()
+    for share in every_cut(config, 3)[5]:
+        stage = MultiTokenModel(config, share=share)
+        initialise(stage, seed=2)
+        fill(stage, in_memory(source), new_heads="copy")
+        for name, weight in stage.named_parameters():
+            assert torch.equal(weight, expected[name])
+            seen.add(name)
+    assert seen == expected.keys()
+
+
+@pytest.mark.parametrize(
+    ("source", "run", "message"),
+    [
+        ({"vocab_size": 50}, {}, "its vocab_size is 50, and this run's is 97"),
+        ({"n_kv_heads": 4}, {}, "its kv_heads is 4, and this run's is 2"),
+        ({"head_order": "causal"}, {}, "its head_order is causal, and this run's is parallel"),
+        ({"n_layers": 8}, {}, "trunk has 4 layers, and this run's 2; .* model.n_layers=8$"),
+        ({}, {"n_future_tokens": 1}, "trunk has 2 layers, and this run's 5; .* model.n_layers=3$"),
+        ({"n_future_tokens": 1}, {}, "trunk has 5 layers, and this run's 2; .* model.n_layers=9$"),
+    ],
+)
+def test_what_does_not_fit_is_named(source: dict[str, Any], run: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_start(in_memory(tiny_model(**source)), tiny_config(**run))
+
+
+def test_the_order_of_a_single_head_does_not_matter() -> None:
+    check_start(in_memory(tiny_model(n_future_tokens=1, head_order="causal", n_layers=3)), tiny_config())
+
+
+def test_staged_weights_lie_in_files(tmp_path: Path) -> None:
+    weights = staged(in_memory(tiny_model()), tmp_path, torch.bfloat16)
+    for name, weight in tiny_model().state_dict().items():
+        assert torch.equal(weights[name], weight.bfloat16())
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert sum(sizes) == sum(2 * weight.numel() for weight in weights.values())
+    maps = Path("/proc/self/maps").read_text()
+    assert all(str(path) in maps for path in tmp_path.iterdir())
+
+
+def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without room set aside the first write to a mapped page would end the process with SIGBUS."""
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        staged(in_memory(tiny_model()), tmp_path, None)

@@ -1,0 +1,82 @@
+"""Training checkpoints as a format; its numbers are in test_convert.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.command_line import UserError
+from pipeline.config.schema import Config
+from pipeline.weights.checkpoint.folder import identity_problems, seal
+from pipeline.weights.checkpoint.manifest import damage_of
+from pipeline.weights.formats.detect import format_of, starting_weights
+from pipeline.weights.formats.source import ExportOptions
+from pipeline.weights.formats.training import find_checkpoint, open_checkpoint
+from tests.helpers.exports import exported, write_checkpoint
+from tests.helpers.references import tiny_config, tiny_model
+
+
+def test_a_written_checkpoint_is_whole_of_step_0_and_of_no_run(tmp_path: Path) -> None:
+    folder = exported(tmp_path / "start", tiny_model(), to="deepspeed")
+    assert damage_of(folder) is None
+    state = json.loads((folder / "training_state.json").read_text())
+    assert (state["step"], state["tokens"]) == (0, 0)
+    assert open_checkpoint(folder).config == tiny_config()
+    problems = identity_problems(saved=state["config"], now=Config(model=tiny_config()).as_dict())
+    assert "it was saved with train.seed=None, and this run has 1" in problems
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "manifest.json", "training_state.json", "weights_and_moments",
+    ]  # fmt: skip
+
+
+def test_a_checkpoint_knows_its_tokenizer_and_its_context(tmp_path: Path, byte_shards: Path) -> None:
+    write_checkpoint(tmp_path / "run", tiny_model(vocab_size=258), shards=byte_shards)
+    source = open_checkpoint(tmp_path / "run")
+    assert (source.tokenizer, source.seq_len) == ("bytes", 64)
+    assert (source.provenance.step, source.provenance.tokens, source.provenance.environment) == (7, 448, None)
+    assert source.provenance.shards == json.loads((byte_shards / "metadata.json").read_text())
+
+
+def test_runs_start_from_any_format(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "run" / "checkpoints" / "step_00000007", tiny_model())
+    for to in ("meta", "hf", "deepspeed"):
+        exported(tmp_path / to, tiny_model(), to=to)
+    for name in ("run", "run/checkpoints/step_00000007", "meta", "hf", "deepspeed"):
+        source = starting_weights(tiny_config(init_from=str(tmp_path / name)), tokenizer_sha256="")
+        assert source.config.n_future_tokens == 4
+
+
+def test_a_run_does_not_start_with_another_tokenizer(tmp_path: Path, sentencepiece_model: Path) -> None:
+    options = ExportOptions(tokenizer=str(sentencepiece_model))
+    folder = exported(tmp_path / "meta", tiny_model(vocab_size=512), options=options)
+    config = tiny_config(vocab_size=512, init_from=str(folder))
+    with pytest.raises(UserError, match=r"is not the tokenizer of data\.shards"):
+        starting_weights(config, tokenizer_sha256="0" * 64)
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "young" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="young has no whole checkpoint"):
+        find_checkpoint(tmp_path / "young")
+    write_checkpoint(tmp_path / "torn", tiny_model())
+    (tmp_path / "torn" / "training_state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"torn is damaged \(training_state\.json has"):
+        find_checkpoint(tmp_path / "torn")
+
+
+@pytest.mark.parametrize("state", [{}, {"config": []}, {"config": {"model": 3}}])
+def test_a_state_without_a_model_is_named(tmp_path: Path, state: dict[str, object]) -> None:
+    folder = exported(tmp_path / "start", tiny_model(), to="deepspeed")
+    seal(folder, state)
+    with pytest.raises(UserError, match=r"training_state\.json describes no model"):
+        open_checkpoint(folder)
+
+
+def test_decoding_wants_an_export(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "run", tiny_model())
+    with pytest.raises(UserError, match=r"export it first: python -m pipeline\.convert --input"):
+        format_of(tmp_path / "run", among=("meta", "hf"))
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        format_of(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"holds no model; expected .*params\.json .*; config\.json .* \(hf\)$"):
+        format_of(tmp_path, among=("meta", "hf"))
