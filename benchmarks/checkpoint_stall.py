@@ -16,7 +16,7 @@ from statistics import median
 import torch
 
 from benchmarks.outputs import check_json
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig
@@ -149,11 +149,7 @@ def _table(saves: dict[bool, list[Save]], quiet_s: list[float], *, parameters: i
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.checkpoint_stall",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.checkpoint_stall", description=__doc__)
     parser.add_argument("--dim", type=int, default=768, help="of the model, a multiple of 64 (default: %(default)s)")
     parser.add_argument("--n_layers", type=int, default=12, help="of the model, heads counted (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="saves of each kind (default: %(default)s)")

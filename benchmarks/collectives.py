@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.harness import answer, markdown, on_ranks
 from benchmarks.outputs import check_json
 from benchmarks.steps import Case
-from common.command_line import exit_on_user_error
+from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.model.formulas import parameter_count
 
@@ -130,11 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: the JSON's folder does not exist.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.collectives",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.collectives", description=__doc__)
     usual = ["zero1_fp32", "zero2_fp32", "zero3_fp32"]
     parser.add_argument("--jsons", nargs="+", default=usual, help="files of ds_configs/ (default: %(default)s)")
     parser.add_argument("--n", type=int, nargs="+", default=[1, 4], help="numbers of heads (default: %(default)s)")

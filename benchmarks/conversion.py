@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.outputs import check_json
-from common.command_line import exit_on_user_error
+from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
 from pipeline.model.formulas import parameter_count
@@ -127,11 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.conversion",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.conversion", description=__doc__)
     parser.add_argument("--size", choices=list(MODEL_SIZES), default="0.6B", help="default: %(default)s")
     scratch_help = "folder for the models, about six times their fp32 weights (default: the system's)"
     parser.add_argument("--scratch", type=Path, metavar="DIR", help=scratch_help)

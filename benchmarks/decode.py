@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.outputs import folder_problems
-from common.command_line import UserError, exit_on_user_error, raise_if_any
+from common.command_line import UserError, command_parser, exit_on_user_error, raise_if_any
 from common.files import write_json, written_whole
 from pipeline.config.inputs import read_metadata
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
@@ -204,9 +204,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("benchmarks.decode", description=__doc__)
     group = parser.add_argument_group("model")
     one = group.add_mutually_exclusive_group(required=True)
     one.add_argument("--ckpt_dir", type=Path, metavar="DIR", help="an export: Meta's or Hugging Face's format")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.harness import answer, on_ranks
 from benchmarks.outputs import check_json
-from common.command_line import exit_on_user_error
+from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, TrainConfig
@@ -75,11 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: the JSON's folder does not exist.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.epoch_start",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.epoch_start", description=__doc__)
     usual = DataConfig()
     parser.add_argument("--windows", type=int, default=WINDOWS_OF_1T, help=f"default: {WINDOWS_OF_1T}, 1T tokens")
     parser.add_argument("--algos", nargs="+", default=[usual.shuffle_algo], help="shuffling algorithms")

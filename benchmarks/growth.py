@@ -9,7 +9,6 @@ has the same micro batch, so that dashed is level: what a step costs beyond is c
 machine take from each other.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from benchmarks.harness import markdown, spread
 from benchmarks.outputs import folder_problems
 from benchmarks.steps import Case, Measured, measure
-from common.command_line import exit_on_user_error, raise_if_any
+from common.command_line import command_parser, exit_on_user_error, raise_if_any
 from common.files import write_json
 
 BASE = Case(
@@ -146,11 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: the folder of a file does not exist.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.growth", description=__doc__)
     default = "default: %(default)s"
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help=default)
     parser.add_argument("--warm_up", type=int, default=1, help=f"rounds that do not count ({default})")

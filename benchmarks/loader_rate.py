@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.harness import answer, markdown, on_ranks, spread
 from benchmarks.outputs import check_json
-from common.command_line import exit_on_user_error
+from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
 from pipeline.config.schema import Config, DataConfig, TrainConfig
@@ -92,11 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: the JSON's folder does not exist.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.loader_rate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.loader_rate", description=__doc__)
     default = "default: %(default)s"
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help=f"data.num_workers ({default})")
     parser.add_argument("--size", choices=MODEL_SIZES, default="0.3B", help=f"what the paced model is ({default})")

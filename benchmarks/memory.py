@@ -29,7 +29,7 @@ from tqdm import tqdm
 from benchmarks.harness import markdown
 from benchmarks.naive import NaiveModel
 from benchmarks.outputs import check_json
-from common.command_line import exit_on_user_error
+from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.model import ModelConfig, resolve_model
 from pipeline.model.formulas import parameter_count
@@ -260,12 +260,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.memory",
-        description=__doc__,
-        epilog="Takes two minutes on one CPU core.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.memory", description=__doc__, epilog="Takes two minutes on one CPU core.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure, and what makes it up, here")
     return parser.parse_args(argv)
 

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.outputs import check_json
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json
 from common.tokenizers import BYTES
 from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
@@ -167,11 +167,7 @@ def table(config: Config, seconds: dict[str, list[float]]) -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.monitoring",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.monitoring", description=__doc__)
     parser.add_argument("--dim", type=int, default=256, help="of the model, a multiple of 64 (default: %(default)s)")
     parser.add_argument("--n_layers", type=int, default=8, help="of the model, heads counted (default: %(default)s)")
     parser.add_argument("--seq_len", type=int, default=256, help="tokens of a sequence (default: %(default)s)")

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.harness import REPOSITORY, answer, on_ranks
 from benchmarks.outputs import check_json
-from common.command_line import exit_on_user_error
+from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig
@@ -151,11 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: the JSON's folder does not exist.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.plan_memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.plan_memory", description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="default: 1 2")
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="default: 1 2")
     parser.add_argument("--n", type=int, nargs="+", default=[1, 4], choices=[1, 4], help="heads (default: 1 4)")

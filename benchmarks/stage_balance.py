@@ -7,11 +7,10 @@ DeepSpeed's `uniform` and `parameters` are its own partition functions over the 
 embedding, each trunk layer, and the heads with norm and unembedding as one, since the loss needs them together.
 """
 
-import argparse
 import itertools
 from pathlib import Path
 
-from common.command_line import exit_on_user_error
+from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.recipe import load_config
 from pipeline.config.schema import Config
@@ -61,9 +60,7 @@ def whole_layer_bound(config: Config) -> float:
 
 def main() -> None:
     """Print the table and each cut; write them as JSON if asked."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.stage_balance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("benchmarks.stage_balance", description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("pipeline/recipes/7B_200B.yaml"), help="recipe (YAML)")
     parser.add_argument("--stages", type=int, nargs="+", default=[4, 8], help="numbers of stages (default: 4 8)")
     parser.add_argument("--gpus", type=int, default=64, help="ranks in all, for the bubble (default: 64)")

@@ -26,7 +26,7 @@ import yaml
 
 from benchmarks.harness import ENVIRONMENT, REPOSITORY, answer, in_turns, markdown, on_ranks, spread
 from benchmarks.outputs import check_json
-from common.command_line import USER_ERROR_EXIT_CODE, exit_on_user_error
+from common.command_line import USER_ERROR_EXIT_CODE, command_parser, exit_on_user_error
 from common.files import write_json
 
 HEAVY = {"torch", "streaming", "deepspeed", "transformers", "matplotlib", "datasets"}
@@ -156,11 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: the JSON's folder does not exist.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.startup",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.startup", description=__doc__)
     default = "default: %(default)s"
     parser.add_argument("--ranks", type=int, default=2, help=default)
     parser.add_argument("--repeats", type=int, default=2, help=f"after one to warm the disk's cache ({default})")

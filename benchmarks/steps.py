@@ -6,7 +6,6 @@ since before the engine was built; on the CPU the same, as torch's profiler reco
 (harness.in_turns); a step is as long as on the slowest rank.
 """
 
-import argparse
 import gc
 import itertools
 import json
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.harness import REPOSITORY, answer, in_turns, on_ranks
+from common.command_line import command_parser
 from pipeline.config.inputs import fill_deepspeed_config, precision, read_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, OptimConfig, TrainConfig
@@ -266,6 +266,6 @@ def _timed(step: Callable[[], None], device: Any) -> Callable[[], float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
+    parser = command_parser("benchmarks.steps", description=__doc__)
     parser.add_argument("--todo", type=Path, required=True, help="written by harness.on_ranks")
     measure_here(parser.parse_args().todo)

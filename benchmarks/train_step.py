@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.harness import Spread, markdown, ratio, spread
 from benchmarks.outputs import check_json
 from benchmarks.steps import Case, Measured, measure
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.model import MODEL_SIZES
 from pipeline.runtime.devices import peak_flops
@@ -144,11 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.train_step", description=__doc__)
     default = "default: %(default)s"
     parser.add_argument(
         "--shapes", nargs="+", choices=SHAPES, default=list(SMALL), help=f"small ones, or the paper's ({default})"

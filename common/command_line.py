@@ -10,9 +10,12 @@ import errno
 import os
 import signal
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
+PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 USER_ERROR_EXIT_CODE = 2
 _INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT  # as shells have it
 _UNREAD_EXIT_CODE = 128 + signal.SIGPIPE  # so is this
@@ -20,6 +23,41 @@ _UNREAD_EXIT_CODE = 128 + signal.SIGPIPE  # so is this
 
 class UserError(ValueError):
     """A mistake of the person at the keyboard. The message is for them: what, which value, what to do."""
+
+
+def command_parser(program: str, *, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser that every command starts from: the same name, the same errors, `--help` and `--version`.
+
+    Args:
+        program: the module, as in `python -m program`; it opens usage and error messages.
+        description: shown by `--help` with its line breaks, as is `epilog`, which holds examples.
+    """
+    parser = _CommandParser(
+        prog=f"python -m {program}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version of this project and exit")
+    return parser
+
+
+def version() -> str:
+    """Return the version of this project, as pyproject.toml has it."""
+    return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["version"]
+
+
+class _CommandParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Print usage and the error under the same prefix as a `UserError`, and exit."""
+        self.print_usage(sys.stderr)
+        self.exit(USER_ERROR_EXIT_CODE, f"{self.prog.removeprefix('python -m ')}: error: {message}\n")
+
+
+class _ShowVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"{parser.prog.removeprefix('python -m ')} {version()}")
+        parser.exit()
 
 
 def exit_on_user_error(main: Callable[[], None], *, program: str) -> None:

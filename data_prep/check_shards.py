@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.command_line import UserError, exit_on_user_error, raise_if_any
+from common.command_line import UserError, command_parser, exit_on_user_error, raise_if_any
 from common.s3 import S3Path, folder_at
 from common.tokenizers import Tokenizer
 from data_prep.shards.folder import METADATA
@@ -74,12 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.check_shards",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("data_prep.check_shards", description=__doc__, epilog=_EXAMPLES)
     parser.add_argument("folder", metavar="DIR", help="what write_shards was given as --out, s3:// too")
     sample_help = f"show the text of N windows of each split, evenly spread; {EOS_MARK} ends a document"
     parser.add_argument("--sample", type=int, default=0, metavar="N", help=sample_help)
@@ -166,4 +161,4 @@ def _windows_at(
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main, program="check_shards")
+    exit_on_user_error(main, program="data_prep.check_shards")

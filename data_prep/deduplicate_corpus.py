@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from common.command_line import UserError, below_one, exit_on_user_error, raise_if_any
+from common.command_line import UserError, below_one, command_parser, exit_on_user_error, raise_if_any
 from common.files import hold_lock, sha256_of_file, write_json
 from data_prep.dedup.survey import NEAR_DUPLICATE
 from data_prep.filters.decontaminate import load_benchmark
@@ -89,12 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.deduplicate_corpus",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("data_prep.deduplicate_corpus", description=__doc__, epilog=_EXAMPLES)
     add_source_arguments(parser)
     add_rule_arguments(parser)
     group = parser.add_argument_group("work")
@@ -239,4 +234,4 @@ def _finish(out: Path, sources: Sequence[Source], *, n_tasks: int) -> str:
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main, program="deduplicate_corpus")
+    exit_on_user_error(main, program="data_prep.deduplicate_corpus")

@@ -8,7 +8,6 @@ What comes out is byte for byte what one run without --part writes; that run end
 folder alone, neither the corpus nor the tokenizer.
 """
 
-import argparse
 import importlib.metadata
 import platform
 from collections import Counter
@@ -17,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json
 from common.s3 import is_remote
 from common.tokenizers import Tokenizer
@@ -40,12 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: parts are missing, shares are still being written, or nothing could be trained on what there is.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.merge_shards",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("data_prep.merge_shards", description=__doc__, epilog=_EXAMPLES)
     parser.add_argument("folder", metavar="DIR", help="what write_shards was given as --out")
     folder: str = parser.parse_args(argv).folder
     if is_remote(folder):
@@ -179,4 +173,4 @@ def _share_lines(total: PartResult) -> list[str]:
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main, program="merge_shards")
+    exit_on_user_error(main, program="data_prep.merge_shards")

@@ -8,13 +8,12 @@ what marks the ends of documents. Samples are the first documents, in the order 
 the start of their text; of what could not be read, the detail: at which byte, and why.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error
 from common.s3 import S3Path, folder_at
 
 REPORT = "report.json"
@@ -35,12 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: the folder holds no report.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.report",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("data_prep.report", description=__doc__, epilog=_EXAMPLES)
     parser.add_argument("folder", metavar="DIR", help="what write_shards was given as --out, s3:// too")
     folder = folder_at(parser.parse_args(argv).folder)
     print("\n".join(read_report(folder, lambda report: [table(report), *_sample_lines(report)])))
@@ -165,4 +159,4 @@ def _sample_lines(report: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main, program="report")
+    exit_on_user_error(main, program="data_prep.report")

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json, written_whole
 from common.s3 import S3Path, folder_at
 from data_prep.report import KEPT, UNITS, read_report, tokens_per_byte
@@ -85,12 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.stats",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("data_prep.stats", description=__doc__, epilog=_EXAMPLES)
     parser.add_argument("folder", metavar="DIR", help="what write_shards was given as --out, s3:// too")
     parser.add_argument("--output", type=Path, metavar="PNG", help="where the histogram goes (default: DIR/stats.png)")
     arguments = parser.parse_args(argv)
@@ -219,4 +214,4 @@ def _draw(lengths: dict[str, npt.NDArray[np.int64]], picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main, program="stats")
+    exit_on_user_error(main, program="data_prep.stats")

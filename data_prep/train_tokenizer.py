@@ -23,7 +23,7 @@ from pathlib import Path
 import sentencepiece
 from tqdm import tqdm
 
-from common.command_line import UserError, below_one, exit_on_user_error, raise_if_any
+from common.command_line import UserError, below_one, command_parser, exit_on_user_error, raise_if_any
 from common.files import written_whole
 from common.sentencepiece_model import parsed
 from data_prep.filters.limits import FilterOptions
@@ -182,12 +182,7 @@ def _as_user_error(error: RuntimeError, vocab_size: int) -> Exception:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.train_tokenizer",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("data_prep.train_tokenizer", description=__doc__, epilog=_EXAMPLES)
     add_source_arguments(parser)
     language_help = "jsonl key of the language that --mix selects by (default: by the extension of a file)"
     parser.add_argument("--language_field", metavar="NAME", help=language_help)
@@ -214,4 +209,4 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main, program="train_tokenizer")
+    exit_on_user_error(main, program="data_prep.train_tokenizer")

@@ -6,7 +6,6 @@
 3. metadata.json is sent last: where it is, all else is.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import sha256_of_file
 from common.s3 import SCHEME, S3Path, folder_at
 from data_prep.report import REPORT
@@ -34,12 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: the shards are not finished or damaged, or the storage refuses or holds something else.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.upload_shards",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("data_prep.upload_shards", description=__doc__, epilog=_EXAMPLES)
     parser.add_argument("folder", type=Path, metavar="DIR", help="what write_shards was given as --out")
     parser.add_argument("remote", metavar=f"{SCHEME}BUCKET/PREFIX", help="where to")
     arguments = parser.parse_args(argv)
@@ -121,4 +115,4 @@ def _check(path: Path, info: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main, program="upload_shards")
+    exit_on_user_error(main, program="data_prep.upload_shards")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import below_one, raise_if_any
+from common.command_line import below_one, command_parser, raise_if_any
 from common.s3 import SCHEME, S3Path, is_remote
 from common.tokenizers import BYTES
 from data_prep.filters.decontaminate import load_benchmark
@@ -55,12 +55,7 @@ def parse(argv: Sequence[str] | None, *, description: str | None) -> argparse.Na
 
 
 def _parser(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.write_shards",
-        description=description,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("data_prep.write_shards", description=description, epilog=_EXAMPLES)
     add_source_arguments(parser)
     group = parser.add_argument_group("shards")
     add = group.add_argument

@@ -246,4 +246,4 @@ def _input_bytes(parts: Sequence[Part], n_readings: Callable[[Piece], int]) -> i
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main, program="write_shards")
+    exit_on_user_error(main, program="data_prep.write_shards")

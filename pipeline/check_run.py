@@ -7,7 +7,7 @@
 import argparse
 from pathlib import Path
 
-from common.command_line import exit_on_user_error, raise_if_any
+from common.command_line import command_parser, exit_on_user_error, raise_if_any
 from pipeline.config.inputs import load_inputs
 
 PROGRAM = "pipeline.check_run"
@@ -36,11 +36,8 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     summary, _, example = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {PROGRAM}",
-        description=summary.removeprefix("Command line: ").capitalize(),
-        epilog="example:\n" + example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        PROGRAM, description=summary.removeprefix("Command line: ").capitalize(), epilog="example:\n" + example
     )
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML); see pipeline/recipes/")
     parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed JSON; see ds_configs/")

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.weights.formats.detect import EXPORTS, FORMATS, format_of
 from pipeline.weights.formats.model_card import CARD, write_model_card
@@ -124,9 +124,7 @@ def published_folder(folder: Path) -> Iterator[Path]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("pipeline.convert", description=__doc__)
     input_help = "a run directory (its newest whole checkpoint is taken), a checkpoint, or an export of any format"
     parser.add_argument("--input", required=True, type=Path, metavar="RUN_OR_DIR", help=input_help)
     parser.add_argument("--to", required=True, choices=list(FORMATS), help="the format to write")

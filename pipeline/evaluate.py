@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.command_line import UserError, below_one, exit_on_user_error, raise_if_any
+from common.command_line import UserError, below_one, command_parser, exit_on_user_error, raise_if_any
 from common.files import sha256_of_file, write_json
 from common.tokenizers import Tokenizer
 from pipeline.inference.decoding.prompts import FIRST_TOKENS, Prompt, encode_prompts, matching_tokenizer
@@ -217,12 +217,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.evaluate",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("pipeline.evaluate", description=__doc__, epilog=_EXAMPLES)
     add = parser.add_argument_group("model").add_argument
     add("--ckpt_dir", required=True, type=Path, metavar="DIR", help="an export, in Meta's or Hugging Face's format")
     tokenizer_help = "a SentencePiece model, or the word 'bytes' (default: DIR's own tokenizer.model)"

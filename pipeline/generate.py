@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import below_one, exit_on_user_error, raise_if_any
+from common.command_line import below_one, command_parser, exit_on_user_error, raise_if_any
 from pipeline.inference.decoding.interactive import complete_lines, write
 from pipeline.inference.decoding.prompts import (
     DEFAULT_PROMPTS,
@@ -173,12 +173,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.generate",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("pipeline.generate", description=__doc__, epilog=_EXAMPLES)
     add = parser.add_argument_group("model").add_argument
     add("--ckpt_dir", required=True, type=Path, metavar="DIR", help="an export, in Meta's or Hugging Face's format")
     tokenizer_help = "a SentencePiece model, or the word 'bytes' (default: DIR's tokenizer.model; bytes for 258 ids)"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error
 from pipeline.config.inputs import Inputs, load_inputs
 from pipeline.planning.alternatives import alternatives, way
 from pipeline.planning.clusters import GPUS, Assumptions, assumptions_from
@@ -82,9 +82,7 @@ def _check_picture(path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(PROGRAM, description=__doc__, epilog=EXAMPLE)
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
     parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed JSON, see ds_configs/")
     parser.add_argument("--num_nodes", type=int, default=1, help="machines (default: 1)")

@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.runtime.stop import ExitCode
 
@@ -107,11 +107,10 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {PROGRAM}",
+    parser = command_parser(
+        PROGRAM,
         description="Tell whether a training job that has ended should start again: exit code 0 if so, 1 if not.",
         epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--exit_code", type=int, required=True, metavar="N", help="the highest of the ranks'")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import hold_lock, write_json, write_text
 from pipeline.config.inputs import Inputs, evaluation_windows, load_inputs
 from pipeline.config.schema import Config
@@ -177,11 +177,8 @@ def write_run_files(inputs: Inputs) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="Pretrain a multi-token-prediction model under DeepSpeed.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        PROGRAM, description="Pretrain a multi-token-prediction model under DeepSpeed.", epilog=EXAMPLE
     )
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML); see pipeline/recipes/")
     parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed JSON; see ds_configs/")

@@ -28,7 +28,7 @@ from benchmarks.data_prep.corpus import MB, Corpus, copy_corpus, train_tokenizer
 from benchmarks.data_prep.stages import stages
 from benchmarks.data_prep.ways import SHAPE, Measured, datatrove, floor, foundry, megatron, ours
 from benchmarks.outputs import check_json
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json
 from common.tokenizers import BYTES
 
@@ -181,11 +181,7 @@ def _measure_memory(scratch: Path, arguments: argparse.Namespace, results: dict[
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.data_prep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.data_prep", description=__doc__)
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=f"what to measure (default: all): {', '.join(PARTS)}")
     add("--corpus_mb", type=float, default=200, metavar="N", help="size of the corpus (default: %(default)s)")

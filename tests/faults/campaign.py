@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error
 from tests.conftest import run_module
 from tests.faults.compare import differences, differences_at_the_end, epochs_of, skipped_steps
 from tests.faults.kinds import KINDS, in_random_order
@@ -227,10 +227,7 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.faults.campaign", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = command_parser("tests.faults.campaign", description=__doc__)  # fmt: skip
     add = parser.add_argument
     add("--seed", type=int, default=1, help="of the faults and their moments (default: 1)")
     add("--faults", type=int, default=60, help="how many (default: 60)")

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -57,6 +58,7 @@ MOST_MODULES_IN_A_FOLDER = 10
 TORCH_FREE = ("pipeline/config/", "pipeline/planning/", "pipeline/model/formulas.py", "pipeline/model/partition.py")
 HEAVY = {"torch", "streaming", "deepspeed", "transformers"}
 PACKAGES = ("common", "data_prep", "pipeline")
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def module_name(path: Path) -> str:
@@ -235,3 +237,13 @@ def test_help_works_without_the_heavy_libraries(command: str) -> None:
     assert command in result.stdout
     assert len(imports) == len(result.stderr.splitlines())
     assert {line.rpartition("|")[2].strip() for line in imports}.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_say_the_same_things_alike(command: str) -> None:
+    version = run_module(command, "--version")
+    assert (version.returncode, version.stdout) == (0, f"{command} {PYPROJECT['project']['version']}\n")
+    mistaken = run_module(command, "--no_such_option")
+    assert mistaken.returncode == 2
+    assert mistaken.stderr.startswith(f"usage: python -m {command} ")
+    assert mistaken.stderr.splitlines()[-1].startswith(f"{command}: error: ")

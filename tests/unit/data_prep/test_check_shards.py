@@ -186,7 +186,8 @@ def test_damage_is_exit_code_2_without_a_traceback(shards: Path) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == (
-        f"check_shards: error: {shards} is damaged: {shards / SHARD}: its xxh64 hash is not the one in its index"
+        f"data_prep.check_shards: error: {shards} is damaged: {shards / SHARD}:"
+        " its xxh64 hash is not the one in its index"
     )
 
 

@@ -202,7 +202,7 @@ def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:
     strict = _arguments(tmp_path / "bad", tmp_path / "out", extensions=".jsonl.gz")
     done = run_module("data_prep.deduplicate_corpus", *strict, "--strict")
     assert done.returncode == 2
-    assert "deduplicate_corpus: error: " in done.stderr
+    assert "data_prep.deduplicate_corpus: error: " in done.stderr
     assert "a.jsonl.gz: corrupt_archive (byte " in done.stderr
     assert "Traceback" not in done.stderr
     deduplicate_corpus.main(strict)  # the same command, but for --strict, goes on

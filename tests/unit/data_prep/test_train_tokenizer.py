@@ -141,6 +141,8 @@ def test_an_empty_corpus_is_a_mistake(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = run_module("data_prep.train_tokenizer", "--input", JSON_PACKAGE, "--output", tmp_path / "m")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("train_tokenizer: error: --vocab_size 32000 does not fit the corpus")
+    assert done.stderr.splitlines()[-1].startswith(
+        "data_prep.train_tokenizer: error: --vocab_size 32000 does not fit the corpus"
+    )
     assert "Traceback" not in done.stderr
     assert "sentencepiece" not in done.stderr.lower()  # its own log

@@ -154,7 +154,7 @@ def test_a_mistake_is_one_line_before_any_work(
     arguments = _arguments(out or remote, "--work_dir", tmp_path / "work")
     done = run_module("data_prep.write_shards", *arguments, timeout_s=300, **variables)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"write_shards: error: {message.replace('BUCKET', s3.bucket)}")
+    assert done.stderr.startswith(f"data_prep.write_shards: error: {message.replace('BUCKET', s3.bucket)}")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "work").exists()
 

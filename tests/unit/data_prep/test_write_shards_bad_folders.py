@@ -98,7 +98,7 @@ def test_what_may_not_be_read_or_written_is_named(corpus: Path, tmp_path: Path) 
     ):
         command = [*forbid, sys.executable, "-m", "data_prep.write_shards", *byte_arguments(given, into)]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (2, f"write_shards: error: {message}\n")
+        assert (done.returncode, done.stderr) == (2, f"data_prep.write_shards: error: {message}\n")
     assert not new.exists()
 
 

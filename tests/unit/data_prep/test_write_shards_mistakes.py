@@ -127,14 +127,15 @@ def test_standard_input_that_is_closed(tmp_path: Path) -> None:
     done = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        "write_shards: error: input '-' is jsonl from standard input, which is closed; pipe something into it\n"
+        "data_prep.write_shards: error: input '-' is jsonl from standard input, which is closed;"
+        " pipe something into it\n"
     )
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(corpus: Path, tmp_path: Path) -> None:
     done = run_module("data_prep.write_shards", "--input", corpus, "--tokenizer", "bytes", "--out", "x", "--seq_len", 0)
     assert done.returncode == 2
-    assert done.stderr == "write_shards: error: bad arguments: --seq_len must be at least 1, not 0\n"
+    assert done.stderr == "data_prep.write_shards: error: bad arguments: --seq_len must be at least 1, not 0\n"
 
 
 @pytest.mark.parametrize("module", ["write_shards", "merge_shards", "upload_shards", "check_shards", "train_tokenizer"])

@@ -185,7 +185,7 @@ def test_strict_ends_the_run_and_without_it_the_same_command_goes_on(
     strict = subprocess.run(_command(tmp_path / "out", *words, "--strict"), cwd=REPOSITORY)
     assert strict.returncode == 2
     error = capfd.readouterr().err
-    assert f"write_shards: error: {tmp_path}/b.jsonl.gz: corrupt_archive (byte {len(whole) // 2}: " in error
+    assert f"data_prep.write_shards: error: {tmp_path}/b.jsonl.gz: corrupt_archive (byte {len(whole) // 2}: " in error
     assert "Traceback" not in error
     metadata = _run(tmp_path / "out", *words, lookahead=32, val_fraction=0.0)
     assert metadata["dropped"] == {"corrupt_archive": 1}
