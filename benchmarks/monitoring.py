@@ -96,10 +96,12 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[Config, dict[
         values = read_deepspeed_config(Path("ds_configs/zero1_fp32.json"))
         deepspeed_config, _ = fill_deepspeed_config(values, config, data_ranks=world.world_size)
         engine, batches = build_engine(config, deepspeed_config, device=device), random_batches(config)
-        previews = Previews(config, metadata={"tokenizer": {"kind": BYTES}})
+        previews = Previews(config.log, data=config.data, metadata={"tokenizer": {"kind": BYTES}})
         times = StepTimes(world=world, n_stages=1, num_workers=0)
         sinks = sinks_for(config, world=world, resumed_step=0)
-        with Monitor(config, sinks=sinks, device=device, step=0) as monitor:
+        with Monitor(
+            config.train, model=config.model, seq_len=config.data.seq_len, sinks=sinks, device=device, step=0
+        ) as monitor:
             for step in range(1, arguments.rounds + 3):
                 if step == 3:  # the first two warm up
                     stopwatch.seconds.clear()

@@ -143,7 +143,7 @@ def measure_here(path: Path) -> None:
     """Be one of the ranks; rank 0 leaves the answer."""
     import torch
 
-    from pipeline.monitoring.monitor import device_name
+    from pipeline.monitoring.environment import device_name
     from pipeline.runtime.world import from_every_rank, world_from_environment
     from pipeline.training.engine import process_group
 

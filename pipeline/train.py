@@ -72,7 +72,8 @@ def run(
         UserError: there are checkpoints that this run cannot go on from, or another process trains it.
     """
     from pipeline.data.batches import TrainingData, ValidationData
-    from pipeline.monitoring.monitor import console_handler, header
+    from pipeline.monitoring.console import console_handler
+    from pipeline.monitoring.header import header
     from pipeline.monitoring.previews import Previews
     from pipeline.training.engine import build_engine
     from pipeline.training.loop import Trainer, owes_validation
@@ -85,7 +86,7 @@ def run(
     of_main = [console_handler(), log_file_handler(config.run_dir / "train.log")] if world.is_main else []
     configure_logging(world, handlers=[rank_log, *of_main])
     logger.info(header(inputs, world=world, device=device))
-    previews = Previews(config, metadata=inputs.metadata)
+    previews = Previews(config.log, data=config.data, metadata=inputs.metadata)
 
     checkpoints = CheckpointFolder(config, world=world, lease=lease)
     found = checkpoints.find(resume=resume)
@@ -168,7 +169,7 @@ def keep_others_out(run_dir: Path, *, lease: Lease, launch: Launch) -> None:
 
 def write_run_files(inputs: Inputs) -> None:
     """Record in the run directory what is about to run: resolved config, DeepSpeed JSON, versions."""
-    from pipeline.monitoring.monitor import environment
+    from pipeline.monitoring.environment import environment
 
     run_dir = inputs.config.run_dir
     write_text(run_dir / "config.yaml", yaml.safe_dump(inputs.config.as_dict(), sort_keys=False))

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, LogConfig
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
 
@@ -22,7 +22,7 @@ COMPARED = {
 }
 
 
-def layout(config: Config) -> Layout:
+def layout(log: LogConfig) -> Layout:
     """Return the charts that show several tags each: category, title, kind and regular expressions of the tags."""
     charts: Layout = {
         "loss per head, nats per token": {
@@ -30,7 +30,7 @@ def layout(config: Config) -> Layout:
             "validation": ("Multiline", ["^val/loss_head_"]),
         }
     }
-    if config.log.grad_norms_every_steps:
+    if log.grad_norms_every_steps:
         charts["gradients"] = {"L2 norm per block, before clipping": ("Multiline", ["^grad_norms/"])}
     return charts
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from common.tokenizers import Tokenizer, load_tokenizer
 from pipeline.config.inputs import tokenizer_of
-from pipeline.config.schema import Config
+from pipeline.config.schema import DataConfig, LogConfig
 from pipeline.config.shard_folder import local_folder
 from pipeline.monitoring.monitor import Monitor, is_due
 
@@ -32,18 +32,19 @@ Table = Sequence[Sequence[float]]
 class Previews:
     """The previews of a run: every `log.previews_every_steps` steps, or never."""
 
-    def __init__(self, config: Config, *, metadata: dict[str, Any]) -> None:
+    def __init__(self, log: LogConfig, *, data: DataConfig, metadata: dict[str, Any]) -> None:
         """Read the tokenizer, and encode the prompts.
 
         Args:
-            config: the run.
-            metadata: of its shards. Prompts fit into its sequences (`inputs.preview_problems`).
+            log: when to preview which prompts. They fit into the run's sequences (`inputs.preview_problems`).
+            data: where the shards are, with their tokenizer.
+            metadata: of the shards.
         """
-        self._every_steps, self._n_tokens = config.log.previews_every_steps, config.log.preview_tokens
+        self._every_steps, self._n_tokens = log.previews_every_steps, log.preview_tokens
         if not self._every_steps:
             return
-        self._tokenizer = load_tokenizer(tokenizer_of(local_folder(config.data), metadata))
-        self._prompts = [[self._tokenizer.eos_id, *self._tokenizer.encode(text)] for text in config.log.prompts]
+        self._tokenizer = load_tokenizer(tokenizer_of(local_folder(data), metadata))
+        self._prompts = [[self._tokenizer.eos_id, *self._tokenizer.encode(text)] for text in log.prompts]
 
     def write(self, step: int, *, predict: Predict, monitor: Monitor) -> None:
         """Write the previews of a step, if they are due after it; every rank must call it."""

@@ -22,7 +22,7 @@ from typing import Self
 from torch.profiler import profile
 
 from common.files import write_text, written_whole
-from pipeline.config.schema import Config
+from pipeline.config.schema import ProfileConfig
 from pipeline.monitoring.trace import STEP, as_table, part, times_of_parts
 from pipeline.runtime.world import World, logger
 
@@ -31,16 +31,20 @@ class StepProfile:
     """Records the steps that the config names, and no others; a context around all steps.
 
     Args:
-        config: the run.
+        config: which steps to record.
+        run_dir: the run's folder.
+        n_recording: ranks that record, from rank 0 on: those of one replica.
         world: this rank's place.
         pausing: context in which writing does not count as training.
     """
 
-    def __init__(self, config: Config, *, world: World, pausing: Callable[[], AbstractContextManager[None]]) -> None:
-        first, last = config.profile.steps or (0, -1)
-        records = world.rank < config.parallel.ranks_per_replica
-        self._wanted = range(first, last + 1) if records else range(0)
-        self._folder, self._rank, self._pausing = config.run_dir / "profile", world.rank, pausing
+    def __init__(
+        self, config: ProfileConfig, *, run_dir: Path, n_recording: int, world: World,
+        pausing: Callable[[], AbstractContextManager[None]],
+    ) -> None:  # fmt: skip
+        first, last = config.steps or (0, -1)
+        self._wanted = range(first, last + 1) if world.rank < n_recording else range(0)
+        self._folder, self._rank, self._pausing = run_dir / "profile", world.rank, pausing
         self._profiler: profile | None = None
         self._recorded: list[int] = []
         self._unfinished: int | None = None

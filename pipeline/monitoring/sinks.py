@@ -21,12 +21,12 @@ from tqdm import tqdm
 from common.files import PatientFile, write_text
 from pipeline.config.schema import Config
 from pipeline.monitoring import dashboard
+from pipeline.monitoring.console import console_line
 from pipeline.runtime.world import World, logger
 
 Scalars = dict[str, float]
 METRICS = "metrics.jsonl"
 HISTOGRAM_BINS = 60  # TensorBoard draws 30
-TOKEN_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 class Sink:
@@ -88,7 +88,7 @@ class TensorBoard(Sink):
 
     def _begin(self, first_step: int) -> None:
         """Write what the dashboard has besides figures."""
-        self._writer.add_custom_scalars(dashboard.layout(self._config))
+        self._writer.add_custom_scalars(dashboard.layout(self._config.log))
         for summary in dashboard.hyperparameters(self._config):
             self._writer.file_writer.add_summary(summary)
         # at the first step that it holds for, so that a start which comes again drops it
@@ -135,7 +135,7 @@ class Console(Sink):
 
     def write(self, step: int, scalars: Scalars) -> None:
         self._bar.update(step - self._bar.n)
-        line = _console_line(scalars)
+        line = console_line(scalars)
         if line:
             logger.info("step %*d/%d  %s%s", self._width, step, self._total_steps, line, self._eta(step, scalars))
 
@@ -205,26 +205,6 @@ def sinks_for(config: Config, *, world: World, resumed_step: int) -> list[Sink]:
 def has_validation(run_dir: Path, *, step: int) -> bool:
     """Return whether metrics.jsonl has the validation after a step."""
     return any(said["step"] == step and "val/loss_head_1" in said for _, said in _whole_lines(run_dir / METRICS))
-
-
-def _console_line(scalars: Scalars) -> str:
-    """Return what the console says of some scalars; nothing, if they are not for it."""
-    heads = [f"{value:.3f}" for tag, value in scalars.items() if tag.startswith(("loss/head_", "val/loss_head_"))]
-    if "loss/total" not in scalars:
-        return f"validation loss per head [{' '.join(heads)}]" if heads else ""
-    mfu = f"  MFU {scalars['throughput/mfu']:.1%}" if "throughput/mfu" in scalars else ""
-    return (
-        f"tokens {_short(scalars['progress/tokens'])}"
-        f"  loss {scalars['loss/total']:.3f} [{' '.join(heads)}]  lr {scalars['optim/lr']:.1e}"
-        f"  grad {scalars['optim/grad_norm']:.2f}  {scalars['throughput/tokens_per_s']:,.0f} tok/s{mfu}"
-        f"  mem {scalars['memory/peak_GiB']:.1f} GiB  wait {scalars['data/wait_s']:.2f}s"
-    )
-
-
-def _short(tokens: float) -> str:
-    """Return a number of tokens as runs are named by it: 4.10k, 1.02M, 200.01B."""
-    unit, name = next((each for each in TOKEN_UNITS if tokens >= each[0]), (1.0, ""))
-    return f"{tokens / unit:.2f}{name}"
 
 
 def _await_next_second(directory: Path) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from pipeline.audit import SampleRecord
 from pipeline.config.schema import Config
 from pipeline.data.batches import Batch, EpochSamples, TrainingData, ValidationData
-from pipeline.monitoring.monitor import Monitor, device_name, is_due
+from pipeline.monitoring.environment import device_name
+from pipeline.monitoring.monitor import Monitor, is_due
 from pipeline.monitoring.previews import Previews
 from pipeline.monitoring.profiling import StepProfile
 from pipeline.monitoring.sinks import has_validation, sinks_for
@@ -72,13 +73,28 @@ class Trainer:
         while True:
             if found is not None:
                 self._restore(found)
-            sinks = sinks_for(self._config, world=self._world, resumed_step=self._step)
+            config = self._config
+            sinks = sinks_for(config, world=self._world, resumed_step=self._step)
             samples = SampleRecord(self._config, world=self._world, resumed_step=self._step)
             peak = peak_flops(device_name(self._device), precision=self._engine.precision)
             with (
-                Monitor(self._config, sinks=sinks, device=self._device, step=self._step, peak_flops=peak) as monitor,
+                Monitor(
+                    config.train,
+                    model=config.model,
+                    seq_len=config.data.seq_len,
+                    sinks=sinks,
+                    device=self._device,
+                    step=self._step,
+                    peak_flops=peak,
+                ) as monitor,
                 samples,
-                StepProfile(self._config, world=self._world, pausing=monitor.paused) as profile,
+                StepProfile(
+                    config.profile,
+                    run_dir=config.run_dir,
+                    n_recording=config.parallel.ranks_per_replica,
+                    world=self._world,
+                    pausing=monitor.paused,
+                ) as profile,
             ):
                 try:
                     return self._train(monitor, samples, profile)

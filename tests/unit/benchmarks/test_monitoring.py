@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.monitoring import CADENCES, costs_s, main, table
 from common.command_line import UserError
-from tests.unit.pipeline.monitoring.test_monitor import config_in
+from tests.helpers.monitored import config_in
 
 SECONDS = {
     "plain step": [1.0, 9.0, 2.0],  # one of them while something else ran

@@ -13,7 +13,7 @@ import torch
 from pipeline.monitoring.sinks import TensorBoard
 from tests.conftest import free_port
 from tests.helpers.browser import Browser, find_chromium
-from tests.unit.pipeline.monitoring.test_monitor import config_in
+from tests.helpers.monitored import config_in
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium here to look at the page with; on Debian: apt-get install chromium"

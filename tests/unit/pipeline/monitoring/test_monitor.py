@@ -1,30 +1,21 @@
 """What people see of a run: the same numbers under the design's tags in all three places, resumed without doubles."""
 
 import dataclasses
-import json
 import math
-import subprocess
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.config.model import ModelConfig
-from pipeline.config.schema import Config, DataConfig, RunConfig, TrainConfig
 from pipeline.model.formulas import recomputed_flops_per_token, training_flops_per_token
-from pipeline.monitoring import monitor, sinks
 from pipeline.monitoring.monitor import Monitor, is_due
 from pipeline.monitoring.sinks import Scalars, Sink, sinks_for
 from pipeline.runtime.world import World
-from tests.conftest import REPOSITORY
+from tests.helpers.monitored import MAIN, Clock, config_in, jsonl, monitor_of
 
-CPU = torch.device("cpu")
-MAIN = World(rank=0, local_rank=0, world_size=2, local_world_size=2)
 TRAINING_TAGS = {  # the design's, for 2 heads on a device whose peak is not known
     "loss/total", "loss/head_1", "loss/head_2", "optim/lr", "optim/grad_norm", "throughput/tokens_per_s",
     "memory/peak_GiB", "time/step_s", "data/wait_s", "progress/tokens", "faults/skipped_steps",
@@ -51,38 +42,11 @@ class Recorder(Sink):
         self.is_closed = True
 
 
-class Clock:
-    """`time.perf_counter` under the test's control."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now_s = 100.0
-        for module in (monitor, sinks):
-            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now_s))
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
-
-
-def config_in(directory: Path) -> Config:
-    return Config(
-        run=RunConfig(dir=str(directory), name="try"),
-        model=ModelConfig(dim=16, n_layers=6, n_heads=2, vocab_size=50, n_future_tokens=2, multiple_of=8),
-        data=DataConfig(seq_len=32),
-        train=TrainConfig(total_tokens=20_000, batch_tokens=512, micro_batch_size=4),
-    )
-
-
 def log_step(monitor: Monitor, step: int, *, losses: tuple[float, ...] = (2.0, 3.5), skipped: int = 0) -> None:
     monitor.log_step(
         step, losses_N=torch.tensor(losses), learning_rate=1e-3, gradient_norm=0.75, skipped_steps=skipped,
         skipped_windows=2 * skipped, times={"time/step_s": 0.25, "data/wait_s": 0.5},
     )  # fmt: skip
-
-
-def jsonl(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def events(directory: Path) -> dict[str, list[tuple[int, float]]]:
@@ -93,7 +57,7 @@ def events(directory: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_a_steps_scalars(tmp_path: Path, clock: Clock) -> None:
     sink = Recorder()
-    with Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=10) as it:
+    with monitor_of(config_in(tmp_path), sinks=[sink], step=10) as it:
         clock.now_s += 8
         log_step(it, 14, skipped=3)
         assert not sink.is_closed
@@ -119,7 +83,7 @@ def test_a_steps_scalars(tmp_path: Path, clock: Clock) -> None:
 
 def test_throughput_is_of_the_last_interval(tmp_path: Path, clock: Clock) -> None:
     sink = Recorder()
-    it = Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=0)
+    it = monitor_of(config_in(tmp_path), sinks=[sink])
     for step, seconds in ((10, 4.0), (15, 10.0)):
         clock.now_s += seconds
         log_step(it, step)
@@ -128,7 +92,7 @@ def test_throughput_is_of_the_last_interval(tmp_path: Path, clock: Clock) -> Non
 
 def test_what_is_paused_is_not_in_the_throughput(tmp_path: Path, clock: Clock) -> None:
     sink = Recorder()
-    it = Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=0)
+    it = monitor_of(config_in(tmp_path), sinks=[sink])
     clock.now_s += 3
     for pause_s in (50.0, 7.0):
         with it.paused():
@@ -146,7 +110,7 @@ def test_what_is_paused_is_not_in_the_throughput(tmp_path: Path, clock: Clock) -
 def test_all_sinks_show_the_designs_tags_and_the_same_numbers(tmp_path: Path, pipeline_log: object) -> None:
     config = config_in(tmp_path)
     config.run_dir.mkdir()
-    with Monitor(config, sinks=sinks_for(config, world=MAIN, resumed_step=0), device=CPU, step=0) as it:
+    with monitor_of(config, sinks=sinks_for(config, world=MAIN, resumed_step=0)) as it:
         log_step(it, 1)
         it.log_validation(1, torch.tensor([1.5, 2.5]))
         log_step(it, 2, losses=(1.0, 2.0))
@@ -170,7 +134,7 @@ def test_all_sinks_show_the_designs_tags_and_the_same_numbers(tmp_path: Path, pi
 
 def test_norms_of_blocks_are_reported_where_there_are_any(tmp_path: Path) -> None:
     sink = Recorder()
-    it = Monitor(config_in(tmp_path), sinks=[sink], device=CPU, step=0)
+    it = monitor_of(config_in(tmp_path), sinks=[sink])
     it.log_grad_norms(1, {})
     it.log_grad_norms(2, {"embedding": torch.tensor([0.3, 0.0, 0.4]), "head_1": torch.tensor([100.0])})
     ((step, norms),) = sink.points
@@ -205,20 +169,10 @@ def test_utilisation_is_the_share_of_the_devices_peak(tmp_path: Path, clock: Clo
     """The model's FLOPs for MFU; for HFU those that are computed again, too."""
     config, sink = config_in(tmp_path), Recorder()
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, activation_checkpointing=recompute))
-    it = Monitor(config, sinks=[sink], device=CPU, step=0, peak_flops=1e9)
+    it = monitor_of(config, sinks=[sink], peak_flops=1e9)
     clock.now_s += 2
     log_step(it, 1)
     flops_per_s = 256 * training_flops_per_token(config.model, seq_len=32)
     again_per_s = 256 * recomputed_flops_per_token(config.model, seq_len=32) * recompute
     assert sink.points[0][1]["throughput/mfu"] == pytest.approx(flops_per_s / 1e9)
     assert sink.points[0][1]["throughput/hfu"] == pytest.approx((flops_per_s + again_per_s) / 1e9)
-
-
-def test_the_environment_names_versions_and_commit_only() -> None:
-    values = monitor.environment()
-    assert set(values) == {"python", "packages", "device", "git_commit"}
-    assert values["packages"]["deepspeed"] == metadata.version("deepspeed")
-    assert values["packages"]["torch"] == metadata.version("torch")
-    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--verify", "--quiet", "HEAD"]
-    head = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    assert values["git_commit"] == (head or None)

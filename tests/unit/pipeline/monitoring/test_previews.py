@@ -9,11 +9,11 @@ from torch import Tensor
 
 from common.tokenizers import ByteTokenizer, SentencePieceTokenizer
 from pipeline.config.model import ModelConfig
-from pipeline.config.schema import Config, DataConfig, LogConfig
+from pipeline.config.schema import DataConfig, LogConfig
 from pipeline.model.network import MultiTokenModel, initialise
-from pipeline.monitoring.monitor import Monitor
 from pipeline.monitoring.previews import Previews, as_batch, continued, preview
 from pipeline.monitoring.sinks import Sink
+from tests.helpers.monitored import config_in, monitor_of
 
 BYTES_METADATA: dict[str, Any] = {"tokenizer": {"kind": "bytes"}}
 
@@ -103,12 +103,12 @@ class Texts(Sink):
 
 def previews(shards: Path, metadata: dict[str, Any], *, every_steps: int) -> Previews:
     log = LogConfig(previews_every_steps=every_steps, prompts=("def ", "x"), preview_tokens=4)
-    return Previews(Config(data=DataConfig(shards=str(shards), seq_len=32), log=log), metadata=metadata)
+    return Previews(log, data=DataConfig(shards=str(shards), seq_len=32), metadata=metadata)
 
 
 def test_previews_come_when_they_are_due(tmp_path: Path) -> None:
     sink = Texts()
-    monitor = Monitor(Config(), sinks=[sink], device=torch.device("cpu"), step=0)
+    monitor = monitor_of(config_in(tmp_path), sinks=[sink])
     often, never = (previews(tmp_path, BYTES_METADATA, every_steps=every) for every in (3, 0))
     for step in range(1, 8):
         often.write(step, predict=next_letter, monitor=monitor)
@@ -128,7 +128,7 @@ def test_prompts_are_encoded_as_the_shards_are(tmp_path: Path, sentencepiece_mod
         return next_letter(tokens_BT)
 
     it = previews(tmp_path, {"tokenizer": {"kind": "sentencepiece"}}, every_steps=1)
-    it.write(1, predict=predict, monitor=Monitor(Config(), sinks=[], device=torch.device("cpu"), step=0))
+    it.write(1, predict=predict, monitor=monitor_of(config_in(tmp_path), sinks=[]))
     for row, prompt in zip(seen[0], ("def ", "x"), strict=True):
         expected = [tokenizer.eos_id, *tokenizer.encode(prompt)]
         assert row[: len(expected)] == expected

@@ -12,7 +12,7 @@ import torch
 from pipeline.config.schema import Config, ParallelConfig, ProfileConfig
 from pipeline.monitoring.profiling import StepProfile
 from pipeline.runtime.world import World
-from tests.unit.pipeline.monitoring.test_monitor import config_in
+from tests.helpers.monitored import config_in
 
 
 def config_of(directory: Path, *, n_stages: int = 1) -> Config:
@@ -23,7 +23,10 @@ def config_of(directory: Path, *, n_stages: int = 1) -> Config:
 
 def opened(config: Config, *, rank: int = 0) -> StepProfile:
     world = World(rank=rank, local_rank=rank, world_size=4, local_world_size=4)
-    return StepProfile(config, world=world, pausing=nullcontext)
+    return StepProfile(
+        config.profile, run_dir=config.run_dir, n_recording=config.parallel.ranks_per_replica, world=world,
+        pausing=nullcontext,
+    )  # fmt: skip
 
 
 def take(profile: StepProfile, first: int, last: int) -> None:

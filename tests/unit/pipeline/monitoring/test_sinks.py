@@ -23,9 +23,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from pipeline.monitoring.sinks import Console, MetricsFile, TensorBoard, has_validation
 from tests.conftest import REPOSITORY
-from tests.unit.pipeline.monitoring.test_monitor import Clock, clock, config_in, jsonl
-
-__all__ = ["clock"]  # a fixture
+from tests.helpers.monitored import Clock, config_in, jsonl
 
 
 def test_metrics_beyond_the_resumed_step_are_dropped(tmp_path: Path) -> None:
@@ -190,7 +188,7 @@ def test_a_kill_takes_back_no_point(tmp_path: Path) -> None:
 import os, sys
 from pathlib import Path
 from pipeline.monitoring.sinks import TensorBoard
-from tests.unit.pipeline.monitoring.test_monitor import config_in
+from tests.helpers.monitored import config_in
 sink = TensorBoard(config_in(Path(sys.argv[1])), resumed_step=0)
 sink.write(1, {"loss/total": 1.0})
 sink.write(2, {"loss/total": 2.0})
@@ -221,7 +219,7 @@ def fail(*_: object) -> None:
 BAR = """
 import logging
 from pipeline.runtime.world import configure_logging, World
-from pipeline.monitoring.monitor import console_handler
+from pipeline.monitoring.console import console_handler
 from pipeline.monitoring.sinks import Console
 configure_logging(World(rank=0, local_rank=0, world_size=1, local_world_size=1), handlers=[console_handler()])
 console = Console(total_steps=4, resumed_step=0)

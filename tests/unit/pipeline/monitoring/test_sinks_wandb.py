@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from pipeline.config.schema import LogConfig
 from pipeline.monitoring.sinks import WeightsAndBiases
-from tests.unit.pipeline.monitoring.test_monitor import config_in
+from tests.helpers.monitored import config_in
 config = replace(config_in(Path(sys.argv[1])), log=LogConfig(wandb="project"))
 config.run_dir.mkdir(exist_ok=True)
 sink = WeightsAndBiases(config)

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from pipeline.config.model import ModelConfig, resolve_model
 from pipeline.config.schema import Config, DataConfig
-from pipeline.monitoring.monitor import environment
+from pipeline.monitoring.environment import environment
 from pipeline.weights.formats.model_card import model_card, write_model_card
 from pipeline.weights.formats.source import ExportOptions, Provenance
 from tests.conftest import REPOSITORY

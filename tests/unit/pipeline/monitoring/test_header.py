@@ -6,9 +6,9 @@ from pathlib import Path
 from pipeline.config.inputs import Inputs
 from pipeline.config.schema import ParallelConfig
 from pipeline.model.partition import describe
-from pipeline.monitoring.monitor import header
+from pipeline.monitoring.header import header
 from pipeline.runtime.world import World
-from tests.unit.pipeline.monitoring.test_monitor import CPU, MAIN, config_in
+from tests.helpers.monitored import CPU, MAIN, config_in
 
 
 def test_the_header_s_arithmetic(tmp_path: Path) -> None:
