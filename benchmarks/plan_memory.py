@@ -24,7 +24,8 @@ from common.files import write_json
 from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, ParallelConfig, TrainConfig
-from pipeline.planning.memory import mode_of, moments
+from pipeline.planning.memory import moments
+from pipeline.planning.mode import mode_of
 
 JSONS = sorted(path.stem for path in (REPOSITORY / "ds_configs").glob("*.json"))
 PIPELINE_JSONS = ("zero0_fp32", "zero1_fp32", "zero1_bf16")

@@ -14,11 +14,10 @@ from typing import Any
 from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.recipe import load_config
 from pipeline.config.schema import Config
-from pipeline.planning.alternatives import DS_CONFIGS, Way, alternatives
-from pipeline.planning.clusters import GPUS, Assumptions
-from pipeline.planning.estimate import DAY_S, estimate, faults_of
+from pipeline.planning.alternatives import DS_CONFIGS, Setup, alternatives
+from pipeline.planning.clusters import GPUS, Assumptions, Cluster
+from pipeline.planning.estimate import DAY_S, estimate, failure_model
 from pipeline.planning.failures import simulate
-from pipeline.planning.schedule import Cluster
 
 RECIPES = DS_CONFIGS.parent / "pipeline" / "recipes"
 T1 = 10**12
@@ -34,7 +33,7 @@ MONTH_S = 30 * DAY_S
 SEEDS = range(1, 21)
 
 
-def fastest(config: Config, cluster: Cluster) -> Way:
+def fastest(config: Config, cluster: Cluster) -> Setup:
     """Return the fastest way that fits, without pipelines."""
     values = read_deepspeed_config(DS_CONFIGS / "zero2_bf16.json")
     filled, _ = fill_deepspeed_config(values, config, data_ranks=cluster.world_size)
@@ -58,22 +57,20 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def _row(name: str, way: Way, cluster: Cluster) -> str:
-    found, train = estimate(way, cluster), way.config.train
-    own_s = way.config.checkpoint.every_steps * found.step_s
+def _row(name: str, setup: Setup, cluster: Cluster) -> str:
+    found, train = estimate(setup, cluster), setup.config.train
+    own_s = setup.config.checkpoint.every_steps * found.step_s
+    failing = failure_model(setup.config.model, cluster, asynchronous=setup.config.checkpoint.asynchronous)
     simulated, simulated_own = (
-        mean(
-            simulate(faults_of(way.config, cluster), interval_s=interval_s, wall_s=MONTH_S, seed=seed).goodput
-            for seed in SEEDS
-        )
+        mean(simulate(failing, interval_s=interval_s, wall_s=MONTH_S, seed=seed).goodput for seed in SEEDS)
         for interval_s in (found.checkpoint_every_steps * found.step_s, own_s)
     )
     recompute = "yes" if train.activation_checkpointing else "no"
     return (
-        f"| {name} | {cluster.world_size:,} | {way.json} | {recompute}, {train.micro_batch_size} | "
-        f"{way.memory.device / 1e9:.1f} | {found.tokens_per_s:,.0f} | {found.mfu:.1%} | {found.days:.1f} | "
-        f"{found.gpu_hours / 1000:.1f} | {way.time.limit()} | "
-        f"{way.time.hidden_s / found.step_s:.0%} | {found.checkpoint_every_steps} steps | "
+        f"| {name} | {cluster.world_size:,} | {setup.json} | {recompute}, {train.micro_batch_size} | "
+        f"{setup.memory.device / 1e9:.1f} | {found.tokens_per_s:,.0f} | {found.mfu:.1%} | {found.days:.1f} | "
+        f"{found.gpu_hours / 1000:.1f} | {setup.time.limit()} | "
+        f"{setup.time.hidden_s / found.step_s:.0%} | {found.checkpoint_every_steps} steps | "
         f"{found.goodput:.2%}, {simulated:.2%} | {found.goodput_as_configured:.2%}, {simulated_own:.2%} |"
     )
 

@@ -10,13 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import UserError, command_parser, exit_on_user_error
+from common.command_line import UserError, below_one, command_parser, exit_on_user_error, raise_if_any
 from pipeline.config.inputs import Inputs, load_inputs
-from pipeline.planning.alternatives import alternatives, way
-from pipeline.planning.clusters import GPUS, Assumptions, assumptions_from
+from pipeline.planning.alternatives import alternatives, setup_of
+from pipeline.planning.clusters import GPUS, Assumptions, Cluster, assumptions_from
 from pipeline.planning.estimate import as_dict, estimate
-from pipeline.planning.printout import plot, report
-from pipeline.planning.schedule import Cluster
+from pipeline.planning.printout import plan_as_text, plot
 
 PROGRAM = "pipeline.plan"
 DOES_NOT_FIT = 1
@@ -34,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: anything is wrong with the inputs, or a file cannot be written.
     """
     arguments = _parser().parse_args(argv)
-    for name in ("num_nodes", "gpus_per_node"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)}: must be at least 1")
+    raise_if_any(below_one(arguments, "num_nodes", "gpus_per_node"), heading="bad arguments")
     if arguments.plot is not None:
         _check_picture(arguments.plot)
     cluster = Cluster(
@@ -46,15 +43,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         assumed=assumptions_from(arguments.assume),
     )
     inputs = checked_inputs(arguments.config, arguments.deepspeed_config, arguments.overrides, cluster)
-    chosen = way(inputs.config, inputs.deepspeed_config, cluster, name=arguments.deepspeed_config.stem)
-    ways = alternatives(inputs.config, inputs.deepspeed_config, cluster)
+    chosen = setup_of(inputs.config, inputs.deepspeed_config, cluster, name=arguments.deepspeed_config.stem)
+    setups = alternatives(inputs.config, inputs.deepspeed_config, cluster)
     found = estimate(chosen, cluster)
     if arguments.plot is not None:
         plot(chosen, cluster, arguments.plot)
     if arguments.json:
-        print(json.dumps(as_dict(chosen, ways, found, cluster), indent=1))
+        print(json.dumps(as_dict(chosen, setups, found, cluster), indent=1))
     else:
-        print(report(chosen, ways, found, cluster))
+        print(plan_as_text(chosen, setups, found, cluster))
     if not chosen.fits:
         sys.exit(DOES_NOT_FIT)
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config, unsupported
+from pipeline.config.inputs import fill_deepspeed_config, precision, read_deepspeed_config, unsupported
 from pipeline.config.ranks import batch_problems, parallel_problems
 from pipeline.config.schema import Config
-from pipeline.planning.clusters import usable_bytes
-from pipeline.planning.memory import Memory, fullest_of, mode_of, moments_of_fullest_rank
-from pipeline.planning.schedule import Cluster, StepTime, step_time
+from pipeline.planning.clusters import Cluster, usable_bytes
+from pipeline.planning.memory import Memory, fullest_of, moments_of_fullest_rank
+from pipeline.planning.mode import mode_of
+from pipeline.planning.step_time import StepTime, step_time
+from pipeline.runtime.devices import Precision
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 MICRO_BATCHES = (1, 2, 4, 8)
@@ -24,7 +26,7 @@ STAGES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class Setup:
     """One way to run.
 
     json: name of the DeepSpeed JSON; the other settings are the config's.  moments: of the fullest rank, in their
@@ -49,23 +51,23 @@ class Way:
         return self.config.train.batch_tokens / self.time.total_s
 
 
-def way(config: Config, deepspeed_config: dict[str, Any], cluster: Cluster, *, name: str) -> Way:
+def setup_of(config: Config, deepspeed_config: dict[str, Any], cluster: Cluster, *, name: str) -> Setup:
     """Return how a checked recipe and JSON would do."""
     mode = mode_of(deepspeed_config)
     moments = moments_of_fullest_rank(config, mode, world_size=cluster.world_size, device="cuda")
-    return Way(
+    return Setup(
         json=name,
         config=config,
         moments=moments,
         time=step_time(config, mode, cluster),
         fits=fullest_of(moments).device <= usable_bytes(cluster.gpu, cluster.assumed),
-        peak_flops=cluster.peak_flops(mode),
+        peak_flops=cluster.peak_flops(mode.precision),
     )
 
 
 def alternatives(
     config: Config, deepspeed_config: dict[str, Any], cluster: Cluster, *, stages: tuple[int, ...] = STAGES
-) -> list[Way]:
+) -> list[Setup]:
     """Return every way that a run would accept: those that fit first, and of those the fastest.
 
     Args:
@@ -74,13 +76,12 @@ def alternatives(
         cluster: where it would run.
         stages: numbers of pipeline stages to try, beside the recipe's own.
     """
-    is_bf16 = mode_of(deepspeed_config).weight_bytes == 2
     found = [
-        way(other, values, cluster, name=name)
+        setup_of(other, values, cluster, name=name)
         for other in _configs(config, world_size=cluster.world_size, stages=stages)
-        for name, values in _jsons(other, world_size=cluster.world_size, precision="bf16" if is_bf16 else "fp32")
+        for name, values in _jsons(other, world_size=cluster.world_size, precision=precision(deepspeed_config))
     ]
-    return sorted(found, key=lambda way: (not way.fits, way.time.total_s if way.fits else way.memory.device))
+    return sorted(found, key=lambda setup: (not setup.fits, setup.time.total_s if setup.fits else setup.memory.device))
 
 
 def _configs(config: Config, *, world_size: int, stages: tuple[int, ...]) -> Iterator[Config]:
@@ -100,7 +101,7 @@ def _configs(config: Config, *, world_size: int, stages: tuple[int, ...]) -> Ite
                     yield other
 
 
-def _jsons(config: Config, *, world_size: int, precision: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _jsons(config: Config, *, world_size: int, precision: Precision) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(DS_CONFIGS.glob(f"*_{precision}*.json")):
         values = read_deepspeed_config(path)
         if unsupported(values, config):

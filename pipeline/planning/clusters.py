@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 
 from common.command_line import UserError
+from pipeline.runtime.devices import Precision, peak_flops
 
 GIB = 2**30
 
@@ -75,6 +76,39 @@ SOURCES = {
     "pue": "of the data centre, over the nodes' own power; an assumption",
 }
 assert set(SOURCES) == {field.name for field in fields(Assumptions)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Machines that are all alike."""
+
+    n_nodes: int
+    gpus_per_node: int
+    gpu: Gpu
+    assumed: Assumptions
+
+    @property
+    def world_size(self) -> int:
+        """GPUs in all."""
+        return self.n_nodes * self.gpus_per_node
+
+    def peak_flops(self, precision: Precision) -> float:
+        """Return the dense peak of one GPU, FLOP/s."""
+        peak = peak_flops(self.gpu.name, precision=precision)
+        assert peak is not None, f"{self.gpu.name} is in clusters.py but not in devices.py"
+        return peak
+
+    def ring_bytes_per_s(self, ranks: int, *, neighbours: bool = False) -> float:
+        """Return what a rank can send in a collective of `ranks`: all of a node's adapters carry rings at once.
+
+        Args:
+            ranks: in the collective.
+            neighbours: whether they are consecutive, so that a node may hold all of them.
+        """
+        gpu = self.gpu
+        within = self.n_nodes == 1 or (neighbours and ranks <= self.gpus_per_node)
+        between = min(gpu.intra_node_bytes_per_s, gpu.inter_node_bytes_per_s * self.gpus_per_node)
+        return (gpu.intra_node_bytes_per_s if within else between) * self.assumed.link_efficiency
 
 
 def assumptions_from(given: list[str]) -> Assumptions:

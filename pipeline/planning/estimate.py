@@ -5,13 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.command_line import UserError
-from pipeline.config.schema import Config
+from pipeline.config.model import ModelConfig
 from pipeline.model.formulas import Flops, parameter_count, training_flops
-from pipeline.planning.alternatives import Way
-from pipeline.planning.clusters import SOURCES, usable_bytes
-from pipeline.planning.failures import Faulty, best_interval_s, expected_goodput
+from pipeline.planning.alternatives import Setup
+from pipeline.planning.clusters import SOURCES, Cluster, usable_bytes
+from pipeline.planning.failures import FailureModel, best_interval_s, expected_goodput
 from pipeline.planning.memory import Memory
-from pipeline.planning.schedule import Cluster
 
 STATE_BYTES = 12  # of a checkpoint, per parameter: the fp32 value and Adam's two moments
 TOKEN_BYTES = 2  # in a shard: uint16
@@ -48,15 +47,15 @@ class Estimate:
     read_bytes_per_s: float
 
 
-def estimate(way: Way, cluster: Cluster) -> Estimate:
-    """Return what a run costs that goes this way and saves at the best interval.
+def estimate(setup: Setup, cluster: Cluster) -> Estimate:
+    """Return what a run costs that goes this setup and saves at the best interval.
 
     Raises:
         UserError: by the assumptions it fails so often that it gets nowhere.
     """
-    config, assumed = way.config, cluster.assumed
-    step_s, world = way.time.total_s, cluster.world_size
-    run = faults_of(config, cluster)
+    config, assumed = setup.config, cluster.assumed
+    step_s, world = setup.time.total_s, cluster.world_size
+    run = failure_model(config.model, cluster, asynchronous=config.checkpoint.asynchronous)
     interval_s = max(best_interval_s(run), run.lag_s)  # a save waits for the one before it
     every_steps = max(1, round(interval_s / step_s))
     goodput = expected_goodput(run, interval_s=every_steps * step_s)
@@ -66,7 +65,7 @@ def estimate(way: Way, cluster: Cluster) -> Estimate:
             f" {step_s:,.3g} s a step: such a run gets nowhere; look at --assume mtbf_gpu_hours, restart_s and"
             " checkpoint_GB_per_s_per_node, or take fewer GPUs"
         )
-    tokens_per_s = way.tokens_per_s
+    tokens_per_s = setup.tokens_per_s
     wall_s = config.total_steps * step_s / goodput
     gpu_hours = wall_s / HOUR_S * world
     energy_kwh = gpu_hours * cluster.gpu.watts / 1000 * assumed.pue
@@ -77,7 +76,7 @@ def estimate(way: Way, cluster: Cluster) -> Estimate:
         parameters=parameter_count(config.model),
         flops_per_token=flops,
         tokens_per_s=tokens_per_s,
-        mfu=tokens_per_s * flops.total / (way.peak_flops * world),
+        mfu=tokens_per_s * flops.total / (setup.peak_flops * world),
         step_s=step_s,
         steps=config.total_steps,
         days=wall_s / DAY_S,
@@ -85,7 +84,7 @@ def estimate(way: Way, cluster: Cluster) -> Estimate:
         energy_kwh=energy_kwh,
         usd=gpu_hours * assumed.usd_per_gpu_hour + energy_kwh * assumed.usd_per_kwh,
         checkpoint_bytes=state,
-        checkpoint_write_s=write_s(config, cluster),
+        checkpoint_write_s=write_s(config.model, cluster),
         checkpoint_stall_s=run.stall_s,
         checkpoint_interval_s=interval_s,
         checkpoint_every_steps=every_steps,
@@ -99,57 +98,57 @@ def estimate(way: Way, cluster: Cluster) -> Estimate:
     )
 
 
-def write_s(config: Config, cluster: Cluster) -> float:
+def write_s(model: ModelConfig, cluster: Cluster) -> float:
     """Return the seconds in which all nodes together write a checkpoint."""
     rate = cluster.assumed.checkpoint_GB_per_s_per_node * 1e9 * cluster.n_nodes
-    return STATE_BYTES * parameter_count(config.model) / rate
+    return STATE_BYTES * parameter_count(model) / rate
 
 
-def faults_of(config: Config, cluster: Cluster) -> Faulty:
+def failure_model(model: ModelConfig, cluster: Cluster, *, asynchronous: bool) -> FailureModel:
     """Return how the run fails: an asynchronous save stands still for the copy to the host alone."""
-    assumed, writing = cluster.assumed, write_s(config, cluster)
-    copying = STATE_BYTES * parameter_count(config.model) / cluster.world_size / (assumed.host_GB_per_s * 1e9)
-    is_async = config.checkpoint.asynchronous
-    return Faulty(
+    assumed, writing = cluster.assumed, write_s(model, cluster)
+    copying = STATE_BYTES * parameter_count(model) / cluster.world_size / (assumed.host_GB_per_s * 1e9)
+    return FailureModel(
         mtbf_s=assumed.mtbf_gpu_hours * HOUR_S / cluster.world_size,
-        stall_s=copying if is_async else copying + writing,
-        lag_s=writing if is_async else 0.0,
+        stall_s=copying if asynchronous else copying + writing,
+        lag_s=writing if asynchronous else 0.0,
         restart_s=assumed.restart_s + writing,  # what was written is read again
     )
 
 
-def shortage_advice(way: Way, cluster: Cluster, ways: list[Way]) -> str:
-    """Return by how much a way does not fit, and what would."""
+def shortage_advice(setup: Setup, cluster: Cluster, setups: list[Setup]) -> str:
+    """Return by how much a setup does not fit, and what would."""
     usable = usable_bytes(cluster.gpu, cluster.assumed)
+    memory = setup.memory
     short = (
-        f"does not fit: {way.memory.device / 1e9:.1f} GB on the fullest rank (at the moment '{way.memory.moment}'), "
-        f"{(way.memory.device - usable) / 1e9:.1f} GB more than the {usable / 1e9:.1f} GB that a {cluster.gpu.name} has"
-        " for tensors"
+        f"does not fit: {memory.device / 1e9:.1f} GB on the fullest rank (at the moment '{memory.moment}'), "
+        f"{(memory.device - usable) / 1e9:.1f} GB more than the {usable / 1e9:.1f} GB that a GPU ({cluster.gpu.name})"
+        " has for tensors"
     )
-    fitting = [other for other in ways if other.fits]
+    fitting = [other for other in setups if other.fits]
     if fitting:
-        return f"{short}; the fastest way that fits: {command_of(fitting[0])}"
-    return f"{short}; no way of the table fits: take more or larger GPUs, or a smaller model"
+        return f"{short}; the fastest setup that fits: {command_of(fitting[0])}"
+    return f"{short}; no setup in the table fits: take more or larger GPUs, or a smaller model"
 
 
-def command_of(way: Way) -> str:
-    """Return what to change on the command line for a way."""
-    train, parallel = way.config.train, way.config.parallel
+def command_of(setup: Setup) -> str:
+    """Return what to change on the command line for a setup."""
+    train, parallel = setup.config.train, setup.config.parallel
     return (
-        f"--deepspeed_config ds_configs/{way.json}.json train.micro_batch_size={train.micro_batch_size} "
+        f"--deepspeed_config ds_configs/{setup.json}.json train.micro_batch_size={train.micro_batch_size} "
         f"train.activation_checkpointing={str(train.activation_checkpointing).lower()} "
         f"parallel.pipeline_stages={parallel.pipeline_stages}"
     )
 
 
-def as_dict(way: Way, ways: list[Way], found: Estimate, cluster: Cluster) -> dict[str, Any]:
+def as_dict(setup: Setup, setups: list[Setup], found: Estimate, cluster: Cluster) -> dict[str, Any]:
     """Return everything as plain values, for machines."""
     return {
-        "fits": way.fits,
+        "fits": setup.fits,
         "usable_bytes": usable_bytes(cluster.gpu, cluster.assumed),
         "estimate": asdict(found),
-        "chosen": _way_dict(way),
-        "alternatives": [_way_dict(other) for other in ways],
+        "chosen": _setup_dict(setup),
+        "alternatives": [_setup_dict(other) for other in setups],
         "assumptions": {
             name: {"value": value, "source": SOURCES[name]} for name, value in asdict(cluster.assumed).items()
         },
@@ -157,22 +156,22 @@ def as_dict(way: Way, ways: list[Way], found: Estimate, cluster: Cluster) -> dic
             "n_nodes": cluster.n_nodes,
             "gpus_per_node": cluster.gpus_per_node,
             "gpu": asdict(cluster.gpu),
-            "peak_flops": way.peak_flops,
+            "peak_flops": setup.peak_flops,
         },
     }
 
 
-def _way_dict(way: Way) -> dict[str, Any]:
+def _setup_dict(setup: Setup) -> dict[str, Any]:
     return {
-        "json": way.json,
-        "micro_batch_size": way.config.train.micro_batch_size,
-        "activation_checkpointing": way.config.train.activation_checkpointing,
-        "pipeline_stages": way.config.parallel.pipeline_stages,
-        "fits": way.fits,
-        "tokens_per_s": way.tokens_per_s,
-        "memory": _memory_dict(way.memory),
-        "moments": [_memory_dict(memory) for memory in way.moments],
-        "step": {**asdict(way.time), "limit": way.time.limit()},
+        "json": setup.json,
+        "micro_batch_size": setup.config.train.micro_batch_size,
+        "activation_checkpointing": setup.config.train.activation_checkpointing,
+        "pipeline_stages": setup.config.parallel.pipeline_stages,
+        "fits": setup.fits,
+        "tokens_per_s": setup.tokens_per_s,
+        "memory": _memory_dict(setup.memory),
+        "moments": [_memory_dict(memory) for memory in setup.moments],
+        "step": {**asdict(setup.time), "limit": setup.time.limit()},
     }
 
 

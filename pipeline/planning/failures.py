@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Faulty:
+class FailureModel:
     """A run that fails.
 
     mtbf_s: mean time between failures of the whole run.  stall_s, lag_s, restart_s: see above.
@@ -26,7 +26,7 @@ class Faulty:
     lag_s: float = 0.0
 
 
-def best_interval_s(run: Faulty) -> float:
+def best_interval_s(run: FailureModel) -> float:
     """Return the seconds of training between checkpoints that lose least (Daly's equation 37)."""
     stall, mtbf = run.stall_s, run.mtbf_s
     if stall >= 2 * mtbf:
@@ -35,7 +35,7 @@ def best_interval_s(run: Faulty) -> float:
     return math.sqrt(2 * stall * mtbf) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - stall
 
 
-def expected_goodput(run: Faulty, *, interval_s: float) -> float:
+def expected_goodput(run: FailureModel, *, interval_s: float) -> float:
     """Return the part of the wall clock that is training which was not done again (Daly's equation 20).
 
     A save that lags is lost work as a longer restart would be: what was trained since it began is done again.
@@ -56,7 +56,7 @@ class Outcome:
     failures: int
 
 
-def simulate(run: Faulty, *, interval_s: float, wall_s: float, seed: int) -> Outcome:
+def simulate(run: FailureModel, *, interval_s: float, wall_s: float, seed: int) -> Outcome:
     """Live through `wall_s` seconds, failure by failure."""
     draw = random.Random(seed)
     now = trained = 0.0
@@ -70,7 +70,7 @@ def simulate(run: Faulty, *, interval_s: float, wall_s: float, seed: int) -> Out
     return Outcome(goodput=trained / wall_s, failures=failures)
 
 
-def _kept(run: Faulty, *, span_s: float, interval_s: float, failed: bool) -> float:
+def _kept(run: FailureModel, *, span_s: float, interval_s: float, failed: bool) -> float:
     """Return the training within a span that is not lost at its end."""
     period = interval_s + run.stall_s
     if not failed:
@@ -80,7 +80,7 @@ def _kept(run: Faulty, *, span_s: float, interval_s: float, failed: bool) -> flo
     return max(0, whole) * interval_s
 
 
-def _restarted(run: Faulty, failed_at: float, *, draw: random.Random) -> float:
+def _restarted(run: FailureModel, failed_at: float, *, draw: random.Random) -> float:
     """Return when training goes on; a failure during the restart begins it anew."""
     now = failed_at
     while (until_next := draw.expovariate(1 / run.mtbf_s)) < run.restart_s:

@@ -25,23 +25,13 @@ allocator rounds and fragments, and its context and NCCL take memory of their ow
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
 
-from pipeline.config.inputs import zero_stage
 from pipeline.config.schema import Config
-from pipeline.model.formulas import Share, head_parameters, layer_parameters
-from pipeline.model.partition import Stage, balanced_stages
 from pipeline.planning.activations import Activations, activations
+from pipeline.planning.mode import Mode
+from pipeline.planning.stage_weights import share_elements, stages_of
 
 FLAT_COPY_ELEMENTS = 500_000_000  # DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE
-# DeepSpeed's defaults of what a JSON may leave out
-ZERO_DEFAULTS = {
-    "reduce_bucket_size": 500_000_000,
-    "stage3_prefetch_bucket_size": 50_000_000,
-    "stage3_max_live_parameters": 1_000_000_000,
-    "sub_group_size": 1_000_000_000,
-}
 FP32, FP64 = 4, 8
 
 
@@ -67,38 +57,6 @@ class Memory:
         """Return the device's bytes by part."""
         names = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
         return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mode:
-    """What of a DeepSpeed JSON matters for memory."""
-
-    stage: int
-    weight_bytes: int
-    offload_optimizer: bool
-    offload_weights: bool
-    overlap: bool
-    zero: dict[str, int]
-
-
-def mode_of(deepspeed_config: dict[str, Any]) -> Mode:
-    """Return the mode of a filled DeepSpeed JSON."""
-    zero = deepspeed_config.get("zero_optimization", {})
-    is_bf16 = deepspeed_config.get("bf16", deepspeed_config.get("bfloat16", {})).get("enabled", False)
-    return Mode(
-        stage=zero_stage(deepspeed_config),
-        weight_bytes=2 if is_bf16 else 4,
-        offload_optimizer=zero.get("offload_optimizer", {}).get("device") == "cpu",
-        offload_weights=zero.get("offload_param", {}).get("device") == "cpu",
-        overlap=zero.get("overlap_comm", False),
-        zero={key: int(zero.get(key, default)) for key, default in ZERO_DEFAULTS.items()},
-    )
-
-
-@cache
-def stages_of(config: Config) -> tuple[Stage, ...]:
-    """Return the balanced stages, once for each config: cutting a model takes tenths of a second."""
-    return tuple(balanced_stages(config))
 
 
 def moments_of_fullest_rank(config: Config, mode: Mode, *, world_size: int, device: str) -> tuple[Memory, ...]:
@@ -127,6 +85,7 @@ def moments(config: Config, mode: Mode, *, world_size: int, device: str, pipelin
     """
     replicas = world_size // config.parallel.ranks_per_replica
     accumulation = config.accumulation_steps(replicas)
+    tensor_parallel_size = config.parallel.tensor_parallel_size
     stages = stages_of(config)
     share = stages[pipeline_stage].share
     before = [head for stage in stages[:pipeline_stage] for head in stage.share.heads]
@@ -134,10 +93,14 @@ def moments(config: Config, mode: Mode, *, world_size: int, device: str, pipelin
     batch = activations(config, share, weight_bytes=mode.weight_bytes, device=device, boundary_states=boundary_states)
     rank = _Rank(
         mode=mode,
-        elements=share_elements(config, share),
-        leaf=share_elements(config, replace(share, embedding=False, trunk_layers=range(0))),
+        elements=share_elements(config.model, share, tensor_parallel_size=tensor_parallel_size),
+        leaf=share_elements(
+            config.model,
+            replace(share, embedding=False, trunk_layers=range(0)),
+            tensor_parallel_size=tensor_parallel_size,
+        ),
         largest=max(config.model.vocab_size * config.model.dim, config.model.dim * config.model.ffn_dim),
-        divided_by=world_size // (config.parallel.pipeline_stages * config.parallel.tensor_parallel_size),
+        divided_by=world_size // (config.parallel.pipeline_stages * tensor_parallel_size),
         accumulation=accumulation,
         under_way=min(config.parallel.pipeline_stages - pipeline_stage, accumulation),
         n_stages=config.parallel.pipeline_stages,
@@ -145,20 +108,6 @@ def moments(config: Config, mode: Mode, *, world_size: int, device: str, pipelin
         received=batch.boundary if pipeline_stage else 0,
     )
     return list(rank.moments(batch))
-
-
-def share_elements(config: Config, share: Share) -> int:
-    """Return how many elements of weights lie on a rank that holds `share`, before ZeRO divides them."""
-    model, size = config.model, config.parallel.tensor_parallel_size
-    matrix = model.vocab_size * model.dim
-
-    def divided(parameters: int) -> int:  # tensor parallelism leaves the norms whole
-        return (parameters - 2 * model.dim) // size + 2 * model.dim
-
-    layers = len(share.trunk_layers) * divided(layer_parameters(model))
-    head = divided(head_parameters(model)) if model.head_type == "transformer" else head_parameters(model)
-    outputs = model.n_unembeddings * matrix + model.dim if share.unembedding else 0
-    return matrix * share.embedding + layers + len(share.heads) * head + outputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,40 +4,39 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common.files import written_whole
-from pipeline.planning.alternatives import Way
-from pipeline.planning.clusters import SOURCES, reserved_bytes, usable_bytes
+from pipeline.planning.alternatives import Setup
+from pipeline.planning.clusters import SOURCES, Cluster, reserved_bytes, usable_bytes
 from pipeline.planning.estimate import DAY_S, HOUR_S, Estimate, shortage_advice
-from pipeline.planning.schedule import Cluster
 
 N_SHOWN = 12
 
 
-def report(way: Way, ways: list[Way], found: Estimate, cluster: Cluster) -> str:
+def plan_as_text(setup: Setup, setups: list[Setup], found: Estimate, cluster: Cluster) -> str:
     """Return the whole plan."""
     sections = [
-        _model(way, found),
-        _memory(way, ways, cluster),
-        _ways(way, ways),
-        _time(way, found, cluster),
-        _checkpoints(way, found),
+        _model(setup, found),
+        _memory(setup, setups, cluster),
+        _setups(setup, setups),
+        _time(setup, found, cluster),
+        _checkpoints(setup, found),
         _data(found),
-        _assumptions(way, cluster),
+        _assumptions(setup, cluster),
     ]
     return "\n\n".join(sections)
 
 
-def _model(way: Way, found: Estimate) -> str:
+def _model(setup: Setup, found: Estimate) -> str:
     flops = found.flops_per_token
     parts = ", ".join(f"{name} {part / flops.total:.1%}" for name, part in asdict(flops).items() if name != "attention")
     return (
-        f"model        {found.parameters:,} parameters, n = {way.config.model.n_future_tokens}\n"
+        f"model        {found.parameters:,} parameters, n = {setup.config.model.n_future_tokens}\n"
         f"FLOPs        {flops.total / 1e9:.2f} GFLOP per token, forward and backward: {parts}; "
         f"attention's own products are {flops.attention / flops.total:.1%} of it"
     )
 
 
-def _memory(way: Way, ways: list[Way], cluster: Cluster) -> str:
-    moments, usable = way.moments, usable_bytes(cluster.gpu, cluster.assumed)
+def _memory(setup: Setup, setups: list[Setup], cluster: Cluster) -> str:
+    moments, usable = setup.moments, usable_bytes(cluster.gpu, cluster.assumed)
     reserved = reserved_bytes(cluster.assumed)
     fragmented = cluster.gpu.memory_bytes - reserved - usable
     by_moment = [memory.parts() | {"together": memory.device} for memory in moments]
@@ -48,27 +47,27 @@ def _memory(way: Way, ways: list[Way], cluster: Cluster) -> str:
         f"  {usable / 1e9:.2f} of {cluster.gpu.memory_bytes / 1e9:.0f} GB are for tensors; kept back: "
         f"{reserved / 1e9:.2f} for context and libraries, {fragmented / 1e9:.2f} for fragmentation",
     ]
-    if way.memory.host:
-        lines.append(f"  on the host {way.memory.host / 1e9:.2f} GB for each rank")
-    lines.append(f"  {_fit(way) if way.fits else shortage_advice(way, cluster, ways)}")
+    if setup.memory.host:
+        lines.append(f"  on the host {setup.memory.host / 1e9:.2f} GB for each rank")
+    lines.append(f"  {_fit(setup) if setup.fits else shortage_advice(setup, cluster, setups)}")
     return "\n".join(lines)
 
 
-def _fit(way: Way) -> str:
-    return f"fits: {way.memory.device / 1e9:.2f} GB when fullest, at the moment '{way.memory.moment}'"
+def _fit(setup: Setup) -> str:
+    return f"fits: {setup.memory.device / 1e9:.2f} GB when fullest, at the moment '{setup.memory.moment}'"
 
 
-def _ways(way: Way, ways: list[Way]) -> str:
+def _setups(setup: Setup, setups: list[Setup]) -> str:
     lines = [
-        f"ways         {len(ways)} that a run would accept, {sum(other.fits for other in ways)} of them fit; fastest:",
+        f"setups       {len(setups)} possible, {sum(other.fits for other in setups)} of them fit; the fastest:",
         f"    {'DeepSpeed JSON':<19} {'stages':>6} {'micro':>5} {'recompute':>9} {'GB':>7} {'tokens/s':>11}  limit",
     ]
-    shown = ways[:N_SHOWN]
-    mine = [other for other in ways if _same(other, way)]
+    shown = setups[:N_SHOWN]
+    mine = [other for other in setups if _same(other, setup)]
     for other in [*shown, *(extra for extra in mine if extra not in shown)]:
         train = other.config.train
         lines.append(
-            f"  {'>' if _same(other, way) else ' '} {other.json:<19} {other.config.parallel.pipeline_stages:>6} "
+            f"  {'>' if _same(other, setup) else ' '} {other.json:<19} {other.config.parallel.pipeline_stages:>6} "
             f"{train.micro_batch_size:>5} {'yes' if train.activation_checkpointing else 'no':>9} "
             f"{other.memory.device / 1e9:>7.1f} {other.tokens_per_s:>11,.0f}  "
             f"{other.time.limit() if other.fits else 'does not fit'}"
@@ -76,12 +75,12 @@ def _ways(way: Way, ways: list[Way]) -> str:
     return "\n".join(lines)
 
 
-def _same(other: Way, way: Way) -> bool:
-    return other.json == way.json and other.config == way.config
+def _same(other: Setup, setup: Setup) -> bool:
+    return other.json == setup.json and other.config == setup.config
 
 
-def _time(way: Way, found: Estimate, cluster: Cluster) -> str:
-    seconds = asdict(way.time)
+def _time(setup: Setup, found: Estimate, cluster: Cluster) -> str:
+    seconds = asdict(setup.time)
     hidden_s = seconds.pop("hidden_s")
     shares = ", ".join(f"{name.removesuffix('_s')} {part_s / found.step_s:.1%}" for name, part_s in seconds.items())
     return (
@@ -98,8 +97,8 @@ def _duration(days: float) -> str:
     return f"{days:,.1f} days" if days >= 1 else f"{days * DAY_S / HOUR_S:.1f} hours"
 
 
-def _checkpoints(way: Way, found: Estimate) -> str:
-    every = way.config.checkpoint.every_steps
+def _checkpoints(setup: Setup, found: Estimate) -> str:
+    every = setup.config.checkpoint.every_steps
     return (
         f"checkpoints  {found.checkpoint_bytes / 1e9:.1f} GB each, {found.checkpoint_write_s:.1f} s to write, "
         f"{found.checkpoint_stall_s:.2f} s of standing still; {found.checkpoints_on_disk_bytes / 1e9:,.0f} GB on disk\n"
@@ -116,11 +115,11 @@ def _data(found: Estimate) -> str:
     )
 
 
-def _assumptions(way: Way, cluster: Cluster) -> str:
+def _assumptions(setup: Setup, cluster: Cluster) -> str:
     gpu = cluster.gpu
     lines = [
         "assumed      no figure here was measured on a GPU",
-        f"  {gpu.name} (data sheet): {way.peak_flops / 1e12:.0f} TFLOP/s dense, {gpu.memory_bytes / 1e9:.0f} GB, "
+        f"  {gpu.name} (data sheet): {setup.peak_flops / 1e12:.0f} TFLOP/s dense, {gpu.memory_bytes / 1e9:.0f} GB, "
         f"{gpu.intra_node_bytes_per_s / 1e9:.0f} GB/s within a node, "
         f"{gpu.inter_node_bytes_per_s / 1e9:.0f} GB/s between nodes, {gpu.watts:.0f} W",
     ]
@@ -128,16 +127,16 @@ def _assumptions(way: Way, cluster: Cluster) -> str:
     return "\n".join(lines)
 
 
-def plot(way: Way, cluster: Cluster, path: Path) -> None:
+def plot(setup: Setup, cluster: Cluster, path: Path) -> None:
     """Draw the memory of the fullest rank by part, a bar for each moment, beside what the GPU has for tensors."""
     from matplotlib.figure import Figure
 
-    names = [memory.moment for memory in way.moments]
+    names = [memory.moment for memory in setup.moments]
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
     filled = [0.0] * len(names)
-    for part in way.memory.parts():
-        sizes = [memory.parts()[part] / 1e9 for memory in way.moments]
+    for part in setup.memory.parts():
+        sizes = [memory.parts()[part] / 1e9 for memory in setup.moments]
         axes.barh(names, sizes, left=filled, label=part)
         filled = [before + size for before, size in zip(filled, sizes, strict=True)]
     for name, together in zip(names, filled, strict=True):
@@ -146,7 +145,7 @@ def plot(way: Way, cluster: Cluster, path: Path) -> None:
     axes.axvline(usable, color="black", linestyle="--", label=f"for tensors: {usable:.1f}")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1 * max(usable, *filled))
-    axes.set(xlabel=f"GB of a {cluster.gpu.name}, fullest rank, {way.json}", ylabel="moment")
+    axes.set(xlabel=f"GB of a {cluster.gpu.name}, fullest rank, {setup.json}", ylabel="moment")
     figure.legend(loc="outside right upper", fontsize="small")
     with written_whole(path) as partial:
         figure.savefig(partial, dpi=110, format="png")

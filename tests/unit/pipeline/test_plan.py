@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_an_answer_with_code_1(capsys: pytest.CaptureFixtur
     ("arguments", "message"),
     [
         ([*SMALL, "--gpus_per_node", "3"], "not a multiple"),
-        ([*SMALL, "--gpus_per_node", "0"], "--gpus_per_node 0"),
+        ([*SMALL, "--gpus_per_node", "0"], "--gpus_per_node must be at least 1, not 0"),
         ([*ON_TWO, "--assume", "price=3"], "there is no 'price'"),
         ([*ON_TWO, "--assume", "mfu=high"], "not a number"),
         ([*ON_TWO, "--assume", "mfu=1.5"], "at most 1"),

@@ -5,9 +5,9 @@ from statistics import mean
 
 import pytest
 
-from pipeline.planning.failures import Faulty, best_interval_s, expected_goodput, simulate
+from pipeline.planning.failures import FailureModel, best_interval_s, expected_goodput, simulate
 
-RUN = Faulty(mtbf_s=6 * 3600, stall_s=60, restart_s=600)
+RUN = FailureModel(mtbf_s=6 * 3600, stall_s=60, restart_s=600)
 
 
 @pytest.mark.parametrize("stall_s", [1, 60, 600])

@@ -1,8 +1,8 @@
 """How long a step takes on a cluster, by formula: computing, recomputing, pipeline bubbles, communication.
 
-    computing       FLOPs per token (architecture.py, PaLM's count) over the precision's peak x MFU; recomputation adds
-                    most of a forward
-    pipeline        times the slowest stage over the mean, and the bubble (balance.py)
+    computing       FLOPs per token (model/formulas.py, PaLM's count) over the precision's peak x MFU; recomputation
+                    adds most of a forward
+    pipeline        times the slowest stage over the mean, and the bubble (model/partition.py)
     communication   bytes that a rank sends in rings over the bandwidth, less what hides behind the backward:
 
         ZeRO 0, 1   gradients reduced once a step, after the last backward: 2 wE; weights gathered (1): wE
@@ -20,45 +20,12 @@ from dataclasses import dataclass
 from pipeline.config.schema import Config
 from pipeline.model.formulas import recomputed_flops_per_token, training_flops_per_token
 from pipeline.model.partition import bubble_fraction
-from pipeline.planning.clusters import Assumptions, Gpu
-from pipeline.planning.memory import Mode, share_elements, stages_of
-from pipeline.runtime.devices import peak_flops
+from pipeline.planning.clusters import Cluster
+from pipeline.planning.mode import Mode
+from pipeline.planning.stage_weights import share_elements, stages_of
 
 ADAM_BYTES_ON_HOST = 28  # read: gradient, value, moments; written: value, moments
 BACKWARD = 2 / 3  # of a micro batch's time
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """Machines that are all alike."""
-
-    n_nodes: int
-    gpus_per_node: int
-    gpu: Gpu
-    assumed: Assumptions
-
-    @property
-    def world_size(self) -> int:
-        """GPUs in all."""
-        return self.n_nodes * self.gpus_per_node
-
-    def peak_flops(self, mode: Mode) -> float:
-        """Return the dense FLOP/s of one GPU in a mode's precision."""
-        peak = peak_flops(self.gpu.name, precision="bf16" if mode.weight_bytes == 2 else "fp32")
-        assert peak is not None, f"{self.gpu.name} is in clusters.py, but not in devices.py"
-        return peak
-
-    def ring_bytes_per_s(self, ranks: int, *, neighbours: bool = False) -> float:
-        """Return what a rank can send in a collective of `ranks`: all of a node's adapters carry rings at once.
-
-        Args:
-            ranks: in the collective.
-            neighbours: whether they are consecutive, so that a node may hold all of them.
-        """
-        gpu = self.gpu
-        within = self.n_nodes == 1 or (neighbours and ranks <= self.gpus_per_node)
-        between = min(gpu.intra_node_bytes_per_s, gpu.inter_node_bytes_per_s * self.gpus_per_node)
-        return (gpu.intra_node_bytes_per_s if within else between) * self.assumed.link_efficiency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +54,7 @@ def step_time(config: Config, mode: Mode, cluster: Cluster) -> StepTime:
     train, parallel, n_stages = config.train, config.parallel, config.parallel.pipeline_stages
     replicas = cluster.world_size // parallel.ranks_per_replica
     accumulation = config.accumulation_steps(replicas)
-    rate = cluster.peak_flops(mode) * cluster.assumed.mfu * cluster.world_size
+    rate = cluster.peak_flops(mode.precision) * cluster.assumed.mfu * cluster.world_size
     compute = train.batch_tokens * training_flops_per_token(config.model, seq_len=config.data.seq_len) / rate
     again = recomputed_flops_per_token(config.model, seq_len=config.data.seq_len) * train.activation_checkpointing
     recompute = again * train.batch_tokens / rate
@@ -107,7 +74,10 @@ def _communication(
     """Return the seconds of communication that no computing hides, and of that which it hides."""
     parallel, world = config.parallel, cluster.world_size
     shared = world // (parallel.pipeline_stages * parallel.tensor_parallel_size)
-    elements = max(share_elements(config, stage.share) for stage in stages_of(config))
+    elements = max(
+        share_elements(config.model, stage.share, tensor_parallel_size=parallel.tensor_parallel_size)
+        for stage in stages_of(config)
+    )
     ring = (shared - 1) / shared * mode.weight_bytes * elements / cluster.ring_bytes_per_s(shared)
     if mode.stage == 3:
         during, hiding, after = 3 * ring * accumulation, busy_s, 0.0

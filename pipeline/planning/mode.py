@@ -1,0 +1,45 @@
+"""What a DeepSpeed JSON says about memory and communication: ZeRO stage, precision, offloading and bucket sizes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config.inputs import precision, zero_stage
+from pipeline.runtime.devices import Precision
+
+# DeepSpeed's defaults of what a JSON may leave out
+ZERO_DEFAULTS = {
+    "reduce_bucket_size": 500_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+    "stage3_max_live_parameters": 1_000_000_000,
+    "sub_group_size": 1_000_000_000,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """What of a DeepSpeed JSON matters for memory."""
+
+    stage: int
+    precision: Precision
+    offload_optimizer: bool
+    offload_weights: bool
+    overlap: bool
+    zero: dict[str, int]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of one weight."""
+        return 2 if self.precision == "bf16" else 4
+
+
+def mode_of(deepspeed_config: dict[str, Any]) -> Mode:
+    """Return the mode of a filled DeepSpeed JSON."""
+    zero = deepspeed_config.get("zero_optimization", {})
+    return Mode(
+        stage=zero_stage(deepspeed_config),
+        precision=precision(deepspeed_config),
+        offload_optimizer=zero.get("offload_optimizer", {}).get("device") == "cpu",
+        offload_weights=zero.get("offload_param", {}).get("device") == "cpu",
+        overlap=zero.get("overlap_comm", False),
+        zero={key: int(zero.get(key, default)) for key, default in ZERO_DEFAULTS.items()},
+    )
