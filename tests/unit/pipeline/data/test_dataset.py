@@ -372,7 +372,6 @@ from itertools import islice
 from pathlib import Path
 from pipeline.data.batches import TrainingData
 from pipeline.runtime.world import world_from_environment
-from pipeline import shards
 from tests.unit.pipeline.data.test_batches import config_for
 world_from_environment()
 data = TrainingData(config_for(Path(sys.argv[1]), num_workers=1))
