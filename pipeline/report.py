@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parser().parse_args(argv)
     from pipeline.monitoring.reporting.page import page
-    from pipeline.monitoring.reporting.run_folder import read_run
+    from pipeline.monitoring.reporting.run_folder import read_run_folder
 
-    runs = [read_run(path) for path in dict.fromkeys(arguments.runs)]
+    runs = [read_run_folder(path) for path in dict.fromkeys(arguments.runs)]
     problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     if all(run.is_empty for run in runs):
         raise_if_any(problems, heading="there is nothing to show")

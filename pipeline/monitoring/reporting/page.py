@@ -9,11 +9,11 @@ from pipeline.monitoring.reporting.chart import Chart, svg
 from pipeline.monitoring.reporting.curves import duration, number, tokens
 from pipeline.monitoring.reporting.markup import Child, Html, joined, tag
 from pipeline.monitoring.reporting.panels import BEGINNING, N_COLOURS, panels
-from pipeline.monitoring.reporting.run_folder import Run
+from pipeline.monitoring.reporting.run_folder import RunFolder
 from pipeline.monitoring.reporting.summary import FINAL_POINTS, Summary, summarize
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[RunFolder]) -> str:
     """Return the report about runs as an HTML document; runs of which nothing could be read stand in it with why."""
     shown = [run for run in runs if not run.is_empty]
     summaries = [summarize(run) for run in shown]
@@ -52,7 +52,7 @@ def page(runs: Sequence[Run]) -> str:
     return document.encode("utf-8", errors="replace").decode("utf-8")  # names of files and tags may be anything
 
 
-def names_of(runs: Sequence[Run]) -> list[str]:
+def names_of(runs: Sequence[RunFolder]) -> list[str]:
     """Return what runs are called: their folders' names, or as much of their paths as tells them apart."""
     names = [run.name for run in runs]
     paths = [run.path.resolve().parts for run in runs]
@@ -63,7 +63,7 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def _head(run: Run, summary: Summary, index: int, *, name: str, is_single: bool) -> Html:
+def _head(run: RunFolder, summary: Summary, index: int, *, name: str, is_single: bool) -> Html:
     share = min(1.0, summary.last_step / summary.total_steps) if summary.total_steps else None
     of = "" if summary.total_steps is None else f" of {summary.total_steps:,}"
     saved = f"; newest whole checkpoint: step {run.checkpoints[-1]:,}" if run.checkpoints else "; no whole checkpoint"
@@ -109,7 +109,7 @@ def _problems(problems: Sequence[str]) -> Child:
     return tag("ul", [tag("li", problem) for problem in problems], class_="problems") if problems else ()
 
 
-def _charts(runs: Sequence[Run], names: Sequence[str]) -> Child:
+def _charts(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
     shown = panels(runs, names=names)
     if not (shown.large or shown.ordinary or shown.small):
         return ()
@@ -141,7 +141,7 @@ def _figure(chart: Chart, *, width: int, height: int) -> Html:
     return tag("figure", caption, svg(chart, width=width, height=height))
 
 
-def _side_by_side(runs: Sequence[Run], summaries: Sequence[Summary], names: Sequence[str]) -> Child:
+def _side_by_side(runs: Sequence[RunFolder], summaries: Sequence[Summary], names: Sequence[str]) -> Child:
     return [
         tag("h2", "Side by side"),
         tables.table(tables.comparison(runs, summaries), columns=names),
@@ -149,7 +149,7 @@ def _side_by_side(runs: Sequence[Run], summaries: Sequence[Summary], names: Sequ
     ]
 
 
-def _configs(runs: Sequence[Run], names: Sequence[str]) -> Child:
+def _configs(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
     if len(runs) > 1:
         rows = tables.differences(runs)
         return [
@@ -165,12 +165,12 @@ def _configs(runs: Sequence[Run], names: Sequence[str]) -> Child:
     ]
 
 
-def _environment(runs: Sequence[Run], summaries: Sequence[Summary], names: Sequence[str]) -> Child:
+def _environment(runs: Sequence[RunFolder], summaries: Sequence[Summary], names: Sequence[str]) -> Child:
     rows = tables.environment(runs, summaries)
     return [tag("h2", "Environment"), tables.table(rows, columns=names)] if rows else ()
 
 
-def _warnings(runs: Sequence[Run], names: Sequence[str]) -> Child:
+def _warnings(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
     having = [(run, name) for run, name in zip(runs, names, strict=True) if run.warnings]
     return [
         tag("h2", "Warnings in train.log") if having else (),
@@ -186,7 +186,7 @@ def _warnings(runs: Sequence[Run], names: Sequence[str]) -> Child:
     ]
 
 
-def _last_of(run: Run) -> str:
+def _last_of(run: RunFolder) -> str:
     return f", of which the last {len(run.warnings)}" if run.n_warnings > len(run.warnings) else ""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.monitoring.reporting import curves
 from pipeline.monitoring.reporting.chart import Chart, Line, Mark, value_range
-from pipeline.monitoring.reporting.run_folder import Run
+from pipeline.monitoring.reporting.run_folder import RunFolder
 from pipeline.monitoring.reporting.summary import launches_of
 
 MOST_TAGS = 30  # of those that this version does not know
@@ -59,7 +59,7 @@ class Panels:
     n_tags_left_out: int
 
 
-def panels(runs: Sequence[Run], *, names: Sequence[str]) -> Panels:
+def panels(runs: Sequence[RunFolder], *, names: Sequence[str]) -> Panels:
     """Return the charts of these runs, which are called `names`."""
     draw = _Drawing(runs, names)
     known = {quantity.tag for quantity in (*QUANTITIES, *COUNTS)} | _SHOWN_OTHERWISE
@@ -84,7 +84,7 @@ def panels(runs: Sequence[Run], *, names: Sequence[str]) -> Panels:
 class _Drawing:
     """What all charts of a page share: the x axis, colours and marks."""
 
-    def __init__(self, runs: Sequence[Run], names: Sequence[str]) -> None:
+    def __init__(self, runs: Sequence[RunFolder], names: Sequence[str]) -> None:
         self._runs, self._names = runs, names
         self._is_single = len(runs) == 1
         self._in_tokens = all(run.tokens_per_step for run in runs if run.series)
@@ -142,15 +142,15 @@ class _Drawing:
     def _coloured_marks(self, i: int) -> list[Mark]:
         return [replace(mark, colour=_run_colour(i)) for mark in self._marks[i]]
 
-    def _line(self, run: Run, tag: str, label: str, colour: str) -> Line:
+    def _line(self, run: RunFolder, tag: str, label: str, colour: str) -> Line:
         series = run.series[tag]
         return Line(label=label, colour=colour, x=self._x(run, series.steps), y=series.values)
 
-    def _x(self, run: Run, steps: np.ndarray) -> np.ndarray:
+    def _x(self, run: RunFolder, steps: np.ndarray) -> np.ndarray:
         return steps * float(run.tokens_per_step or 1) if self._in_tokens else steps.astype(np.float64)
 
 
-def _marks(run: Run, x: Callable[[Run, np.ndarray], np.ndarray]) -> Iterator[Mark]:
+def _marks(run: RunFolder, x: Callable[[RunFolder, np.ndarray], np.ndarray]) -> Iterator[Mark]:
     found = [("resumed", launch.step, f"resumed after step {launch.step:,}") for launch in launches_of(run)[1:]]
     for event in run.history:
         if event.get("event") == "rollback" and isinstance(event.get("to_step"), int):
@@ -180,5 +180,5 @@ def _run_colour(index: int) -> str:
     return f"r{index % N_COLOURS + 1}"
 
 
-def _any_above_zero(run: Run, tag: str) -> bool:
+def _any_above_zero(run: RunFolder, tag: str) -> bool:
     return tag in run.series and bool((run.series[tag].values > 0).any())

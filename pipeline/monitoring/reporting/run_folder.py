@@ -1,16 +1,14 @@
-"""A run's folder as it is found: whole, half-written, of another version, or no run at all.
+"""Reads a run's folder, which may be whole, half-written, written by another version, or no run at all.
 
-`read_run` raises nothing about what is in the files. It takes what can be read, and says of the rest, in `problems`,
-one sentence each: reports are wanted above all of runs with which something is wrong.
+`read_run_folder` never raises because of the files' content. It reads what it can, and describes the rest in
+`problems`, one sentence each: a report is most useful for a run with which something is wrong.
 """
 
-import json
 import math
-import os
 import re
 from array import array
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,11 +17,11 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from common.command_line import UserError
 from pipeline.config.recipe import read_config
 from pipeline.config.schema import Config
+from pipeline.monitoring.reporting.damaged_files import json_object, lines, objects
 from pipeline.runtime.history import HISTORY
 from pipeline.weights.checkpoint.manifest import MANIFEST
 
@@ -41,7 +39,7 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunFolder:
     """What a run's folder holds.
 
     name: of the folder.
@@ -105,34 +103,34 @@ def _has_any_part(path: Path) -> bool:
     return any((path / part).exists() for part in PARTS)
 
 
-def read_run(path: Path) -> Run:
+def read_run_folder(path: Path) -> RunFolder:
     """Return what there is of the run in `path`."""
     name = path.resolve().name
     if not path.is_dir():
         what = "is a file; give the run's folder" if path.exists() else "does not exist"
-        return Run(path=path, name=name, problems=[f"{path} {what}"])
+        return RunFolder(path=path, name=name, problems=[f"{path} {what}"])
     if not _has_any_part(path):
         inside = " ".join(str(child) for child in sorted(path.iterdir()) if _has_any_part(child))
         hint = f"; there are runs in it: {inside}" if inside else ""
-        return Run(path=path, name=name, problems=[f"{path} is no run: it has none of {', '.join(PARTS)}{hint}"])
+        return RunFolder(path=path, name=name, problems=[f"{path} is no run: it has none of {', '.join(PARTS)}{hint}"])
     problems: list[str] = []
     series, tokens_per_step = _metrics(path / "metrics.jsonl", problems)
     config, fields = _config(path / "config.yaml", problems)
-    deepspeed = _json_object(path / "ds_config.json", problems)
+    deepspeed = json_object(path / "ds_config.json", problems)
     fields |= {f"ds_config.{key}": value for key, value in _flat(deepspeed).items()}
     if tokens_per_step is None and config is not None and "train.batch_tokens" in fields:
         tokens_per_step = config.train.batch_tokens
     signs_of_life, warnings, n_warnings = _log(path / "train.log", problems)
-    return Run(
+    return RunFolder(
         path=path,
         name=name,
         series=series,
         tokens_per_step=tokens_per_step,
         config=config,
         fields=fields,
-        environment=_json_object(path / "environment.json", problems),
+        environment=json_object(path / "environment.json", problems),
         history=_history(path / HISTORY, problems),
-        bad_steps=[row for row in _objects(path / "bad_steps.jsonl", problems) if _is_step(row.get("step"))],
+        bad_steps=[row for row in objects(path / "bad_steps.jsonl", problems) if _is_step(row.get("step"))],
         signs_of_life=signs_of_life,
         warnings=warnings,
         n_warnings=n_warnings,
@@ -149,7 +147,7 @@ def _metrics(path: Path, problems: list[str]) -> tuple[dict[str, Series], int | 
     steps: dict[str, array[int]] = defaultdict(lambda: array("q"))
     values: dict[str, array[float]] = defaultdict(lambda: array("d"))
     tokens_per_step, n_without_step, not_finite = None, 0, defaultdict[str, int](int)
-    for line in _objects(path, problems):
+    for line in objects(path, problems):
         step, tokens = line.pop("step", None), line.pop("tokens", None)
         if not _is_step(step):
             n_without_step += 1
@@ -207,7 +205,7 @@ def _history(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     if not path.exists():
         problems.append(f"{HISTORY} is missing: launches, and with them hours, are not known")
     events = []
-    for event in _objects(path, problems):
+    for event in objects(path, problems):
         try:
             event["time"] = datetime.fromisoformat(event["time"]).replace(tzinfo=None)
         except (KeyError, TypeError, ValueError):
@@ -222,7 +220,7 @@ def _log(path: Path, problems: list[str]) -> tuple[list[datetime], list[str], in
     times: list[datetime] = []
     warnings: deque[str] = deque(maxlen=KEPT_WARNINGS)
     n_warnings = 0
-    for line in _lines(path, problems):
+    for line in lines(path, problems):
         if (found := _LOG_LINE.match(line)) is None:
             continue
         time, level, message = found.groups()
@@ -239,58 +237,6 @@ def _log(path: Path, problems: list[str]) -> tuple[list[datetime], list[str], in
 def _checkpoints(folder: Path) -> list[int]:
     found = (re.fullmatch(r"step_([0-9]{1,18})", path.parent.name) for path in folder.glob(f"step_*/{MANIFEST}"))
     return sorted(int(match[1]) for match in found if match)
-
-
-def _json_object(path: Path, problems: list[str]) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        problems.append(f"{path.name} is missing")
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path.name} cannot be read: {error}")
-    else:
-        if isinstance(value, dict):
-            return value
-        problems.append(f"{path.name} holds no object")
-    return {}
-
-
-def _objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file that may be missing, one a line; of other lines there is one problem."""
-    n_bad, is_whole = 0, True
-    for line in _lines(path, problems):
-        is_whole = line.endswith("\n")
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict):
-            yield value
-        elif is_whole:
-            n_bad += 1
-        else:
-            problems.append(f"{path.name}: the last line is cut short, and left out")
-    if n_bad:
-        problems.append(f"{path.name}: {n_bad:,} lines are no objects, and are left out")
-
-
-def _lines(path: Path, problems: list[str]) -> Iterator[str]:
-    """Yield a file's lines, with a progress bar if that takes long; none if there is no such file."""
-    try:
-        with (
-            path.open(encoding="utf-8", errors="replace", newline="\n") as file,
-            tqdm(
-                total=os.fstat(file.fileno()).st_size, unit="B", unit_scale=True, desc=path.name, delay=1, disable=None,
-                leave=False,
-            ) as bar,
-        ):  # fmt: skip
-            for line in file:
-                bar.update(len(line))
-                yield line
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        problems.append(f"{path.name} cannot be read ({error.strerror})")
 
 
 def _is_step(value: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.monitoring.reporting.run_folder import Run, Series
+from pipeline.monitoring.reporting.run_folder import RunFolder, Series
 from pipeline.runtime.stop import ExitCode
 
 FINAL_POINTS = 10  # logged losses that a final loss is the mean of: one step's is noise
@@ -21,7 +21,7 @@ _STATES: dict[int, tuple[State, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
+class LaunchRecord:
     """One start of a run, from `step` on `ranks` ranks; seen alive `until` then; `exit_code` if it ended by itself."""
 
     time: datetime
@@ -59,12 +59,12 @@ class Summary:
     mfu: float | None
     peak_memory_gib: float | None
     left_s: float | None
-    launches: list[Launch] | None
+    launches: list[LaunchRecord] | None
     n_rollbacks: int
     skipped_steps: int
 
 
-def summarize(run: Run) -> Summary:
+def summarize(run: RunFolder) -> Summary:
     """Return the figures of a run."""
     launches = launches_of(run) if run.history else None
     state, standing = _standing(run, launches)
@@ -95,7 +95,7 @@ def summarize(run: Run) -> Summary:
     )
 
 
-def loss_before(run: Run, *, step: int) -> float | None:
+def loss_before(run: RunFolder, *, step: int) -> float | None:
     """Return head 1's mean loss over the last `FINAL_POINTS` points up to a step, those that are finite."""
     series = run.series.get("loss/head_1")
     if series is None:
@@ -105,7 +105,7 @@ def loss_before(run: Run, *, step: int) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def launches_of(run: Run) -> list[Launch]:
+def launches_of(run: RunFolder) -> list[LaunchRecord]:
     """Return the launches in the history, each alive until its end or, if it was killed, the log's last line of it."""
     starts = [(i, event) for i, event in enumerate(run.history) if event.get("event") == "launch"]
     launches = []
@@ -114,7 +114,7 @@ def launches_of(run: Run) -> list[Launch]:
         limit = following["time"] if following else datetime.max
         signs = [time for time in run.signs_of_life if event["time"] <= time < limit]
         launches.append(
-            Launch(
+            LaunchRecord(
                 time=event["time"],
                 step=_whole(event.get("step")),
                 ranks=_whole(event.get("ranks"), default=1),
@@ -137,7 +137,7 @@ def median_of(series: Series | None) -> float | None:
     return float(np.median(values)) if len(values) else None
 
 
-def _standing(run: Run, launches: list[Launch] | None) -> tuple[State, str]:
+def _standing(run: RunFolder, launches: list[LaunchRecord] | None) -> tuple[State, str]:
     if launches:
         code = launches[-1].exit_code
         if code is None:

@@ -9,7 +9,7 @@ from pipeline.config.schema import Config
 from pipeline.model.formulas import parameter_count
 from pipeline.monitoring.reporting.curves import duration, number, tokens
 from pipeline.monitoring.reporting.markup import Html, tag
-from pipeline.monitoring.reporting.run_folder import Run
+from pipeline.monitoring.reporting.run_folder import RunFolder
 from pipeline.monitoring.reporting.summary import FINAL_POINTS, Summary, loss_before
 
 NOT_COMPARED = {"run.name", "run.dir"}  # differ in every two runs
@@ -24,7 +24,7 @@ def table(rows: Sequence[tuple[str, Sequence[str]]], *, columns: Sequence[str]) 
     return tag("div", tag("table", tag("thead", head), tag("tbody", body)), class_="scroll")
 
 
-def comparison(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[tuple[str, list[str]]]:
+def comparison(runs: Sequence[RunFolder], summaries: Sequence[Summary]) -> list[tuple[str, list[str]]]:
     """Return the rows that put runs side by side; the lowest loss of a row is marked where several have one."""
     rows: list[tuple[str, list[str]]] = [
         ("stands", [summary.standing.partition(";")[0].partition(":")[0] for summary in summaries]),
@@ -52,14 +52,14 @@ def comparison(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[tuple[
     return [row for row in rows if any(cell != DASH for cell in row[1])]
 
 
-def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def differences(runs: Sequence[RunFolder]) -> list[tuple[str, list[str]]]:
     """Return the fields of config.yaml and ds_config.json in which runs differ, with each one's value."""
     keys = [key for key in dict.fromkeys(key for run in runs for key in run.fields) if key not in NOT_COMPARED]
     rows = [(key, [plain(run.fields[key]) if key in run.fields else DASH for run in runs]) for key in keys]
     return [row for row in rows if len(set(row[1])) > 1]
 
 
-def deviations(run: Run) -> list[tuple[str, list[str]]]:
+def deviations(run: RunFolder) -> list[tuple[str, list[str]]]:
     """Return the fields of a run's config that are not at their default, with both values."""
     defaults = {
         f"{section}.{field}": value
@@ -73,10 +73,10 @@ def deviations(run: Run) -> list[tuple[str, list[str]]]:
     ]
 
 
-def environment(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[tuple[str, list[str]]]:
+def environment(runs: Sequence[RunFolder], summaries: Sequence[Summary]) -> list[tuple[str, list[str]]]:
     """Return what the runs ran on."""
 
-    def row(label: str, value: Callable[[Run], Any]) -> tuple[str, list[str]]:
+    def row(label: str, value: Callable[[RunFolder], Any]) -> tuple[str, list[str]]:
         return label, [plain(found) if (found := value(run)) is not None else DASH for run in runs]
 
     packages = [run.environment.get("packages") for run in runs]
@@ -129,7 +129,7 @@ def plain(value: Any) -> str:
     return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} ..."
 
 
-def _parameters(run: Run) -> str:
+def _parameters(run: RunFolder) -> str:
     sized = {"model.dim", "model.n_layers", "model.n_heads"} <= run.fields.keys() and run.config is not None
     if not sized or run.config is None or 0 in (run.config.model.dim, run.config.model.n_heads):
         return DASH

@@ -2,105 +2,27 @@
 
 import json
 import re
-from collections.abc import Callable
-from html.parser import HTMLParser
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from common.command_line import UserError
 from pipeline import report
-from pipeline.config.model import ModelConfig
-from pipeline.config.schema import Config, DataConfig, OptimConfig, RunConfig, TrainConfig
 from pipeline.monitoring.reporting import curves, tables
 from pipeline.monitoring.reporting.page import names_of, page
-from pipeline.monitoring.reporting.run_folder import Run, read_run
+from pipeline.monitoring.reporting.run_folder import RunFolder, read_run_folder
 from pipeline.monitoring.reporting.summary import summarize
 from pipeline.runtime import history
 from tests.conftest import run_module
-
-STEP_TOKENS = 512
-VOID = {"meta"}
-Write = Callable[..., Path]
-
-
-def metrics_line(step: int, *, n_heads: int = 2, **changes: float | None) -> dict[str, Any]:
-    losses = {f"loss/head_{head}": 1 + head / 10 + 5 / step for head in range(1, n_heads + 1)}
-    return {
-        "step": step, "tokens": step * STEP_TOKENS, "loss/total": sum(losses.values()), **losses, "optim/lr": 1e-3,
-        "optim/grad_norm": 1 + 1 / step, "throughput/tokens_per_s": 1000.0 + step, "memory/peak_GiB": 0.5,
-        "data/wait_s": 0.01, "progress/tokens": float(step * STEP_TOKENS), "faults/skipped_steps": 0.0, **changes,
-    }  # fmt: skip
+from tests.helpers.run_folders import STEP_TOKENS, Checker, Write, paged, write_run_folder
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write a run's folder of so many steps."""
-
-    def write(
-        name: str = "try", *, steps: int = 40, n_heads: int = 2, total_steps: int = 40, dim: int = 16,
-        changes: dict[int, dict[str, float | None]] | None = None,
-    ) -> Path:  # fmt: skip
-        config = Config(
-            run=RunConfig(dir=str(tmp_path), name="try"),
-            model=ModelConfig(dim=dim, n_layers=6, n_heads=2, n_future_tokens=n_heads),
-            data=DataConfig(seq_len=32, shards="shards"),
-            optim=OptimConfig(warmup_steps=4),
-            train=TrainConfig(total_tokens=total_steps * STEP_TOKENS, batch_tokens=STEP_TOKENS),
-        )
-        folder = tmp_path / name
-        (folder / "checkpoints" / "step_00000020").mkdir(parents=True)
-        (folder / "checkpoints" / "step_00000030").mkdir()  # without a manifest it is not whole
-        (folder / "checkpoints" / "step_00000020" / "manifest.json").write_text("{}")
-        (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict()))
-        (folder / "ds_config.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}))
-        (folder / "environment.json").write_text(json.dumps({"device": "cpu", "packages": {"torch": "2.13.0"}}))
-        lines = [metrics_line(step, n_heads=n_heads, **(changes or {}).get(step, {})) for step in range(1, steps + 1)]
-        lines.append({"step": steps, **{f"val/loss_head_{head}": 2.5 + head for head in range(1, n_heads + 1)}})
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        history.record(folder, "launch", step=0, ranks=2, device="cpu")
-        history.record(folder, "end", exit_code=0)
-        return folder
-
-    return write
-
-
-class Checker(HTMLParser):
-    """Takes a page apart: its elements must be closed in order, and it may load nothing."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self.open
-        assert "script" not in {name for name, _ in self.tags}
-        assert not {"src", "href", "onload", "onerror"} & {key for _, given in self.tags for key in given}
-        assert not re.search(r"url\(|@import|https?://", page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
-            self.text.append(data)
-
-
-def paged(*runs: Path, output: Path) -> tuple[Checker, str]:
-    report.main([*map(str, runs), "--output", str(output)])
-    page = output.read_text(encoding="utf-8")
-    checker = Checker(page)
-    return checker, " ".join(checker.text)
+    return partial(write_run_folder, tmp_path)
 
 
 def rows(checker: Checker) -> str:
@@ -119,7 +41,7 @@ def test_a_page_about_one_run(write: Write, tmp_path: Path) -> None:
 
 def test_figures_are_those_of_the_lines(write: Write) -> None:
     changes = {step: {"memory/peak_GiB": 3.25} for step in (7,)}
-    run = read_run(write(steps=30, changes=changes))
+    run = read_run_folder(write(steps=30, changes=changes))
     summary = summarize(run)
     assert summary.train_loss == pytest.approx(np.mean([1.1 + 5 / step for step in range(21, 31)]))
     assert summary.validation == [3.5, 4.5]
@@ -143,7 +65,7 @@ def test_hours_are_of_ranks_until_the_last_sign_of_life(write: Write) -> None:
         "2026-11-21 10:00:01,000 INFO model\nlayout of no time\n2026-11-21 11:00:00,000 WARNING the disk is full\n"
         "2026-11-21 12:00:05,000 INFO resumed\n"
     )
-    run = read_run(folder)
+    run = read_run_folder(folder)
     summary = summarize(run)
     assert tables.hours(summary) == "4.00 GPU-hours"  # killed after an hour on 2 ranks, then half an hour on 4
     assert (summary.state, tables.restarts(summary), summary.n_rollbacks) == ("stopped", "1", 1)
@@ -159,7 +81,7 @@ def test_the_history_survives_a_cut_line_and_a_full_disk(tmp_path: Path, pipelin
     with (tmp_path / history.HISTORY).open("a") as file:
         file.write('{"event": "en')
     history.record(tmp_path, "launch", step=5, ranks=1, device="cpu")
-    run = read_run(tmp_path)
+    run = read_run_folder(tmp_path)
     assert [event["step"] for event in run.history] == [0, 5]
     history.record(tmp_path / "missing", "end", exit_code=0)
     assert "misses this end (No such file or directory)" in pipeline_log.text
@@ -181,7 +103,7 @@ def test_several_runs_are_compared_where_both_have_been(write: Write, tmp_path: 
 
 
 def test_runs_of_one_name_are_told_apart() -> None:
-    runs = [Run(path=Path(path), name=Path(path).name) for path in ("/a/x/try", "/b/x/try", "/b/x/other")]
+    runs = [RunFolder(path=Path(path), name=Path(path).name) for path in ("/a/x/try", "/b/x/try", "/b/x/other")]
     assert names_of(runs) == ["a/x/try", "b/x/try", "b/x/other"]
     assert names_of(runs[1:]) == ["try", "other"]
 
@@ -193,7 +115,7 @@ def test_values_that_are_not_finite_are_gaps_with_crosses(write: Write, tmp_path
     paths = {given["class"]: given["d"] for name, given in checker.tags if name == "path" and given.get("class")}
     assert paths["cross"] is not None
     assert paths["cross"].count("M") == 3
-    assert np.isnan(read_run(folder).series["loss/head_2"].values).sum() == 3
+    assert np.isnan(read_run_folder(folder).series["loss/head_2"].values).sum() == 3
 
 
 def test_bad_steps_and_unknown_tags_are_shown(write: Write, tmp_path: Path) -> None:
@@ -211,7 +133,7 @@ def test_bad_steps_and_unknown_tags_are_shown(write: Write, tmp_path: Path) -> N
 
 def test_a_long_run_makes_a_small_page_that_misses_no_jump(write: Write) -> None:
     folder = write(n_heads=4, steps=100_000, total_steps=100_000, changes={77_777: {"loss/head_1": 9.9}})
-    run = read_run(folder)
+    run = read_run_folder(folder)
     document = page([run])
     assert len(document) < 600_000
     assert "51.2 million" in " ".join(Checker(document).text)

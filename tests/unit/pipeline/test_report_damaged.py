@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.unit.pipeline.test_report import Write, paged, write
+from tests.helpers.run_folders import Write, paged, write_run_folder
 
-__all__ = ["write"]  # a fixture
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    return partial(write_run_folder, tmp_path)
 
 
 def cut(folder: Path) -> None:

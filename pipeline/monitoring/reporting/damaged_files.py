@@ -1,0 +1,62 @@
+"""Readers of files that may be missing or damaged: what cannot be read becomes a sentence in `problems`."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+def json_object(path: Path, problems: list[str]) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if the file has none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append(f"{path.name} is missing")
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path.name} cannot be read: {error}")
+    else:
+        if isinstance(value, dict):
+            return value
+        problems.append(f"{path.name} holds no object")
+    return {}
+
+
+def objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file that may be missing, one a line; of other lines there is one problem."""
+    n_bad, is_whole = 0, True
+    for line in lines(path, problems):
+        is_whole = line.endswith("\n")
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            yield value
+        elif is_whole:
+            n_bad += 1
+        else:
+            problems.append(f"{path.name}: the last line is cut short, and left out")
+    if n_bad:
+        problems.append(f"{path.name}: {n_bad:,} lines are no objects, and are left out")
+
+
+def lines(path: Path, problems: list[str]) -> Iterator[str]:
+    """Yield a file's lines, with a progress bar if that takes long; none if there is no such file."""
+    try:
+        with (
+            path.open(encoding="utf-8", errors="replace", newline="\n") as file,
+            tqdm(
+                total=os.fstat(file.fileno()).st_size, unit="B", unit_scale=True, desc=path.name, delay=1, disable=None,
+                leave=False,
+            ) as bar,
+        ):  # fmt: skip
+            for line in file:
+                bar.update(len(line))
+                yield line
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read ({error.strerror})")
