@@ -34,10 +34,10 @@ from common.command_line import UserError, below_one, command_parser, exit_on_us
 from common.files import hold_lock, sha256_of_file, write_json
 from data_prep.dedup.survey import NEAR_DUPLICATE
 from data_prep.filters.decontaminate import load_benchmark
-from data_prep.filters.limits import add_rule_arguments, apply_preset, filter_options, filter_problems
+from data_prep.filters.options import add_rule_arguments, apply_preset, filter_options, filter_problems
 from data_prep.shards.folder import read_json, refuse_difference
 from data_prep.sources.documents import Piece
-from data_prep.sources.listing import Source, add_source_arguments, cut_into_parts, read_options, sources_of
+from data_prep.sources.listing import ListedSource, add_source_arguments, cut_into_parts, read_options, sources_of
 from data_prep.sources.standard_input import STDIN
 from data_prep.workers import Progress, add_workers_argument, results_of, worker_pool
 
@@ -118,14 +118,14 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     return problems + filter_problems(arguments)
 
 
-def _cut(sources: Sequence[Source], *, n_tasks: int) -> list[list[Piece]]:
+def _cut(sources: Sequence[ListedSource], *, n_tasks: int) -> list[list[Piece]]:
     """Return the pieces of each task, consecutive ones, of about as many bytes."""
     pieces = [piece for source in sources for piece in source.pieces]
     n_bytes = sum(piece.size for piece in pieces)
     return cut_into_parts(pieces, part_bytes=max(1, -(-n_bytes // n_tasks)))
 
 
-def _plan(arguments: argparse.Namespace, sources: Sequence[Source], shares: list[list[Piece]]) -> dict[str, Any]:
+def _plan(arguments: argparse.Namespace, sources: Sequence[ListedSource], shares: list[list[Piece]]) -> dict[str, Any]:
     named = {name: value for name, value in vars(arguments).items() if name not in _NOT_IDENTITY}
     if arguments.decontaminate:  # what the files say decides, not their names alone
         named["decontaminate"] = {path: sha256_of_file(Path(path)) for path in arguments.decontaminate}
@@ -216,7 +216,7 @@ def _run_task(executor: "LocalPipelineExecutor", rank: int) -> None:
         executor._run_for_rank(rank)
 
 
-def _finish(out: Path, sources: Sequence[Source], *, n_tasks: int) -> str:
+def _finish(out: Path, sources: Sequence[ListedSource], *, n_tasks: int) -> str:
     """Put the documents in their place, and say what there was."""
     from data_prep.dedup.minhash import counts_of
 

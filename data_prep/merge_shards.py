@@ -24,7 +24,7 @@ from data_prep.filters.languages import UNKNOWN
 from data_prep.report import REPORT, add_sample, build, count, first_dropped, table
 from data_prep.shards.folder import METADATA, abandon, finish, locked, read_json, read_plan, shares_with
 from data_prep.shards.part_writer import Part, PartResult, SplitCounts, add_share, finished_parts
-from data_prep.sources.listing import Source
+from data_prep.sources.listing import ListedSource
 
 _EXAMPLES = """example:
   python -m data_prep.merge_shards /shared/code"""
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             merge(out)
 
 
-def facts_of(sources: Sequence[Source], tokenizer: Tokenizer) -> dict[str, Any]:
+def facts_of(sources: Sequence[ListedSource], tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what `merge` will need besides the identity, for the plan."""
     packages = ("numpy", "xxhash", "zstandard")
     return {

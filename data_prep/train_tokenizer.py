@@ -26,10 +26,10 @@ from tqdm import tqdm
 from common.command_line import UserError, below_one, command_parser, exit_on_user_error, raise_if_any
 from common.files import written_whole
 from common.sentencepiece_model import parsed
-from data_prep.filters.limits import FilterOptions
-from data_prep.filters.verdicts import reason_of
+from data_prep.filters.options import FilterOptions
+from data_prep.filters.reasons import reason_to_drop
 from data_prep.sources.documents import Document, ReadOptions
-from data_prep.sources.listing import Source, add_source_arguments, read_options, sources_of
+from data_prep.sources.listing import ListedSource, add_source_arguments, read_options, sources_of
 from data_prep.sources.readers import read_piece
 from data_prep.tokens.fim import SENTINEL_PIECES
 
@@ -84,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def read_sample(
-    sources: Sequence[Source], *, reading: ReadOptions, max_bytes: int, language_field: str | None = None
+    sources: Sequence[ListedSource], *, reading: ReadOptions, max_bytes: int, language_field: str | None = None
 ) -> list[Document]:
     """Return documents of all sources up to `max_bytes` of text, in a random but fixed order of their pieces.
 
@@ -104,7 +104,7 @@ def read_sample(
             n_piece_bytes = 0
             selection = replace(piece.selection, weight=piece.selection.weight / heaviest)
             for record in read_piece(piece, reading):
-                if isinstance(record, Document) and reason_of(record, selection, filters) is None:
+                if isinstance(record, Document) and reason_to_drop(record, selection, filters) is None:
                     documents.append(record)
                     n_piece_bytes += len(record.utf8)
                 if n_piece_bytes >= most_of_piece or n_bytes + n_piece_bytes >= max_bytes:

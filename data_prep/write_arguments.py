@@ -9,7 +9,7 @@ from common.command_line import below_one, command_parser, raise_if_any
 from common.s3 import SCHEME, S3Path, is_remote
 from common.tokenizers import BYTES
 from data_prep.filters.decontaminate import load_benchmark
-from data_prep.filters.limits import add_filter_arguments, apply_preset, filter_problems
+from data_prep.filters.options import add_filter_arguments, apply_preset, filter_problems
 from data_prep.shards.folder import Share
 from data_prep.sources.listing import add_source_arguments
 from data_prep.sources.standard_input import STDIN

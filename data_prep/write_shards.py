@@ -28,8 +28,8 @@ from common.files import sha256_of_file
 from common.s3 import S3Path
 from common.tokenizers import BYTES, Engine, Tokenizer, load_tokenizer
 from data_prep.dedup.survey import decide, decided, decision_path, survey_part, survey_path
-from data_prep.filters.limits import filter_options
-from data_prep.filters.verdicts import Reasons, n_readings
+from data_prep.filters.decisions import Reasons, n_readings
+from data_prep.filters.options import filter_options
 from data_prep.merge_shards import facts_of, merge
 from data_prep.shards.folder import (
     FORMAT_VERSION,
@@ -45,8 +45,8 @@ from data_prep.shards.folder import (
 )
 from data_prep.shards.part_writer import WORK_FOLDER, Part, PartOptions, PartResult, finished_parts, write_part
 from data_prep.sources.documents import Piece, ReadOptions
-from data_prep.sources.listing import Source, cut_into_parts, read_options, sources_of
-from data_prep.sources.readers import UNMEASURED
+from data_prep.sources.listing import ListedSource, cut_into_parts, read_options, sources_of
+from data_prep.sources.records import UNMEASURED
 from data_prep.tokens.encoding import WrongIdsError
 from data_prep.tokens.fim import load_fim_tokenizer
 from data_prep.tokens.options import document_metadata, document_options
@@ -134,7 +134,7 @@ def _loaded(arguments: argparse.Namespace, *, engine: Engine) -> Tokenizer:
     return load_tokenizer(arguments.tokenizer, engine=engine)
 
 
-def _identity(arguments: argparse.Namespace, tokenizer: Tokenizer, sources: Sequence[Source]) -> Identity:
+def _identity(arguments: argparse.Namespace, tokenizer: Tokenizer, sources: Sequence[ListedSource]) -> Identity:
     named = {name: value for name, value in vars(arguments).items() if name not in _NOT_IDENTITY}
     if arguments.decontaminate:  # what the files say decides, not their names alone
         named["decontaminate"] = {path: sha256_of_file(Path(path)) for path in arguments.decontaminate}
@@ -150,7 +150,7 @@ def _identity(arguments: argparse.Namespace, tokenizer: Tokenizer, sources: Sequ
     }
 
 
-def _cut(sources: Sequence[Source], *, part_bytes: int | None, seed: int | None) -> list[Part]:
+def _cut(sources: Sequence[ListedSource], *, part_bytes: int | None, seed: int | None) -> list[Part]:
     pieces = [piece for source in sources for piece in source.pieces]
     if seed is not None:  # among those of its weight, since a part has one
         pieces = sorted(shuffled(pieces, seed=seed), key=lambda piece: piece.selection.weight)

@@ -8,7 +8,9 @@ from typing import TypeVar
 from benchmarks.data_prep.corpus import Corpus
 from benchmarks.data_prep.ways import SHAPE
 from common.tokenizers import Engine, load_tokenizer
-from data_prep.filters.limits import FilterOptions, digest, reason_to_drop
+from data_prep.filters.digests import digest
+from data_prep.filters.options import FilterOptions
+from data_prep.filters.reasons import rule_broken
 from data_prep.shards import part_writer
 from data_prep.shards.mds_writer import MDSWriter
 from data_prep.sources.documents import Document, ReadOptions
@@ -34,7 +36,7 @@ def stages(corpus: Corpus, out: Path, *, tokenizer: str, engine: Engine) -> dict
 
     records = timed("read", lambda: [record for piece in part.pieces for record in read_piece(piece, ReadOptions())])
     documents = [record for record in records if isinstance(record, Document)]
-    timed("filter", lambda: [reason_to_drop(document, FilterOptions()) for document in documents])
+    timed("filter", lambda: [rule_broken(document, FilterOptions()) for document in documents])
     digests = timed("hash", lambda: [digest(document.utf8) for document in documents])
     arrays = timed(
         "tokenize", lambda: [encoder.encode(d, b"", may_fill=False, is_checked=False).tokens for d in documents]

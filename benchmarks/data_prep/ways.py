@@ -26,7 +26,7 @@ from benchmarks.data_prep.corpus import MB, Corpus, texts_of
 from common.fast_tokens import tokenizer_json
 from common.sentencepiece_model import parsed
 from common.tokenizers import Engine
-from data_prep.filters.limits import FilterOptions
+from data_prep.filters.options import FilterOptions
 from data_prep.shards import part_writer
 from data_prep.shards.part_writer import WORK_FOLDER, PartOptions
 from data_prep.sources.documents import ReadOptions

@@ -35,9 +35,10 @@ from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 
 from common.files import write_json, written_whole
 from data_prep.dedup.survey import PERMUTATIONS, SHINGLE_WORDS, THRESHOLD, Signature, signer
+from data_prep.filters.decisions import ChangedInputError, decisions
+from data_prep.filters.digests import digest
 from data_prep.filters.languages import language_of
-from data_prep.filters.limits import FilterOptions, digest
-from data_prep.filters.verdicts import ChangedInputError, verdicts
+from data_prep.filters.options import FilterOptions
 from data_prep.sources.documents import Document, Piece, ReadOptions, Selection
 from data_prep.workers import report
 
@@ -106,7 +107,7 @@ class SourceReader(PipelineStep):
         dropped: Counter[str] = Counter()
         content = xxhash.xxh3_64()
         n_documents = 0
-        for record, reason, _ in verdicts(pieces, self.reading, self.filters) if pieces else ():
+        for record, reason, _ in decisions(pieces, self.reading, self.filters) if pieces else ():
             report(documents=int(reason is None), input_bytes=record.input_bytes)
             if reason is not None:
                 dropped[reason] += 1

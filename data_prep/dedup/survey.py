@@ -31,9 +31,10 @@ import numpy.typing as npt
 from common.command_line import UserError
 from common.files import written_whole
 from data_prep.dedup.near_index import near_rows
-from data_prep.filters.limits import DIGEST_BYTES, digest, first_occurrences
+from data_prep.filters.decisions import Reasons
+from data_prep.filters.digests import DIGEST_BYTES, digest, first_occurrences
 from data_prep.filters.ngrams import ngram_hashes, word_hashes, words_of
-from data_prep.filters.verdicts import Reasons, reason_of
+from data_prep.filters.reasons import reason_to_drop
 from data_prep.shards.part_writer import WORK_FOLDER, Part, PartOptions
 from data_prep.sources.documents import Document
 from data_prep.sources.readers import read_piece
@@ -72,7 +73,7 @@ def survey_part(part: Part, options: PartOptions, near: bool) -> None:
     for piece in part.pieces:
         counts.append(-len(reasons))
         for record in read_piece(piece, options.reading):
-            reason = reason_of(record, piece.selection, options.filters) or ""
+            reason = reason_to_drop(record, piece.selection, options.filters) or ""
             reasons.append(names.setdefault(reason, len(names)))
             if not reason and isinstance(record, Document):
                 digests += digest(record.utf8)

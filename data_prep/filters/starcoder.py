@@ -35,17 +35,6 @@ _ENCODED = (
 )
 
 
-def longest_line(text: str) -> int:
-    """Return the number of characters of the longest line."""
-    return max(map(len, text.splitlines()), default=0)
-
-
-def mean_line_length(text: str) -> float:
-    """Return the mean number of characters of a line."""
-    lengths = list(map(len, text.splitlines()))
-    return sum(lengths) / len(lengths) if lengths else 0.0
-
-
 def alphanumeric_fraction(text: str) -> float:
     """Return the fraction of characters that are letters or digits."""
     return _fraction(text, str.isalnum, ascii_ones=_LETTERS_AND_DIGITS)

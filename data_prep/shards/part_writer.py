@@ -23,9 +23,10 @@ import numpy as np
 
 from common.files import write_json
 from common.tokenizers import Engine
+from data_prep.filters.decisions import Reasons, decisions
+from data_prep.filters.digests import digest, is_validation
 from data_prep.filters.languages import language_of
-from data_prep.filters.limits import FilterOptions, digest, is_validation
-from data_prep.filters.verdicts import Reasons, verdicts
+from data_prep.filters.options import FilterOptions
 from data_prep.report import KEPT, Samples, Tally, add_sample, count
 from data_prep.shards.mds_writer import DOCUMENT_IDS, TOKENS, MDSWriter
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions
@@ -209,8 +210,10 @@ def _fill(writers: dict[str, _SplitWriter], part: Part, options: PartOptions, re
     result = PartResult()
     n_documents = 0
     dropped: Counter[str] = Counter()
-    judged = verdicts(part.pieces, options.reading, options.filters, reasons=reasons, val_fraction=options.val_fraction)
-    for record, reason, source in judged:
+    decided = decisions(
+        part.pieces, options.reading, options.filters, reasons=reasons, val_fraction=options.val_fraction
+    )
+    for record, reason, source in decided:
         result.input_bytes += record.input_bytes
         n_tokens = 0
         if reason is not None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from common.command_line import UserError
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions, Selection
-from data_prep.sources.readers import DATASET, document_of_row
+from data_prep.sources.records import DATASET, document_of_row
 
 PREFIX = "hf:"
 _SAVED_SHARD_BYTES = 64 << 20  # what save_to_disk wrote is cut into shards of about this much

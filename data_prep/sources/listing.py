@@ -18,7 +18,7 @@ from common.command_line import UserError
 from data_prep.sources.documents import Dropped, Piece, ReadOptions, Selection
 from data_prep.sources.huggingface import PREFIX, cut_shards
 from data_prep.sources.mixture import MIX_SYNTAX, parse_mix
-from data_prep.sources.readers import DATASET, FILE, JSONL, JSONL_GZ, JSONL_ZST, PARQUET
+from data_prep.sources.records import DATASET, FILE, JSONL, JSONL_GZ, JSONL_ZST, PARQUET
 from data_prep.sources.standard_input import STDIN, kept_input
 from data_prep.sources.trees import UNREADABLE_FOLDER, walk
 
@@ -40,7 +40,7 @@ _MIX_HELP = (
 
 
 @dataclass(frozen=True)
-class Source:
+class ListedSource:
     """One path as the user gave it, with the pieces it holds, and what was met there and cannot be read.
 
     `fingerprint` stands for the content of a data set, whose files are not listed.
@@ -100,7 +100,7 @@ def read_options(arguments: argparse.Namespace, **more: str | tuple[str, ...] | 
 
 def sources_of(
     arguments: argparse.Namespace, *, work: Path, metadata: Path | None = None, piece_bytes: int = _UNCUT
-) -> list[Source]:
+) -> list[ListedSource]:
     """Return the sources that a parsed command line names, which keeps standard input in `work`.
 
     Raises:
@@ -133,7 +133,7 @@ def list_source(
     exclude: Sequence[str] = (),
     piece_bytes: int = _UNCUT,
     stdin: tuple[str, int] | None = None,
-) -> Source:
+) -> ListedSource:
     """Return what `path` holds, in pieces of about `piece_bytes`.
 
     Args:
@@ -151,10 +151,10 @@ def list_source(
     if path == STDIN:
         if stdin is None:
             raise ValueError("standard input must be kept in a file first")
-        return Source(path, selection, tuple(_by_bytes(*stdin, piece_bytes=piece_bytes, selection=selection)))
+        return ListedSource(path, selection, tuple(_by_bytes(*stdin, piece_bytes=piece_bytes, selection=selection)))
     if path.startswith(PREFIX):
         shards, fingerprint = cut_shards(path, selection=selection)
-        return Source(path, selection, tuple(shards), fingerprint=fingerprint)
+        return ListedSource(path, selection, tuple(shards), fingerprint=fingerprint)
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -165,7 +165,7 @@ def list_source(
     except OSError as error:
         raise UserError(f"input {path!r} cannot be looked at: {error.strerror}") from error
     if stat.S_ISREG(status.st_mode):
-        return Source(path, selection, tuple(_pieces_of_file(path, status.st_size, piece_bytes, selection)))
+        return ListedSource(path, selection, tuple(_pieces_of_file(path, status.st_size, piece_bytes, selection)))
     if not stat.S_ISDIR(status.st_mode):  # workers, and a run that goes on, could not read it again
         raise UserError(f"input {path!r} is a pipe or a device; give a file, or pipe jsonl into - (standard input)")
     files, skipped, others = walk(path, extensions=extensions, exclude=exclude)
@@ -180,7 +180,7 @@ def list_source(
             f"input {path!r} holds no file with the extensions {_shortened(extensions)}"
             f" (it holds: {found or 'no files'}); name others with --extensions"
         )
-    return Source(path, selection, tuple(pieces), tuple(skipped))
+    return ListedSource(path, selection, tuple(pieces), tuple(skipped))
 
 
 def cut_into_parts(pieces: Sequence[Piece], *, part_bytes: int) -> list[list[Piece]]:

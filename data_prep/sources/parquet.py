@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions, Selection
-from data_prep.sources.readers import PARQUET, document_of_row
+from data_prep.sources.records import PARQUET, document_of_row
 
 _ROWS_AT_ONCE = 128  # of what may be whole files
 _BUFFER_BYTES = 1 << 20

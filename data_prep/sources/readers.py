@@ -17,13 +17,9 @@ import zstandard
 
 from common.command_line import UserError
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions
+from data_prep.sources.records import DATASET, FILE, JSONL, JSONL_GZ, JSONL_ZST, PARQUET, Records, document_of_row
 
-FILE, JSONL, JSONL_GZ, JSONL_ZST, PARQUET, DATASET = "file", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", "dataset"
-UNMEASURED = {JSONL_GZ, JSONL_ZST, DATASET}  # reading these does not tell how far through `Piece.size` it has come
 _CHUNK_BYTES = 1 << 15  # small: what is lost before damage, and how exactly its place is told
-_SHOWN_KEYS = 8
-
-Records = Iterator[Document | Dropped]
 
 
 class BadInputError(UserError):
@@ -52,36 +48,6 @@ def _refusing(records: Records) -> Records:
                 " without --strict"
             )
         yield record
-
-
-def document_of_row(row: Any, source: str, options: ReadOptions, *, input_bytes: int, place: str) -> Document | Dropped:
-    """Return the document that a record holds. A text may be bytes, as in Parquet's binary columns.
-
-    Args:
-        row: the record, a dict if all is well.
-        source: which record it is.
-        options: under which key it has its text.
-        input_bytes: how far reading it moved through its source.
-        place: at which byte of the file it is.
-    """
-    if not isinstance(row, dict):
-        return Dropped("no_text_field", source, input_bytes, f"{place}: not an object")
-    if options.text_field not in row:
-        keys = ", ".join(map(repr, list(row)[:_SHOWN_KEYS]))
-        return Dropped("no_text_field", source, input_bytes, f"{place}: no key {options.text_field!r} among {keys}")
-    text = row[options.text_field]
-    try:
-        if isinstance(text, str):
-            return Document(text, text.encode("utf-8"), source, input_bytes, row)
-        if isinstance(text, bytes):
-            return Document(text.decode("utf-8"), text, source, input_bytes, row)
-    except UnicodeError as error:  # bytes of another encoding, or a lone surrogate, "\ud800": no text in any
-        return Dropped("not_utf8", source, input_bytes, f"{place}: {error}"[:200])
-    return Dropped("text_not_a_string", source, input_bytes, f"{place}: {options.text_field!r} is {_kind_of(text)}")
-
-
-def _kind_of(value: Any) -> str:
-    return "null" if value is None else f"of type {type(value).__name__}"
 
 
 def _read_file(piece: Piece, options: ReadOptions) -> Records:

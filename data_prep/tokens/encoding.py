@@ -13,7 +13,7 @@ from common.command_line import UserError
 from common.fast_tokens import IdArray, first_difference
 from common.tokenizers import Engine, Tokenizer, load_tokenizer
 from data_prep.sources.documents import Document
-from data_prep.tokens.fim import FimOptions, Run, filled_runs, load_fim_tokenizer
+from data_prep.tokens.fim import FimOptions, Segment, fim_segments, load_fim_tokenizer
 from data_prep.tokens.options import DocumentEnds
 from data_prep.tokens.packing import TokenArray
 
@@ -45,14 +45,16 @@ class DocumentEncoder:
         Raises:
             WrongIdsError: it is checked, and its ids are not those of the reference.
         """
-        runs = filled_runs(document.text, document_digest, *self._fim) if may_fill and self._fim is not None else None
+        segments = None
+        if may_fill and self._fim is not None:
+            segments = fim_segments(document.text, document_digest, *self._fim)
         pieces: list[IdArray | Sequence[int]] = [self._before]
-        for run in [Run((), document.text, self._tokenizer)] if runs is None else runs:
-            ids = run.tokenizer.encode_array(run.text)
+        for segment in [Segment((), document.text, self._tokenizer)] if segments is None else segments:
+            ids = segment.tokenizer.encode_array(segment.text)
             if is_checked:
-                _check_ids(document, run.text, ids, run.tokenizer)
-            pieces += [run.sentinels, ids]
-        return Encoded(_joined([*pieces, self._after]), is_filled=runs is not None)
+                _check_ids(document, segment.text, ids, segment.tokenizer)
+            pieces += [segment.sentinels, ids]
+        return Encoded(_joined([*pieces, self._after]), is_filled=segments is not None)
 
 
 def _joined(pieces: Sequence[IdArray | Sequence[int]]) -> TokenArray:

@@ -1,17 +1,18 @@
-"""Fill-in-the-middle: some documents are written with their middle last, between sentinels.
+"""Fill-in-the-middle: some documents are written with their middle last, between sentinel tokens.
 
 A document is cut at two of its characters, drawn independently and uniformly, into prefix, middle and suffix (Bavarian
-et al. 2022, arXiv 2207.14255, section 3), and written in one of two orders, as Code Llama has them (Rozière et al.
-2023, arXiv 2308.12950, section 2.3):
+et al. 2022, arXiv 2207.14255, section 3). It is written in one of the two orders of Code Llama (Rozière et al. 2023,
+arXiv 2308.12950, section 2.3):
 
     PSM    <PRE> prefix <SUF> suffix <MID> middle <EOT>
     SPM    <PRE> <SUF> suffix <MID> prefix+middle <EOT>
 
-Prefix and middle are one text in SPM. What does not begin a document is encoded without the space that SentencePiece
-puts before every text. Which documents, in which order, cut where, are functions of the document's hash and the seed.
+In SPM, prefix and middle are encoded as one text. A text that does not begin the document is encoded without the space
+that SentencePiece puts before every text. The choice of documents, the order and the cuts depend on the document's hash
+and the seed alone.
 
-Sentinels are ids, never text: a model's pieces of their names are made control symbols before anything is encoded, and
-those SentencePiece does not look for in text. So `<PRE>` in a document is the characters that it is.
+Sentinels are ids, never text. A model's sentinel pieces become control symbols before anything is encoded, and
+SentencePiece does not match control symbols in text. So the characters `<PRE>` in a document stay ordinary characters.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ Order = Literal["psm", "spm"]
 
 @dataclass(frozen=True)
 class FimOptions:
-    """The fraction of documents to transform, the fraction of these in the order SPM, and the seed of all choices."""
+    """The fraction of documents to transform, the fraction of these in SPM order, and the seed of all choices."""
 
     rate: float
     spm_rate: float
@@ -38,8 +39,8 @@ class FimOptions:
 
 
 @dataclass(frozen=True)
-class Split:
-    """A document in three; each may be empty."""
+class CutDocument:
+    """The three parts of a document, each of which may be empty, and the order to write them in."""
 
     prefix: str
     middle: str
@@ -49,7 +50,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Sentinels:
-    """Ids of what stands before the prefix, the suffix and the middle, and after the middle."""
+    """The ids of the sentinels before the prefix, the suffix and the middle, and after the middle."""
 
     prefix: int
     suffix: int
@@ -59,7 +60,7 @@ class Sentinels:
 
 @dataclass(frozen=True)
 class FimTokenizer:
-    """The sentinels of a tokenizer, and how text is encoded: at the start of a document, and further on in it."""
+    """The sentinels of a tokenizer, and the encoders of text that begins a document and of text further on in it."""
 
     sentinels: Sentinels
     start: Tokenizer
@@ -67,22 +68,24 @@ class FimTokenizer:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A text that is encoded by itself, with the sentinels before it."""
+class Segment:
+    """A text that is encoded by itself, the sentinels before it, and the tokenizer that encodes it."""
 
     sentinels: tuple[int, ...]
     text: str
     tokenizer: Tokenizer
 
 
-def filled_runs(text: str, document_digest: bytes, tokenizer: FimTokenizer, options: FimOptions) -> list[Run] | None:
-    """Return the texts that a document is written as with its middle last, or None if it stays as it is."""
-    split = split_of(text, document_digest, options)
-    return None if split is None else runs_of(split, tokenizer)
+def fim_segments(
+    text: str, document_digest: bytes, tokenizer: FimTokenizer, options: FimOptions
+) -> list[Segment] | None:
+    """Return the segments of a document with its middle last, or None if the document stays as it is."""
+    cut = cut_document(text, document_digest, options)
+    return None if cut is None else segments_of(cut, tokenizer)
 
 
-def split_of(text: str, document_digest: bytes, options: FimOptions) -> Split | None:
-    """Return how a document is cut and ordered, or None if it stays as it is."""
+def cut_document(text: str, document_digest: bytes, options: FimOptions) -> CutDocument | None:
+    """Return the parts of a document and their order, or None if the document stays as it is."""
 
     def draw(what: int) -> int:
         return xxhash.xxh3_64_intdigest(document_digest + bytes([what]), seed=options.seed)
@@ -91,38 +94,38 @@ def split_of(text: str, document_digest: bytes, options: FimOptions) -> Split | 
         return None
     order: Order = "spm" if draw(1) < options.spm_rate * 2**64 else "psm"
     first, last = sorted(draw(what) * (len(text) + 1) >> 64 for what in (2, 3))
-    return Split(text[:first], text[first:last], text[last:], order)
+    return CutDocument(text[:first], text[first:last], text[last:], order)
 
 
-def runs_of(split: Split, tokenizer: FimTokenizer) -> list[Run]:
-    """Return the texts of a document in their order, each after its sentinels; after the last one is an empty text."""
+def segments_of(cut: CutDocument, tokenizer: FimTokenizer) -> list[Segment]:
+    """Return the segments of a document in the order of writing; the last one is the end sentinel and no text."""
     ids, start, further = tokenizer.sentinels, tokenizer.start, tokenizer.further
-    last = Run((ids.end,), "", further)
-    if split.order == "psm":
-        prefix = Run((ids.prefix,), split.prefix, start)
-        return [prefix, Run((ids.suffix,), split.suffix, further), Run((ids.middle,), split.middle, further), last]
-    suffix = Run((ids.prefix, ids.suffix), split.suffix, further)
-    return [suffix, Run((ids.middle,), split.prefix + split.middle, start), last]
+    end = Segment((ids.end,), "", further)
+    if cut.order == "psm":
+        prefix, suffix = Segment((ids.prefix,), cut.prefix, start), Segment((ids.suffix,), cut.suffix, further)
+        return [prefix, suffix, Segment((ids.middle,), cut.middle, further), end]
+    suffix = Segment((ids.prefix, ids.suffix), cut.suffix, further)
+    return [suffix, Segment((ids.middle,), cut.prefix + cut.middle, start), end]
 
 
 def load_fim_tokenizer(name: str, *, engine: Engine) -> FimTokenizer:
-    """Return what fills in the middle with the tokenizer that `name` means.
+    """Return the tokenizer that `name` names, with its sentinels.
 
     Raises:
-        EngineUnavailable: `engine` is gigatoken, and cannot do this model.
-        UserError: it is no tokenizer, or has no sentinels.
+        EngineUnavailable: `engine` is gigatoken, and does not support this model.
+        UserError: `name` is not a tokenizer, or the tokenizer has no sentinels.
     """
     if name == BYTES:
         tokenizer = load_tokenizer(BYTES, vocab_size=FIM_BYTE_IDS)
         first = ByteTokenizer.vocab_size
         return FimTokenizer(Sentinels(first, first + 1, first + 2, first + 3), tokenizer, tokenizer)
-    load_tokenizer(name)  # or it says what is wrong with the file
+    load_tokenizer(name)  # raises the error for a file that is not a model
     proto = parsed(Path(name).read_bytes())
     ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     if missing := [piece for piece in SENTINEL_PIECES if piece not in ids]:
         raise UserError(
             f"tokenizer {name!r} cannot fill in the middle: it has no piece {', '.join(missing)}; train one with "
-            "data_prep.train_tokenizer --fim_tokens, take --tokenizer bytes, or leave out --fim_rate"
+            "data_prep.train_tokenizer --fim_tokens, use --tokenizer bytes, or omit --fim_rate"
         )
     for piece in SENTINEL_PIECES:
         proto.pieces[ids[piece]].type = proto.SentencePiece.CONTROL

@@ -1,4 +1,4 @@
-"""SentencePiece models for tests: of any settings, and changed afterwards."""
+"""SentencePiece models for tests, trained with given settings or changed after training."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from common.sentencepiece_model import parsed
 
 
 def trained(path: Path, lines: Sequence[str], **options: Any) -> Path:
-    """Write a SentencePiece model with Llama 2's settings but for `options`."""
+    """Train a SentencePiece model with Llama 2's settings, except for `options`; return `path`."""
     settings: dict[str, Any] = {
         "model_type": "bpe", "vocab_size": 1000, "character_coverage": 0.99995, "byte_fallback": True,
         "split_digits": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
@@ -23,8 +23,17 @@ def trained(path: Path, lines: Sequence[str], **options: Any) -> Path:
     return path
 
 
+def small_code_model(path: Path, **options: Any) -> str:
+    """Train a model of 320 pieces on a little code, without sentinels unless `options` add them; return its name."""
+    settings: dict[str, Any] = {
+        "vocab_size": 320, "unk_id": 0, "bos_id": 1, "eos_id": 2, "required_chars": "☺<>PRESUFMIDEOT",
+    } | options  # fmt: skip
+    lines = ["def f(x):\n    return x + 1\n", "hello world " * 9, "for i in range(10): total"] * 3
+    return str(trained(path, lines, **settings))
+
+
 def changed(path: Path, change: Callable[[Any], None]) -> Path:
-    """Write a copy of the model at `path` after `change` of its protocol buffer."""
+    """Write a copy of the model at `path` with its protocol buffer changed by `change`; return the copy's path."""
     proto = parsed(path.read_bytes())
     change(proto)
     copy = path.with_name("changed.model")

@@ -106,8 +106,6 @@ PENDING = {
     ("data_prep.write_shards", "data_prep.upload_shards"),
     ("data_prep.stats", "data_prep.report"),
     ("data_prep.shards.part_writer", "data_prep.report"),
-    ("data_prep.sources.huggingface", "data_prep.sources.readers"),
-    ("data_prep.sources.parquet", "data_prep.sources.readers"),
 }
 IMPORTS = {
     module: {

@@ -14,7 +14,7 @@ from common.command_line import UserError
 from common.files import hold_lock
 from data_prep import deduplicate_corpus, write_shards
 from data_prep.dedup.survey import decide, decided, survey_part
-from data_prep.filters.limits import FilterOptions
+from data_prep.filters.options import FilterOptions
 from data_prep.report import REPORT
 from data_prep.shards.part_writer import WORK_FOLDER, Part, PartOptions
 from data_prep.sources.documents import ReadOptions

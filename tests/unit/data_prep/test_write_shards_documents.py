@@ -10,13 +10,14 @@ import pytest
 
 from common.command_line import UserError
 from data_prep import check_shards, write_shards
-from data_prep.filters.limits import FilterOptions
+from data_prep.filters.options import FilterOptions
 from data_prep.shards.part_writer import WORK_FOLDER, Part, PartOptions, PartResult, write_part
 from data_prep.sources.documents import ReadOptions
 from data_prep.sources.listing import list_source
 from data_prep.tokens.fim import FimOptions
 from data_prep.tokens.options import DocumentOptions
 from data_prep.tokens.packing import WindowShape
+from tests.helpers.sentencepiece_models import small_code_model
 from tests.helpers.written import files_of
 
 BOS, EOS, PRE, SUF, MID, EOT = range(256, 262)
@@ -236,9 +237,7 @@ def test_mistakes_are_said(words: list[str], message: str, corpus: Path, tmp_pat
 
 
 def test_special_tokens_that_a_model_has_not_are_a_mistake(corpus: Path, tmp_path: Path) -> None:
-    from tests.unit.data_prep.tokens.test_fim import write_model
-
-    name = write_model(tmp_path / "m", bos_id=-1)
+    name = small_code_model(tmp_path / "m", bos_id=-1)
     for words, message in (
         (["--document_ends", "both"], "--document_ends both: tokenizer .* has no BOS; take eos or none"),
         (["--fim_rate", "1"], "cannot fill in the middle: it has no piece ▁<PRE>, "),

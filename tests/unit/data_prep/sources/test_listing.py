@@ -8,18 +8,17 @@ import pytest
 from common.command_line import UserError
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions, Selection
 from data_prep.sources.listing import (
-    Source,
+    ListedSource,
     add_source_arguments,
     cut_into_parts,
     list_source,
     read_options,
     sources_of,
 )
-from data_prep.sources.mixture import parse_mix
 from data_prep.sources.readers import read_piece
 
 
-def _names(source: Source) -> list[str]:
+def _names(source: ListedSource) -> list[str]:
     return [os.path.relpath(piece.path, source.path) for piece in source.pieces]
 
 
@@ -144,30 +143,7 @@ def test_the_options_read_as_the_help_says(capsys: pytest.CaptureFixture[str]) -
     assert "not allowed with" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("word", "path", "selection"),
-    [
-        ("all=corpus:1", "corpus", Selection("all", 1.0)),
-        ("py=a/b.jsonl#Python:2.5", "a/b.jsonl", Selection("py", 2.5, ("python",))),
-        ("net=x#c#,f#, c++:0.25", "x", Selection("net", 0.25, ("c#", "f#", "c++"))),
-        ("set=hf:some/name:config@test#python:3", "hf:some/name:config@test", Selection("set", 3.0, ("python",))),
-        ("pipe=-:2", "-", Selection("pipe", 2.0)),
-    ],
-)
-def test_a_mixture_names_sources_shares_and_languages(word: str, path: str, selection: Selection) -> None:
-    assert parse_mix([word]) == [(path, selection)]
-
-
-def test_every_mistake_in_a_mixture_is_said() -> None:
-    words = ["corpus", "a=corpus", "a=b:0", "a=b:-1", "a=b:x", "a=b:nan", "a=b:inf", "=b:1", "a=b:1"]
-    with pytest.raises(UserError) as raised:
-        parse_mix(words)
-    message = str(raised.value)
-    assert message.count("is not NAME=SRC[#LANGUAGE,...]:WEIGHT") == 3
-    assert message.count("the weight must be above 0") == 5
-
-
-def test_a_source_says_what_it_was_wanted_for(tmp_path: Path) -> None:
+def test_a_summary_holds_the_weight_and_languages(tmp_path: Path) -> None:
     _tree(tmp_path, "a.py", "b.c")
     arguments = _parsed("--mix", f"py={tmp_path}#python:2", f"c={tmp_path}#c:0.5")
     first, second = sources_of(arguments, work=tmp_path)

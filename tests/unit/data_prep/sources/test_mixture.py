@@ -1,212 +1,28 @@
-"""Weights against counting copies by hand, in one process; and whole runs of write_shards over every kind of source."""
-
-import gzip
-import json
-import signal
-import subprocess
-import sys
-from collections import Counter
-from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from common.command_line import UserError
-from data_prep import write_shards
-from data_prep.filters.limits import FilterOptions, digest, is_validation
-from data_prep.filters.verdicts import ChangedInputError, verdicts
-from data_prep.report import REPORT
-from data_prep.shards.folder import METADATA
-from data_prep.shards.part_writer import WORK_FOLDER
-from data_prep.sources.documents import Document, ReadOptions, Selection
-from data_prep.sources.listing import list_source
-from tests.conftest import REPOSITORY
-from tests.helpers.held import wait_until
-from tests.helpers.written import kill_in_second_part
-
-TEXTS = [f"document {i}" for i in range(2000)]
+from data_prep.sources.documents import Selection
+from data_prep.sources.mixture import parse_mix
 
 
-def _write(path: Path, texts: list[str], **columns: str) -> Path:
-    path.write_text("".join(json.dumps({"text": text} | columns) + "\n" for text in texts))
-    return path
+@pytest.mark.parametrize(
+    ("word", "path", "selection"),
+    [
+        ("all=corpus:1", "corpus", Selection("all", 1.0)),
+        ("py=a/b.jsonl#Python:2.5", "a/b.jsonl", Selection("py", 2.5, ("python",))),
+        ("net=x#c#,f#, c++:0.25", "x", Selection("net", 0.25, ("c#", "f#", "c++"))),
+        ("set=hf:some/name:config@test#python:3", "hf:some/name:config@test", Selection("set", 3.0, ("python",))),
+        ("pipe=-:2", "-", Selection("pipe", 2.0)),
+    ],
+)
+def test_a_mixture_names_sources_weights_and_languages(word: str, path: str, selection: Selection) -> None:
+    assert parse_mix([word]) == [(path, selection)]
 
 
-def _copies(path: Path, weight: float, **options: Any) -> Counter[str]:
-    """How often each text stays."""
-    pieces = list_source(str(path), selection=Selection("it", weight)).pieces
-    judged = verdicts(pieces, ReadOptions(), FilterOptions(), **options)
-    return Counter(record.text for record, reason, _ in judged if reason is None and isinstance(record, Document))
-
-
-@pytest.mark.parametrize("weight", [0.001, 0.25, 0.9, 1.0, 2.0, 2.5])
-def test_a_weight_is_the_number_of_copies(weight: float, tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.jsonl", TEXTS)
-    copies = _copies(path, weight)
-    assert {copies[text] for text in TEXTS} <= {int(weight), int(weight) + 1}
-    n_more = sum(copies[text] > int(weight) for text in TEXTS)
-    share = weight % 1
-    deviation = (len(TEXTS) * share * (1 - share)) ** 0.5
-    assert abs(n_more - share * len(TEXTS)) <= 5 * deviation  # a hash that were no fair coin would be far off
-    again = _copies(_write(tmp_path / "b.jsonl", TEXTS[::-1]), weight)
-    assert again == copies  # whatever the order, and the place
-
-
-def test_smaller_shares_are_parts_of_larger_and_of_validation_there_is_one(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.jsonl", TEXTS)
-    assert _copies(path, 0.2) <= _copies(path, 0.6) <= _copies(path, 1.6)
-    copies = _copies(path, 3.0, val_fraction=0.3)
-    validation = [text for text in TEXTS if is_validation(digest(text.encode()), val_fraction=0.3)]
-    assert 500 < len(validation) < 700
-    assert {copies[text] for text in validation} == {1}
-    assert {copies[text] for text in TEXTS if text not in set(validation)} == {3}
-
-
-def test_what_was_decided_is_what_is_repeated(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.jsonl", TEXTS[:4])
-    reasons = [["", "duplicate", "", "duplicate"]]
-    assert _copies(path, 2.0, reasons=reasons) == {TEXTS[0]: 2, TEXTS[2]: 2}
-    for changed in (reasons[0][:-1], [*reasons[0], ""]):
-        with pytest.raises(ChangedInputError, match=r"a\.jsonl changed while it was read: .* had [35] records"):
-            _copies(path, 2.0, reasons=[changed])
-
-
-def _run(out: Path, *words: object, **changes: object) -> dict[str, Any]:
-    fixed: dict[str, object] = {
-        "tokenizer": "bytes",
-        "seq_len": 64,
-        "lookahead": 8,
-        "num_workers": 1,
-        "val_fraction": 0.0,
-    }
-    options = fixed | {"out": out} | changes
-    arguments = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    write_shards.main([*map(str, words), *arguments])
-    metadata: dict[str, Any] = json.loads((out / METADATA).read_text())
-    return metadata
-
-
-def _shards(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.mds"))}
-
-
-def test_a_mixture_of_every_kind_of_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    languages = ["python" if i % 2 else "c" for i in range(300)]
-    table = pa.table({"text": [f"stack {i}" for i in range(300)], "lang": languages})
-    pq.write_table(table, tmp_path / "stack.parquet", row_group_size=50)
-    (tmp_path / "hub").mkdir()
-    for i in range(2):
-        _write(tmp_path / "hub" / f"train-{i}.jsonl", [f"hub {i} {j}" for j in range(50)], lang="c")
-    (tmp_path / "tree").mkdir()
-    (tmp_path / "tree" / "blob.bin").write_bytes(bytes(range(256)))
-    (tmp_path / "tree" / "cp1252.py").write_bytes(b"# caf\xe9\n")
-    mix = [
-        f"py={tmp_path / 'stack.parquet'}#python:2.5",
-        f"c={tmp_path / 'stack.parquet'}#c:0.5",
-        f"hub=hf:{tmp_path / 'hub'}:1",
-        f"tree={tmp_path / 'tree'}:1",
-        f"misspelt={tmp_path / 'stack.parquet'}#pyhton:1",
-    ]
-    words = ["--mix", *mix, "--language_field", "lang", "--extensions", "*", "--dedup", "exact"]
-    metadata = _run(tmp_path / "out", *words, num_workers=2, part_bytes=1000)
-
-    shares, splits = metadata["shares"], metadata["splits"].values()
-    for unit in ("documents", "bytes", "tokens"):
-        assert sum(share[unit] for share in shares.values()) == sum(split[unit] for split in splits)
-    assert list(shares) == ["py", "c", "hub", "tree", "misspelt"]
-    printed = capsys.readouterr().out.splitlines()
-    lines = [line.split() for line in printed[printed.index(next(line for line in printed if "of tokens" in line)) :]]
-    assert lines[4][:2] == ["tree", "2"]
-    assert lines[5] == ["misspelt", "0", "0.00", "0", "0.00%"]
-    assert shares["hub"]["documents"] == 100
-    assert shares["tree"] == {"documents": 2, "bytes": 256 + 7, "tokens": 256 + 7 + 2}
-    assert 300 < shares["py"]["documents"] < 450  # 150 documents, twice and half of them once more
-    assert 45 < shares["c"]["documents"] < 105
-    assert metadata["dropped"]["other_language"] == 150 + 150 + 300
-    assert metadata["dropped"]["not_sampled"] == 150 - shares["c"]["documents"]
-    assert [source["weight"] for source in metadata["sources"]] == [2.5, 0.5, 1.0, 1.0, 1.0]
-    report = json.loads((tmp_path / "out" / REPORT).read_text())
-    assert report["kept"]["documents"] == sum(split["documents"] for split in splits)
-
-    _run(tmp_path / "again", *words, num_workers=1, part_bytes=1000)
-    assert _shards(tmp_path / "again") == _shards(tmp_path / "out")
-
-
-def _command(out: Path, *words: object) -> list[str]:
-    fixed = ["--out", out, "--tokenizer", "bytes", "--seq_len", 64, "--num_workers", 1, "--val_fraction", 0]
-    return [sys.executable, "-m", "data_prep.write_shards", *map(str, [*fixed, *words])]
-
-
-def test_standard_input_is_kept_whole_or_not_at_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    corpus = _write(tmp_path / "a.jsonl", [f"{text} of standard input" for text in TEXTS])
-    out, kept = tmp_path / "out", tmp_path / "out" / WORK_FOLDER / "stdin.jsonl"
-    command = _command(out, "--input", "-", "--part_bytes", 20_000)
-
-    reading = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE)
-    assert reading.stdin is not None
-    reading.stdin.write(corpus.read_bytes()[:50_000])
-    reading.stdin.flush()
-    wait_until(lambda: any((out / WORK_FOLDER).glob(".stdin.jsonl.partial-*")), reading)
-    reading.send_signal(signal.SIGKILL)
-    reading.wait()
-    assert not kept.exists()
-
-    with corpus.open("rb") as file:
-        kill_in_second_part(command[3:], file=tmp_path / "held", splits=1, stdin=file)
-    assert len(list((out / WORK_FOLDER).glob("part-*[0-9].json"))) == 1
-    assert kept.read_bytes() == corpus.read_bytes()
-    assert not (out / METADATA).exists()
-    assert not list((out / WORK_FOLDER).glob(".stdin*partial*"))
-
-    subprocess.run(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, check=True)
-    assert f"going on with the {corpus.stat().st_size:,} bytes that an earlier run had" in capfd.readouterr().out
-    subprocess.run(_command(tmp_path / "file", "--input", corpus, "--part_bytes", 20_000), cwd=REPOSITORY, check=True)
-    assert _shards(out) == _shards(tmp_path / "file")
-    assert not kept.exists()
-    source = json.loads((out / METADATA).read_text())["sources"][0]
-    assert source == {"path": "-", "files": 1, "bytes": corpus.stat().st_size}
-
-    subprocess.run(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, check=True)
-    assert "standard input is not read, nor compared with what was read then" in capfd.readouterr().out
-    empty = subprocess.run(_command(tmp_path / "x", "--input", "-"), cwd=REPOSITORY, stdin=subprocess.DEVNULL)
-    assert empty.returncode == 2
-    assert "input '-' is jsonl from standard input, which is empty" in capfd.readouterr().err
-
-
-def test_strict_ends_the_run_and_without_it_the_same_command_goes_on(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    texts = _write(tmp_path / "a.jsonl", TEXTS).read_bytes()
-    whole = gzip.compress(texts)
-    (tmp_path / "b.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    words = ["--input", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl.gz"), "--part_bytes", "20000"]
-    strict = subprocess.run(_command(tmp_path / "out", *words, "--strict"), cwd=REPOSITORY)
-    assert strict.returncode == 2
-    error = capfd.readouterr().err
-    assert f"data_prep.write_shards: error: {tmp_path}/b.jsonl.gz: corrupt_archive (byte {len(whole) // 2}: " in error
-    assert "Traceback" not in error
-    metadata = _run(tmp_path / "out", *words, lookahead=32, val_fraction=0.0)
-    assert metadata["dropped"] == {"corrupt_archive": 1}
-    assert metadata["splits"]["train"]["documents"] > len(TEXTS)
-    report = json.loads((tmp_path / "out" / REPORT).read_text())
-    place = f"byte {len(whole) // 2}: the file ends too early"
-    assert report["samples"]["corrupt_archive"][0]["detail"] == place
-    assert f"{tmp_path}/b.jsonl.gz, {place}\n" in capfd.readouterr().out
-
-
-def test_a_file_that_changed_since_the_survey_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = _write(tmp_path / "a.jsonl", TEXTS)
-    decide = write_shards.decide
-
-    def decide_and_change(*arguments: Any, **options: Any) -> Any:
-        decided = decide(*arguments, **options)
-        _write(path, TEXTS[:-100])
-        return decided
-
-    monkeypatch.setattr(write_shards, "decide", decide_and_change)
-    with pytest.raises(
-        UserError, match=r"a\.jsonl changed while it was read: .* 2000 records .* and 1900 when written"
-    ):
-        _run(tmp_path / "out", "--input", path, "--dedup", "exact")
+def test_every_mistake_in_a_mixture_is_reported() -> None:
+    words = ["corpus", "a=corpus", "a=b:0", "a=b:-1", "a=b:x", "a=b:nan", "a=b:inf", "=b:1", "a=b:1"]
+    with pytest.raises(UserError) as raised:
+        parse_mix(words)
+    message = str(raised.value)
+    assert message.count("is not NAME=SRC[#LANGUAGE,...]:WEIGHT") == 3
+    assert message.count("the weight must be above 0") == 5

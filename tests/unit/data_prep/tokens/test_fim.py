@@ -1,6 +1,5 @@
 """Fill-in-the-middle against SentencePiece called directly, and against what Code Llama's own code does to a text."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,18 @@ import pytest
 import sentencepiece
 
 from common.command_line import UserError
-from data_prep.filters.limits import digest
+from data_prep.filters.digests import digest
 from data_prep.tokens.fim import (
     SENTINEL_PIECES,
+    CutDocument,
     FimOptions,
     FimTokenizer,
-    Split,
-    filled_runs,
+    cut_document,
+    fim_segments,
     load_fim_tokenizer,
-    runs_of,
-    split_of,
+    segments_of,
 )
+from tests.helpers.sentencepiece_models import small_code_model
 
 TEXTS = [
     "def f(x):\n\treturn x  # é☃\U0001f600\r\n",
@@ -32,33 +32,17 @@ TEXTS = [
 ]
 
 
-def write_model(path: Path, **options: Any) -> str:
-    model = io.BytesIO()
-    settings: dict[str, Any] = {
-        "model_type": "bpe", "vocab_size": 320, "byte_fallback": True, "minloglevel": 2, "unk_id": 0, "bos_id": 1,
-        "eos_id": 2, "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
-        "allow_whitespace_only_pieces": True, "required_chars": "☺<>PRESUFMIDEOT",
-    } | options  # fmt: skip
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["def f(x):\n    return x + 1\n", "hello world " * 9, "for i in range(10): total"] * 3),
-        model_writer=model,
-        **settings,
-    )
-    path.write_bytes(model.getvalue())
-    return str(path)
-
-
 @pytest.fixture(scope="module", params=["control", "user_defined"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Models whose sentinels no text gives, and whose sentinels any text may give."""
     path = tmp_path_factory.mktemp("model") / "tokenizer.model"
-    return write_model(path, **{f"{request.param}_symbols": list(SENTINEL_PIECES)})
+    return small_code_model(path, **{f"{request.param}_symbols": list(SENTINEL_PIECES)})
 
 
 def ids_of(text: str, tokenizer: FimTokenizer, options: FimOptions) -> list[int]:
-    runs = filled_runs(text, digest(text.encode()), tokenizer, options)
-    assert runs is not None
-    return [int(i) for run in runs for i in (*run.sentinels, *run.tokenizer.encode_array(run.text))]
+    segments = fim_segments(text, digest(text.encode()), tokenizer, options)
+    assert segments is not None
+    return [int(i) for segment in segments for i in (*segment.sentinels, *segment.tokenizer.encode_array(segment.text))]
 
 
 def recovered(ids: Sequence[int], tokenizer: FimTokenizer) -> str:
@@ -87,17 +71,17 @@ def test_a_document_comes_back_from_its_tokens(name: str, spm_rate: float, model
     for text in TEXTS:
         for seed in range(20):
             options = FimOptions(1.0, spm_rate, seed)
-            split = split_of(text, digest(text.encode()), options)
-            assert split is not None
-            assert split.prefix + split.middle + split.suffix == text
-            if split.prefix or spm_rate == 1.0:
+            cut = cut_document(text, digest(text.encode()), options)
+            assert cut is not None
+            assert cut.prefix + cut.middle + cut.suffix == text
+            if cut.prefix or spm_rate == 1.0:
                 assert recovered(ids_of(text, tokenizer, options), tokenizer) == text
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_orders_are_code_llamas(text: str, tmp_path: Path) -> None:
     """Its code encodes what goes on in a text behind a smiley, and drops what that gives."""
-    name = write_model(tmp_path / "m", control_symbols=list(SENTINEL_PIECES))
+    name = small_code_model(tmp_path / "m", control_symbols=list(SENTINEL_PIECES))
     reference = sentencepiece.SentencePieceProcessor(model_file=name)
     pre, suf, mid, eot = (reference.piece_to_id(piece) for piece in SENTINEL_PIECES)
 
@@ -106,24 +90,24 @@ def test_the_orders_are_code_llamas(text: str, tmp_path: Path) -> None:
 
     tokenizer = load_fim_tokenizer(name, engine="sentencepiece")
     for seed in range(10):
-        split = split_of(text, digest(text.encode()), FimOptions(1.0, 0.0, seed))
-        assert split is not None
-        prefix, suffix = reference.encode(split.prefix), goes_on(split.suffix)
-        psm = [pre, *prefix, suf, *suffix, mid, *goes_on(split.middle), eot]
+        cut = cut_document(text, digest(text.encode()), FimOptions(1.0, 0.0, seed))
+        assert cut is not None
+        prefix, suffix = reference.encode(cut.prefix), goes_on(cut.suffix)
+        psm = [pre, *prefix, suf, *suffix, mid, *goes_on(cut.middle), eot]
         assert ids_of(text, tokenizer, FimOptions(1.0, 0.0, seed)) == psm
-        spm = [pre, suf, *suffix, mid, *reference.encode(split.prefix + split.middle), eot]
+        spm = [pre, suf, *suffix, mid, *reference.encode(cut.prefix + cut.middle), eot]
         assert ids_of(text, tokenizer, FimOptions(1.0, 1.0, seed)) == spm
 
 
 def test_bytes_have_sentinels_after_eos() -> None:
     tokenizer = load_fim_tokenizer("bytes", engine="sentencepiece")
     text = "añ☃z"
-    split = split_of(text, b"16 bytes of hash", FimOptions(1.0, 0.0, 3))
-    assert split is not None
-    runs = filled_runs(text, b"16 bytes of hash", tokenizer, FimOptions(1.0, 0.0, 3))
-    assert runs is not None
-    ids = [i for run in runs for i in (*run.sentinels, *run.tokenizer.encode(run.text))]
-    prefix, middle, suffix = (list(part.encode()) for part in (split.prefix, split.middle, split.suffix))
+    cut = cut_document(text, b"16 bytes of hash", FimOptions(1.0, 0.0, 3))
+    assert cut is not None
+    segments = fim_segments(text, b"16 bytes of hash", tokenizer, FimOptions(1.0, 0.0, 3))
+    assert segments is not None
+    ids = [i for segment in segments for i in (*segment.sentinels, *segment.tokenizer.encode(segment.text))]
+    prefix, middle, suffix = (list(part.encode()) for part in (cut.prefix, cut.middle, cut.suffix))
     assert ids == [258, *prefix, 259, *suffix, 260, *middle, 261]
     assert tokenizer.start.vocab_size == 262
 
@@ -144,32 +128,32 @@ def test_no_text_gives_a_sentinel(model: str) -> None:
 def test_rates_and_cuts_hold() -> None:
     n = 5000
     options = FimOptions(0.3, 0.25, 7)
-    splits = [split_of("x" * 99, digest(str(i).encode()), options) for i in range(n)]
-    filled = [split for split in splits if split is not None]
+    cuts = [cut_document("x" * 99, digest(str(i).encode()), options) for i in range(n)]
+    filled = [cut for cut in cuts if cut is not None]
     assert abs(len(filled) / n - 0.3) < 0.03
-    assert abs(sum(split.order == "spm" for split in filled) / len(filled) - 0.25) < 0.05
+    assert abs(sum(cut.order == "spm" for cut in filled) / len(filled) - 0.25) < 0.05
     for lengths, mean in (
-        ([len(split.prefix) for split in filled], 33),  # of three parts that two uniform cuts make
-        ([len(split.middle) for split in filled], 33),
-        ([len(split.suffix) for split in filled], 33),
+        ([len(cut.prefix) for cut in filled], 33),  # of three parts that two uniform cuts make
+        ([len(cut.middle) for cut in filled], 33),
+        ([len(cut.suffix) for cut in filled], 33),
     ):
         assert min(lengths) == 0
         assert abs(sum(lengths) / len(lengths) - mean) < 3
-    assert splits == [split_of("x" * 99, digest(str(i).encode()), options) for i in range(n)]
-    others = [split_of("x" * 99, digest(str(i).encode()), FimOptions(0.3, 0.25, 8)) for i in range(n)]
-    both = sum(a is not None and b is not None for a, b in zip(splits, others, strict=True))
+    assert cuts == [cut_document("x" * 99, digest(str(i).encode()), options) for i in range(n)]
+    others = [cut_document("x" * 99, digest(str(i).encode()), FimOptions(0.3, 0.25, 8)) for i in range(n)]
+    both = sum(a is not None and b is not None for a, b in zip(cuts, others, strict=True))
     assert abs(both / n - 0.09) < 0.02  # another seed chooses independently
-    assert all(split_of("x", digest(bytes([i])), FimOptions(1.0, 0.5, 0)) is not None for i in range(256))
+    assert all(cut_document("x", digest(bytes([i])), FimOptions(1.0, 0.5, 0)) is not None for i in range(256))
 
 
 @pytest.mark.parametrize("options", [{}, {"control_symbols": list(SENTINEL_PIECES[:3])}])
 def test_a_tokenizer_without_sentinels_says_what_to_do(options: dict[str, Any], tmp_path: Path) -> None:
-    name = write_model(tmp_path / "m", **options)
-    with pytest.raises(UserError, match=r"has no piece .*▁<EOT>; train one with .*--fim_tokens, take --tokenizer byte"):
+    name = small_code_model(tmp_path / "m", **options)
+    with pytest.raises(UserError, match=r"has no piece .*▁<EOT>; train one with .*--fim_tokens, use --tokenizer byte"):
         load_fim_tokenizer(name, engine="sentencepiece")
 
 
 def test_an_empty_prefix_is_no_start() -> None:
     """With the cut before the first character, the middle goes on, as in Code Llama: nothing marks that it begins."""
-    runs = runs_of(Split("", "ab", "c", "psm"), load_fim_tokenizer("bytes", engine="sentencepiece"))
-    assert [run.text for run in runs] == ["", "c", "ab", ""]
+    segments = segments_of(CutDocument("", "ab", "c", "psm"), load_fim_tokenizer("bytes", engine="sentencepiece"))
+    assert [segment.text for segment in segments] == ["", "c", "ab", ""]

@@ -1,0 +1,103 @@
+"""The decision on each record of a part: kept, dropped for a reason, or repeated.
+
+A part is read as often as the weight of its source asks for. The first reading yields every record with its decision;
+each further reading yields the documents that have one more copy. So the copies of a document lie a whole part apart.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from common.command_line import UserError
+from data_prep.filters.digests import digest, is_validation
+from data_prep.filters.options import FilterOptions
+from data_prep.filters.reasons import reason_to_drop
+from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions
+from data_prep.sources.mixture import copies_of
+from data_prep.sources.readers import read_piece
+from data_prep.workers import report
+
+Reasons = list[list[str]]  # for each piece of a part, why each of its records is dropped; "" for those that stay
+
+
+class ChangedInputError(UserError):
+    """A file has changed since it was surveyed."""
+
+
+class Decision(NamedTuple):
+    """A record of the input, why it is dropped (None: it stays), and the name of its source."""
+
+    record: Document | Dropped
+    reason: str | None
+    source: str
+
+
+def n_readings(piece: Piece) -> int:
+    """Return how often a piece is read while shards are written: its weight, rounded up."""
+    return math.ceil(piece.selection.weight)
+
+
+def decisions(
+    pieces: Sequence[Piece],
+    reading: ReadOptions,
+    filters: FilterOptions,
+    *,
+    reasons: Reasons | None = None,
+    val_fraction: float = 0.0,
+) -> Iterator[Decision]:
+    """Yield the records of a part with their decisions, and then the further copies of documents.
+
+    Args:
+        pieces: the pieces of the part, all of one weight.
+        reading: how they are read.
+        filters: the filters to apply.
+        reasons: the decisions of an earlier survey of the same part; None applies the filters now.
+        val_fraction: the fraction of documents in the validation split, which are never repeated.
+
+    Raises:
+        ChangedInputError: the number of records in a piece differs from the survey's.
+        BadInputError: a record is not a document, and `reading` refuses such input.
+    """
+    for n_earlier in range(n_readings(pieces[0])):
+        for place, piece in enumerate(pieces):
+            surveyed = None if reasons is None else reasons[place]
+            for decision in _decisions_of_piece(piece, reading, filters, surveyed):
+                if n_earlier == 0 or _is_repeated(decision, n_earlier, piece.selection.weight, val_fraction):
+                    yield decision
+                else:
+                    report(input_bytes=decision.record.input_bytes)
+
+
+def _decisions_of_piece(
+    piece: Piece, reading: ReadOptions, filters: FilterOptions, surveyed: list[str] | None
+) -> Iterator[Decision]:
+    selection = piece.selection
+    n_records = 0
+    for record in read_piece(piece, reading):
+        if surveyed is None or isinstance(record, Dropped):
+            reason = reason_to_drop(record, selection, filters)
+        elif n_records < len(surveyed):
+            reason = surveyed[n_records] or None
+        else:
+            raise _changed(piece, f"more than {len(surveyed)}", surveyed)
+        n_records += 1
+        yield Decision(record, reason, selection.name)
+    if surveyed is not None and n_records != len(surveyed):
+        raise _changed(piece, str(n_records), surveyed)
+
+
+def _changed(piece: Piece, n_records: str, surveyed: list[str]) -> ChangedInputError:
+    return ChangedInputError(
+        f"{piece.path} changed while it was read: from byte {piece.start} it had {len(surveyed)} records when "
+        f"surveyed, and {n_records} when written; leave the input unchanged, and start again with another --out"
+    )
+
+
+def _is_repeated(decision: Decision, n_earlier: int, weight: float, val_fraction: float) -> bool:
+    """Return whether a document has more than `n_earlier` copies."""
+    if decision.reason is not None or not isinstance(decision.record, Document):
+        return False
+    document_digest = digest(decision.record.utf8)
+    return copies_of(document_digest, weight=weight) > n_earlier and not is_validation(
+        document_digest, val_fraction=val_fraction
+    )
