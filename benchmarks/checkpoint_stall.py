@@ -15,7 +15,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.outputs import check_json
+from benchmarks.parts.outputs import check_json
 from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config

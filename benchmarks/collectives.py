@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import answer, markdown, on_ranks
-from benchmarks.outputs import check_json
-from benchmarks.steps import Case
+from benchmarks.parts.harness import answer, markdown, on_ranks
+from benchmarks.parts.outputs import check_json
+from benchmarks.parts.steps import Case
 from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.model.formulas import parameter_count

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.outputs import check_json
+from benchmarks.parts.outputs import check_json
 from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.outputs import folder_problems
+from benchmarks.parts.outputs import folder_problems
 from common.command_line import UserError, command_parser, exit_on_user_error, raise_if_any
 from common.files import write_json, written_whole
 from pipeline.config.inputs import read_metadata
@@ -32,7 +32,7 @@ from pipeline.weights.formats.source import DTYPES, Source, load_model, torch_dt
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments do without
     import torch
 
-    from benchmarks.decode_times import Floor, Times
+    from benchmarks.parts.decode_times import Floor, Times
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     exit_layers = _exit_layers(arguments, config)
     prompts = _prompts(arguments, config)
 
-    from benchmarks.decode_times import measure_floor, plot, table, take_times
-    from benchmarks.decoders import AUTOREGRESSIVE, TRANSFORMERS, our_decodings, transformers_decoding
+    from benchmarks.parts.decode_times import measure_floor, plot, table, take_times
+    from benchmarks.parts.decoders import AUTOREGRESSIVE, TRANSFORMERS, our_decodings, transformers_decoding
 
     device, dtype = choose_precision(arguments.device, arguments.dtype)
     model = load_model(_source(arguments, config, device=device), device=device, dtype=torch_dtype(dtype))

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.harness import answer, on_ranks
-from benchmarks.outputs import check_json
+from benchmarks.parts.harness import answer, on_ranks
+from benchmarks.parts.outputs import check_json
 from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.model import ModelConfig

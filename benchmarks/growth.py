@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import markdown, spread
-from benchmarks.outputs import folder_problems
-from benchmarks.steps import Case, Measured, measure
+from benchmarks.parts.harness import markdown, spread
+from benchmarks.parts.outputs import folder_problems
+from benchmarks.parts.steps import Case, Measured, measure
 from common.command_line import command_parser, exit_on_user_error, raise_if_any
 from common.files import write_json
 

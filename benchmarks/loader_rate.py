@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import answer, markdown, on_ranks, spread
-from benchmarks.outputs import check_json
+from benchmarks.parts.harness import answer, markdown, on_ranks, spread
+from benchmarks.parts.outputs import check_json
 from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model

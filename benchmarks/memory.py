@@ -26,9 +26,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from benchmarks.harness import markdown
-from benchmarks.naive import NaiveModel
-from benchmarks.outputs import check_json
+from benchmarks.parts.harness import markdown
+from benchmarks.parts.naive import NaiveModel
+from benchmarks.parts.outputs import check_json
 from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.model import ModelConfig, resolve_model

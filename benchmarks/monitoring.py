@@ -21,7 +21,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
-from benchmarks.outputs import check_json
+from benchmarks.parts.outputs import check_json
 from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json
 from common.tokenizers import BYTES

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import REPOSITORY, answer, on_ranks
-from benchmarks.outputs import check_json
+from benchmarks.parts.harness import REPOSITORY, answer, on_ranks
+from benchmarks.parts.outputs import check_json
 from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config

@@ -24,8 +24,8 @@ from typing import Any
 
 import yaml
 
-from benchmarks.harness import ENVIRONMENT, REPOSITORY, answer, in_turns, markdown, on_ranks, spread
-from benchmarks.outputs import check_json
+from benchmarks.parts.harness import ENVIRONMENT, REPOSITORY, answer, in_turns, markdown, on_ranks, spread
+from benchmarks.parts.outputs import check_json
 from common.command_line import USER_ERROR_EXIT_CODE, command_parser, exit_on_user_error
 from common.files import write_json
 

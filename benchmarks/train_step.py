@@ -18,9 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Spread, markdown, ratio, spread
-from benchmarks.outputs import check_json
-from benchmarks.steps import Case, Measured, measure
+from benchmarks.parts.harness import Spread, markdown, ratio, spread
+from benchmarks.parts.outputs import check_json
+from benchmarks.parts.steps import Case, Measured, measure
 from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.model import MODEL_SIZES

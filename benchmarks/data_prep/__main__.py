@@ -27,7 +27,7 @@ from benchmarks.data_prep.commands import MEMORY_WAYS, command, peak_memory, sec
 from benchmarks.data_prep.corpus import MB, Corpus, copy_corpus, train_tokenizer, write_jsonl
 from benchmarks.data_prep.stages import stages
 from benchmarks.data_prep.ways import SHAPE, Measured, datatrove, floor, foundry, megatron, ours
-from benchmarks.outputs import check_json
+from benchmarks.parts.outputs import check_json
 from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json
 from common.tokenizers import BYTES

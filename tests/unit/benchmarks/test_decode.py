@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks import decode
-from benchmarks.decode_times import acceptance, spread, tokens_per_forward
-from benchmarks.decoders import (
+from benchmarks.parts.decode_times import acceptance, spread, tokens_per_forward
+from benchmarks.parts.decoders import (
     ForcedAcceptance,
     as_llama,
     bytes_of_a_step,

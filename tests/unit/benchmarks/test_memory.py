@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import memory
 from benchmarks.memory import Step, prepared
-from benchmarks.naive import NaiveModel
+from benchmarks.parts.naive import NaiveModel
 from common.command_line import UserError
 from pipeline.config.model import ModelConfig
 from pipeline.model.formulas import parameter_count

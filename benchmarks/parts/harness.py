@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from common.files import write_json
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # oneDNN dies on virtual machines that advertise AMX and fault on it; a GPU is not concerned.
 ENVIRONMENT = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 

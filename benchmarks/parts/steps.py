@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.harness import REPOSITORY, answer, in_turns, on_ranks
+from benchmarks.parts.harness import REPOSITORY, answer, in_turns, on_ranks
 from common.command_line import command_parser
 from pipeline.config.inputs import fill_deepspeed_config, precision, read_deepspeed_config
 from pipeline.config.model import ModelConfig
@@ -131,7 +131,7 @@ def measure(
 ) -> tuple[list[Measured], str]:
     """Measure all cases in one process group; return what they took, and the device's name."""
     todo = {"cases": [asdict(case) for case in cases], "warm_up": warm_up, "repeats": repeats}
-    found = on_ranks("benchmarks.steps", todo, ranks=ranks, threads=threads, **variables)
+    found = on_ranks("benchmarks.parts.steps", todo, ranks=ranks, threads=threads, **variables)
     measured = [
         Measured(case=case, seconds=seconds, peak_bytes=peak, resident_bytes=resident)
         for case, seconds, (peak, resident) in zip(cases, found["seconds"], found["bytes"], strict=True)
@@ -226,8 +226,8 @@ def _bytes_on_cpu(begin: Callable[[], None], step: Callable[[], None]) -> tuple[
 def _engine_of(case: Case, *, ranks: int, device: Any) -> Any:
     from torch import nn
 
-    from benchmarks.naive import NaiveModel
-    from benchmarks.peers import LinguaModel, Llama
+    from benchmarks.parts.naive import NaiveModel
+    from benchmarks.parts.peers import LinguaModel, Llama
     from pipeline.training.engine import Engine, build_engine
 
     makers: dict[Way, Callable[[ModelConfig], nn.Module]] = {
@@ -266,6 +266,6 @@ def _timed(step: Callable[[], None], device: Any) -> Callable[[], float]:
 
 
 if __name__ == "__main__":
-    parser = command_parser("benchmarks.steps", description=__doc__)
+    parser = command_parser("benchmarks.parts.steps", description=__doc__)
     parser.add_argument("--todo", type=Path, required=True, help="written by harness.on_ranks")
     measure_here(parser.parse_args().todo)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from benchmarks.growth import AXES, points_of
-from benchmarks.harness import in_turns, markdown, ratio
 from benchmarks.loader_rate import samples_per_s
-from benchmarks.naive import NaiveModel
-from benchmarks.peers import LinguaModel, Llama
-from benchmarks.steps import Case, Measured, measure
+from benchmarks.parts.harness import in_turns, markdown, ratio
+from benchmarks.parts.naive import NaiveModel
+from benchmarks.parts.peers import LinguaModel, Llama
+from benchmarks.parts.steps import Case, Measured, measure
 from benchmarks.train_step import SHAPES, cases_of, figures, flops_ratio, table
 from pipeline.model.network import initialise
 from tests.conftest import run_module

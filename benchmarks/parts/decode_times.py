@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.decoders import AUTOREGRESSIVE, TRANSFORMERS, Decoding, bytes_of_a_step, copy_bandwidth
-from benchmarks.harness import Spread, markdown, ratio, spread
+from benchmarks.parts.decoders import AUTOREGRESSIVE, TRANSFORMERS, Decoding, bytes_of_a_step, copy_bandwidth
+from benchmarks.parts.harness import Spread, markdown, ratio, spread
 from pipeline.inference.decoding.blockwise import Generation
 from pipeline.model.network import MultiTokenModel
 
