@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.parts.outputs import folder_problems
 from common.command_line import UserError, command_parser, exit_on_user_error, raise_if_any
 from common.files import write_json, written_whole
-from pipeline.config.inputs import read_metadata
+from common.shard_format import read_metadata
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
 from pipeline.inference.decoding.prompts import FIRST_TOKENS, encode_prompts, matching_tokenizer, read_prompts
 from pipeline.inference.decoding.session import choose_precision
@@ -145,7 +145,7 @@ def _prompts(arguments: argparse.Namespace, config: ModelConfig) -> list[list[in
 
 
 def _windows(arguments: argparse.Namespace, config: ModelConfig, *, n_prompts: int) -> list[list[int]]:
-    metadata, split = read_metadata(str(arguments.shards)), arguments.split
+    metadata, split = read_metadata(arguments.shards), arguments.split
     if split not in metadata["splits"]:
         raise UserError(f"--split {split} is not in {arguments.shards}; it has {', '.join(metadata['splits'])}")
     n_windows, length = metadata["splits"][split]["windows"], metadata["seq_len"] + metadata["lookahead"]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,11 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """Return a new name beside `path` for a file that is not whole yet; other processes may be writing it, too."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,7 +11,6 @@ import errno
 import functools
 import io
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.command_line import UserError
+from common.files import partial_path
 
 SCHEME = "s3://"
 _CONNECT_TIMEOUT_S = 10
@@ -122,7 +122,7 @@ class S3Path:
             OSError: the file cannot be written.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # others may fetch it as well
+        partial = partial_path(path)
         try:
             with _explained(str(self)):
                 _client(os.getpid(), _PATIENTLY).download_file(self._bucket, self._key, str(partial))

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.command_line import UserError, raise_if_any
 from common.files import sha256_of_file
+from common.shard_format import METADATA, TOKENIZER_MODEL, read_metadata
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.config.ranks import batch_problems, node_problems, parallel_problems, tensor_parallel_section
 from pipeline.config.recipe import read_config
@@ -20,7 +21,6 @@ from pipeline.config.shard_folder import local_folder
 from pipeline.runtime.devices import Precision
 
 AUTO = "auto"
-SUPPORTED_FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def load_inputs(
     metadata: dict[str, Any] = {}
     if config.data.shards:
         try:
-            metadata = read_metadata(str(local_folder(config.data)))
+            metadata = read_metadata(local_folder(config.data))
             problems += shard_problems(metadata, config, data_ranks=data_ranks)
         except UserError as error:
             problems.append(str(error))
@@ -178,30 +178,6 @@ def precision(values: dict[str, Any]) -> Precision:
     return "bf16" if is_bf16 else "fp32"
 
 
-def read_metadata(shards: str) -> dict[str, Any]:
-    """Return the shard folder's metadata.json.
-
-    Raises:
-        UserError: there is none, or it is not one that this code can read.
-    """
-    path = Path(shards) / "metadata.json"
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-        version = metadata["format_version"]
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist; data.shards must be a folder that data_prep.write_shards wrote"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as shard metadata ({error!r}); write the shards again") from error
-    if version != SUPPORTED_FORMAT_VERSION:
-        raise UserError(f"{path} has format_version={version!r}, but this code reads {SUPPORTED_FORMAT_VERSION}")
-    missing = [key for key in ("seq_len", "lookahead", "vocab_size", "tokenizer", "splits") if key not in metadata]
-    if missing:
-        raise UserError(f"{path} cannot be read as shard metadata: no {', '.join(missing)}; write the shards again")
-    return metadata
-
-
 def shard_problems(metadata: dict[str, Any], config: Config, *, data_ranks: int) -> list[str]:
     """Return where the shards and the recipe disagree, one line each."""
     problems = []
@@ -216,11 +192,9 @@ def shard_problems(metadata: dict[str, Any], config: Config, *, data_ranks: int)
             f"model.n_future_tokens={config.model.n_future_tokens} is more than the shards' lookahead="
             f"{metadata['lookahead']}; write shards with a larger --lookahead"
         )
-    tokenizer = local_folder(config.data) / "tokenizer.model"
+    tokenizer = local_folder(config.data) / TOKENIZER_MODEL
     if tokenizer.exists() and sha256_of_file(tokenizer) != metadata["tokenizer"]["sha256"]:
-        problems.append(
-            f"{tokenizer} is not the tokenizer that wrote the shards (its SHA-256 differs from metadata.json)"
-        )
+        problems.append(f"{tokenizer} is not the tokenizer that wrote the shards (its SHA-256 differs from {METADATA})")
     if config.log.previews_every_steps:
         problems += preview_problems(metadata, config)
     windows = {split: metadata["splits"].get(split, {}).get("windows", 0) for split in ("train", "val")}
@@ -258,7 +232,7 @@ def preview_problems(metadata: dict[str, Any], config: Config) -> list[str]:
 
 def tokenizer_of(shards: Path, metadata: dict[str, Any]) -> str:
     """Return the name of the shards' tokenizer, as `load_tokenizer` takes it."""
-    return BYTES if metadata["tokenizer"]["kind"] == BYTES else str(shards / "tokenizer.model")
+    return BYTES if metadata["tokenizer"]["kind"] == BYTES else str(shards / TOKENIZER_MODEL)
 
 
 def evaluation_windows(metadata: dict[str, Any], config: Config, *, data_ranks: int) -> int:

@@ -10,16 +10,14 @@ Every rank calls this by itself, at the same time as the others of its node: a f
 
 import functools
 import hashlib
-import json
 from pathlib import Path
 
 from common.command_line import UserError
 from common.files import inside
 from common.s3 import MissingObjectError, S3Path, is_remote
+from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, parse_metadata, read_metadata_bytes
 from common.tokenizers import BYTES
 from pipeline.config.schema import DataConfig
-
-_METADATA, _INDEX, _TOKENIZER = "metadata.json", "index.json", "tokenizer.model"
 
 
 def local_folder(data: DataConfig) -> Path:
@@ -46,21 +44,13 @@ def remote_split(data: DataConfig, split: str) -> S3Path | None:
 def _mirror(shards: str, cache: Path) -> Path:
     remote = S3Path(shards)
     remote.check_bucket()
-    try:
-        stored = (remote / _METADATA).read_bytes()
-    except MissingObjectError as error:
-        raise UserError(
-            f"{error.filename} does not exist; data.shards must be what write_shards or upload_shards finished there"
-        ) from error
-    try:
-        metadata = json.loads(stored)
-        splits, kind = list(metadata["splits"]), metadata["tokenizer"]["kind"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{remote / _METADATA} cannot be read as shard metadata ({error!r})") from error
+    stored = read_metadata_bytes(remote)
+    metadata = parse_metadata(stored, path=remote / METADATA)
     folder = cache / hashlib.sha256(f"{remote}\0".encode() + stored).hexdigest()[:16]
-    wanted = [f"{split}/{_INDEX}" for split in splits] + ([] if kind == BYTES else [_TOKENIZER]) + [_METADATA]
+    wanted = [f"{split}/{INDEX}" for split in metadata["splits"]]
+    wanted += [METADATA] if metadata["tokenizer"]["kind"] == BYTES else [TOKENIZER_MODEL, METADATA]
     for name in wanted:
-        path = inside(folder, name, named_in=_METADATA)
+        path = inside(folder, name, named_in=METADATA)
         if not path.exists():
             _fetch(remote / name, path, cache=cache)
     return folder

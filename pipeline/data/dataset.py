@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from common.command_line import UserError
 from common.mds import streaming
 from common.s3 import S3Path
+from common.shard_format import INDEX, file_fault, hash_algorithm, read_index
 from pipeline.data.batches import NOTHING
 from pipeline.data.shared_memory import one_start_at_a_time, own
 from pipeline.data.storage import LocalFiles, RemoteFiles, bytes_read_from_at_a_time, check_cache_limit
-from pipeline.data.verify import INDEX, check_index, file_fault, hash_of, reason_of, shard_fault
+from pipeline.data.verify import reason_of, shard_fault
 from pipeline.runtime.world import logger, world_from_environment
 
 _FETCHES = 2  # of a shard, if the first is not as its hash says, or was another process's and failed
@@ -52,7 +54,8 @@ class ShardFolder(_Dataset):
         Raises:
             UserError: there is no usable index.json, or the limit is too low for its shards.
         """
-        check_index(folder)
+        if not sum(entry["samples"] for entry in read_index(folder)):
+            raise UserError(f"{folder / INDEX} names no samples; write the shards again")
         if remote is not None and cache_limit is not None:
             check_cache_limit(folder, cache_limit)
         self._stream = LocalFiles(local=str(folder)) if remote is None else RemoteFiles(remote, local=str(folder))
@@ -122,12 +125,15 @@ class ShardFolder(_Dataset):
         for _ in range(_FETCHES):
             if not (self._folder / raw_info.basename).exists():
                 self.prepare_shard(shard_id)
-        fault = file_fault(self._folder, raw_info)
+        fault = self._file_fault(raw_info)
         if fault is not None and (self._folder / raw_info.basename).exists():
             self.evict_shard(shard_id)
             self.prepare_shard(shard_id)
-            fault = file_fault(self._folder, raw_info)
+            fault = self._file_fault(raw_info)
         return fault and self._stream.faults.get(raw_info.basename, fault)
+
+    def _file_fault(self, info: Any) -> str | None:
+        return file_fault(self._folder / info.basename, n_bytes=info.bytes, hashes=info.hashes)
 
     def _warn_of_small_cache(self, options: dict[str, Any]) -> None:
         world = world_from_environment()
@@ -145,7 +151,7 @@ class ShardFolder(_Dataset):
 
     def _warn_of_missing_hashes(self) -> None:
         files = [info for shard in self.shards for pair in shard.file_pairs for info in pair if info is not None]
-        without = [info.basename for info in files if hash_of(info.hashes) is None]
+        without = [info.basename for info in files if hash_algorithm(info.hashes) is None]
         if without:
             logger.warning(
                 "%s has no known hash for %d of %d files (%s, ...): only their sizes are checked",

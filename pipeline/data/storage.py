@@ -7,7 +7,6 @@ and the epoch end early and in silence, or other processes wait for it without e
 Importing this module imports streaming, which takes seconds: import it late.
 """
 
-import json
 import re
 import time
 from contextlib import suppress
@@ -18,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.command_line import UserError
+from common.files import partial_path
 from common.mds import streaming
 from common.s3 import MissingObjectError, RemoteError, S3Path
-from pipeline.data.verify import INDEX, decompress, file_fault, partial_path, reason_of
+from common.shard_format import INDEX, file_fault, read_index
+from pipeline.data.verify import decompress, reason_of
 
 _REST_S = 60.0  # after many attempts, in which nothing is asked for: each window of a step may be of another shard
 _ABANDONED_S = 3600  # others, of another run, may be writing now
@@ -94,15 +95,17 @@ class RemoteFiles(_Stream):
 
     def _fetch(self, raw_info: Any, zip_info: Any, *, compression: str) -> str | None:
         folder, info = Path(self.local), zip_info or raw_info
+        remote = self._remote / info.basename
         fetched = partial_path(folder / info.basename)  # not its name before it is known to be whole
         self.is_cut_off = False
         try:
-            (self._remote / info.basename).download(fetched)
-            fault = file_fault(folder, info, path=fetched)
-            if fault is None and zip_info is not None:
-                fault = decompress(folder, raw_info, zip_info, compression=compression, compressed=fetched)
-            elif fault is None:
+            remote.download(fetched)
+            if zip_info is not None:
+                return decompress(folder, raw_info, zip_info, compression=compression, fetched=fetched, name=remote)
+            fault = file_fault(fetched, n_bytes=info.bytes, hashes=info.hashes, name=remote)
+            if fault is None:
                 fetched.replace(folder / raw_info.basename)
+            return fault
         except RemoteError as error:
             self.is_cut_off, self._cut_off_at_s, self._silence = True, time.monotonic(), str(error)
             return self._silence
@@ -113,7 +116,6 @@ class RemoteFiles(_Stream):
         finally:
             with suppress(OSError):
                 fetched.unlink(missing_ok=True)
-        return fault and fault.replace(str(fetched), str(self._remote / info.basename))
 
 
 def check_cache_limit(folder: Path, cache_limit: int) -> None:
@@ -122,7 +124,7 @@ def check_cache_limit(folder: Path, cache_limit: int) -> None:
     Raises:
         UserError: it is too small for four of them, which streaming asks for, and the index.
     """
-    entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]
+    entries = read_index(folder)
     largest = max(sum(entry[key]["bytes"] for key in ("raw_data", "zip_data") if entry.get(key)) for entry in entries)
     needed = 4 * largest + (folder / INDEX).stat().st_size
     if cache_limit < needed:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from common.shard_format import read_metadata
 from common.tokenizers import SentencePieceTokenizer
-from pipeline.config.inputs import preview_problems, read_metadata, shard_problems
+from pipeline.config.inputs import preview_problems, shard_problems
 from pipeline.config.ranks import parallel_problems
 from pipeline.config.recipe import read_config
 from pipeline.config.schema import Config, LogConfig
@@ -24,7 +25,7 @@ def watched(config: Config, **log: Any) -> Config:
 
 def test_previews_are_at_most_as_long_as_sequences(byte_shards: Path) -> None:
     """EOS, the longest prompt in bytes, and what continues it; sequences have 32 tokens."""
-    metadata, prompts = read_metadata(str(byte_shards)), ("x", "def größe")  # of 11 bytes
+    metadata, prompts = read_metadata(byte_shards), ("x", "def größe")  # of 11 bytes
     fits = watched(config_of(byte_shards), previews_every_steps=1, prompts=prompts, preview_tokens=20)
     assert shard_problems(metadata, fits, data_ranks=2) == []
     long = watched(config_of(byte_shards), previews_every_steps=1, prompts=prompts, preview_tokens=21)

@@ -1,35 +1,16 @@
-"""What the shards' metadata must be for a run: readable, and of the recipe's kind and size."""
+"""The shards and the recipe must agree: sequence length, vocabulary, tokenizer, number of windows."""
 
 from pathlib import Path
 
 import pytest
 
-from common.command_line import UserError
-from pipeline.config.inputs import evaluation_windows, read_metadata, shard_problems
-from tests.unit.pipeline.config.test_inputs import config_of, write_json
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "does not exist; data.shards must be a folder that data_prep.write_shards wrote"),
-        ('{"format_version": 1, "seq', "cannot be read as shard metadata (JSONDecodeError"),
-        ("{}", "cannot be read as shard metadata (KeyError('format_version')); write the shards again"),
-        ("[]", "cannot be read as shard metadata (TypeError"),
-        ('{"format_version": 2}', "has format_version=2, but this code reads 1"),
-    ],
-)
-def test_metadata_that_cannot_be_used(tmp_path: Path, text: str | None, message: str) -> None:
-    path = tmp_path / "metadata.json"
-    if text is not None:
-        path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError) as error:
-        read_metadata(str(tmp_path))
-    assert str(error.value).startswith(f"{path} {message}")
+from common.shard_format import read_metadata
+from pipeline.config.inputs import evaluation_windows, shard_problems
+from tests.unit.pipeline.config.test_inputs import config_of
 
 
 def test_shards_that_another_recipe_needs(byte_shards: Path) -> None:
-    metadata = read_metadata(str(byte_shards))
+    metadata = read_metadata(byte_shards)
     assert shard_problems(metadata, config_of(byte_shards), data_ranks=2) == []
     other = {**metadata, "seq_len": 64, "vocab_size": 300, "lookahead": 3}
     assert shard_problems(other, config_of(byte_shards), data_ranks=2) == [
@@ -40,7 +21,7 @@ def test_shards_that_another_recipe_needs(byte_shards: Path) -> None:
 
 
 def test_as_many_heads_as_lookahead_are_allowed(byte_shards: Path) -> None:
-    metadata = {**read_metadata(str(byte_shards)), "lookahead": 4}
+    metadata = {**read_metadata(byte_shards), "lookahead": 4}
     assert shard_problems(metadata, config_of(byte_shards, n_future_tokens=4), data_ranks=1) == []
     assert len(shard_problems(metadata, config_of(byte_shards, n_future_tokens=5), data_ranks=1)) == 1
 
@@ -50,7 +31,7 @@ def test_a_changed_tokenizer_is_noticed(tmp_path: Path, byte_shards: Path) -> No
     shards.mkdir()
     (shards / "tokenizer.model").write_bytes(b"abc")
     of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2's example
-    metadata = read_metadata(str(byte_shards))
+    metadata = read_metadata(byte_shards)
     metadata["tokenizer"] = {**metadata["tokenizer"], "kind": "sentencepiece", "sha256": of_abc}
     assert shard_problems(metadata, config_of(shards), data_ranks=1) == []
     (shards / "tokenizer.model").write_bytes(b"abd")
@@ -61,7 +42,7 @@ def test_a_changed_tokenizer_is_noticed(tmp_path: Path, byte_shards: Path) -> No
 
 
 def test_splits_must_fill_one_step_and_one_validation(byte_shards: Path) -> None:
-    metadata = read_metadata(str(byte_shards))
+    metadata = read_metadata(byte_shards)
     small = {**metadata, "splits": {"train": {"windows": 15}, "val": {"windows": 8}}}
     assert shard_problems(small, config_of(byte_shards), data_ranks=2) == [
         "the train split has 15 windows, but one step takes 16; write more data"
@@ -86,11 +67,3 @@ def test_splits_must_fill_one_step_and_one_validation(byte_shards: Path) -> None
 def test_evaluation_windows(val_windows: int, data_ranks: int, expected: int) -> None:
     metadata = {"splits": {"val": {"windows": val_windows}}}
     assert evaluation_windows(metadata, config_of(), data_ranks=data_ranks) == expected
-
-
-def test_metadata_without_a_key_that_is_needed(tmp_path: Path, byte_shards: Path) -> None:
-    metadata = read_metadata(str(byte_shards))
-    del metadata["lookahead"]
-    write_json(tmp_path / "metadata.json", metadata)
-    with pytest.raises(UserError, match="cannot be read as shard metadata"):
-        read_metadata(str(tmp_path))

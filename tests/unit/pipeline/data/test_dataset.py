@@ -94,7 +94,7 @@ def forbid(path: Path) -> None:
 DAMAGE: dict[Callable[[Path], None], str] = {
     Path.unlink: "is missing, its index says {bytes} bytes",
     truncate: "has {half} bytes, its index says {bytes}",
-    flip_a_bit: "has the xxh64 {found}, its index says {xxh64}",
+    flip_a_bit: "has the xxh64 hash {found}, its index says {xxh64}",
     make_a_folder: "",
     forbid: "cannot be read (Permission denied)",
 }
@@ -291,7 +291,7 @@ def test_a_compressed_shard_without_hashes(tmp_path: Path, content: bytes | None
     data = opened(config_for(tmp_path))
     assert_replaced(epochs_of(data), whole={0, 2, 3})
     (fault,) = data.take_faults()
-    assert fault.startswith(f"{path} {'cannot be decompressed' if content else 'holds'}")
+    assert fault.startswith(f"{path}{' cannot be decompressed' if content else ', decompressed, has'}")
 
 
 def _with(index: Path, shard: int, section: str, field: str, value: Any) -> str:
@@ -329,7 +329,7 @@ def test_an_index_cannot_name_files_elsewhere(root: Path, split: str, name: obje
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read"),
+        (None, "is missing"),
         ("{", "is not an index of shards"),
         ("[]", "is not an index of shards"),
         ('{"version": 2, "shards": [{"samples": 3, "raw_data": {}}]}', "is not an index of shards"),

@@ -13,8 +13,8 @@ import pytest
 from common import s3 as s3_folders
 from common.command_line import UserError
 from common.s3 import S3Path
+from common.shard_format import read_metadata
 from data_prep import upload_shards
-from pipeline.config.inputs import read_metadata
 from pipeline.config.schema import Config, DataConfig
 from pipeline.config.shard_folder import local_folder, remote_split
 from pipeline.data.batches import NOTHING, TrainingData
@@ -55,7 +55,7 @@ def _write(root: Path, byte_shards: Path, *, compression: str | None) -> None:
                 shard[key]["basename"] = f"part-{part}/{shard[key]['basename']}"
         shards.append(shard)
     (root / "train" / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
-    metadata = read_metadata(str(byte_shards))
+    metadata = read_metadata(byte_shards)
     metadata["splits"] = {"train": metadata["splits"]["train"]}
     (root / "metadata.json").write_text(json.dumps(metadata))
 
@@ -118,7 +118,7 @@ def test_what_stays_spoiled_or_is_gone_is_at_fault(root: Path, name: str, tmp_pa
     s3.spoil(_key(root, 2), times=1000)
     s3.client().delete_object(Bucket=s3.bucket, Key=_key(root, 6))
     dataset = _open(_data(name, tmp_path))
-    for shard, fault in ((2, " has the xxh64 "), (6, " is missing")):
+    for shard, fault in ((2, " has the xxh64 hash "), (6, " is missing")):
         sample = dataset[shard * PER_SHARD + 1]
         window = (shard + 1) * PER_SHARD + 1  # of the next shard
         assert (sample["read_id"], sample["tokens"].tolist()) == (window, _tokens(window))
@@ -250,10 +250,10 @@ def test_mistakes(s3: S3Server, name: str, tmp_path: Path, byte_shards: Path) ->
         local_folder(DataConfig(shards="gs://bucket/x", cache="c"))
     with pytest.raises(UserError, match=r"there is no bucket s3://nowhere-at-all"):
         local_folder(_data("s3://nowhere-at-all/x", tmp_path))
-    with pytest.raises(UserError, match=rf"{name}/metadata\.json does not exist; data\.shards must be what"):
+    with pytest.raises(UserError, match=rf"{name}/metadata\.json does not exist: the folder was not written by"):
         local_folder(_data(name, tmp_path))
     s3.client().put_object(Bucket=s3.bucket, Key=f"{PREFIX}/metadata.json", Body=b"[]")
-    with pytest.raises(UserError, match=rf"{name}/metadata\.json cannot be read as shard metadata"):
+    with pytest.raises(UserError, match=rf"{name}/metadata\.json is not metadata of shards"):
         local_folder(_data(name, tmp_path))
     upload_shards.main([str(byte_shards), f"{name}/shards"])
     (tmp_path / "cache").touch()
