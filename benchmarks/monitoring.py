@@ -114,7 +114,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[Config, dict[
                     times.observe(agree(losses_N, *own)[1])
                     monitor.log_step(
                         step, losses_N=losses_N, learning_rate=1e-4, gradient_norm=engine.gradient_norm,
-                        skipped_steps=0, skipped_windows=0, times=times.report(),
+                        skipped_steps=0, skipped_windows=0, times=times.take_scalars(),
                     )  # fmt: skip
                 with stopwatch.part("norms written"):
                     monitor.log_grad_norms(step, engine.grad_norms)

@@ -1,4 +1,4 @@
-"""What the console shows: rank 0's log lines above the progress bar, and one line per report."""
+"""The console's text: rank 0's log lines above the progress bar, and one line per report."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ TOKEN_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 class _AboveProgressBar(logging.Handler):
-    """Prints records on stdout without tearing a progress bar."""
+    """Prints records on stdout, above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
@@ -18,12 +18,12 @@ class _AboveProgressBar(logging.Handler):
 
 
 def console_handler() -> logging.Handler:
-    """Return the handler of what rank 0 says on stdout: the bare message."""
+    """Return the handler that prints rank 0's messages on stdout, without time or level."""
     return _AboveProgressBar()
 
 
 def console_line(scalars: Mapping[str, float]) -> str:
-    """Return what the console says of some scalars; nothing, if they are not for it."""
+    """Return the line for a report or a validation; an empty string for other scalars."""
     heads = [f"{value:.3f}" for tag, value in scalars.items() if tag.startswith(("loss/head_", "val/loss_head_"))]
     if "loss/total" not in scalars:
         return f"validation loss per head [{' '.join(heads)}]" if heads else ""
@@ -37,6 +37,6 @@ def console_line(scalars: Mapping[str, float]) -> str:
 
 
 def _short(tokens: float) -> str:
-    """Return a number of tokens as runs are named by it: 4.10k, 1.02M, 200.01B."""
+    """Return a number of tokens in the short form that run names use: 4.10k, 1.02M, 200.01B."""
     unit, name = next((each for each in TOKEN_UNITS if tokens >= each[0]), (1.0, ""))
     return f"{tokens / unit:.2f}{name}"

@@ -1,7 +1,7 @@
-"""What TensorBoard shows of a run besides its figures, as functions of the config alone.
+"""What TensorBoard shows besides a run's curves; all of it depends on the config alone.
 
 layout            the custom-scalars page: all heads in one chart, for training and for validation
-hyperparameters   the page that compares runs by some fields, with the losses that each has reached
+hyperparameters   the page that compares runs: some of their fields, beside the losses that they reached
 config_text       every field of the resolved config, as text
 """
 
@@ -13,7 +13,7 @@ from pipeline.config.schema import Config, LogConfig
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
 
-# What runs are compared by: all fields would be a table of fifty columns.
+# The fields by which TensorBoard compares runs. A table of all fields would have fifty columns.
 COMPARED = {
     "model": ("dim", "n_layers", "n_heads", "n_future_tokens", "head_type", "head_order"),
     "data": ("seq_len",),
@@ -23,7 +23,7 @@ COMPARED = {
 
 
 def layout(log: LogConfig) -> Layout:
-    """Return the charts that show several tags each: category, title, kind and regular expressions of the tags."""
+    """Return the charts that show several tags: category -> title -> (kind, regular expressions of the tags)."""
     charts: Layout = {
         "loss per head, nats per token": {
             "training": ("Multiline", ["^loss/head_"]),
@@ -36,9 +36,9 @@ def layout(log: LogConfig) -> Layout:
 
 
 def hyperparameters(config: Config) -> list[Any]:
-    """Return the two summaries that name a run's hyperparameters, and the scalars that tell how good they were.
+    """Return two summaries: a run's hyperparameters, and the tags of the scalars that measure its success.
 
-    TensorBoard looks up the scalars' newest points by itself.
+    TensorBoard itself looks up the newest points under these tags.
     """
     from torch.utils.tensorboard.summary import hparams
 
@@ -55,7 +55,7 @@ def hyperparameters(config: Config) -> list[Any]:
 
 
 def end_of_session() -> Any:
-    """Return the summary that says that a run has taken its last step."""
+    """Return the summary that marks a run as finished."""
     from torch.utils.tensorboard.summary import hparams
 
     return hparams({}, {})[2]

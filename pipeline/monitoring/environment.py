@@ -8,20 +8,21 @@ from typing import Any
 
 import torch
 
+PACKAGES = ("torch", "deepspeed", "mosaicml-streaming", "numpy", "sentencepiece")
+
 
 def environment() -> dict[str, Any]:
-    """Return what a result depends on besides the config: versions and git commit. No variables, no host."""
-    packages = ("torch", "deepspeed", "mosaicml-streaming", "numpy", "sentencepiece")
+    """Return the versions, device and git commit that a run's result depends on; no variables and no host name."""
     return {
         "python": sys.version.split()[0],
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {name: metadata.version(name) for name in PACKAGES},
         "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "git_commit": _git_commit(),
     }
 
 
 def device_name(device: torch.device) -> str:
-    """Return what the driver calls the device; "cpu" for the CPU."""
+    """Return the driver's name for the device, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

@@ -1,7 +1,7 @@
-"""The figures of a run: what each step's results become, and the lines that open a run.
+"""The Monitor turns the results of each step into scalars, and hands them to its sinks (sinks.py).
 
-A `Monitor` hands them to its sinks (sinks.py). Only rank 0 has any; on the other ranks it takes part in the
-collectives and stays silent. Throughput counts training alone: validation, previews and saving are `paused`.
+Only rank 0 has sinks; on the other ranks a Monitor does nothing. Throughput counts training alone: validation, previews
+and checkpoints run while the Monitor is `paused`.
 """
 
 import resource
@@ -19,7 +19,7 @@ from pipeline.model.formulas import recomputed_flops_per_token, training_flops_p
 from pipeline.monitoring.sinks import Scalars, Sink
 
 GIB = 2**30
-NO_GRADIENT = 1e-10  # the norm that rows without any are shown with, on a logarithmic scale
+NO_GRADIENT = 1e-10  # shown as the norm of rows without a gradient, because a logarithmic scale has no 0
 
 
 class Monitor:
@@ -31,8 +31,8 @@ class Monitor:
         seq_len: tokens per sequence.
         sinks: where the scalars go; empty on every rank but 0.
         device: this rank's device.
-        step: the last step before this monitor; 0 in a new run.
-        peak_flops: of each rank's device in FLOP/s (`pipeline.runtime.devices`); None reports no utilisation.
+        step: the last step that was already taken; 0 in a new run.
+        peak_flops: peak of each rank's device in FLOP/s (`pipeline.runtime.devices`); None reports no utilisation.
     """
 
     def __init__(
@@ -61,9 +61,11 @@ class Monitor:
         Args:
             step: 1-based.
             losses_N: mean loss of each head over all ranks, nats per token.
-            learning_rate, gradient_norm: of this step, the norm before clipping.
-            skipped_steps, skipped_windows: of the whole run, for gradients that were not finite and for bad shards.
-            times: what `StepTimes.report` says, under its own tags.
+            learning_rate: of this step.
+            gradient_norm: L2 norm before clipping.
+            skipped_steps: steps of the whole run that were skipped because their gradients were not finite.
+            skipped_windows: windows of the whole run that were skipped because their shards were damaged.
+            times: the scalars of `StepTimes.take_scalars`, with their tags.
         """
         tokens_per_s = (step - self._step) * self._batch_tokens / (time.perf_counter() - self._start_s)
         losses = losses_N.tolist()
@@ -88,11 +90,12 @@ class Monitor:
         self._write(step, {f"val/loss_head_{head}": loss for head, loss in enumerate(losses_N.tolist(), start=1)})
 
     def log_grad_norms(self, step: int, norms: Mapping[str, Tensor]) -> None:
-        """Report the L2 norm of each block's gradient before clipping, and how its rows' are distributed, log10.
+        """Report the gradient's L2 norm in each block before clipping, and a histogram of its rows' norms (log10).
 
         Args:
             step: 1-based.
-            norms: by block, that of each row of its weights (R,), fp32; nothing where there are none.
+            norms: for each block, the gradient norm of each row of its weights (R,), fp32; if empty, nothing is
+                reported.
         """
         self._write(step, {f"grad_norms/{block}": float(rows_R.norm()) for block, rows_R in norms.items()})
         for sink in self._sinks:
@@ -106,7 +109,7 @@ class Monitor:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Keep what happens inside (validation, saving) out of the throughput."""
+        """Exclude the time spent inside (validation, checkpoints) from the throughput."""
         start_s = time.perf_counter()
         yield
         self._start_s += time.perf_counter() - start_s
@@ -116,7 +119,7 @@ class Monitor:
             sink.write(step, scalars)
 
     def _utilisation(self, tokens_per_s: float) -> Scalars:
-        """Return model and hardware FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B), if the peak is known."""
+        """Return model and hardware FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B) if the peak is known."""
         if self._peak_flops is None:
             return {}
         per_flop = tokens_per_s / (self._peak_flops * dist.get_world_size())
@@ -124,12 +127,12 @@ class Monitor:
 
 
 def is_due(step: int, *, every_steps: int) -> bool:
-    """Return whether something comes after `step` that comes every so many steps, or, for 0, never."""
+    """Return whether something that happens every `every_steps` steps happens after `step`; for 0 it never does."""
     return every_steps > 0 and step % every_steps == 0
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak of the device's allocator, or of this process's resident memory on the CPU."""
+    """Return the peak of the device's allocator; on the CPU, the peak resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,13 +1,13 @@
-"""A few steps under torch's profiler: a trace for TensorBoard, Perfetto or chrome://tracing, and a table of the parts.
+"""Records a few steps with torch's profiler: a trace, and a table that divides the mean step's time among its parts.
 
-`profile.steps` says which steps. The ranks of the first replica record, since a pipeline's ranks have different things
-to do and all other replicas the same as these. A run that is stopped, or goes back, between two of them leaves what it
-has. Each rank leaves in the run's folder
+`profile.steps` names the steps. The ranks of the first replica record: the stages of a pipeline do different work, and
+the other replicas do the same work as the first. If a run stops or rolls back between two of these steps, the profile
+holds the steps it has recorded. Each recording rank writes into the run's folder
 
-    profile/steps_10_to_12.rank_00000.pt.trace.json.gz      the trace
-    profile/steps_10_to_12.rank_00000.txt                   where the mean step's time went (`trace.py`)
+    profile/steps_10_to_12.rank_00000.pt.trace.json.gz      the trace, for TensorBoard, Perfetto or chrome://tracing
+    profile/steps_10_to_12.rank_00000.txt                   the table of parts (`trace.py`)
 
-Recording changes no number of the run. It costs time, in those steps alone.
+Recording changes no number of the run. It slows down only the steps that it records.
 """
 
 import gzip
@@ -28,14 +28,14 @@ from pipeline.runtime.world import World, logger
 
 
 class StepProfile:
-    """Records the steps that the config names, and no others; a context around all steps.
+    """Records the steps that the config names. A context around all steps of the run.
 
     Args:
         config: which steps to record.
         run_dir: the run's folder.
-        n_recording: ranks that record, from rank 0 on: those of one replica.
-        world: this rank's place.
-        pausing: context in which writing does not count as training.
+        n_recording: number of ranks that record: 0 to `n_recording` - 1, which hold the first replica.
+        world: this rank's place in the run.
+        pausing: context in which time does not count as training; files are written inside it.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class StepProfile:
     ) -> None:
         if self._profiler is None:
             return
-        if self._unfinished is not None:  # it would be taken for a whole step
+        if self._unfinished is not None:  # the trace would show it as a whole step
             self._profiler.stop()
             logger.warning(
-                "the profile of steps %s is lost: step %d was not finished", self._recorded, self._unfinished
+                "the profile of steps %s is lost because step %d was not finished", self._recorded, self._unfinished
             )
         else:
             self._finish(self._profiler)
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Take one step inside this."""
+        """Record the step that is taken inside, if it is one of the named steps."""
         if step in self._wanted and self._profiler is None:
             self._profiler = profile()
             self._profiler.start()
@@ -94,7 +94,7 @@ class StepProfile:
                 table = as_table(times_of_parts(json.loads(text)["traceEvents"]))
                 write_text(self._folder / f"{name}.txt", table + "\n")
             except OSError as error:
-                logger.warning("the profile of steps %s cannot be written (%s)", self._recorded, error)
+                logger.warning("could not write the profile of steps %s (%s)", self._recorded, error)
                 return
         logger.info("profile of steps %d to %d (%s)\n%s", self._recorded[0], self._recorded[-1], trace_path, table)
 

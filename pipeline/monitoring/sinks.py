@@ -1,7 +1,7 @@
-"""Where a run's figures go: console, TensorBoard, metrics.jsonl, and Weights & Biases where it is asked for.
+"""Where a run's scalars go: the console, TensorBoard, metrics.jsonl and, on request, Weights & Biases.
 
-All of them show the same scalars under the same tags (docs/monitoring.md). A sink that cannot write says so, and goes
-on: no run ends because nobody can see it.
+All of them show the same scalars under the same tags (docs/monitoring.md). A sink that cannot write logs a warning; it
+never ends the run.
 """
 
 import json
@@ -26,36 +26,36 @@ from pipeline.runtime.world import World, logger
 
 Scalars = dict[str, float]
 METRICS = "metrics.jsonl"
-HISTOGRAM_BINS = 60  # TensorBoard draws 30
+HISTOGRAM_BINS = 60  # TensorBoard itself draws 30
 
 
 class Sink:
-    """A place that scalars, and texts where it can show them, go to."""
+    """A destination for scalars and, if it can show them, texts and histograms."""
 
     def write(self, step: int, scalars: Scalars) -> None:
-        """Record scalars of one optimizer step."""
+        """Record the scalars of one optimizer step."""
 
     def write_text(self, step: int, tag: str, markdown: str) -> None:
         """Record a text."""
 
     def write_histogram(self, step: int, tag: str, values: Tensor) -> None:
-        """Record how values are distributed."""
+        """Record the distribution of values."""
 
     def close(self) -> None:
-        """Flush and release."""
+        """Flush, and release resources."""
 
 
 class TensorBoard(Sink):
-    """Event files; after a resume, points beyond the resumed step are dropped.
+    """Event files for TensorBoard; after a resume, points beyond the resumed step are dropped.
 
-    All that was written is in the file before the next thing happens, so that a kill right after a checkpoint loses no
-    point of the steps before it, which do not come again.
+    Each write is flushed at once. A kill right after a checkpoint then loses no points of the steps before it, which
+    the next start does not repeat.
     """
 
     def __init__(self, config: Config, *, resumed_step: int) -> None:
         self._config, self._directory = config, config.run_dir / "tensorboard"
         self._last_step = resumed_step
-        self._first_step: int | None = resumed_step + 1  # until it is begun
+        self._first_step: int | None = resumed_step + 1  # None once the first writer is open
         self._writer: Any = None
         self._attempt(resumed_step, lambda: None)
 
@@ -67,7 +67,7 @@ class TensorBoard(Sink):
         self._attempt(step, lambda: self._writer.add_text(tag, markdown, step))
 
     def write_histogram(self, step: int, tag: str, values: Tensor) -> None:
-        if values.isfinite().all():  # no bin takes others
+        if values.isfinite().all():  # other values fit into no bin
             self._attempt(step, lambda: self._writer.add_histogram(tag, values, step, bins=HISTOGRAM_BINS))
 
     def close(self) -> None:
@@ -87,11 +87,11 @@ class TensorBoard(Sink):
             self._first_step = None
 
     def _begin(self, first_step: int) -> None:
-        """Write what the dashboard has besides figures."""
+        """Write what the dashboard shows besides curves."""
         self._writer.add_custom_scalars(dashboard.layout(self._config.log))
         for summary in dashboard.hyperparameters(self._config):
             self._writer.file_writer.add_summary(summary)
-        # at the first step that it holds for, so that a start which comes again drops it
+        # At the first step that it is valid for: a later start that repeats this step then replaces it.
         self._writer.add_text("config", dashboard.config_text(self._config), first_step)
 
     def _attempt(self, step: int, action: Callable[[], object]) -> None:
@@ -100,13 +100,13 @@ class TensorBoard(Sink):
                 self._open()
             action()
             self._writer.flush()
-        except OSError as error:  # the writer has lost what was on its way, and is of no more use
-            logger.warning("TensorBoard misses what came at step %d (%s)", step, error)
+        except OSError as error:  # the writer has lost its buffer and cannot be used again
+            logger.warning("could not write step %d to TensorBoard (%s)", step, error)
             self._writer = None
 
 
 class MetricsFile(Sink):
-    """metrics.jsonl: one object per step; after a resume, lines beyond the resumed step are dropped."""
+    """metrics.jsonl: one object per report; after a resume, lines beyond the resumed step are dropped."""
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         write_text(path, "".join(line for line, said in _whole_lines(path) if said["step"] <= resumed_step))
@@ -114,17 +114,19 @@ class MetricsFile(Sink):
 
     def write(self, step: int, scalars: Scalars) -> None:
         tokens = {"tokens": int(scalars["progress/tokens"])} if "progress/tokens" in scalars else {}
-        finite = {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}  # JSON knows no NaN
+        finite = {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}  # JSON has no NaN
         refused = self._file.write(json.dumps({"step": step, **tokens, **finite}) + "\n")
         if refused is not None:
-            logger.warning("step %d waits to be written to metrics.jsonl (%s)", step, refused.strerror)
+            logger.warning(
+                "could not write step %d to metrics.jsonl yet (%s); the next step tries again", step, refused.strerror
+            )
 
     def close(self) -> None:
         self._file.close()
 
 
 class Console(Sink):
-    """One tidy line per logged step, above a progress bar where stdout is a terminal."""
+    """One line per report; above a progress bar if stdout is a terminal."""
 
     def __init__(self, *, total_steps: int, resumed_step: int) -> None:
         self._total_steps = total_steps
@@ -154,10 +156,10 @@ class Console(Sink):
 
 
 class WeightsAndBiases(Sink):
-    """A run of wandb's, the same one after a resume.
+    """A run in Weights & Biases, which continues after a resume.
 
-    It never takes back a step: what it has of those that come again after a resume or a rollback stays as it was. What
-    it uploads, and where, is for its own variables to say (WANDB_MODE, WANDB_BASE_URL).
+    wandb never takes back a step: the first values of steps that a resume or a rollback repeats stay. Its own variables
+    (WANDB_MODE, WANDB_BASE_URL) say whether and where it uploads.
     """
 
     def __init__(self, config: Config) -> None:
@@ -185,8 +187,8 @@ class WeightsAndBiases(Sink):
     def _attempt(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:  # whatever it raises, training does not depend on it
-            logger.warning("wandb gets no more of this run until it is started again (%s)", error)
+        except Exception as error:  # wandb may raise anything, and training does not depend on it
+            logger.warning("wandb failed and gets nothing more until the run is started again (%s)", error)
             self._attempt = lambda action: None  # type: ignore[method-assign]
 
 
@@ -203,21 +205,22 @@ def sinks_for(config: Config, *, world: World, resumed_step: int) -> list[Sink]:
 
 
 def has_validation(run_dir: Path, *, step: int) -> bool:
-    """Return whether metrics.jsonl has the validation after a step."""
+    """Return whether metrics.jsonl contains the validation after this step."""
     return any(said["step"] == step and "val/loss_head_1" in said for _, said in _whole_lines(run_dir / METRICS))
 
 
 def _await_next_second(directory: Path) -> None:
-    """Wait until an event file that is made now is read after those that are there.
+    """Wait until a new event file would be read after the existing ones.
 
-    They are read in the order of their names: the second, then host, process and number, where 10 comes before 9.
+    TensorBoard reads them in the order of their names: creation time in seconds, host, process, and a number that is
+    compared as text, so that 10 comes before 9.
     """
     newest_s = max((int(path.name.split(".")[3]) for path in directory.glob("events.out.tfevents.*")), default=0)
     time.sleep(min(1.0, max(0.0, newest_s + 1 - time.time())))
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the lines of a metrics.jsonl, and what they say; what a kill cut, or a disk lost, says nothing."""
+    """Yield each whole line of a metrics.jsonl with its object; lines that a kill or a disk damaged are left out."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines(keepends=True):
         with suppress(ValueError):

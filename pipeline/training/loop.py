@@ -122,7 +122,7 @@ class Trainer:
                 monitor.log_step(
                     step, losses_N=losses_N, learning_rate=rate, gradient_norm=self._engine.gradient_norm,
                     skipped_steps=self._health.skipped, skipped_windows=self._skipped_windows,
-                    times=self._times.report(),
+                    times=self._times.take_scalars(),
                 )  # fmt: skip
             monitor.log_grad_norms(step, self._engine.grad_norms)
             self._previews.write(step, predict=self._engine.predict, monitor=monitor)

@@ -65,7 +65,7 @@ def test_a_run_that_ends_in_the_middle_of_a_step_says_that_there_is_no_profile(
         with profile.step(5):
             raise RuntimeError
     assert recorded(config.run_dir) == {}
-    assert "the profile of steps [3, 4] is lost: step 5 was not finished" in pipeline_log.text
+    assert "the profile of steps [3, 4] is lost because step 5 was not finished" in pipeline_log.text
 
 
 def test_ranks_of_the_first_replica_record_and_others_nothing(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_a_writer_that_failed_takes_nothing_back_when_it_goes_on(
     sink.write(3, {"loss/total": 3.0})
     sink.close()
     assert [e.step for e in accumulated(tmp_path).Scalars("loss/total")] == [1, 3]
-    assert "TensorBoard misses what came at step 2 ([Errno 28] full)" in pipeline_log.text
+    assert "could not write step 2 to TensorBoard ([Errno 28] full)" in pipeline_log.text
 
 
 def fail(*_: object) -> None:

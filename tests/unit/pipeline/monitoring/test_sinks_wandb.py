@@ -52,7 +52,7 @@ def test_wandb_gets_the_same_figures_and_goes_on_with_the_same_run(tmp_path: Pat
 def test_wandb_that_cannot_start_warns_once_and_ends_no_run(tmp_path: Path) -> None:
     done = run_with_wandb(tmp_path, HOME=str(tmp_path))  # where no key is
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("wandb gets no more of this run until it is started again (No API key") == 1
+    assert done.stderr.count("wandb failed and gets nothing more until the run is started again (No API key") == 1
 
 
 def wandb_history(file: Path) -> dict[int, dict[str, float]]:

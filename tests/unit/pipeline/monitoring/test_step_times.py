@@ -25,7 +25,7 @@ def logged_step(
     monkeypatch.setattr(step_times, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     with times.step():
         times.observe([number for pair in zip(waits_s, computed_s, strict=True) for number in pair])
-    return times.report()
+    return times.take_scalars()
 
 
 def test_the_slowest_rank_is_named_after_some_time_and_not_again_soon(
@@ -41,8 +41,8 @@ def test_the_slowest_rank_is_named_after_some_time_and_not_again_soon(
             "time/slowest_rank_ratio": pytest.approx(2.0),
         }  # fmt: skip
         assert len(pipeline_log.records) == (n >= PATIENCE) + (n >= PATIENCE + SILENCE)
-    assert "rank 2 is slow: 2.00 s a step of its own, 0.01 s of it waiting for data" in pipeline_log.text
-    assert "the median of its like is 1.00 s" in pipeline_log.text
+    assert "rank 2 is slow: 2.00 s per step of local work, 0.01 s of it waiting for data" in pipeline_log.text
+    assert "the median of comparable ranks is 1.00 s" in pipeline_log.text
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_waiting_for_data_is_told_with_what_to_change(
         scalars = logged_step(times, monkeypatch, waits_s=[0.5, 0.45], computed_s=[1.0, 1.0], step_s=2)
         assert scalars["data/wait_s"] == 0.5
     (record,) = pipeline_log.records
-    assert "training waits for data: 0.50 of 2.00 s a step. Raise data.num_workers (now 2)" in record.getMessage()
+    assert "training waits for data: 0.50 of 2.00 s per step. Raise data.num_workers (now 2)" in record.getMessage()
 
 
 def test_steps_that_a_rollback_takes_back_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
