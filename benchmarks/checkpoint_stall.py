@@ -25,7 +25,8 @@ from pipeline.data.batches import Batch
 from pipeline.model.formulas import parameter_count
 from pipeline.runtime.lease import Lease
 from pipeline.runtime.world import world_from_environment
-from pipeline.training.engine import Engine, build_engine, process_group
+from pipeline.training.engine import Engine, build_engine
+from pipeline.training.process_group import process_group
 from pipeline.weights.checkpoint.folder import CheckpointFolder
 
 SEQ_LEN, VOCAB_SIZE, HEADS = 128, 8192, 4

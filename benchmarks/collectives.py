@@ -58,7 +58,7 @@ def count_here(path: Path) -> None:
     import torch
 
     from pipeline.runtime.world import world_from_environment
-    from pipeline.training.engine import process_group
+    from pipeline.training.process_group import process_group
 
     world, found = world_from_environment(), []
     with process_group(world):

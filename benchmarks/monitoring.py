@@ -34,8 +34,11 @@ from pipeline.monitoring.monitor import Monitor
 from pipeline.monitoring.previews import Previews
 from pipeline.monitoring.sinks import sinks_for
 from pipeline.monitoring.step_times import StepTimes
-from pipeline.runtime.world import agree, configure_logging, mean_over_ranks, world_from_environment
-from pipeline.training.engine import build_engine, process_group
+from pipeline.runtime.collectives import agree, mean_over_ranks
+from pipeline.runtime.logs import configure_logging
+from pipeline.runtime.world import world_from_environment
+from pipeline.training.engine import build_engine
+from pipeline.training.process_group import process_group
 
 VOCAB_SIZE, HEADS = 258, 4  # previews are in bytes
 CADENCES = {

@@ -109,8 +109,9 @@ def measure_here(todo: Path) -> None:
     """Be one of the ranks: train each case, and let rank 0 answer with the most that any rank had."""
     import torch
 
-    from pipeline.runtime.world import from_every_rank, world_from_environment
-    from pipeline.training.engine import process_group
+    from pipeline.runtime.collectives import from_every_rank
+    from pipeline.runtime.world import world_from_environment
+    from pipeline.training.process_group import process_group
 
     found, world = [], world_from_environment()
     with process_group(world):

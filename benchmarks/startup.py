@@ -93,7 +93,8 @@ def start_here(path: Path) -> None:
     for name in ("torch", "deepspeed", "common.mds", "pipeline.training.loop"):
         timed(f"import {name.replace('common.mds', 'streaming')}", partial(import_module, name))
     from pipeline.data.batches import TrainingData
-    from pipeline.training.engine import build_engine, process_group
+    from pipeline.training.engine import build_engine
+    from pipeline.training.process_group import process_group
 
     group = process_group(world)
     device = timed("process group", group.__enter__)

@@ -33,7 +33,8 @@ import numpy as np
 from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import PatientFile, write_text
 from pipeline.config.schema import Config
-from pipeline.runtime.world import World, from_main
+from pipeline.runtime.collectives import from_main
+from pipeline.runtime.world import World
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from pipeline.data.batches import EpochSamples

@@ -17,11 +17,12 @@ from common.files import hold_lock, write_json, write_text
 from pipeline.config.inputs import Inputs, evaluation_windows, load_inputs
 from pipeline.config.schema import Config
 from pipeline.runtime import history
-from pipeline.runtime.lease import Launch, Lease
-from pipeline.runtime.logs import keep_rank_log
+from pipeline.runtime.collectives import by_main
+from pipeline.runtime.lease import Lease
+from pipeline.runtime.logs import configure_logging, keep_rank_log, log_file_handler, logger
 from pipeline.runtime.stop import Ending, ExitCode, StopRequest
 from pipeline.runtime.watchdog import Watchdog, record_collectives
-from pipeline.runtime.world import World, by_main, configure_logging, log_file_handler, logger, world_from_environment
+from pipeline.runtime.world import Launch, World, world_from_environment
 
 if TYPE_CHECKING:  # torch and deepspeed take seconds to import; mistakes are answered before that
     import torch
@@ -48,7 +49,7 @@ def main() -> None:
         world_size=world.world_size,
         n_nodes=world.world_size // world.local_world_size,
     )
-    from pipeline.training.engine import process_group
+    from pipeline.training.process_group import process_group
 
     run_dir, timeout_s = make_run_directory(inputs.config), inputs.config.faults.hang_timeout_s
     rank_log, hangs = keep_rank_log(run_dir / "ranks", world=world), run_dir / "hangs"

@@ -144,8 +144,9 @@ def measure_here(path: Path) -> None:
     import torch
 
     from pipeline.monitoring.environment import device_name
-    from pipeline.runtime.world import from_every_rank, world_from_environment
-    from pipeline.training.engine import process_group
+    from pipeline.runtime.collectives import from_every_rank
+    from pipeline.runtime.world import world_from_environment
+    from pipeline.training.process_group import process_group
 
     todo = json.loads(path.read_text(encoding="utf-8"))
     cases, world = [Case(**values) for values in todo["cases"]], world_from_environment()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.config.schema import Config
 from pipeline.config.shard_folder import local_folder, remote_split
-from pipeline.monitoring.trace import part
+from pipeline.runtime.ranges import profiler_range
 
 CPU = torch.device("cpu")
 NOTHING = -1  # in place of the number of a window that was read, where no shard is whole
@@ -115,7 +115,7 @@ class TrainingData:
 
     def __next__(self) -> Batch:
         start_s = time.perf_counter()
-        with part("data"):
+        with profiler_range("data"):
             batch = next(self._batches)
         self.wait_s += time.perf_counter() - start_s
         return batch

@@ -26,7 +26,8 @@ from pipeline.data.batches import NOTHING
 from pipeline.data.shared_memory import one_start_at_a_time, own
 from pipeline.data.storage import LocalFiles, RemoteFiles, bytes_read_from_at_a_time, check_cache_limit
 from pipeline.data.verify import reason_of, shard_fault
-from pipeline.runtime.world import logger, world_from_environment
+from pipeline.runtime.logs import logger
+from pipeline.runtime.world import world_from_environment
 
 _FETCHES = 2  # of a shard, if the first is not as its hash says, or was another process's and failed
 _READS = 8  # of a shard that other processes remove from a full cache

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.model.chunks import chunk_positions
-from pipeline.monitoring.trace import part
+from pipeline.runtime.ranges import profiler_range
 
 Piece = Callable[..., Tensor]
 """Maps (index, *inputs) to one scalar summand of the loss."""
@@ -66,7 +66,7 @@ def cross_entropy(hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor
         logits_XV = at_least_fp32(F.linear(hidden_XD[positions], unembedding_VD))
         return F.cross_entropy(logits_XV, targets_X[positions], reduction="sum") / n_positions
 
-    with part("unembedding"):
+    with profiler_range("unembedding"):
         loss, _ = sum_of_pieces(chunk_loss, [hidden_XD], n_pieces=-(-n_positions // chunk), parameters=[unembedding_VD])
     return loss
 

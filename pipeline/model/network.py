@@ -24,7 +24,7 @@ from pipeline.config.model import ModelConfig
 from pipeline.model.formulas import Share, head_inputs, whole
 from pipeline.model.layers import RMSNorm, TransformerBlock, run_layer, training_rotary
 from pipeline.model.loss import at_least_fp32, cross_entropy, sum_of_pieces
-from pipeline.monitoring.trace import part
+from pipeline.runtime.ranges import profiler_range
 
 
 class LinearHead(nn.Linear):
@@ -61,7 +61,7 @@ class Trunk(nn.Module):
 
     def forward(self, tokens_or_hidden: Tensor) -> Tensor:
         """Return z (B, T, D) for token ids (B, T), int64, or for what the layers before this share gave (B, T, D)."""
-        with part("trunk"):
+        with profiler_range("trunk"):
             hidden_BTD = tokens_or_hidden if self.tok_embeddings is None else self.tok_embeddings(tokens_or_hidden)
             n_positions, device = hidden_BTD.shape[1], hidden_BTD.device
             rotary = training_rotary(n_positions, self.config, device=device, first=self.first_position)
@@ -128,11 +128,11 @@ class Heads(nn.Module):
 
         def head_loss(head: int, *hidden: Tensor) -> Tensor:
             is_done = position_of[head] < len(hidden)
-            with part(f"head {head + 1}"):
+            with profiler_range(f"head {head + 1}"):
                 output_BTD = hidden[position_of[head]] if is_done else self.layers[head](hidden[0], rotary)
                 return cross_entropy(self.norm(output_BTD), self.unembedding(head).weight, targets_BTN[..., head])
 
-        with part("heads"):
+        with profiler_range("heads"):
             loss, losses_N = sum_of_pieces(
                 head_loss, hidden, n_pieces=self.config.n_future_tokens, parameters=list(self.parameters())
             )
@@ -147,7 +147,7 @@ class Heads(nn.Module):
             if self.layers[head] is None:
                 break
             read = hidden[0] if source is None else hidden[-1]
-            with part(f"head {head + 1}"):
+            with profiler_range(f"head {head + 1}"):
                 hidden.append(run_layer(self.layers[head], read, rotary, recompute=self.activation_checkpointing))
         return hidden
 

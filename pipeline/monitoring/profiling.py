@@ -23,8 +23,10 @@ from torch.profiler import profile
 
 from common.files import write_text, written_whole
 from pipeline.config.schema import ProfileConfig
-from pipeline.monitoring.trace import STEP, as_table, part, times_of_parts
-from pipeline.runtime.world import World, logger
+from pipeline.monitoring.trace import as_table, times_of_parts
+from pipeline.runtime.logs import logger
+from pipeline.runtime.ranges import STEP, profiler_range
+from pipeline.runtime.world import World
 
 
 class StepProfile:
@@ -72,7 +74,7 @@ class StepProfile:
             self._profiler = profile()
             self._profiler.start()
         self._unfinished = step
-        with part(STEP):
+        with profiler_range(STEP):
             yield
         self._unfinished = None
         if self._profiler is not None:

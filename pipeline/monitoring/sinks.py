@@ -22,7 +22,8 @@ from common.files import PatientFile, write_text
 from pipeline.config.schema import Config
 from pipeline.monitoring import dashboard
 from pipeline.monitoring.console import console_line
-from pipeline.runtime.world import World, logger
+from pipeline.runtime.logs import logger
+from pipeline.runtime.world import World
 
 Scalars = dict[str, float]
 METRICS = "metrics.jsonl"

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.runtime.world import World, logger
+from pipeline.runtime.logs import logger
+from pipeline.runtime.world import World
 
 SLOW_RATIO = 1.3  # a rank is slow if its local time is more than this many times the median
 COSTLY_SHARE = 0.1  # of the step; a slow rank or waiting for data that costs less is not reported

@@ -1,7 +1,7 @@
-"""Where the time of training steps goes, read from a trace of torch's profiler; and the parts' names in a trace.
+"""Where the time of training steps goes, read from a trace of torch's profiler.
 
-The model, the data and the engine say what they are about to do with `part`, which records nothing where nobody
-listens. A trace has these ranges, torch's own operators, collectives, and on a GPU its kernels. From that each
+The model, the data and the engine open a named range around each part of their work (`runtime/ranges.py`). A trace has
+these ranges, torch's own operators, collectives, and on a GPU its kernels. From that each
 moment of a step is given to one part, so that the parts add up to the step:
 
 1. On the host, a moment belongs to the innermost range that is open. Of the backward, an operator belongs to the range
@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch.profiler import record_function
 
-PREFIX = "train: "  # of our ranges, among others in a trace
-STEP = "step"
-COMMUNICATION, GRADIENTS, OPTIMIZER, OTHER = "communication", "gradients", "optimizer", "other"
+from pipeline.runtime.ranges import GRADIENTS, OPTIMIZER, PREFIX, STEP
+
+COMMUNICATION, OTHER = "communication", "other"
 MICROSECONDS = 1e6  # a second; traces are in microseconds
 
 _BACKWARD = "autograd::engine::evaluate_function: "
@@ -37,11 +36,6 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Event = dict[str, Any]
 Label = tuple[str, str]  # part, and "forward" or "backward"
-
-
-def part(name: str) -> record_function:
-    """Return the context in which a part of the step runs: "data", "trunk", "head 1", "unembedding", ..."""
-    return record_function(PREFIX + name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.files import append_line
-from pipeline.runtime.world import logger
+from pipeline.runtime.logs import logger
 
 HISTORY = "history.jsonl"
 Event = Literal["launch", "rollback", "end"]

@@ -12,26 +12,11 @@ Any other start is refused while the lock is held.
 
 import json
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.files import write_json
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """One start of a run. job: which job it is of.  restart: how often the scheduler had started that job before."""
-
-    job: str
-    restart: int = 0
-
-    def is_later_than(self, other: "Launch") -> bool:
-        """Whether both are starts of one job, and this one came later."""
-        return self.job == other.job and self.restart > other.restart
-
-    def __str__(self) -> str:
-        return f"{self.job}, start {self.restart + 1}" if self.restart else self.job
+from pipeline.runtime.world import Launch
 
 
 class Lost(OSError):

@@ -11,12 +11,37 @@ import socket
 import sys
 import threading
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.runtime.world import LogFile, World
+from pipeline.runtime.world import World
 
+logger = logging.getLogger("pipeline")
 _LIBRARIES = ("", "DeepSpeed")  # loggers: the root, and one that keeps its records from it
+
+
+def configure_logging(world: World, *, handlers: Iterable[logging.Handler]) -> None:
+    """Let this rank log to `handlers`: rank 0 everything, the others only warnings."""
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.INFO if world.is_main else logging.WARNING)
+    for handler in handlers:
+        logger.addHandler(handler)
+
+
+class LogFile(logging.FileHandler):
+    """Appends to a file what its disk takes."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Leave out what a full disk refuses."""
+
+
+def log_file_handler(path: Path) -> logging.Handler:
+    """Return a handler that appends dated lines to `path`."""
+    handler = LogFile(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return handler
 
 
 def keep_rank_log(directory: Path, *, world: World) -> logging.Handler:

@@ -1,24 +1,28 @@
-"""Rank and world from whichever launcher started us, means over ranks, and rank-0 logging."""
+"""This process's place among the ranks, and which start of which job it belongs to, from the launcher's variables."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from common.command_line import UserError
-from pipeline.runtime.lease import Launch
 
-if TYPE_CHECKING:  # torch takes seconds to import, and the launcher's variables do not need it
-    import torch.distributed as dist
-    from torch import Tensor
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One start of a run. job: which job it is of.  restart: how often the scheduler had started that job before."""
 
-logger = logging.getLogger("pipeline")
+    job: str
+    restart: int = 0
+
+    def is_later_than(self, other: Launch) -> bool:
+        """Whether both are starts of one job, and this one came later."""
+        return self.job == other.job and self.restart > other.restart
+
+    def __str__(self) -> str:
+        return f"{self.job}, start {self.restart + 1}" if self.restart else self.job
+
+
 BY_HAND = Launch(job="a start by hand")
 
 
@@ -89,86 +93,3 @@ def first_host(hosts: str) -> str:
     found = re.match(r"([^,\[]*)(?:\[([^],-]+)[^]]*\])?([^,\[]*)", hosts)
     assert found is not None  # it matches anything
     return "".join(part or "" for part in found.groups())
-
-
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """Return the mean of `values` over all ranks, in fp32; every rank must call it."""
-    import torch.distributed as dist
-
-    mean = values.detach().float().clone()
-    dist.all_reduce(mean)
-    return mean / dist.get_world_size()
-
-
-def agree(losses_N: Tensor, *counts: float) -> tuple[Tensor, list[float]]:
-    """Return the mean losses (N,) over all ranks, fp32, and the sum of each count over all ranks; in one collective.
-
-    Every rank must call it, and all get the same. A flag is a count: it is set on some rank if its sum is above 0.
-    """
-    import torch
-    import torch.distributed as dist
-
-    sums = torch.cat([losses_N.detach().float(), torch.tensor(counts, dtype=torch.float32, device=losses_N.device)])
-    dist.all_reduce(sums)
-    n = len(losses_N)
-    return sums[:n] / dist.get_world_size(), sums[n:].tolist()
-
-
-def from_every_rank(value: Any, *, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Return the ranks' values, in order, on every rank; every rank must call it."""
-    import torch.distributed as dist
-
-    values = [None] * dist.get_world_size(group)
-    dist.all_gather_object(values, value, group=group)
-    return values
-
-
-def from_main(value: Any) -> Any:
-    """Return rank 0's `value` on every rank; every rank must call it."""
-    import torch.distributed as dist
-
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def by_main(action: Callable[[], None], *, world: World) -> None:
-    """Let rank 0 do something with files; every rank must call it, and a mistake of rank 0's is every rank's.
-
-    Raises:
-        UserError: `action` raised it, or a file could not be written.
-    """
-    problem = None
-    if world.is_main:
-        try:
-            action()
-        except UserError as error:
-            problem = str(error)
-        except OSError as error:
-            problem = f"{error.filename} cannot be written ({error.strerror})"
-    problem = from_main(problem)
-    if problem is not None:
-        raise UserError(problem)
-
-
-def configure_logging(world: World, *, handlers: Iterable[logging.Handler]) -> None:
-    """Let this rank log to `handlers`: rank 0 everything, the others only warnings."""
-    logger.handlers.clear()
-    logger.propagate = False
-    logger.setLevel(logging.INFO if world.is_main else logging.WARNING)
-    for handler in handlers:
-        logger.addHandler(handler)
-
-
-class LogFile(logging.FileHandler):
-    """Appends to a file what its disk takes."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Leave out what a full disk refuses."""
-
-
-def log_file_handler(path: Path) -> logging.Handler:
-    """Return a handler that appends dated lines to `path`."""
-    handler = LogFile(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    return handler

@@ -5,18 +5,15 @@ The JSON that it is given comes filled with the recipe's numbers from `inputs.fi
 
 import itertools
 import os
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.command_line import UserError
 from pipeline.config.inputs import precision, zero_stage
 from pipeline.config.schema import Config
 from pipeline.data.batches import Batch
@@ -24,52 +21,15 @@ from pipeline.model.layers import TransformerBlock
 from pipeline.model.network import Heads, MultiTokenModel, block_of, initialise, weight_shapes
 from pipeline.model.partition import balanced_stages
 from pipeline.monitoring.step_times import ForwardTimer
-from pipeline.monitoring.trace import GRADIENTS, OPTIMIZER, part
-from pipeline.runtime.world import World, mean_over_ranks
+from pipeline.runtime.collectives import mean_over_ranks
+from pipeline.runtime.ranges import GRADIENTS, OPTIMIZER, profiler_range
 from pipeline.training.compilation import check_compiler, compile_layers
 from pipeline.training.optim import parameter_groups
+from pipeline.training.process_group import import_deepspeed
 from pipeline.training.sequence import positions_of, share_sequences
 from pipeline.training.stages import StageModule, pipeline_of
 from pipeline.weights.checkpoint.state import HostCopies, Slice, load_state, state_of
 from pipeline.weights.formats.source import Source, fill
-
-
-@contextmanager
-def process_group(world: World, *, timeout_s: float = 1800) -> Iterator[torch.device]:
-    """Join the process group, yield this rank's device (its GPU, or the CPU with gloo), and leave the group.
-
-    A collective that a rank is missing from for `timeout_s` is an error of the others.
-
-    Who exits without leaving races gloo's threads: one that frees its last tensor while the interpreter shuts down
-    aborts the process ("terminate called without an active exception"), and the exit code is lost. All ranks end or
-    meet a user's mistake together; on any other error the rest may wait in a collective, and leaving would join them.
-
-    Raises:
-        UserError: the launcher's rendezvous port is taken, for instance by another run on this machine.
-    """
-    deepspeed = _import_deepspeed()
-    accelerator = deepspeed.accelerator.get_accelerator()
-    if accelerator.is_available() and accelerator.device_name() != "cpu":
-        accelerator.set_device(world.local_rank)
-        device = torch.device(accelerator.device_name(world.local_rank))
-    else:
-        device = torch.device("cpu")
-    try:
-        deepspeed.init_distributed(
-            dist_backend="gloo" if device.type == "cpu" else None, timeout=timedelta(seconds=timeout_s), verbose=False
-        )
-    except torch.distributed.DistNetworkError as error:
-        port = os.environ.get("MASTER_PORT")
-        raise UserError(
-            f"the ranks cannot meet on port {port} ({' '.join(str(error).split())[:160]}); if another run uses it,"
-            " give the launcher another --master_port"
-        ) from error
-    try:
-        yield device
-    except UserError:
-        torch.distributed.destroy_process_group()
-        raise
-    torch.distributed.destroy_process_group()
 
 
 class Engine:
@@ -89,7 +49,7 @@ class Engine:
         Raises:
             UserError: `train.compile` is set, and the CPU's compiler is missing.
         """
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         if config.train.compile and device.type == "cpu":
             check_compiler()
         self._accumulation_steps = deepspeed_config["gradient_accumulation_steps"]
@@ -200,11 +160,11 @@ class Engine:
         losses: list[Tensor] = []
         for batch in batches:
             loss, losses_N = self._engine(*self._tensors(batch))
-            with part(GRADIENTS):  # what of the backward belongs to no layer
+            with profiler_range(GRADIENTS):  # what of the backward belongs to no layer
                 self._engine.backward(loss)
             if self._takes_grad_norms and self._engine.is_gradient_accumulation_boundary():
                 self.grad_norms = self._norms_of_rows()
-            with part(OPTIMIZER):
+            with profiler_range(OPTIMIZER):
                 self._engine.step()
             losses.append(losses_N)
         return torch.stack(losses).mean(dim=0)
@@ -305,17 +265,3 @@ def _silenced() -> Iterator[None]:
     """Keep DeepSpeed from narrating on stdout and stderr."""
     with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
         yield
-
-
-def _import_deepspeed() -> Any:
-    """Import deepspeed, which takes seconds, when it is first needed."""
-    import deepspeed
-    import deepspeed.accelerator
-    import deepspeed.ops
-
-    # The native ops that DeepSpeed may build: none. Joining gloo's group would compile one that only its inference
-    # uses, under a lock file which a start that is killed meanwhile leaves, and every later start waits for.
-    deepspeed.ops.__compatible_ops__ = {}
-    # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 deprecates, once per rank and run.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    return deepspeed

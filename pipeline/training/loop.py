@@ -20,11 +20,13 @@ from pipeline.monitoring.profiling import StepProfile
 from pipeline.monitoring.sinks import has_validation, sinks_for
 from pipeline.monitoring.step_times import StepTimes
 from pipeline.runtime import history
+from pipeline.runtime.collectives import agree, from_every_rank, from_main
 from pipeline.runtime.devices import peak_flops
 from pipeline.runtime.lease import Lease
+from pipeline.runtime.logs import logger
 from pipeline.runtime.stop import Ending, ExitCode, StopRequest
 from pipeline.runtime.watchdog import Watchdog
-from pipeline.runtime.world import World, agree, from_every_rank, from_main, logger
+from pipeline.runtime.world import World
 from pipeline.training.engine import Engine
 from pipeline.training.health import Health, Verdict, record_bad_step
 from pipeline.training.optim import learning_rate

@@ -25,9 +25,11 @@ from pipeline.config.schema import Config, DataConfig, OptimConfig, ParallelConf
 from pipeline.data.batches import Batch
 from pipeline.model.formulas import head_inputs
 from pipeline.model.network import Heads, weight_shapes
-from pipeline.runtime.world import mean_over_ranks, world_from_environment
-from pipeline.training.engine import build_engine, process_group
+from pipeline.runtime.collectives import mean_over_ranks
+from pipeline.runtime.world import world_from_environment
+from pipeline.training.engine import build_engine
 from pipeline.training.optim import learning_rate
+from pipeline.training.process_group import process_group
 from pipeline.weights.checkpoint.state import HostCopies, save_state, weight_reader
 
 STEPS, SEQUENCES, SEQ_LEN = 8, 48, 16

@@ -11,8 +11,10 @@ import torch
 
 from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
 from pipeline.monitoring.previews import continued
-from pipeline.runtime.world import mean_over_ranks, world_from_environment
-from pipeline.training.engine import Engine, build_engine, process_group
+from pipeline.runtime.collectives import mean_over_ranks
+from pipeline.runtime.world import world_from_environment
+from pipeline.training.engine import Engine, build_engine
+from pipeline.training.process_group import process_group
 from tests.distributed.modes import Case, config_of, micro_batches
 
 STEPS = 3

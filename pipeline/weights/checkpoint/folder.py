@@ -32,8 +32,10 @@ from torch.distributed.checkpoint import CheckpointException
 from common.command_line import UserError, raise_if_any
 from common.files import sync_folder, write_json
 from pipeline.config.schema import CheckpointConfig, Config
+from pipeline.runtime.collectives import from_every_rank, from_main
 from pipeline.runtime.lease import Lease
-from pipeline.runtime.world import World, from_every_rank, from_main, logger
+from pipeline.runtime.logs import logger
+from pipeline.runtime.world import World
 from pipeline.training.engine import Engine
 from pipeline.weights.checkpoint import manifest
 from pipeline.weights.checkpoint.state import HostCopies, Slice, save_state

@@ -218,7 +218,8 @@ def fail(*_: object) -> None:
 
 BAR = """
 import logging
-from pipeline.runtime.world import configure_logging, World
+from pipeline.runtime.logs import configure_logging
+from pipeline.runtime.world import World
 from pipeline.monitoring.console import console_handler
 from pipeline.monitoring.sinks import Console
 configure_logging(World(rank=0, local_rank=0, world_size=1, local_world_size=1), handlers=[console_handler()])

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.profiler import profile
 
 from pipeline.model.network import MultiTokenModel
-from pipeline.monitoring.trace import STEP, PartTimes, as_table, part, times_of_parts
+from pipeline.monitoring.trace import PartTimes, as_table, times_of_parts
+from pipeline.runtime.ranges import STEP, profiler_range
 from tests.helpers.references import tiny_config
 
 PAUSE_S = 0.1
@@ -51,7 +52,7 @@ def profiled(step: Callable[[], None], folder: Path) -> tuple[dict[str, PartTime
     """Return the parts' times in two steps, and the steps' mean wall time as the trace has it."""
     with profile() as profiler:
         for _ in range(2):
-            with part(STEP):
+            with profiler_range(STEP):
                 step()
     profiler.export_chrome_trace(str(folder / "trace.json"))
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
@@ -69,7 +70,7 @@ def test_slowed_parts_show_and_all_add_up(tmp_path: Path, order: str) -> None:
     model.heads.layers[1].register_forward_hook(slow_backward)
 
     def step() -> None:
-        with part("data"):
+        with profiler_range("data"):
             pause()
         train_step(model)
         train_step(model)

@@ -8,7 +8,8 @@ import pytest
 
 from common.command_line import UserError
 from common.files import hold_lock
-from pipeline.runtime.lease import Launch, Lease, Lost
+from pipeline.runtime.lease import Lease, Lost
+from pipeline.runtime.world import Launch
 from pipeline.train import keep_others_out
 from tests.conftest import REPOSITORY
 
@@ -51,7 +52,8 @@ HOLDER = """
 import os, sys, time
 from pathlib import Path
 from common.files import hold_lock
-from pipeline.runtime.lease import Launch, Lease
+from pipeline.runtime.lease import Lease
+from pipeline.runtime.world import Launch
 folder = Path(sys.argv[1])
 hold_lock(folder / ".lock")
 lease = Lease(folder, launch=Launch(job="7"))

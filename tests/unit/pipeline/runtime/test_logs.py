@@ -12,7 +12,8 @@ from tests.conftest import REPOSITORY
 RANK = """
 import logging, sys, threading, warnings
 from pathlib import Path
-from pipeline.runtime.world import World, configure_logging, logger
+from pipeline.runtime.logs import configure_logging, logger
+from pipeline.runtime.world import World
 from pipeline.runtime.logs import keep_rank_log
 rank, directory, how = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 world = World(rank=rank, local_rank=rank, world_size=4, local_world_size=4)
@@ -44,7 +45,7 @@ def test_what_went_wrong_is_kept_with_time_rank_and_host(tmp_path: Path, number:
     assert heads == [
         ("WARNING", "ours"),
         ("WARNING", "theirs"),
-        ("WARNING", "<string>:14: DeprecationWarning: old name"),
+        ("WARNING", "<string>:15: DeprecationWarning: old name"),
         ("ERROR", "thread helper died"),
         ("CRITICAL", "died"),
     ]

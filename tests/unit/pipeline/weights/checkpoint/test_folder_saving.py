@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.config.schema import CheckpointConfig, Config, RunConfig
-from pipeline.runtime.lease import Launch, Lease
-from pipeline.runtime.world import World
+from pipeline.runtime.lease import Lease
+from pipeline.runtime.world import Launch, World
 from pipeline.weights.checkpoint.folder import CheckpointFolder
 from pipeline.weights.checkpoint.manifest import damage_of
 from pipeline.weights.checkpoint.state import HostCopies, Slice, state_of, weight_reader

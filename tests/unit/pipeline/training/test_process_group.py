@@ -12,8 +12,9 @@ import faulthandler, sys, time
 from contextlib import suppress
 from pathlib import Path
 from common.command_line import UserError, exit_on_user_error
-from pipeline.runtime.world import from_main, world_from_environment
-from pipeline.training.engine import process_group
+from pipeline.runtime.collectives import from_main
+from pipeline.runtime.world import world_from_environment
+from pipeline.training.process_group import process_group
 
 faulthandler.dump_traceback_later(250, exit=True)  # a hang says where
 

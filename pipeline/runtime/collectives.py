@@ -1,0 +1,76 @@
+"""What the ranks exchange besides the engine's tensors: means, counts, and small Python objects.
+
+Every function here is collective: all ranks must call it, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from common.command_line import UserError
+from pipeline.runtime.world import World
+
+if TYPE_CHECKING:  # torch takes seconds to import; commands import this module before they need it
+    import torch.distributed as dist
+    from torch import Tensor
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Return the mean of `values` over all ranks, in fp32; every rank must call it."""
+    import torch.distributed as dist
+
+    mean = values.detach().float().clone()
+    dist.all_reduce(mean)
+    return mean / dist.get_world_size()
+
+
+def agree(losses_N: Tensor, *counts: float) -> tuple[Tensor, list[float]]:
+    """Return the mean losses (N,) over all ranks, fp32, and the sum of each count over all ranks; in one collective.
+
+    Every rank must call it, and all get the same. A flag is a count: it is set on some rank if its sum is above 0.
+    """
+    import torch
+    import torch.distributed as dist
+
+    sums = torch.cat([losses_N.detach().float(), torch.tensor(counts, dtype=torch.float32, device=losses_N.device)])
+    dist.all_reduce(sums)
+    n = len(losses_N)
+    return sums[:n] / dist.get_world_size(), sums[n:].tolist()
+
+
+def from_every_rank(value: Any, *, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Return the ranks' values, in order, on every rank; every rank must call it."""
+    import torch.distributed as dist
+
+    values = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def from_main(value: Any) -> Any:
+    """Return rank 0's `value` on every rank; every rank must call it."""
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def by_main(action: Callable[[], None], *, world: World) -> None:
+    """Let rank 0 do something with files; every rank must call it, and a mistake of rank 0's is every rank's.
+
+    Raises:
+        UserError: `action` raised it, or a file could not be written.
+    """
+    problem = None
+    if world.is_main:
+        try:
+            action()
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{error.filename} cannot be written ({error.strerror})"
+    problem = from_main(problem)
+    if problem is not None:
+        raise UserError(problem)
