@@ -18,7 +18,7 @@ import torch
 from benchmarks.parts.outputs import check_json
 from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json
-from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import CheckpointConfig, Config, DataConfig, RunConfig, TrainConfig
 from pipeline.data.batches import Batch

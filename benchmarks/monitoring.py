@@ -25,7 +25,7 @@ from benchmarks.parts.outputs import check_json
 from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json
 from common.tokenizers import BYTES
-from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, LogConfig, RunConfig, TrainConfig
 from pipeline.data.batches import Batch

@@ -21,7 +21,7 @@ from benchmarks.parts.harness import REPOSITORY, answer, on_ranks
 from benchmarks.parts.outputs import check_json
 from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
-from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, ParallelConfig, TrainConfig
 from pipeline.planning.memory import moments

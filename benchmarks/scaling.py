@@ -11,7 +11,7 @@ import dataclasses
 from statistics import mean
 from typing import Any
 
-from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.recipe import load_config
 from pipeline.config.schema import Config
 from pipeline.planning.alternatives import DS_CONFIGS, Setup, alternatives

@@ -14,8 +14,9 @@ import yaml
 
 from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import hold_lock, write_json, write_text
-from pipeline.config.inputs import Inputs, evaluation_windows, load_inputs
+from pipeline.config.inputs import Inputs, load_inputs
 from pipeline.config.schema import Config
+from pipeline.config.shard_folder import evaluation_windows
 from pipeline.runtime import history
 from pipeline.runtime.collectives import by_main
 from pipeline.runtime.lease import Lease

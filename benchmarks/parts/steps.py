@@ -18,11 +18,10 @@ from typing import Any, Literal
 
 from benchmarks.parts.harness import REPOSITORY, answer, in_turns, on_ranks
 from common.command_line import command_parser
-from pipeline.config.inputs import fill_deepspeed_config, precision, read_deepspeed_config
+from pipeline.config.deepspeed import Precision, fill_deepspeed_config, precision, read_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, OptimConfig, TrainConfig
 from pipeline.model.formulas import parameter_count, training_flops
-from pipeline.runtime.devices import Precision
 
 Way = Literal["sequential", "naive", "transformers", "liger", "lingua"]
 MEASURED_STEP = "the measured step"

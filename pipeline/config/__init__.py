@@ -1,1 +1,1 @@
-"""What a run is: its recipe, its DeepSpeed JSON and its shards, read and checked before anything is allocated."""
+"""The inputs of a run: recipe, DeepSpeed JSON and shard metadata, read and checked before anything is allocated."""

@@ -104,6 +104,11 @@ def resolve_model(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, dim=dim, n_layers=n_layers, n_heads=n_heads)
 
 
+def max_stages(model: ModelConfig) -> int:
+    """Return the largest number of pipeline stages: one layer each, and a last one of norm and unembedding alone."""
+    return model.n_trunk_layers + model.n_future_tokens + 1
+
+
 def model_from_dict(values: dict[str, Any], *, source: str = "model") -> ModelConfig:
     """Return the architecture that plain values describe, such as the model section of a saved config.
 

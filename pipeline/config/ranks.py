@@ -1,9 +1,7 @@
 """How a run's ranks share the work, and what of it is impossible: replicas, micro batches, machines. Needs no torch."""
 
-from typing import Any
-
-from pipeline.config.schema import Config
-from pipeline.model.partition import max_stages
+from pipeline.config.model import max_stages
+from pipeline.config.schema import Config, DataConfig
 
 PARALLEL_SIZES = ("pipeline_stages", "sequence_parallel_size", "tensor_parallel_size")
 
@@ -61,17 +59,9 @@ def batch_problems(config: Config, *, data_ranks: int) -> list[str]:
     ]
 
 
-def node_problems(config: Config, *, n_nodes: int) -> list[str]:
+def node_problems(data: DataConfig, *, n_nodes: int) -> list[str]:
     """Return why streaming cannot deal the samples to `n_nodes` machines, one line each."""
-    canonical = config.data.num_canonical_nodes
+    canonical = data.num_canonical_nodes
     if canonical % n_nodes == 0 or n_nodes % canonical == 0:
         return []
     return [f"data.num_canonical_nodes={canonical} must divide, or be divided by, the {n_nodes} nodes of the run"]
-
-
-def tensor_parallel_section(config: Config) -> dict[str, Any]:
-    """Return the DeepSpeed JSON's section that divides each layer's matrices, and nothing else, over ranks."""
-    divided = (("wq|wk|wv|w1|w3", "column"), ("wo|w2", "row"))  # Megatron-LM, arXiv 1909.08053, section 3
-    specs = [{"patterns": [rf".*\.({names})\.weight$"], "partition_type": kind} for names, kind in divided]
-    size = config.parallel.tensor_parallel_size
-    return {"autotp_size": size, "partition_config": {"use_default_specs": False, "layer_specs": specs}}

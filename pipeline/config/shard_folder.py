@@ -1,23 +1,25 @@
-"""Shards in S3: a folder of this node that looks like them, and is filled as they are read.
+"""The run's shard folder: where it is on this node, and whether it fits the recipe.
 
-`data.cache` holds one folder for each set of shards that was read through it, named by a hash of where they are and of
-their metadata.json; so different shards, also those that took the place of others, never mix. metadata.json, indexes
-and the tokenizer are fetched when a run starts, and shards when they are first read (`shard_streams`), each compared
-with its hash in the index before it gets its name. What is there from an earlier run is used again.
+Shards in S3 are mirrored. `data.cache` holds one folder for each set of shards that was read through it, named by a
+hash of their address and their metadata.json, so that different shards never mix, even if new shards replaced others
+at the same address. metadata.json, the indexes and the tokenizer are fetched when a run starts; each shard is fetched
+when it is first read (`data/storage.py`) and compared with its hash in the index before it gets its final name. Files
+of an earlier run are used again.
 
-Every rank calls this by itself, at the same time as the others of its node: a file appears whole or not at all.
+Every rank does this by itself, at the same time as the other ranks of its node: a file appears whole or not at all.
 """
 
 import functools
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from common.command_line import UserError
-from common.files import inside
+from common.files import inside, sha256_of_file
 from common.s3 import MissingObjectError, S3Path, is_remote
 from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, parse_metadata, read_metadata_bytes
-from common.tokenizers import BYTES
-from pipeline.config.schema import DataConfig
+from common.tokenizers import BYTES, load_tokenizer
+from pipeline.config.schema import Config, DataConfig
 
 
 def local_folder(data: DataConfig) -> Path:
@@ -63,3 +65,67 @@ def _fetch(file: S3Path, path: Path, *, cache: Path) -> None:
         raise UserError(f"{file} does not exist; write the shards again") from error
     except OSError as error:
         raise UserError(f"data.cache={cache} cannot be written: {error.strerror}") from error
+
+
+def shard_problems(metadata: dict[str, Any], config: Config, *, data_ranks: int) -> list[str]:
+    """Return where the shards and the recipe disagree, one line each."""
+    problems = []
+    if metadata["seq_len"] != config.data.seq_len:
+        problems.append(f"data.seq_len={config.data.seq_len}, but the shards have seq_len={metadata['seq_len']}")
+    if metadata["vocab_size"] != config.model.vocab_size:
+        problems.append(
+            f"model.vocab_size={config.model.vocab_size}, but the shards' tokenizer has {metadata['vocab_size']}"
+        )
+    if config.model.n_future_tokens > metadata["lookahead"]:
+        problems.append(
+            f"model.n_future_tokens={config.model.n_future_tokens} is more than the shards' lookahead="
+            f"{metadata['lookahead']}; write shards with a larger --lookahead"
+        )
+    tokenizer = local_folder(config.data) / TOKENIZER_MODEL
+    if tokenizer.exists() and sha256_of_file(tokenizer) != metadata["tokenizer"]["sha256"]:
+        problems.append(f"{tokenizer} is not the tokenizer that wrote the shards (its SHA-256 differs from {METADATA})")
+    if config.log.previews_every_steps:
+        problems += preview_problems(metadata, config)
+    windows = {split: metadata["splits"].get(split, {}).get("windows", 0) for split in ("train", "val")}
+    per_step = config.train.batch_tokens // config.data.seq_len
+    micro_batches = config.train.micro_batch_size * data_ranks
+    if windows["train"] < per_step:
+        problems.append(
+            f"the train split has {windows['train']} windows, but one step takes {per_step}; write more data"
+        )
+    if config.train.eval_every_steps and windows["val"] < micro_batches:
+        problems.append(
+            f"the val split has {windows['val']} windows, but one micro batch on each of {data_ranks} replicas takes "
+            f"{micro_batches}; write more data or set train.eval_every_steps=0"
+        )
+    return problems
+
+
+def preview_problems(metadata: dict[str, Any], config: Config) -> list[str]:
+    """Return why previews cannot be made of these shards' tokens, one line each."""
+    name = tokenizer_name(local_folder(config.data), metadata)
+    if name != BYTES and not Path(name).exists():
+        return [f"log.previews_every_steps needs {name}, which does not exist; set it to 0"]
+    try:
+        tokenizer = load_tokenizer(name)
+    except UserError as error:
+        return [f"log.previews_every_steps: {error}"]
+    longest = 1 + max(len(tokenizer.encode(text)) for text in config.log.prompts) + config.log.preview_tokens
+    if longest <= config.data.seq_len:
+        return []
+    return [
+        f"log.prompts: the longest takes {longest} tokens, with EOS before it and log.preview_tokens="
+        f"{config.log.preview_tokens} behind it, but data.seq_len={config.data.seq_len}; shorten one of them"
+    ]
+
+
+def tokenizer_name(shards: Path, metadata: dict[str, Any]) -> str:
+    """Return the name of the shards' tokenizer, as `load_tokenizer` takes it."""
+    return BYTES if metadata["tokenizer"]["kind"] == BYTES else str(shards / TOKENIZER_MODEL)
+
+
+def evaluation_windows(metadata: dict[str, Any], config: Config, *, data_ranks: int) -> int:
+    """Return how many validation windows each validation reads: whole micro batches on every rank."""
+    micro_batches = config.train.micro_batch_size * data_ranks
+    wanted = min(config.train.eval_tokens // config.data.seq_len, metadata["splits"]["val"]["windows"])
+    return max(1, wanted // micro_batches) * micro_batches

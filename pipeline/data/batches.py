@@ -95,7 +95,7 @@ class TrainingData:
             replication=sharers if sharers > 1 else None,  # the ranks of one replica read the same samples
         )
         self._windows_per_epoch = windows_per_epoch(dataset.num_samples, config)
-        assert self._windows_per_epoch, "a step needs more windows than there are; `inputs.shard_problems` says so"
+        assert self._windows_per_epoch, "a step needs more windows than there are; see `shard_folder.shard_problems`"
         self._loader = streaming.StreamingDataLoader(
             dataset,
             batch_size=config.train.micro_batch_size,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from pipeline.config.model import ModelConfig
 
+MIN_CHUNK_POSITIONS = 256  # with fewer, matrix products are too thin to be fast
+
 
 def head_inputs(config: ModelConfig, n_heads: int | None = None) -> dict[int, int | None]:
     """Return each head, in the order of computing, and the head whose output it reads (None: the trunk's).
@@ -143,3 +145,11 @@ def saved_elements_per_token(config: ModelConfig) -> int:
     """
     keys_and_values = 2 * config.kv_heads * config.head_dim
     return 2 * 4 * config.dim + 2 * config.dim + keys_and_values + 4 * config.ffn_dim
+
+
+def chunk_positions(n_positions: int, *, dim: int, vocab_size: int) -> int:
+    """Return the number of positions whose logits the loss holds at a time.
+
+    A chunk's logits are about as large as the micro batch's hidden state (`n_positions` x `dim`).
+    """
+    return max(MIN_CHUNK_POSITIONS, n_positions * dim // vocab_size)

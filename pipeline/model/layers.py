@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config.model import ModelConfig
-from pipeline.model.loss import at_least_fp32
 
 
 class KeyValueCache(Protocol):
@@ -20,6 +19,11 @@ class KeyValueCache(Protocol):
     def update(self, key_BKTE: Tensor, value_BKTE: Tensor) -> tuple[Tensor, Tensor]:
         """Store the block's keys and values; return those of all cached positions, (B, K, S, E) each."""
         ...
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Return `x` in fp32, or in fp64 if it is that already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class RMSNorm(nn.Module):

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.model.chunks import chunk_positions
+from pipeline.model.formulas import chunk_positions
+from pipeline.model.layers import at_least_fp32
 from pipeline.runtime.ranges import profiler_range
 
 Piece = Callable[..., Tensor]
@@ -69,11 +70,6 @@ def cross_entropy(hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor
     with profiler_range("unembedding"):
         loss, _ = sum_of_pieces(chunk_loss, [hidden_XD], n_pieces=-(-n_positions // chunk), parameters=[unembedding_VD])
     return loss
-
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    """Return `x` in fp32, or in fp64 if it is that already."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _SumOfPieces(torch.autograd.Function):

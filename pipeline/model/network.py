@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from pipeline.config.model import ModelConfig
 from pipeline.model.formulas import Share, head_inputs, whole
-from pipeline.model.layers import RMSNorm, TransformerBlock, run_layer, training_rotary
-from pipeline.model.loss import at_least_fp32, cross_entropy, sum_of_pieces
+from pipeline.model.layers import RMSNorm, TransformerBlock, at_least_fp32, run_layer, training_rotary
+from pipeline.model.loss import cross_entropy, sum_of_pieces
 from pipeline.runtime.ranges import profiler_range
 
 

@@ -60,11 +60,6 @@ class _Piece:
     saved_elements: int  # per token
 
 
-def max_stages(config: ModelConfig) -> int:
-    """Return the most stages that a model can be cut into: the last one may hold norm and unembedding alone."""
-    return config.n_trunk_layers + config.n_future_tokens + 1
-
-
 def balanced_stages(config: Config) -> list[Stage]:
     """Return the stages of a checked config, first to last; with one stage, the whole model."""
     model, n_stages = config.model, config.parallel.pipeline_stages

@@ -3,7 +3,8 @@
 import torch
 
 from common.wording import counted
-from pipeline.config.inputs import Inputs, precision, zero_stage
+from pipeline.config.deepspeed import precision, zero_stage
+from pipeline.config.inputs import Inputs
 from pipeline.config.model import ModelConfig
 from pipeline.model.formulas import parameter_count, training_flops_per_token
 from pipeline.model.partition import describe

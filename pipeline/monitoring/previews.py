@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from common.tokenizers import Tokenizer, load_tokenizer
-from pipeline.config.inputs import tokenizer_of
 from pipeline.config.schema import DataConfig, LogConfig
-from pipeline.config.shard_folder import local_folder
+from pipeline.config.shard_folder import local_folder, tokenizer_name
 from pipeline.monitoring.monitor import Monitor, is_due
 
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -36,14 +35,14 @@ class Previews:
         """Read the tokenizer, and encode the prompts.
 
         Args:
-            log: when to preview which prompts. They fit into the run's sequences (`inputs.preview_problems`).
+            log: when to preview which prompts. They fit into the run's sequences (`shard_folder.preview_problems`).
             data: where the shards are, with their tokenizer.
             metadata: of the shards.
         """
         self._every_steps, self._n_tokens = log.previews_every_steps, log.preview_tokens
         if not self._every_steps:
             return
-        self._tokenizer = load_tokenizer(tokenizer_of(local_folder(data), metadata))
+        self._tokenizer = load_tokenizer(tokenizer_name(local_folder(data), metadata))
         self._prompts = [[self._tokenizer.eos_id, *self._tokenizer.encode(text)] for text in log.prompts]
 
     def write(self, step: int, *, predict: Predict, monitor: Monitor) -> None:

@@ -14,8 +14,7 @@ for CUDA, except one case: fp32 with grouped queries, which CUDA's fused kernels
 from dataclasses import dataclass
 
 from pipeline.config.schema import Config
-from pipeline.model.chunks import chunk_positions
-from pipeline.model.formulas import Share, head_parameters, saved_elements_per_token
+from pipeline.model.formulas import Share, chunk_positions, head_parameters, saved_elements_per_token
 
 LOGITS_BYTES = 12  # per logit of a chunk: log-probabilities, their gradient, and that of the logits; all fp32
 LAST_LOGITS_BYTES = 4  # of these, what is left while the unembedding's gradient is computed

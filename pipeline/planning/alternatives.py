@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.inputs import fill_deepspeed_config, precision, read_deepspeed_config, unsupported
+from pipeline.config.deepspeed import (
+    Precision,
+    deepspeed_problems,
+    fill_deepspeed_config,
+    precision,
+    read_deepspeed_config,
+)
 from pipeline.config.ranks import batch_problems, parallel_problems
 from pipeline.config.schema import Config
 from pipeline.planning.clusters import Cluster, usable_bytes
 from pipeline.planning.memory import Memory, fullest_of, moments_of_fullest_rank
 from pipeline.planning.mode import mode_of
 from pipeline.planning.step_time import StepTime, step_time
-from pipeline.runtime.devices import Precision
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 MICRO_BATCHES = (1, 2, 4, 8)
@@ -104,7 +109,7 @@ def _configs(config: Config, *, world_size: int, stages: tuple[int, ...]) -> Ite
 def _jsons(config: Config, *, world_size: int, precision: Precision) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(DS_CONFIGS.glob(f"*_{precision}*.json")):
         values = read_deepspeed_config(path)
-        if unsupported(values, config):
+        if deepspeed_problems(values, config.parallel):
             continue
         filled, _ = fill_deepspeed_config(values, config, data_ranks=world_size // config.parallel.ranks_per_replica)
         yield path.stem, filled

@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass, fields, replace
 
 from common.command_line import UserError
-from pipeline.runtime.devices import Precision, peak_flops
+from pipeline.config.deepspeed import Precision
+from pipeline.runtime.devices import peak_flops
 
 GIB = 2**30
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.inputs import precision, zero_stage
-from pipeline.runtime.devices import Precision
+from pipeline.config.deepspeed import Precision, precision, zero_stage
 
 # DeepSpeed's defaults of what a JSON may leave out
 ZERO_DEFAULTS = {

@@ -12,9 +12,9 @@ first edition, SXM and NVL in the later one); "NVIDIA H200 Tensor Core GPU" (SXM
 """
 
 import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Precision = Literal["bf16", "fp32"]
+from pipeline.config.deepspeed import Precision
 
 
 class _Peak(NamedTuple):

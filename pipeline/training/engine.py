@@ -1,6 +1,6 @@
 """The DeepSpeed engine around the model; the only module that imports deepspeed, and late.
 
-The JSON that it is given comes filled with the recipe's numbers from `inputs.fill_deepspeed_config`.
+The JSON that it is given comes filled with the recipe's numbers from `config.deepspeed.fill_deepspeed_config`.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.inputs import precision, zero_stage
+from pipeline.config.deepspeed import precision, zero_stage
 from pipeline.config.schema import Config
 from pipeline.data.batches import Batch
 from pipeline.model.layers import TransformerBlock

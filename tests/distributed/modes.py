@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pipeline.model.network
-from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config, unsupported
+from pipeline.config.deepspeed import deepspeed_problems, fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, OptimConfig, ParallelConfig, TrainConfig
 from pipeline.data.batches import Batch
@@ -150,7 +150,7 @@ def train(case: Case, folder: Path) -> None:
     if "zero3" in case.json:  # by the shipped threshold every weight this small would stay on every rank
         values["zero_optimization"]["stage3_param_persistence_threshold"] = 100
     deepspeed_config, problems = fill_deepspeed_config(values, config, data_ranks=case.replicas)
-    assert not (problems + unsupported(values, config)), problems
+    assert not (problems + deepspeed_problems(values, config.parallel)), problems
     engine = build_engine(config, deepspeed_config, device=torch.device("cpu"))
     if case.resume:
         engine.load(folder / case.resume / f"step_{case.first_step - 1}", updates=case.first_step - 2)  # one skipped

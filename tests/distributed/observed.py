@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.monitoring.previews import continued
 from pipeline.runtime.collectives import mean_over_ranks
 from pipeline.runtime.world import world_from_environment

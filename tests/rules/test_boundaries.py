@@ -90,9 +90,6 @@ def module_of(name: str) -> str | None:
 
 # Imports against the rules that the old layout left behind; each step of the rebuilding removes some.
 PENDING = {
-    ("pipeline.config.ranks", "pipeline.model.partition"),
-    ("pipeline.config.inputs", "pipeline.runtime.devices"),
-    ("pipeline.model.layers", "pipeline.model.loss"),
     ("pipeline.data.dataset", "pipeline.data.batches"),
     ("pipeline.weights.checkpoint.folder", "pipeline.training.engine"),
     ("pipeline.training.loop", "pipeline.audit"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config.inputs import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.ranks import batch_problems
 from pipeline.config.recipe import load_config
 from pipeline.config.schema import Config

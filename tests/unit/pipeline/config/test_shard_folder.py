@@ -1,19 +1,21 @@
-"""The shards and the recipe must agree: sequence length, vocabulary, tokenizer, number of windows."""
+"""The shards and the recipe must agree: sequence length, vocabulary, tokenizer, number of windows, prompts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from common.shard_format import read_metadata
-from pipeline.config.inputs import evaluation_windows, shard_problems
-from tests.unit.pipeline.config.test_inputs import config_of
+from common.tokenizers import SentencePieceTokenizer
+from pipeline.config.shard_folder import evaluation_windows, preview_problems, shard_problems
+from tests.helpers.recipes import config_over, with_log
 
 
 def test_shards_that_another_recipe_needs(byte_shards: Path) -> None:
     metadata = read_metadata(byte_shards)
-    assert shard_problems(metadata, config_of(byte_shards), data_ranks=2) == []
+    assert shard_problems(metadata, config_over(byte_shards), data_ranks=2) == []
     other = {**metadata, "seq_len": 64, "vocab_size": 300, "lookahead": 3}
-    assert shard_problems(other, config_of(byte_shards), data_ranks=2) == [
+    assert shard_problems(other, config_over(byte_shards), data_ranks=2) == [
         "data.seq_len=32, but the shards have seq_len=64",
         "model.vocab_size=258, but the shards' tokenizer has 300",
         "model.n_future_tokens=4 is more than the shards' lookahead=3; write shards with a larger --lookahead",
@@ -22,8 +24,8 @@ def test_shards_that_another_recipe_needs(byte_shards: Path) -> None:
 
 def test_as_many_heads_as_lookahead_are_allowed(byte_shards: Path) -> None:
     metadata = {**read_metadata(byte_shards), "lookahead": 4}
-    assert shard_problems(metadata, config_of(byte_shards, n_future_tokens=4), data_ranks=1) == []
-    assert len(shard_problems(metadata, config_of(byte_shards, n_future_tokens=5), data_ranks=1)) == 1
+    assert shard_problems(metadata, config_over(byte_shards, n_future_tokens=4), data_ranks=1) == []
+    assert len(shard_problems(metadata, config_over(byte_shards, n_future_tokens=5), data_ranks=1)) == 1
 
 
 def test_a_changed_tokenizer_is_noticed(tmp_path: Path, byte_shards: Path) -> None:
@@ -33,9 +35,9 @@ def test_a_changed_tokenizer_is_noticed(tmp_path: Path, byte_shards: Path) -> No
     of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2's example
     metadata = read_metadata(byte_shards)
     metadata["tokenizer"] = {**metadata["tokenizer"], "kind": "sentencepiece", "sha256": of_abc}
-    assert shard_problems(metadata, config_of(shards), data_ranks=1) == []
+    assert shard_problems(metadata, config_over(shards), data_ranks=1) == []
     (shards / "tokenizer.model").write_bytes(b"abd")
-    assert shard_problems(metadata, config_of(shards), data_ranks=1) == [
+    assert shard_problems(metadata, config_over(shards), data_ranks=1) == [
         f"{shards / 'tokenizer.model'} is not the tokenizer that wrote the shards (its SHA-256 differs from "
         "metadata.json)"
     ]
@@ -44,15 +46,15 @@ def test_a_changed_tokenizer_is_noticed(tmp_path: Path, byte_shards: Path) -> No
 def test_splits_must_fill_one_step_and_one_validation(byte_shards: Path) -> None:
     metadata = read_metadata(byte_shards)
     small = {**metadata, "splits": {"train": {"windows": 15}, "val": {"windows": 8}}}
-    assert shard_problems(small, config_of(byte_shards), data_ranks=2) == [
+    assert shard_problems(small, config_over(byte_shards), data_ranks=2) == [
         "the train split has 15 windows, but one step takes 16; write more data"
     ]
     no_val = {**metadata, "splits": {"train": {"windows": 16}}}
-    assert shard_problems(no_val, config_of(byte_shards), data_ranks=2) == [
+    assert shard_problems(no_val, config_over(byte_shards), data_ranks=2) == [
         "the val split has 0 windows, but one micro batch on each of 2 replicas takes 8; write more data "
         "or set train.eval_every_steps=0"
     ]
-    assert shard_problems(no_val, config_of(byte_shards, eval_every_steps=0), data_ranks=2) == []
+    assert shard_problems(no_val, config_over(byte_shards, eval_every_steps=0), data_ranks=2) == []
 
 
 @pytest.mark.parametrize(
@@ -66,4 +68,36 @@ def test_splits_must_fill_one_step_and_one_validation(byte_shards: Path) -> None
 )
 def test_evaluation_windows(val_windows: int, data_ranks: int, expected: int) -> None:
     metadata = {"splits": {"val": {"windows": val_windows}}}
-    assert evaluation_windows(metadata, config_of(), data_ranks=data_ranks) == expected
+    assert evaluation_windows(metadata, config_over(), data_ranks=data_ranks) == expected
+
+
+def test_previews_are_at_most_as_long_as_sequences(byte_shards: Path) -> None:
+    """EOS, the longest prompt in bytes, and what continues it; sequences have 32 tokens."""
+    metadata, prompts = read_metadata(byte_shards), ("x", "def größe")  # of 11 bytes
+    fits = with_log(config_over(byte_shards), previews_every_steps=1, prompts=prompts, preview_tokens=20)
+    assert shard_problems(metadata, fits, data_ranks=2) == []
+    long = with_log(config_over(byte_shards), previews_every_steps=1, prompts=prompts, preview_tokens=21)
+    assert shard_problems(metadata, long, data_ranks=2) == [
+        "log.prompts: the longest takes 33 tokens, with EOS before it and log.preview_tokens=21 behind it, but"
+        " data.seq_len=32; shorten one of them"
+    ]
+    unseen = with_log(config_over(byte_shards), prompts=prompts, preview_tokens=21)
+    assert shard_problems(metadata, unseen, data_ranks=2) == []
+
+
+def test_prompts_are_counted_in_the_shards_own_tokens(tmp_path: Path, sentencepiece_model: Path) -> None:
+    metadata = {"tokenizer": {"kind": "sentencepiece"}}
+    text = "for name in names:\n    print(name)\n" * 3
+    n_tokens = len(SentencePieceTokenizer(sentencepiece_model).encode(text))
+    config = with_log(config_over(tmp_path), previews_every_steps=1, prompts=(text,), preview_tokens=5)
+    assert preview_problems(metadata, config) == [
+        f"log.previews_every_steps needs {tmp_path}/tokenizer.model, which does not exist; set it to 0"
+    ]
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model.read_bytes())
+    fits = replace(config, data=replace(config.data, seq_len=1 + n_tokens + 5))
+    assert preview_problems(metadata, fits) == []
+    (problem,) = preview_problems(metadata, replace(config, data=replace(config.data, seq_len=n_tokens + 5)))
+    assert problem.startswith(f"log.prompts: the longest takes {1 + n_tokens + 5} tokens")
+    (tmp_path / "tokenizer.model").write_bytes(b"no model")
+    (problem,) = preview_problems(metadata, fits)
+    assert problem.startswith(f"log.previews_every_steps: tokenizer '{tmp_path}/tokenizer.model'")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.model import chunks
+from pipeline.model import formulas
 from pipeline.model import loss as loss_module
 from pipeline.model.loss import cross_entropy, sum_of_pieces
 from pipeline.model.network import MultiTokenModel
@@ -70,7 +70,7 @@ def assert_equals_naive_sum(model: MultiTokenModel, naive_model: MultiTokenModel
 
 @pytest.fixture(params=[256, 7], ids=["one_chunk", "uneven_chunks"])
 def _chunk_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "MIN_CHUNK_POSITIONS", request.param)
+    monkeypatch.setattr(formulas, "MIN_CHUNK_POSITIONS", request.param)
 
 
 @pytest.mark.parametrize("n_future_tokens", [1, 2, 4, 8])
@@ -210,7 +210,7 @@ def test_any_heads_hold_the_logits_of_one(head_order: str, head_type: str, activ
 
 
 def test_cross_entropy_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "MIN_CHUNK_POSITIONS", 4)
+    monkeypatch.setattr(formulas, "MIN_CHUNK_POSITIONS", 4)
     rows: list[int] = []
     plain = F.linear
 

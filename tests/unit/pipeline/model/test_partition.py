@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config.model import ModelConfig
+from pipeline.config.model import ModelConfig, max_stages
 from pipeline.config.recipe import load_config
 from pipeline.config.schema import Config, DataConfig, ParallelConfig, TrainConfig
 from pipeline.model.formulas import Share, saved_elements_per_token, training_flops_per_token
@@ -21,7 +21,6 @@ from pipeline.model.partition import (
     bubble_fraction,
     describe,
     imbalance,
-    max_stages,
 )
 from tests.conftest import REPOSITORY
 from tests.helpers.references import every_cut, every_kind_of_heads, tiny_config

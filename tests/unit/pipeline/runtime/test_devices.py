@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.runtime.devices import Precision, peak_flops
+from pipeline.config.deepspeed import Precision
+from pipeline.runtime.devices import peak_flops
 
 
 @pytest.mark.parametrize(
