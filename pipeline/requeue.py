@@ -17,6 +17,7 @@ from pathlib import Path
 
 from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json
+from pipeline.runtime.metrics_lines import METRICS, last_step
 from pipeline.runtime.stop import ExitCode
 
 PROGRAM = "pipeline.requeue"
@@ -66,20 +67,8 @@ def progress_of(run_dir: Path) -> Progress:
     """Read from a run's folder how far it came."""
     names = [path.name.removeprefix("step_") for path in (run_dir / "checkpoints").glob("step_*")]
     checkpoint = max((int(name) for name in names if name.isdigit()), default=0)
-    try:
-        lines = (run_dir / "metrics.jsonl").read_bytes().splitlines()
-    except FileNotFoundError:
-        lines = []
-    reported = next(filter(None, map(_step_of, reversed(lines))), 0)
+    reported = last_step(run_dir / METRICS)
     return Progress(step=max(checkpoint, reported), checkpoint=checkpoint)
-
-
-def _step_of(line: bytes) -> int | None:
-    """Return the step of a line of metrics.jsonl; None if a kill cut it, or a disk lost it."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def read_ends(path: Path) -> Ends | None:
