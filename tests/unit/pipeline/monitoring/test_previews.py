@@ -1,4 +1,4 @@
-"""Previews: greedy continuations, and a table that says of each position what each head said of it."""
+"""Previews: greedy continuations, and a table of what each head predicted for each position."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ BYTES_METADATA: dict[str, Any] = {"tokenizer": {"kind": "bytes"}}
 
 
 def next_letter(tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Three heads: the first two know that letters follow each other, the third says z."""
+    """Predict as three heads: the first two continue the alphabet, the third always predicts z."""
     ids = torch.stack([tokens_BT + 1, tokens_BT + 2, torch.full_like(tokens_BT, ord("z"))], dim=-1)
     return ids, torch.full(ids.shape, 0.5)
 
@@ -32,14 +32,14 @@ def test_prompts_of_different_lengths_are_continued_side_by_side() -> None:
         return next_letter(tokens_BT)
 
     assert continued([[5, 10], [20, 30, 40]], predict, n_tokens=3) == [[5, 10, 11, 12, 13], [20, 30, 40, 41, 42, 43]]
-    assert set(shapes) == {(2, 6)}  # one graph, should the layers be compiled
+    assert set(shapes) == {(2, 6)}  # one graph, if the layers are compiled
 
 
-def test_the_table_says_who_foresaw_each_token() -> None:
+def test_the_table_shows_which_heads_predicted_each_token() -> None:
     text = list(b"\x03abcd")
     ids, probabilities = (x[0].tolist() for x in next_letter(as_batch([text])))
     markdown = preview(text, ids, probabilities, ByteTokenizer(), n_prompt=3)
-    assert "head 1 2, head 2 2, head 3 0" in markdown  # of c and d; a and b are the prompt's
+    assert "of the 2 new tokens: 2 by head 1, 2 by head 2, 0 by head 3." in markdown  # c and d; a and b are the prompt
     table = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("|")]
     assert table[0] == ["position", "token", "head 1", "head 2", "head 3"]
     assert table[3:] == [
@@ -49,7 +49,7 @@ def test_the_table_says_who_foresaw_each_token() -> None:
     ]
 
 
-def test_what_would_end_a_cell_or_its_code_is_replaced() -> None:
+def test_characters_that_would_end_a_cell_or_its_code_are_replaced() -> None:
     text = list(b"\x03a|`\n ")
     ids, probabilities = (x[0].tolist() for x in next_letter(as_batch([text])))
     markdown = preview(text, ids, probabilities, ByteTokenizer(), n_prompt=3)
@@ -58,7 +58,7 @@ def test_what_would_end_a_cell_or_its_code_is_replaced() -> None:
     assert [row.split(" | ")[1] for row in rows] == ["`a`", "`¦`", "`'`", "`\\n`", "`·`"]
 
 
-def test_spaces_of_tokens_are_seen(sentencepiece_model: Path) -> None:
+def test_spaces_in_tokens_are_visible(sentencepiece_model: Path) -> None:
     tokenizer = SentencePieceTokenizer(sentencepiece_model)
     text = [tokenizer.eos_id, *tokenizer.encode("x = self  y")]
     no_head = [[0]] * len(text)
@@ -68,8 +68,8 @@ def test_spaces_of_tokens_are_seen(sentencepiece_model: Path) -> None:
     assert "`·`" in cells
 
 
-def test_the_model_predicts_what_its_heads_say_in_decoding(sentencepiece_model: Path) -> None:
-    """Each head's logits by hand: z, the head's layer, norm, unembedding."""
+def test_predictions_are_the_argmax_of_each_heads_logits(sentencepiece_model: Path) -> None:
+    """Each head's logits are computed here by hand: z, the head's layer, norm, unembedding."""
     from pipeline.model.layers import training_rotary
 
     tokens = torch.randint(512, (2, 9), generator=torch.Generator().manual_seed(3))
@@ -106,7 +106,7 @@ def previews(shards: Path, metadata: dict[str, Any], *, every_steps: int) -> Pre
     return Previews(log, data=DataConfig(shards=str(shards), seq_len=32), metadata=metadata)
 
 
-def test_previews_come_when_they_are_due(tmp_path: Path) -> None:
+def test_previews_are_written_when_they_are_due(tmp_path: Path) -> None:
     sink = Texts()
     monitor = monitor_of(config_in(tmp_path), sinks=[sink])
     often, never = (previews(tmp_path, BYTES_METADATA, every_steps=every) for every in (3, 0))
@@ -119,7 +119,7 @@ def test_previews_come_when_they_are_due(tmp_path: Path) -> None:
     assert sink.texts[1][2].startswith("```\nxyz{|\n```\n")
 
 
-def test_prompts_are_encoded_as_the_shards_are(tmp_path: Path, sentencepiece_model: Path) -> None:
+def test_prompts_are_encoded_with_the_shards_tokenizer(tmp_path: Path, sentencepiece_model: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model.read_bytes())
     tokenizer, seen = SentencePieceTokenizer(sentencepiece_model), []
 
