@@ -108,7 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             (config.run_dir / "checkpoints").mkdir(parents=True)
             lease = Lease(config.run_dir, launch=world.launch)
             lease.take()
-            folders[asynchronous] = CheckpointFolder(config, world=world, lease=lease)
+            folders[asynchronous] = CheckpointFolder(
+                config.run_dir / "checkpoints", policy=config.checkpoint, run_config=config.as_dict(), world=world,
+                lease=lease,
+            )  # fmt: skip
         values = read_deepspeed_config(Path("ds_configs/zero1_fp32.json"))
         deepspeed_config, _ = fill_deepspeed_config(values, configs[True], data_ranks=1)
         engine, batches = build_engine(configs[True], deepspeed_config, device=device), random_batches()

@@ -90,7 +90,9 @@ def run(
     logger.info(header(inputs, world=world, device=device))
     previews = Previews(config.log, data=config.data, metadata=inputs.metadata)
 
-    checkpoints = CheckpointFolder(config, world=world, lease=lease)
+    checkpoints = CheckpointFolder(
+        config.run_dir / "checkpoints", policy=config.checkpoint, run_config=config.as_dict(), world=world, lease=lease
+    )
     found = checkpoints.find(resume=resume)
     if found is not None and found.step >= config.total_steps and not owes_validation(found, config, world=world):
         logger.info("finished: %s is the run's last step", found.path)

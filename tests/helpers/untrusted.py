@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from pipeline.weights.checkpoint.files import METADATA
-from pipeline.weights.checkpoint.folder import SHARDED, STATE, seal
+from pipeline.weights.checkpoint.folder import SHARDED, STATE, seal_checkpoint
 
 OUTSIDE = ("../elsewhere", "/etc/passwd", "a/../../b", "", ".", "a\0b", 7)
 """Names that are no files of a folder."""
@@ -35,7 +35,7 @@ def witness_in(folder: Path) -> Path:
 
 def reseal(checkpoint: Path) -> None:
     """Make a changed checkpoint whole again, as whoever changed it would."""
-    seal(checkpoint, json.loads((checkpoint / STATE).read_text()))
+    seal_checkpoint(checkpoint, json.loads((checkpoint / STATE).read_text()))
 
 
 def change_metadata(checkpoint: Path, change: Callable[[Any], Any]) -> None:

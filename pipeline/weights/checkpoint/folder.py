@@ -24,19 +24,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
 from common.command_line import UserError, raise_if_any
 from common.files import sync_folder, write_json
-from pipeline.config.schema import CheckpointConfig, Config
+from pipeline.config.schema import CheckpointConfig
 from pipeline.runtime.collectives import from_every_rank, from_main
 from pipeline.runtime.lease import Lease
 from pipeline.runtime.logs import logger
 from pipeline.runtime.world import World
-from pipeline.training.engine import Engine
 from pipeline.weights.checkpoint import manifest
 from pipeline.weights.checkpoint.state import HostCopies, Slice, save_state
 
@@ -65,16 +64,35 @@ class Checkpoint:
         return self.state["step"]
 
 
-class CheckpointFolder:
-    """A run's checkpoints/. All ranks call each method together."""
+class HoldsState(Protocol):
+    """Whatever holds the weights and optimizer state of this rank."""
 
-    def __init__(self, config: Config, *, world: World, lease: Lease) -> None:
-        self._config, self._world, self._lease = config, world, lease
+    def state(self, *, copies: HostCopies | None) -> dict[str, Slice]:
+        """Return this rank's slices by weight and kind, copied into `copies` if given, else in shared memory."""
+        ...
+
+
+class CheckpointFolder:
+    """A run's `checkpoints/` folder. Every rank must call each method."""
+
+    def __init__(
+        self, directory: Path, *, policy: CheckpointConfig, run_config: dict[str, Any], world: World, lease: Lease
+    ) -> None:
+        """Create the process group and the writer thread of the saves; every rank must call it.
+
+        Args:
+            directory: the run's `checkpoints/`; must exist before the first save.
+            policy: how checkpoints are written, and which of them are kept.
+            run_config: the run's resolved config, which every checkpoint records and `find` compares.
+            world: this rank's place among all.
+            lease: the right to write into the run directory; each save checks it.
+        """
+        self._directory, self._policy, self._run_config = directory, policy, run_config
+        self._world, self._lease = world, lease
         self._launch = from_main(lease.token)
-        self._directory = config.run_dir / "checkpoints"
         self._group = dist.new_group(backend="gloo", timeout=_SLOWEST_SAVE)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._copies = HostCopies() if config.checkpoint.asynchronous else None
+        self._copies = HostCopies() if policy.asynchronous else None
         self._pending: Future[str | None] | None = None
 
     def newest(self) -> Checkpoint | None:
@@ -103,13 +121,13 @@ class CheckpointFolder:
             return None
         if not resume:
             raise UserError(f"--no-resume, but {found.path} exists; set another run.name, or delete the old run")
-        problems = identity_problems(saved=found.state["config"], now=self._config.as_dict())
+        problems = identity_problems(saved=found.state["config"], now=self._run_config)
         if not (found.path / SHARDED).is_dir() or "health" not in found.state:
             problems.append("an earlier version of this program wrote it")
         raise_if_any(problems, heading=f"cannot go on from {found.path}; set another run.name, or undo the change")
         return found
 
-    def begin(self, step: int, *, engine: Engine, state: dict[str, Any]) -> None:
+    def begin(self, step: int, *, engine: HoldsState, state: dict[str, Any]) -> None:
         """Take the state after `step` steps and begin to write it; the save before must be finished.
 
         Args:
@@ -121,8 +139,8 @@ class CheckpointFolder:
         parts = engine.state(copies=self._copies)
         state = {
             "step": step,
-            "tokens": step * self._config.train.batch_tokens,
-            "config": self._config.as_dict(),
+            "tokens": step * self._run_config["train"]["batch_tokens"],
+            "config": self._run_config,
             **state,
         }
         self._pending = self._writer.submit(self._write, self._directory / f"step_{step:08d}", parts, state)
@@ -159,14 +177,16 @@ class CheckpointFolder:
         def end(entries: list[manifest.Entries]) -> None:
             write_json(partial / STATE, state)
             of_all = {name: entry for of_rank in entries for name, entry in of_rank.items()}
-            manifest.seal(partial, {**of_all, **manifest.entries_of(partial, [f"{SHARDED}/.metadata", STATE])})
+            manifest.write_manifest(
+                partial, {**of_all, **manifest.entries_of(partial, [f"{SHARDED}/.metadata", STATE])}
+            )
             self._lease.check()
             if final.exists():  # a damaged one of the same step, which `newest` passed over
                 remove_folder(final)
             os.replace(partial, final)
             sync_folder(self._directory)
             logger.info("saved %s (%.1f s)", final, time.perf_counter() - start_s)
-            prune_checkpoints(self._directory, newest=final, policy=self._config.checkpoint)
+            prune_checkpoints(self._directory, newest=final, policy=self._policy)
 
         _, failure = self._try(begin, only_main=True)
         if failure is None:
@@ -201,10 +221,10 @@ def _told(error: OSError | CheckpointException) -> str:
     return str(error)
 
 
-def seal(directory: Path, state: dict[str, Any]) -> None:
+def seal_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     """Write training_state.json, and then the manifest that makes of the folder a whole checkpoint."""
     write_json(directory / STATE, state)
-    manifest.seal(directory, manifest.entries_of(directory, manifest.files_in(directory)))
+    manifest.write_manifest(directory, manifest.entries_of(directory, manifest.files_in(directory)))
 
 
 def newest_whole_checkpoint(directory: Path) -> Path | None:

@@ -5,6 +5,7 @@
 A folder without it, or with a file that differs from it, is damaged. Of many ranks each can take a share of the files.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +30,7 @@ def entries_of(directory: Path, names: Iterable[str]) -> Entries:
     return {name: {"bytes": (directory / name).stat().st_size, "xxh64": _xxh64(directory / name)} for name in names}
 
 
-def seal(directory: Path, entries: Entries) -> None:
+def write_manifest(directory: Path, entries: Entries) -> None:
     """Write the manifest, and with it make `directory` whole."""
     write_json(directory / MANIFEST, dict(sorted(entries.items())))
 
@@ -68,8 +69,5 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _xxh64(path: Path) -> str:
-    digest = xxhash.xxh64()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh64).hexdigest()  # type: ignore[arg-type]

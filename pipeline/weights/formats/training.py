@@ -124,7 +124,7 @@ def write_checkpoint(source: Source, folder: Path, options: ExportOptions) -> No
     """
     import torch
 
-    from pipeline.weights.checkpoint.folder import SHARDED, seal
+    from pipeline.weights.checkpoint.folder import SHARDED, seal_checkpoint
     from pipeline.weights.checkpoint.state import save_weights
 
     if options.dtype not in (None, torch.float32):
@@ -133,7 +133,7 @@ def write_checkpoint(source: Source, folder: Path, options: ExportOptions) -> No
         save_weights(folder / SHARDED, staged(source, Path(scratch), torch.float32))
     copy_tokenizer(options.tokenizer, folder)
     model = dataclasses.asdict(source.config)
-    seal(folder, {"step": 0, "tokens": 0, "config": {"model": model}})
+    seal_checkpoint(folder, {"step": 0, "tokens": 0, "config": {"model": model}})
 
 
 FORMAT = Format(

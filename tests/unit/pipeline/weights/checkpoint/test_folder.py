@@ -248,7 +248,10 @@ def _world_of_one() -> Iterator[None]:
 def run_in(directory: Path, **model: Any) -> CheckpointFolder:
     config = Config(run=RunConfig(dir=str(directory), name="run"), model=resolve_model(ModelConfig(**model)))
     world = World(rank=0, local_rank=0, world_size=1, local_world_size=1)
-    return CheckpointFolder(config, world=world, lease=Lease(config.run_dir, launch=world.launch))
+    return CheckpointFolder(
+        config.run_dir / "checkpoints", policy=config.checkpoint, run_config=config.as_dict(), world=world,
+        lease=Lease(config.run_dir, launch=world.launch),
+    )  # fmt: skip
 
 
 def files_of(config: dict[str, Any]) -> dict[str, bytes]:

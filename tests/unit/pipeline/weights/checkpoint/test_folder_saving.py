@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.config.schema import CheckpointConfig, Config, RunConfig
+from pipeline.config.schema import CheckpointConfig, Config
 from pipeline.runtime.lease import Lease
 from pipeline.runtime.world import Launch, World
 from pipeline.weights.checkpoint.folder import CheckpointFolder
 from pipeline.weights.checkpoint.manifest import damage_of
 from pipeline.weights.checkpoint.state import HostCopies, Slice, state_of, weight_reader
-from tests.unit.pipeline.weights.checkpoint.test_state import engine_of
+from tests.helpers.deepspeed_like import engine_of
 
 ALONE = World(rank=0, local_rank=0, world_size=1, local_world_size=1)
 SHAPES = {"weight": torch.Size([64, 128])}
@@ -45,10 +45,12 @@ def _world_of_one() -> Iterator[None]:
 
 def folder_in(run_dir: Path, launch: Launch = ALONE.launch, **policy: Any) -> CheckpointFolder:
     (run_dir / "checkpoints").mkdir(exist_ok=True)
-    config = Config(run=RunConfig(dir=str(run_dir.parent), name=run_dir.name), checkpoint=CheckpointConfig(**policy))
     lease = Lease(run_dir, launch=launch)
     lease.take()
-    return CheckpointFolder(config, world=ALONE, lease=lease)
+    return CheckpointFolder(
+        run_dir / "checkpoints", policy=CheckpointConfig(**policy), run_config=Config().as_dict(), world=ALONE,
+        lease=lease,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -69,7 +71,7 @@ def saved_weight(checkpoint: Path) -> Tensor:
 
 
 def begin(folder: CheckpointFolder, step: int, engine: OneWeight) -> None:
-    folder.begin(step, engine=engine, state={"data": {"epoch": 3}})  # type: ignore[arg-type]
+    folder.begin(step, engine=engine, state={"data": {"epoch": 3}})
 
 
 def test_what_was_taken_is_written_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

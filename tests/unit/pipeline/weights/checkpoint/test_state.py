@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from pipeline.weights.checkpoint.state import (
     state_of,
     weight_reader,
 )
+from tests.helpers.deepspeed_like import engine_of
 
 RANKS = 3
 MATRIX, VECTOR = torch.arange(35.0).view(7, 5), torch.arange(100.0, 111.0)
@@ -71,11 +71,6 @@ def filled_in(part: Slice) -> Tensor:
     for corner, values in part._parts.items():
         whole[tuple(slice(first, first + size) for first, size in zip(corner, values.shape, strict=True))] = values
     return whole
-
-
-def engine_of(module: nn.Module) -> Any:
-    """What is read of DeepSpeed's engine where the optimizer has the weights as they are."""
-    return SimpleNamespace(module=module, optimizer=torch.optim.AdamW(module.parameters(), lr=0.1))
 
 
 def divided_engine(rank: int) -> Any:

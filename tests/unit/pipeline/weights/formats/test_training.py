@@ -7,7 +7,7 @@ import pytest
 
 from common.command_line import UserError
 from pipeline.config.schema import Config
-from pipeline.weights.checkpoint.folder import identity_problems, seal
+from pipeline.weights.checkpoint.folder import identity_problems, seal_checkpoint
 from pipeline.weights.checkpoint.manifest import damage_of
 from pipeline.weights.formats.detect import format_of, starting_weights
 from pipeline.weights.formats.source import ExportOptions
@@ -67,7 +67,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("state", [{}, {"config": []}, {"config": {"model": 3}}])
 def test_a_state_without_a_model_is_named(tmp_path: Path, state: dict[str, object]) -> None:
     folder = exported(tmp_path / "start", tiny_model(), to="deepspeed")
-    seal(folder, state)
+    seal_checkpoint(folder, state)
     with pytest.raises(UserError, match=r"training_state\.json describes no model"):
         open_checkpoint(folder)
 
