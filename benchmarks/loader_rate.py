@@ -36,7 +36,7 @@ DEVICE = "NVIDIA H100 80GB HBM3"
 
 def samples_per_s(size: str, *, mfu: float) -> float:
     """Return the sequences a second that one `DEVICE` trains on in bf16 at this share of its peak FLOPs."""
-    model = resolve_model(ModelConfig(size=size, n_future_tokens=HEADS))  # type: ignore[arg-type]
+    model = resolve_model(ModelConfig(size=size, n_future_tokens=HEADS))
     peak = peak_flops(DEVICE, precision="bf16")
     assert peak is not None
     return mfu * peak / training_flops_per_token(model, seq_len=SEQ_LEN) / SEQ_LEN

@@ -109,7 +109,7 @@ def run(
     engine = build_engine(config, inputs.deepspeed_config, device=device, start=start)
     validation = None
     if config.train.eval_every_steps:
-        n_windows = evaluation_windows(inputs.metadata, config, data_ranks=inputs.data_ranks)
+        n_windows = evaluation_windows(inputs.metadata, config.train, data_ranks=inputs.data_ranks)
         replica = world.rank // config.parallel.ranks_per_replica
         validation = ValidationData(
             config, n_windows=n_windows, replica=replica, n_replicas=inputs.data_ranks, device=device

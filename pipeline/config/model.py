@@ -1,7 +1,7 @@
-"""What a model is: the recipe's model section, the paper's sizes, and what one field demands of another."""
+"""The model section of a recipe: its fields, the sizes of the paper, and checks between the fields."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -17,50 +17,55 @@ MODEL_SIZES = {
     "7B": (4096, 32, 32),
     "13B": (5120, 40, 40),
 }
+if TYPE_CHECKING:
+    ModelSize = str
+else:  # pydantic checks the names at run time; mypy cannot read a Literal that is made from a table
+    ModelSize = Literal[tuple(MODEL_SIZES)]
 
 STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelConfig:
-    """Architecture (paper §2 and Table S14; Llama 2's block). Field names are Meta's params.json.
+    """Architecture: the paper's §2 and Table S14 on Llama 2's transformer block. Field names are Meta's params.json."""
 
-    size: a row of `MODEL_SIZES`, which fills dim, n_layers and n_heads; or None to give those three.
-    dim: width of the residual stream.
-    n_layers: transformer layers of the n = 1 model, its head included. Heads of more tokens take the place of
-        trunk layers, so that every n has as many parameters.
-    n_heads: attention heads.  n_kv_heads: key/value heads (grouped queries); None means n_heads.
-    vocab_size: tokens; at most 65,536, since shards hold uint16.
-    n_future_tokens: prediction heads; 1 is the ordinary next-token baseline.
-    head_type: one transformer layer per head, or one matrix (then all n_layers are the trunk's).
-    head_order: every head reads the trunk's output (parallel); or the head before it, from the nearest token to the
-        furthest (causal) or back (anticausal) (appendix B).
-    replicated_unembedding: an unembedding of its own for each head, as byte-level models have (Table S13).
-    shorten_trunk: false keeps the trunk of n = 1: n - 1 layers more in all ("+layers" of Tables S4 and S6).
-    multiple_of, ffn_dim_multiplier: Llama's rule for the feed-forward width (see `ffn_dim`).
-    norm_eps: epsilon of RMSNorm.  rope_theta: base of the rotary frequencies.
-    init_from: weights to start from instead of random ones: a run, a checkpoint or an export with the same trunk. It
-        may have fewer heads (to finetune a baseline, appendix D) or more, which are dropped (§3.6).
-    new_heads: how heads begin that init_from lacks: as copies of its next-token head, or fresh, which is random.
-    """
-
-    size: Literal["0.3B", "0.6B", "1.3B", "3B", "7B", "13B"] | None = None
+    size: ModelSize | None = None
+    """A row of `MODEL_SIZES`, which sets dim, n_layers and n_heads; null to set those three yourself."""
     dim: int = Field(default=0, ge=0)
+    """Width of the residual stream."""
     n_layers: int = Field(default=0, ge=0)
+    """Transformer layers of the n = 1 model, including its head. Each further head replaces a trunk layer, so that
+    models have the same number of parameters for every n."""
     n_heads: int = Field(default=0, ge=0)
+    """Attention heads."""
     n_kv_heads: int | None = Field(default=None, gt=0)
+    """Key/value heads (grouped-query attention); null means n_heads."""
     vocab_size: int = Field(default=32_000, gt=0, le=65_536)
+    """Tokens in the vocabulary; at most 65,536, because shards hold uint16."""
     n_future_tokens: int = Field(default=4, gt=0)
+    """Prediction heads (the paper's n); 1 is the next-token baseline."""
     head_type: Literal["transformer", "linear"] = "transformer"
+    """Each head is a transformer layer, or a single matrix (then all n_layers belong to the trunk; appendix B)."""
     head_order: Literal["parallel", "causal", "anticausal"] = "parallel"
+    """What a head reads: "parallel" heads the trunk's output; "causal" heads the output of the head before them, from
+    the nearest token to the furthest; "anticausal" heads the same from the furthest to the nearest (appendix B)."""
     replicated_unembedding: bool = False
+    """True gives each head its own unembedding, as in the paper's byte-level models (Table S13)."""
     shorten_trunk: bool = True
+    """False keeps the trunk of n = 1, so that the model has n - 1 layers more ("+layers" in Tables S4 and S6)."""
     multiple_of: int = Field(default=256, gt=0)
+    """The feed-forward width is rounded up to a multiple of this (see `ffn_dim`)."""
     ffn_dim_multiplier: float | None = Field(default=None, gt=0)
+    """Factor on the feed-forward width before rounding (see `ffn_dim`); null means 1."""
     norm_eps: float = Field(default=1e-5, gt=0)
+    """Epsilon of RMSNorm."""
     rope_theta: float = Field(default=10_000.0, gt=0)
+    """Base of the rotary frequencies."""
     init_from: str | None = None
+    """Weights to start from, instead of random ones: a run, a checkpoint or an export with the same trunk. It may have
+    fewer heads (to finetune a baseline, appendix D) or more heads, which are dropped (§3.6)."""
     new_heads: Literal["copy", "fresh"] = "copy"
+    """How heads start that init_from does not have: as copies of its next-token head, or with fresh random weights."""
 
     @property
     def n_trunk_layers(self) -> int:
@@ -76,7 +81,7 @@ class ModelConfig:
 
     @property
     def n_unembeddings(self) -> int:
-        """Unembedding matrices: one for all heads, or one for each."""
+        """Unembedding matrices: one that all heads share, or one for each head."""
         return self.n_future_tokens if self.replicated_unembedding else 1
 
     @property
@@ -86,18 +91,18 @@ class ModelConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Key/value heads, the default resolved."""
+        """Key/value heads, with the default resolved."""
         return self.n_kv_heads or self.n_heads
 
     @property
     def ffn_dim(self) -> int:
-        """Width of SwiGLU's hidden layer: 8/3 dim, scaled, rounded up to `multiple_of` (Llama 2's rule)."""
+        """Feed-forward width (Llama 2's rule): 8/3 dim x ffn_dim_multiplier, rounded up to a multiple_of."""
         hidden = int((self.ffn_dim_multiplier or 1.0) * int(8 * self.dim / 3))
         return self.multiple_of * -(-hidden // self.multiple_of)
 
 
 def resolve_model(model: ModelConfig) -> ModelConfig:
-    """Return `model` with `size` expanded into dim, n_layers and n_heads."""
+    """Return `model` with dim, n_layers and n_heads set from its `size`, if it has one."""
     if model.size is None:
         return model
     dim, n_layers, n_heads = MODEL_SIZES[model.size]
@@ -110,10 +115,10 @@ def max_stages(model: ModelConfig) -> int:
 
 
 def model_from_dict(values: dict[str, Any], *, source: str = "model") -> ModelConfig:
-    """Return the architecture that plain values describe, such as the model section of a saved config.
+    """Return the `ModelConfig` of plain values, such as the model section of a saved config.
 
     Raises:
-        UserError: a value is wrong; the message begins with `source`.
+        UserError: a value is wrong; the message begins with `source` and names each of them.
     """
     try:
         return resolve_model(TypeAdapter(ModelConfig).validate_python(values))
@@ -123,12 +128,14 @@ def model_from_dict(values: dict[str, Any], *, source: str = "model") -> ModelCo
 
 
 def model_problems(model: ModelConfig) -> list[str]:
-    """Return what is impossible about a resolved architecture, one line each."""
+    """Return why a resolved architecture is impossible, one line for each reason."""
     if 0 in (model.dim, model.n_layers, model.n_heads):
         return ["model: give model.size, or all of model.dim, model.n_layers and model.n_heads"]
     problems = []
     if model.dim % (2 * model.n_heads):
-        problems.append(f"model.dim={model.dim} over model.n_heads={model.n_heads} must be an even head width")
+        problems.append(
+            f"model.dim={model.dim} must be a multiple of 2 x model.n_heads={model.n_heads}: heads need an even width"
+        )
     if model.n_heads % model.kv_heads:
         problems.append(f"model.n_heads={model.n_heads} must be a multiple of model.n_kv_heads={model.kv_heads}")
     if model.n_trunk_layers < 0:
@@ -137,5 +144,8 @@ def model_problems(model: ModelConfig) -> list[str]:
             f"{model.n_layers} (heads are counted in it)"
         )
     if model.head_type == "linear" and not model.shorten_trunk:
-        problems.append("model.shorten_trunk=false means nothing with model.head_type=linear, which shortens no trunk")
+        problems.append(
+            "model.shorten_trunk=false has no effect with model.head_type=linear, which never shortens the trunk; leave"
+            " it out"
+        )
     return problems

@@ -1,4 +1,4 @@
-"""How a run's ranks share the work, and what of it is impossible: replicas, micro batches, machines. Needs no torch."""
+"""Checks of how ranks share a run: replicas of several ranks, the batch, and the nodes. Needs no torch."""
 
 from pipeline.config.model import max_stages
 from pipeline.config.schema import Config, DataConfig
@@ -7,15 +7,15 @@ PARALLEL_SIZES = ("pipeline_stages", "sequence_parallel_size", "tensor_parallel_
 
 
 def parallel_problems(config: Config, *, world_size: int) -> list[str]:
-    """Return why replicas of several ranks cannot be made of `world_size` ranks, one line each."""
+    """Return why `world_size` ranks cannot share the model as the recipe wants it, one line each."""
     problems = []
     parallel, model = config.parallel, config.model
     for name in PARALLEL_SIZES:
         size = getattr(parallel, name)
         if world_size % size:
             problems.append(
-                f"parallel.{name}={size} must divide the {world_size} ranks of the run: each replica of the model takes"
-                " that many"
+                f"parallel.{name}={size} must divide the run's {world_size} ranks: each replica of the model takes that"
+                " many"
             )
     above_1 = [f"parallel.{name}" for name in PARALLEL_SIZES if getattr(parallel, name) > 1]
     if len(above_1) > 1:
@@ -31,17 +31,17 @@ def parallel_problems(config: Config, *, world_size: int) -> list[str]:
             problems.append(f"{part}={number} must be a multiple of parallel.{name}={getattr(parallel, name)}")
     if config.train.compile and parallel.sequence_parallel_size * parallel.tensor_parallel_size > 1:
         problems.append(f"train.compile=true with {above_1[0]}: ranks communicate inside the layers; set it to false")
-    cut = [name for name in above_1 if name != "parallel.tensor_parallel_size"]
-    if config.log.previews_every_steps and cut:
-        problems.append(f"log.previews_every_steps with {cut[0]}: no rank has the whole of a short text; set it to 0")
-    cut = [name for name in above_1 if name != "parallel.sequence_parallel_size"]
-    if config.log.grad_norms_every_steps and cut:
-        problems.append(f"log.grad_norms_every_steps with {cut[0]}: no rank has whole gradients; set it to 0")
+    divided = [name for name in above_1 if name != "parallel.tensor_parallel_size"]
+    if config.log.previews_every_steps and divided:
+        problems.append(f"log.previews_every_steps with {divided[0]}: no rank has all of a short text; set it to 0")
+    divided = [name for name in above_1 if name != "parallel.sequence_parallel_size"]
+    if config.log.grad_norms_every_steps and divided:
+        problems.append(f"log.grad_norms_every_steps with {divided[0]}: no rank has whole gradients; set it to 0")
     n_stages = parallel.pipeline_stages
     if n_stages > max_stages(config.model):
         problems.append(
-            f"parallel.pipeline_stages={n_stages} is more than the model's layers and its unembedding,"
-            f" {max_stages(config.model)}"
+            f"parallel.pipeline_stages={n_stages} must be at most {max_stages(config.model)}: the model's layers, and"
+            " its unembedding"
         )
     return problems
 
@@ -55,13 +55,13 @@ def batch_problems(config: Config, *, data_ranks: int) -> list[str]:
     return [
         f"train.batch_tokens={config.train.batch_tokens} is not a multiple of data.seq_len={config.data.seq_len} x "
         f"train.micro_batch_size={config.train.micro_batch_size} x {data_ranks} ranks = {per_micro_step}; "
-        f"the nearest that is: {nearest}"
+        f"the nearest multiple is {nearest}"
     ]
 
 
 def node_problems(data: DataConfig, *, n_nodes: int) -> list[str]:
-    """Return why streaming cannot deal the samples to `n_nodes` machines, one line each."""
+    """Return why mosaicml-streaming cannot distribute the windows over `n_nodes` machines, one line each."""
     canonical = data.num_canonical_nodes
     if canonical % n_nodes == 0 or n_nodes % canonical == 0:
         return []
-    return [f"data.num_canonical_nodes={canonical} must divide, or be divided by, the {n_nodes} nodes of the run"]
+    return [f"data.num_canonical_nodes={canonical} must divide, or be a multiple of, the run's {n_nodes} nodes"]

@@ -1,8 +1,8 @@
-"""How a recipe becomes a checked `Config`.
+"""Reads a recipe into a checked `Config`.
 
-Precedence, lowest first: the defaults of `config.py`, the recipe file, `section.field=value` on the command line.
-Every problem of a recipe is reported at once. Checks that need the world size, the shards or the DeepSpeed JSON are in
-`inputs.py`, which raises all of them together.
+Precedence, lowest first: the defaults in `schema.py`, the recipe file, `section.field=value` on the command line.
+All problems of a recipe are reported at once. Checks that also need the world size, the shards or the DeepSpeed JSON
+are in `ranks.py`, `shard_folder.py` and `deepspeed.py`; `inputs.py` reports them together with those of the recipe.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ _ADAPTER = TypeAdapter(Config)
 
 
 def load_config(recipe: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe, apply `section.field=value` overrides, and check all of it.
+    """Read a recipe, apply `section.field=value` overrides, and check the result.
 
     Raises:
-        UserError: the recipe cannot be read, or any key or value is wrong; lists every problem.
+        UserError: the recipe cannot be read, or a key or value is wrong; lists all problems.
     """
     config, problems = read_config(recipe, overrides)
     raise_if_any(problems, heading=f"recipe {recipe}")
@@ -33,9 +33,9 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_config(recipe: Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
-    """Like `load_config`, but return the problems, for a caller who has more to add.
+    """Do the same as `load_config`, but return the problems, for callers that have more to add.
 
-    Where there are problems, the config holds defaults in the place of what is wrong.
+    The config holds the default of every field that has a problem.
 
     Raises:
         UserError: the recipe cannot be read at all.
@@ -45,7 +45,7 @@ def read_config(recipe: Path, overrides: Sequence[str] = ()) -> tuple[Config, li
         key, separator, text = override.partition("=")
         section, dot, field = key.partition(".")
         if not (separator and dot and field):
-            problems.append(f"{override!r} is not of the form section.field=value")
+            problems.append(f"{override!r} must have the form section.field=value")
             continue
         try:
             values.setdefault(section, {})[field] = yaml.safe_load(text)
@@ -69,7 +69,7 @@ def _read_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
 
 
 def _validated(values: dict[str, dict[str, Any]]) -> tuple[Config, list[str]]:
-    """Build the config from plain values; what cannot be used is named, and left at its default."""
+    """Build the config from plain values; return it with one line per unusable value, whose field keeps its default."""
     try:
         return _ADAPTER.validate_python(values), []
     except ValidationError as error:
@@ -84,15 +84,14 @@ def _validated(values: dict[str, dict[str, Any]]) -> tuple[Config, list[str]]:
 
 
 def _inconsistencies(config: Config, *, given: dict[str, dict[str, Any]]) -> list[str]:
-    """Return what is wrong between fields that are each right, one line each."""
+    """Return the contradictions between fields that are valid on their own, one line each."""
     problems = []
     own = given.get("model", {})
-    clash = [
-        name for name in ("dim", "n_layers", "n_heads") if own.get(name, 0) not in (0, getattr(config.model, name))
-    ]
+    sized = ("dim", "n_layers", "n_heads")
+    clash = [name for name in sized if own.get(name, 0) not in (0, getattr(config.model, name))]
     if config.model.size and clash:
         problems.append(
-            f"model.size={config.model.size!r} already sets {', '.join(clash)} otherwise; give one or the other"
+            f"model.size={config.model.size!r} already sets {', '.join(clash)} to another value; give one or the other"
         )
     problems += model_problems(config.model)
     if "total_tokens" not in given.get("train", {}):
@@ -102,20 +101,22 @@ def _inconsistencies(config: Config, *, given: dict[str, dict[str, Any]]) -> lis
     first, last = config.profile.steps or (1, 1)
     if not first <= last <= config.total_steps:
         problems.append(
-            f"profile.steps=[{first}, {last}] must be the first and the last step to record, of the run's"
-            f" {config.total_steps}"
+            f"profile.steps=[{first}, {last}] must be the first and the last step to record, within the run's"
+            f" {config.total_steps} steps"
         )
     if "total_tokens" in given.get("train", {}) and config.optim.warmup_steps >= config.total_steps:
         problems.append(
             f"optim.warmup_steps={config.optim.warmup_steps} must be below the run's {config.total_steps} steps"
         )
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
-        problems.append(f"log.wandb={config.log.wandb!r} needs the package wandb: pip install wandb, or leave it out")
+        problems.append(
+            f"log.wandb={config.log.wandb!r} needs the package wandb: pip install wandb, or leave this key out"
+        )
     return problems
 
 
 def _sentence(details: Any) -> str:
-    """Turn one of pydantic's errors into `section.field=value: what is wrong`."""
+    """Return one of pydantic's errors as `section.field=value: message`."""
     location = ".".join(str(part) for part in details["loc"])
     if details["type"] == "unexpected_keyword_argument":
         section = details["loc"][0] if len(details["loc"]) > 1 else None

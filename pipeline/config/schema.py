@@ -1,6 +1,6 @@
-"""What a run is: one dataclass per recipe section (the model's in model_config.py), a unit per field.
+"""The recipe as dataclasses: one class per section, with each field's meaning and unit below the field.
 
-`recipe.py` turns a recipe file into a checked `Config`.
+The model section is in `model.py`. `recipe.py` turns a recipe file into a checked `Config`.
 """
 
 import dataclasses
@@ -15,181 +15,168 @@ from pipeline.config.model import STRICT, ModelConfig
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
-    """Where a run lives: `dir/name`.
-
-    dir: parent folder of all runs.
-    name: the run's own folder.
-    """
+    """Where the run directory is: `dir/name`."""
 
     dir: str = "runs"
+    """Parent folder of all runs."""
     name: str = Field(default="run", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's own folder in it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
-    """Which shards, in which order.
-
-    shards: folder written by `data_prep.write_shards` (with metadata.json), or s3://bucket/prefix with a copy of it.
-    cache: with s3://, a folder on each node's own disk; what is fetched stays there.
-    cache_limit_gb: with s3://, how much of the train split (10^9 bytes) may lie in `cache`, the shards read longest ago
-        making way for new ones; 0 keeps all. A node reads from num_canonical_nodes x shuffle_block_size windows, over
-        the number of nodes, at a time; with room for less, shards are fetched again and again.
-    seq_len: tokens a sequence; must be the shards' own.
-    shuffle_seed: seed of the sample order; the order also depends on the next three.
-    shuffle_algo: streaming's shuffling algorithm.  shuffle_block_size: samples that are shuffled together.
-    num_canonical_nodes: streaming's partitions of the sample space. Fixed, so that the order does not
-        depend on the number of machines; must divide or be divided by it.
-    num_workers: loader processes per rank; 0 loads in the training process.
-    """
+    """Which shards are read, and in which order."""
 
     shards: str = ""
+    """Folder written by `data_prep.write_shards` (the one with metadata.json), or s3://bucket/prefix of its copy."""
     cache: str = ""
+    """With s3://: a folder on each node's own disk. Fetched files stay there."""
     cache_limit_gb: float = Field(default=0.0, ge=0)
+    """With s3://: how much of the train split may lie in `cache`, in 10^9 bytes; the least recently read shards are
+    deleted to make room. 0 keeps all. At any time a node reads from num_canonical_nodes x shuffle_block_size / nodes
+    windows; if fewer fit, shards are fetched again and again."""
     seq_len: int = Field(default=4096, gt=0)
+    """Tokens per sequence; must be the same as the shards'."""
     shuffle_seed: int = Field(default=1, ge=0)
+    """Seed of the order of the windows. The order also depends on the next three fields."""
     shuffle_algo: Literal["py1e", "py1s", "py1br", "py2s"] = "py1e"
+    """Shuffling algorithm of mosaicml-streaming."""
     shuffle_block_size: int = Field(default=1 << 18, gt=0)
+    """Windows that are shuffled together."""
     num_canonical_nodes: int = Field(default=64, gt=0)
+    """Partitions of the data in mosaicml-streaming. Fixed, so that the order does not depend on the number of nodes;
+    must divide the number of nodes or be a multiple of it."""
     num_workers: int = Field(default=2, ge=0)
+    """Data loader processes per rank; 0 loads in the training process."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
-    """How much, in which portions.
-
-    total_tokens: tokens of the whole run, rounded up to whole steps.
-    batch_tokens: tokens of one optimizer step over all ranks.
-    micro_batch_size: sequences of one forward on one rank; gradient accumulation is derived.
-    seed: of the initial weights.
-    eval_every_steps: steps between validations; 0 never validates.
-    eval_tokens: validation tokens looked at each time (at most; whole micro batches on every rank).
-    activation_checkpointing: recompute each layer in the backward instead of keeping its activations.
-    compile: let torch.compile fuse each transformer layer (minutes at the start, and a C++ compiler on the CPU).
-    """
+    """How many tokens, and in which batches."""
 
     total_tokens: int = Field(default=1, gt=0)
+    """Tokens of the whole run; rounded up to whole steps."""
     batch_tokens: int = Field(default=8 * 2**20, gt=0)
+    """Tokens per optimizer step, over all ranks."""
     micro_batch_size: int = Field(default=1, gt=0)
+    """Sequences per forward on one rank. The number of gradient accumulation steps follows from it."""
     seed: int = Field(default=1, ge=0)
+    """Seed of the initial weights."""
     eval_every_steps: int = Field(default=500, ge=0)
+    """Steps between validations; 0 disables them."""
     eval_tokens: int = Field(default=2**20, gt=0)
+    """Most tokens per validation, rounded down to whole micro batches on every rank (at least one)."""
     activation_checkpointing: bool = False
+    """Recompute each layer in the backward instead of keeping its activations."""
     compile: bool = False
+    """Fuse each transformer layer with torch.compile. Takes minutes at the start, and a C++ compiler on CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay (paper, Table S13).
-
-    lr: peak learning rate.  min_lr_ratio: final over peak.  warmup_steps: steps of linear warm-up.
-    beta1, beta2, eps: Adam's (the paper does not print eps).
-    weight_decay: decoupled; not applied to norms.  clip: L2 norm to which gradients are clipped.
-    """
+    """AdamW with linear warm-up and cosine decay (paper, Table S13)."""
 
     lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate."""
     min_lr_ratio: float = Field(default=0.03, ge=0, le=1)
+    """Final learning rate as a fraction of the peak."""
     warmup_steps: int = Field(default=2000, ge=0)
+    """Steps of linear warm-up."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Adam's decay rate of the first moment."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Adam's decay rate of the second moment."""
     eps: float = Field(default=1e-8, gt=0)
+    """Adam's epsilon; the paper does not give it."""
     weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay; not applied to norms."""
     clip: float = Field(default=1.0, gt=0)
+    """L2 norm to which gradients are clipped."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ParallelConfig:
-    """How the model is spread beyond ZeRO, which the DeepSpeed JSON owns.
-
-    pipeline_stages: consecutive ranks that hold one replica of the model, its layers dealt out by `stages.py`;
-        1 keeps every layer on every rank.
-    sequence_parallel_size: consecutive ranks that share the positions of each sequence, for sequences that are too
-        long for one (Ulysses).
-    tensor_parallel_size: consecutive ranks that share each layer's matrices (Megatron's way, by DeepSpeed's AutoTP).
-        Only one of the three may be above 1.
-    """
+    """How the model is distributed apart from ZeRO, which the DeepSpeed JSON sets. Only one field may be above 1."""
 
     pipeline_stages: int = Field(default=1, gt=0)
+    """Consecutive ranks that share the layers of one replica; `model/partition.py` decides which layers each holds."""
     sequence_parallel_size: int = Field(default=1, gt=0)
+    """Consecutive ranks that share the positions of each sequence, if sequences are too long for one rank (Ulysses)."""
     tensor_parallel_size: int = Field(default=1, gt=0)
+    """Consecutive ranks that share each layer's matrices (Megatron's split, done by DeepSpeed's AutoTP)."""
 
     @property
     def ranks_per_replica(self) -> int:
-        """Consecutive ranks that together hold, and read samples for, one replica of the model."""
+        """Consecutive ranks that together hold one replica of the model, and read data for it."""
         return self.pipeline_stages * self.sequence_parallel_size * self.tensor_parallel_size
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CheckpointConfig:
-    """When the training state is saved, besides the run's last step.
-
-    every_steps: steps between checkpoints.  keep: how many of the newest whole ones stay.
-    keep_every_steps: those whose step it divides stay as well; 0 keeps no others.
-    asynchronous: train on while a copy of the state in the host's memory is written (12 bytes per parameter of room
-        over a replica's ranks); false waits for the disk.
-    """
+    """When the training state is saved; the run's last step is always saved."""
 
     every_steps: int = Field(default=1000, gt=0)
+    """Steps between checkpoints."""
     keep: int = Field(default=3, gt=0)
+    """Number of the newest complete checkpoints that are kept."""
     keep_every_steps: int = Field(default=0, ge=0)
+    """Also keep checkpoints at multiples of this step; 0 disables."""
     asynchronous: bool = True
+    """Go on training while a copy of the state in host memory is written; needs 12 bytes per parameter, spread over
+    the ranks of a replica. False waits for the disk."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LogConfig:
-    """What is reported how often.
-
-    every_steps: steps between log lines, TensorBoard points and metrics.jsonl objects.
-    samples: record which samples each step had (`python -m pipeline.audit`); about 10 bytes a sample.
-    previews_every_steps: steps between previews (`previews.py`): `prompts` continued, and what each head said at each
-        position, among TensorBoard's texts; 0 writes none. Each takes preview_tokens + 1 forwards.
-    prompts: what previews continue.  preview_tokens: by how many tokens.
-    grad_norms_every_steps: steps between reports of the gradient's L2 norm in each layer and head, and histograms of
-        its rows' norms; 0 makes none. Each takes about as much communication as one more step of ZeRO-0.
-    wandb: project of Weights & Biases that gets the figures too; needs the package wandb, which is not among ours.
-    """
+    """What is reported, and how often."""
 
     every_steps: int = Field(default=10, gt=0)
+    """Steps between log lines, TensorBoard points and metrics.jsonl objects."""
     samples: bool = False
+    """Record which windows each step read, for `python -m pipeline.audit`; about 10 bytes per window."""
     previews_every_steps: int = Field(default=0, ge=0)
+    """Steps between previews (`monitoring/previews.py`): `prompts` with their continuations, and each head's
+    prediction at each position, among TensorBoard's texts. 0 disables. Each takes preview_tokens + 1 forwards."""
     prompts: tuple[str, ...] = Field(default=("def ", "import "), min_length=1)
+    """Texts that previews continue."""
     preview_tokens: int = Field(default=16, gt=0)
+    """Number of tokens by which previews continue each prompt."""
     grad_norms_every_steps: int = Field(default=0, ge=0)
+    """Steps between reports of the gradient's L2 norm in each layer and head, with histograms of the norms of its rows.
+    0 disables. Each costs about as much communication as one more step of ZeRO-0."""
     wandb: str | None = Field(default=None, min_length=1)
+    """Weights & Biases project that also gets the metrics. Needs the package wandb, which requirements.txt omits."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ProfileConfig:
-    """Which steps torch's profiler records; docs/monitoring.md says what it leaves.
-
-    steps: the first and the last of them, such as [10, 12]; null records none.
-    """
+    """Which steps torch's profiler records; docs/monitoring.md describes the files that it writes."""
 
     steps: tuple[PositiveInt, PositiveInt] | None = None
+    """The first and the last step to record, such as [10, 12]; null records none."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FaultsConfig:
-    """What a run does about faults that nobody is there to look at; docs/operations.md tells each story.
-
-    bad_shard: a shard is missing, or not as its hash says. "stop" ends the run; "skip" takes the windows of the next
-        whole shard in place of its own, and counts them.
-    failed_save: a checkpoint cannot be written. "go_on" trains on to the next one; "stop" ends the run.
-    max_skipped_steps: this many steps in a row may be skipped because their gradients are not finite; one more ends
-        the run.
-    spike: the loss jumps. "ignore", or "roll_back" to the last checkpoint and leave that stretch of data out.
-    spike_deviations: a jump is this many robust standard deviations above the median of the last `spike_window` steps.
-    max_rollbacks: one more rollback to the same checkpoint ends the run.
-    hang_timeout_s: seconds without any progress after which a rank writes down where it stands, and exits.
-    """
+    """How a run reacts to faults while nobody is watching; docs/operations.md explains each."""
 
     bad_shard: Literal["stop", "skip"] = "stop"
+    """If a shard is missing or does not match its hash: "stop" ends the run; "skip" replaces its windows with those of
+    the next intact shard, and counts them."""
     failed_save: Literal["go_on", "stop"] = "go_on"
+    """If a checkpoint cannot be written: "go_on" trains on until the next one; "stop" ends the run."""
     max_skipped_steps: int = Field(default=10, ge=0)
+    """Steps in a row that may be skipped because their gradients are not finite; one more ends the run."""
     spike: Literal["ignore", "roll_back"] = "ignore"
+    """If the loss jumps: "roll_back" goes back to the last checkpoint and leaves out that stretch of the data."""
     spike_deviations: float = Field(default=10.0, gt=0)
+    """A loss jumps if it is this many robust standard deviations above the median of the last `spike_window` losses."""
     spike_window: int = Field(default=128, ge=32)
+    """Steps whose losses a new loss is compared with; at least half of them are needed to compare."""
     max_rollbacks: int = Field(default=3, ge=0)
+    """Rollbacks to the same checkpoint; one more ends the run."""
     hang_timeout_s: float = Field(default=1800.0, gt=0)
+    """Seconds without progress after which a rank writes a flight record (where it is stuck) and exits."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -218,9 +205,9 @@ class Config:
         return -(-self.train.total_tokens // self.train.batch_tokens)
 
     def accumulation_steps(self, data_ranks: int) -> int:
-        """Micro batches per rank and optimizer step, for `data_ranks` model replicas."""
+        """Return the micro batches per rank and optimizer step, for `data_ranks` model replicas."""
         return self.train.batch_tokens // (self.data.seq_len * self.train.micro_batch_size * data_ranks)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """The resolved config as plain values, ready for YAML."""
+        """Return the resolved config as plain values, ready for YAML."""
         return dataclasses.asdict(self)

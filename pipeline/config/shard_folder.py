@@ -19,18 +19,21 @@ from common.files import inside, sha256_of_file
 from common.s3 import MissingObjectError, S3Path, is_remote
 from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, parse_metadata, read_metadata_bytes
 from common.tokenizers import BYTES, load_tokenizer
-from pipeline.config.schema import Config, DataConfig
+from pipeline.config.schema import Config, DataConfig, LogConfig, TrainConfig
 
 
 def local_folder(data: DataConfig) -> Path:
-    """Return the folder that has `data.shards`: itself, or the node's copy of what is in S3.
+    """Return the folder of the shards on this node: `data.shards` itself, or the mirror of shards in S3.
 
     Raises:
-        UserError: there is no data.cache, or what is in S3 cannot be fetched, or is no set of finished shards.
+        UserError: data.cache is missing where it is needed or set where it is not, or the shards in S3 cannot be
+            fetched or are not finished.
     """
     if not is_remote(data.shards):
         if data.cache:
-            raise UserError(f"data.cache={data.cache} is for s3://; data.shards={data.shards} is read where it is")
+            raise UserError(
+                f"data.cache={data.cache} is for s3:// only, but data.shards={data.shards} is read in place"
+            )
         return Path(data.shards)
     if not data.cache:
         raise UserError(f"data.shards={data.shards} needs data.cache, a folder on each node's own disk")
@@ -38,7 +41,7 @@ def local_folder(data: DataConfig) -> Path:
 
 
 def remote_split(data: DataConfig, split: str) -> S3Path | None:
-    """Return where the shards of a split are fetched from, or None if they are on a disk."""
+    """Return the S3 address from which the shards of a split are fetched; None if they are on a disk."""
     return S3Path(data.shards) / split if is_remote(data.shards) else None
 
 
@@ -68,7 +71,7 @@ def _fetch(file: S3Path, path: Path, *, cache: Path) -> None:
 
 
 def shard_problems(metadata: dict[str, Any], config: Config, *, data_ranks: int) -> list[str]:
-    """Return where the shards and the recipe disagree, one line each."""
+    """Return the contradictions between the shards and the recipe, one line each."""
     problems = []
     if metadata["seq_len"] != config.data.seq_len:
         problems.append(f"data.seq_len={config.data.seq_len}, but the shards have seq_len={metadata['seq_len']}")
@@ -85,37 +88,37 @@ def shard_problems(metadata: dict[str, Any], config: Config, *, data_ranks: int)
     if tokenizer.exists() and sha256_of_file(tokenizer) != metadata["tokenizer"]["sha256"]:
         problems.append(f"{tokenizer} is not the tokenizer that wrote the shards (its SHA-256 differs from {METADATA})")
     if config.log.previews_every_steps:
-        problems += preview_problems(metadata, config)
+        problems += preview_problems(metadata, data=config.data, log=config.log)
     windows = {split: metadata["splits"].get(split, {}).get("windows", 0) for split in ("train", "val")}
     per_step = config.train.batch_tokens // config.data.seq_len
-    micro_batches = config.train.micro_batch_size * data_ranks
+    per_micro_step = config.train.micro_batch_size * data_ranks
     if windows["train"] < per_step:
         problems.append(
             f"the train split has {windows['train']} windows, but one step takes {per_step}; write more data"
         )
-    if config.train.eval_every_steps and windows["val"] < micro_batches:
+    if config.train.eval_every_steps and windows["val"] < per_micro_step:
         problems.append(
             f"the val split has {windows['val']} windows, but one micro batch on each of {data_ranks} replicas takes "
-            f"{micro_batches}; write more data or set train.eval_every_steps=0"
+            f"{per_micro_step}; write more data or set train.eval_every_steps=0"
         )
     return problems
 
 
-def preview_problems(metadata: dict[str, Any], config: Config) -> list[str]:
-    """Return why previews cannot be made of these shards' tokens, one line each."""
-    name = tokenizer_name(local_folder(config.data), metadata)
+def preview_problems(metadata: dict[str, Any], *, data: DataConfig, log: LogConfig) -> list[str]:
+    """Return why previews cannot be made with the tokenizer and the sequence length of these shards, one line each."""
+    name = tokenizer_name(local_folder(data), metadata)
     if name != BYTES and not Path(name).exists():
         return [f"log.previews_every_steps needs {name}, which does not exist; set it to 0"]
     try:
         tokenizer = load_tokenizer(name)
     except UserError as error:
         return [f"log.previews_every_steps: {error}"]
-    longest = 1 + max(len(tokenizer.encode(text)) for text in config.log.prompts) + config.log.preview_tokens
-    if longest <= config.data.seq_len:
+    longest = 1 + max(len(tokenizer.encode(text)) for text in log.prompts) + log.preview_tokens
+    if longest <= data.seq_len:
         return []
     return [
-        f"log.prompts: the longest takes {longest} tokens, with EOS before it and log.preview_tokens="
-        f"{config.log.preview_tokens} behind it, but data.seq_len={config.data.seq_len}; shorten one of them"
+        f"log.prompts: the longest takes {longest} tokens, including EOS before it and log.preview_tokens="
+        f"{log.preview_tokens} after it, but data.seq_len={data.seq_len}; shorten one of them"
     ]
 
 
@@ -124,8 +127,8 @@ def tokenizer_name(shards: Path, metadata: dict[str, Any]) -> str:
     return BYTES if metadata["tokenizer"]["kind"] == BYTES else str(shards / TOKENIZER_MODEL)
 
 
-def evaluation_windows(metadata: dict[str, Any], config: Config, *, data_ranks: int) -> int:
-    """Return how many validation windows each validation reads: whole micro batches on every rank."""
-    micro_batches = config.train.micro_batch_size * data_ranks
-    wanted = min(config.train.eval_tokens // config.data.seq_len, metadata["splits"]["val"]["windows"])
-    return max(1, wanted // micro_batches) * micro_batches
+def evaluation_windows(metadata: dict[str, Any], train: TrainConfig, *, data_ranks: int) -> int:
+    """Return the number of windows in each validation: whole micro batches on every rank, at least one."""
+    per_micro_step = train.micro_batch_size * data_ranks
+    wanted = min(train.eval_tokens // metadata["seq_len"], metadata["splits"]["val"]["windows"])
+    return max(1, wanted // per_micro_step) * per_micro_step

@@ -1,4 +1,4 @@
-"""The DeepSpeed JSON: what is filled in, what contradicts the recipe, and what is refused."""
+"""The DeepSpeed JSON: filled values, contradictions with the recipe, and refused settings."""
 
 import json
 import re
@@ -31,9 +31,14 @@ OWNED = {
 }
 
 OWNED_BY_OPTIMIZER = {"lr": 2e-4, "betas": [0.8, 0.9], "eps": 1e-7, "weight_decay": 0.2}
+FILLED = {
+    **{key: value for key, value in OWNED.items() if key != "train_batch_size"},  # DeepSpeed derives it
+    "optimizer": {"type": "AdamW", "params": {**OWNED_BY_OPTIMIZER, "torch_adam": True}},
+    "steps_per_print": None,
+}
 
 
-def test_auto_is_filled_and_the_rest_is_kept() -> None:
+def test_auto_is_filled_and_everything_else_is_kept() -> None:
     values = {
         **dict.fromkeys(OWNED, "auto"),
         "optimizer": {"type": "AdamW", "params": {**dict.fromkeys(OWNED_BY_OPTIMIZER, "auto"), "torch_adam": True}},
@@ -41,25 +46,16 @@ def test_auto_is_filled_and_the_rest_is_kept() -> None:
     }
     filled, problems = fill_deepspeed_config(values, config_over(), data_ranks=2)
     assert problems == []
-    assert filled == {
-        **{key: value for key, value in OWNED.items() if key != "train_batch_size"},  # follows from the others
-        "optimizer": {"type": "AdamW", "params": {**OWNED_BY_OPTIMIZER, "torch_adam": True}},
-        "zero_optimization": {"stage": 2, "reduce_bucket_size": 17},
-        "steps_per_print": None,
-    }
+    assert filled == {**FILLED, "zero_optimization": {"stage": 2, "reduce_bucket_size": 17}}
 
 
-def test_absent_is_filled_like_auto() -> None:
+def test_absent_values_are_filled_like_auto() -> None:
     filled, problems = fill_deepspeed_config({}, config_over(), data_ranks=2)
     assert problems == []
-    assert filled == {
-        **{key: value for key, value in OWNED.items() if key != "train_batch_size"},  # follows from the others
-        "optimizer": {"type": "AdamW", "params": {**OWNED_BY_OPTIMIZER, "torch_adam": True}},
-        "steps_per_print": None,
-    }
+    assert filled == FILLED
 
 
-def test_the_recipes_own_numbers_are_no_contradiction() -> None:
+def test_the_recipes_values_in_the_json_are_no_contradiction() -> None:
     values = {**OWNED, "optimizer": {"type": "AdamW", "params": OWNED_BY_OPTIMIZER}}
     assert fill_deepspeed_config(values, config_over(), data_ranks=2)[1] == []
 
@@ -105,7 +101,7 @@ def test_every_contradiction_is_named_at_once() -> None:
         ({"optimizer": {}}, "optimizer.type=None is not the recipe's AdamW (decoupled weight decay)"),
     ],
 )
-def test_what_does_not_train_or_convert_is_refused(values: dict[str, Any], message: str) -> None:
+def test_unsupported_settings_are_refused(values: dict[str, Any], message: str) -> None:
     (problem,) = deepspeed_problems(values, ParallelConfig())
     assert problem.startswith(message)
 
@@ -120,7 +116,7 @@ def test_what_does_not_train_or_convert_is_refused(values: dict[str, Any], messa
         {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}},
     ],
 )
-def test_their_harmless_neighbours_are_not(values: dict[str, Any]) -> None:
+def test_similar_supported_settings_are_accepted(values: dict[str, Any]) -> None:
     assert deepspeed_problems(values, ParallelConfig()) == []
 
 
@@ -138,13 +134,15 @@ def test_their_harmless_neighbours_are_not(values: dict[str, Any]) -> None:
         (3, {"sequence_parallel_size": 2}, None),
     ],
 )
-def test_zero_stages_that_a_layout_works_with(stage: int, sizes: dict[str, Any], message: str | None) -> None:
+def test_each_layout_accepts_the_zero_stages_that_it_works_with(
+    stage: int, sizes: dict[str, Any], message: str | None
+) -> None:
     problems = deepspeed_problems({"zero_optimization": {"stage": stage}}, ParallelConfig(**sizes))
     assert [problem[: len(message or "")] for problem in problems] == ([] if message is None else [message])
 
 
 @pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_json_is_accepted_and_named_after_what_it_does(path: Path) -> None:
+def test_every_shipped_json_is_accepted_and_named_after_its_settings(path: Path) -> None:
     values = read_deepspeed_config(path)
     filled, problems = fill_deepspeed_config(values, config_over(), data_ranks=2)
     assert problems + deepspeed_problems(values, ParallelConfig()) == []
@@ -155,7 +153,7 @@ def test_every_shipped_json_is_accepted_and_named_after_what_it_does(path: Path)
     assert [key for key in OWNED_BY_OPTIMIZER if values["optimizer"]["params"].get(key) != "auto"] == []
 
 
-def test_json_that_cannot_be_used(tmp_path: Path) -> None:
+def test_an_unusable_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ds.json"
     with pytest.raises(UserError, match=rf"^DeepSpeed config {path} cannot be read \(.*\); see ds_configs/$"):
         read_deepspeed_config(path)
@@ -174,7 +172,7 @@ def test_json_sections_must_be_objects(tmp_path: Path, section: str) -> None:
         read_deepspeed_config(path)
 
 
-def test_deepspeed_is_told_of_tensor_parallelism_and_that_pipelines_do_not_overlap() -> None:
+def test_tensor_parallelism_adds_a_section_and_pipelines_turn_overlap_off() -> None:
     values: dict[str, Any] = {"zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 17}}
     plain, stages, tensors = (
         fill_deepspeed_config(values, config, data_ranks=2)[0]
@@ -187,8 +185,8 @@ def test_deepspeed_is_told_of_tensor_parallelism_and_that_pipelines_do_not_overl
 
 
 @every_kind_of_heads
-def test_tensor_parallelism_divides_megatrons_matrices_alone(heads: dict[str, Any]) -> None:
-    """Rows of what reads the residual stream, columns of what writes into it."""
+def test_tensor_parallelism_divides_only_megatrons_matrices(heads: dict[str, Any]) -> None:
+    """Matrices that read the residual stream are split by output, those that write into it by input."""
     specs = tensor_parallel_section(ParallelConfig(tensor_parallel_size=2))["partition_config"]["layer_specs"]
     divided = {
         name: spec["partition_type"]

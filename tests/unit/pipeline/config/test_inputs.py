@@ -1,4 +1,4 @@
-"""All inputs of a run together: every contradiction is named, all at once, before torch is imported."""
+"""All inputs of a run: every problem and contradiction is reported in one message, before torch is imported."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from tests.conftest import run_module
 from tests.helpers.recipes import ZERO1, write_json, write_recipe_over
 
 
-def test_good_inputs_come_back_whole(tmp_path: Path, byte_shards: Path) -> None:
+def test_good_inputs_are_returned_filled(tmp_path: Path, byte_shards: Path) -> None:
     inputs = load_inputs(
         write_recipe_over(byte_shards, directory=tmp_path), ZERO1, overrides=["train.seed=3"], world_size=2
     )
@@ -32,13 +32,13 @@ def test_good_inputs_come_back_whole(tmp_path: Path, byte_shards: Path) -> None:
     ],
 )
 def test_the_batch_is_split_over_replicas(tmp_path: Path, byte_shards: Path, override: str, data_ranks: int) -> None:
-    """16 sequences a step, 4 in a micro batch."""
+    """A step has 16 sequences, a micro batch 4."""
     inputs = load_inputs(write_recipe_over(byte_shards, directory=tmp_path), ZERO1, overrides=[override], world_size=4)
     assert inputs.data_ranks == data_ranks
     assert inputs.deepspeed_config["gradient_accumulation_steps"] == 4 // data_ranks
 
 
-def test_problems_of_all_three_inputs_come_together(tmp_path: Path) -> None:
+def test_problems_of_all_three_inputs_are_reported_together(tmp_path: Path) -> None:
     recipe, missing = write_recipe_over(tmp_path / "none", directory=tmp_path), tmp_path / "none.json"
     with pytest.raises(UserError) as error:
         load_inputs(recipe, missing, overrides=["optim.lr=-1"], world_size=3)
@@ -61,8 +61,8 @@ def test_every_impossible_layout_is_named_in_one_error(tmp_path: Path, byte_shar
         load_inputs(recipe, json_path, overrides=["parallel.pipeline_stages=8"], world_size=12)
     assert str(error.value).split("\n  - ") == [
         f"recipe {recipe} with {json_path}:",
-        "parallel.pipeline_stages=8 must divide the 12 ranks of the run: each replica of the model takes that many",
-        "parallel.pipeline_stages=8 is more than the model's layers and its unembedding, 7",
+        "parallel.pipeline_stages=8 must divide the run's 12 ranks: each replica of the model takes that many",
+        "parallel.pipeline_stages=8 must be at most 7: the model's layers, and its unembedding",
         "scheduler: the learning rate belongs to the recipe's optim section; remove it",
         "parallel.pipeline_stages=8 with ZeRO-3: pipelines accumulate whole gradients over their micro batches, so "
         "they work with ZeRO-0 or ZeRO-1 (ds_configs/zero1_bf16.json)",
@@ -72,7 +72,7 @@ def test_every_impossible_layout_is_named_in_one_error(tmp_path: Path, byte_shar
 
 
 @pytest.mark.parametrize(("n_nodes", "fits"), [(1, True), (8, True), (128, True), (6, False), (100, False)])
-def test_canonical_nodes_must_divide_or_be_divided_by_the_nodes(
+def test_canonical_nodes_must_divide_or_be_a_multiple_of_the_nodes(
     tmp_path: Path, byte_shards: Path, n_nodes: int, fits: bool
 ) -> None:
     def load() -> None:
@@ -84,12 +84,12 @@ def test_canonical_nodes_must_divide_or_be_divided_by_the_nodes(
         load()
     else:
         with pytest.raises(
-            UserError, match=f"num_canonical_nodes=64 must divide, or be divided by, the {n_nodes} nodes"
+            UserError, match=f"num_canonical_nodes=64 must divide, or be a multiple of, the run's {n_nodes} nodes"
         ):
             load()
 
 
-def test_the_command_answers_mistakes_before_it_imports_torch(tmp_path: Path, byte_shards: Path) -> None:
+def test_the_command_reports_mistakes_before_it_imports_torch(tmp_path: Path, byte_shards: Path) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(byte_shards, shards)
     metadata = json.loads((shards / "metadata.json").read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def test_the_command_answers_mistakes_before_it_imports_torch(tmp_path: Path, by
         "pipeline.train", "--config", recipe, "--deepspeed_config", json_path, f"run.dir={run_dir}", "optim.lr=-1",
         PYTHONPROFILEIMPORTTIME="1",
     )  # fmt: skip
-    # Python's tracker of shared memory, a process of its own, writes its imports between those and the message
+    # Python's shared-memory tracker, a process of its own, writes its imports between these and the message.
     imported = {line.rpartition("|")[2].strip() for line in re.findall("import time:.*\n", result.stderr)}
     message = re.sub("import time:.*\n", "", result.stderr).strip()
     assert result.returncode == 2
@@ -119,7 +119,7 @@ def test_the_command_answers_mistakes_before_it_imports_torch(tmp_path: Path, by
     assert not run_dir.exists()
 
 
-def test_the_front_door_names_all_of_it_and_makes_no_run(tmp_path: Path, byte_shards: Path) -> None:
+def test_the_command_names_all_mistakes_and_makes_no_run_directory(tmp_path: Path, byte_shards: Path) -> None:
     done = run_module(
         "pipeline.train", "--config", write_recipe_over(byte_shards, directory=tmp_path), "--deepspeed_config", ZERO1,
         f"run.dir={tmp_path}/runs", "train.eval_every_steps=0", "profile.steps=[16,17]", "log.every_steps=0",
@@ -127,7 +127,9 @@ def test_the_front_door_names_all_of_it_and_makes_no_run(tmp_path: Path, byte_sh
     )  # fmt: skip
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert "profile.steps=[16, 17] must be the first and the last step to record, of the run's 16" in done.stderr
+    assert (
+        "profile.steps=[16, 17] must be the first and the last step to record, within the run's 16 steps" in done.stderr
+    )
     assert "log.every_steps=0: Input should be greater than 0" in done.stderr
     assert "log.prompts: the longest takes 48 tokens" in done.stderr
     assert not (tmp_path / "runs").exists()

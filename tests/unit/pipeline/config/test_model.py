@@ -1,4 +1,4 @@
-"""The model section: the paper's sizes, Llama's feed-forward width, and reading it back from plain values."""
+"""The model section: the paper's sizes, Llama's feed-forward width, and reading plain values."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_sizes_are_the_papers(
     assert model.n_trunk_layers == n_layers - 4
 
 
-def test_no_size_is_left_out_above() -> None:
+def test_every_size_is_tested_above() -> None:
     assert list(MODEL_SIZES) == ["0.3B", "0.6B", "1.3B", "3B", "7B", "13B"]
 
 
@@ -41,7 +41,7 @@ def test_no_size_is_left_out_above() -> None:
         (4096, 256, 1.0, 11008),  # the released 7B's params.json
         (8192, 4096, 1.3, 28672),  # Llama 2 70B's params.json
         (4096, 1024, 1.3, 14336),  # Llama 3 8B's params.json
-        (96, 1, None, 256),  # already whole: not rounded up further
+        (96, 1, None, 256),  # already a whole number: not rounded up
         (96, 256, None, 256),
     ],
 )

@@ -63,7 +63,7 @@ from tests.helpers.recipes import batch_config, parallel_config, with_log
         ),
         (
             parallel_config(pipeline_stages=12),
-            ["parallel.pipeline_stages=12 is more than the model's layers and its unembedding, 7"],
+            ["parallel.pipeline_stages=12 must be at most 7: the model's layers, and its unembedding"],
         ),
     ],
     ids=lambda value: str(value.parallel).partition("(")[2] if isinstance(value, Config) else "",
@@ -79,7 +79,7 @@ def test_replicas_must_divide_the_ranks(name: str) -> None:
     assert parallel_problems(config, world_size=8) == parallel_problems(config, world_size=4) == []
     for n_ranks in (1, 2, 6):
         assert parallel_problems(config, world_size=n_ranks) == [
-            f"parallel.{name}=4 must divide the {n_ranks} ranks of the run: each replica of the model takes that many"
+            f"parallel.{name}=4 must divide the run's {n_ranks} ranks: each replica of the model takes that many"
         ]
 
 
@@ -88,13 +88,13 @@ def test_replicas_must_divide_the_ranks(name: str) -> None:
     [
         parallel_config(),
         parallel_config(compiled=True),
-        parallel_config(pipeline_stages=7),  # six layers, and the unembedding alone
+        parallel_config(pipeline_stages=7),  # six layers, and a last stage of the unembedding alone
         parallel_config(pipeline_stages=7, compiled=True),
         parallel_config(sequence_parallel_size=2, n_kv_heads=2),
         parallel_config(tensor_parallel_size=2, n_kv_heads=2),
     ],
 )
-def test_possible_layouts_are_not_refused(config: Config) -> None:
+def test_possible_layouts_are_accepted(config: Config) -> None:
     assert parallel_problems(config, world_size=14) == []
 
 
@@ -105,8 +105,7 @@ def test_possible_layouts_are_not_refused(config: Config) -> None:
             {"pipeline_stages": 2},
             {"previews_every_steps": 5, "grad_norms_every_steps": 5},
             [
-                "log.previews_every_steps with parallel.pipeline_stages: no rank has the whole of a short text; set it"
-                " to 0",
+                "log.previews_every_steps with parallel.pipeline_stages: no rank has all of a short text; set it to 0",
                 "log.grad_norms_every_steps with parallel.pipeline_stages: no rank has whole gradients; set it to 0",
             ],
         ),
@@ -114,7 +113,7 @@ def test_possible_layouts_are_not_refused(config: Config) -> None:
             {"sequence_parallel_size": 2},
             {"previews_every_steps": 5, "grad_norms_every_steps": 5},
             [
-                "log.previews_every_steps with parallel.sequence_parallel_size: no rank has the whole of a short text;"
+                "log.previews_every_steps with parallel.sequence_parallel_size: no rank has all of a short text;"
                 " set it to 0"
             ],
         ),
@@ -126,7 +125,9 @@ def test_possible_layouts_are_not_refused(config: Config) -> None:
         ({"pipeline_stages": 2}, {}, []),
     ],
 )
-def test_what_no_rank_can_see(sizes: dict[str, Any], log: dict[str, Any], problems: list[str]) -> None:
+def test_reports_are_refused_that_no_rank_has_the_values_for(
+    sizes: dict[str, Any], log: dict[str, Any], problems: list[str]
+) -> None:
     assert parallel_problems(with_log(parallel_config(**sizes), **log), world_size=4) == problems
 
 
@@ -139,7 +140,7 @@ def test_an_impossible_batch_names_the_nearest_possible_one(batch_tokens: int, d
     (problem,) = batch_problems(config, data_ranks=data_ranks)
     assert problem == (
         f"train.batch_tokens={batch_tokens} is not a multiple of data.seq_len=64 x train.micro_batch_size=4 x "
-        f"{data_ranks} ranks = {256 * data_ranks}; the nearest that is: {nearest}"
+        f"{data_ranks} ranks = {256 * data_ranks}; the nearest multiple is {nearest}"
     )
     repaired = batch_config(batch_tokens=nearest, micro_batch_size=4, seq_len=64)
     assert batch_problems(repaired, data_ranks=data_ranks) == []

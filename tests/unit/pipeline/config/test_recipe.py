@@ -1,4 +1,4 @@
-"""Recipes: precedence, and every problem in one message."""
+"""Recipes: the precedence of values, and all problems in one message."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ def problems_of(recipe: Path, *overrides: str) -> list[str]:
     return lines or [heading.removeprefix(f"recipe {recipe}: ")]
 
 
-def test_command_line_beats_recipe_beats_defaults(tmp_path: Path) -> None:
+def test_command_line_overrides_recipe_overrides_defaults(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, COMPLETE + "checkpoint: {every_steps: 7}\n")
     config = load_config(recipe, ["checkpoint.every_steps=9", "log.every_steps=3"])
     assert config.checkpoint.every_steps == 9
@@ -36,7 +36,7 @@ def test_an_override_that_is_not_yaml_is_named(tmp_path: Path) -> None:
     assert second.startswith("optim.beta1=2: Input should be less than 1")
 
 
-def test_the_last_override_of_a_field_counts(tmp_path: Path) -> None:
+def test_the_last_override_of_a_field_wins(tmp_path: Path) -> None:
     assert load_config(write_recipe(tmp_path), ["train.seed=5", "train.seed=6"]).train.seed == 6
 
 
@@ -68,15 +68,15 @@ optim: {beta1: 2.0}
     )
     problems = problems_of(recipe, "optim.lr=-1", "nonsense", "lr=3", "optim.=3")
     expected = [
-        "'nonsense' is not of the form section.field=value",
-        "'lr=3' is not of the form section.field=value",
-        "'optim.=3' is not of the form section.field=value",
+        "'nonsense' must have the form section.field=value",
+        "'lr=3' must have the form section.field=value",
+        "'optim.=3' must have the form section.field=value",
         "unknown key modle; a recipe has run, model, data, train, optim, parallel, checkpoint, log",
         "unknown key model.n_layres; model has size, dim, n_layers, n_heads, ",
         "train.seed='many': Input should be a valid integer",
         "optim.beta1=2.0: Input should be less than 1",
         "optim.lr=-1: Input should be greater than 0",
-        "model.size='7B' already sets dim otherwise; give one or the other",
+        "model.size='7B' already sets dim to another value; give one or the other",
         "model.n_heads=32 must be a multiple of model.n_kv_heads=5",
         "model.n_future_tokens=40 heads need as many layers, but model.n_layers=32 (heads are counted in it)",
         "train.total_tokens is missing: the token budget of the run",
@@ -89,8 +89,8 @@ optim: {beta1: 2.0}
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.n_heads=3", "model.dim=64 over model.n_heads=3 must be an even head width"),
-        ("model.n_heads=64", "model.dim=64 over model.n_heads=64 must be an even head width"),
+        ("model.n_heads=3", "model.dim=64 must be a multiple of 2 x model.n_heads=3: heads need an even width"),
+        ("model.n_heads=64", "model.dim=64 must be a multiple of 2 x model.n_heads=64: heads need an even width"),
         ("model.n_heads=0", "model: give model.size, or all of model.dim, model.n_layers and model.n_heads"),
         ("optim.warmup_steps=98", "optim.warmup_steps=98 must be below the run's 98 steps"),
         ("model.size=6.7B", "model.size='6.7B': Input should be '0.3B', '0.6B', '1.3B', '3B', '7B' or '13B'"),
@@ -98,8 +98,11 @@ optim: {beta1: 2.0}
         ("model.head_order=random", "model.head_order='random': Input should be 'parallel', 'causal' or 'anticausal'"),
         ("parallel.pipeline_stages=0", "parallel.pipeline_stages=0: Input should be greater than 0"),
         ("run.name=../up", "run.name='../up': String should match pattern"),
-        ("profile.steps=[3, 2]", "profile.steps=[3, 2] must be the first and the last step to record, of the run's 98"),
-        ("profile.steps=[90, 99]", "profile.steps=[90, 99] must be the first and the last step to record, of the"),
+        (
+            "profile.steps=[3, 2]",
+            "profile.steps=[3, 2] must be the first and the last step to record, within the run's 98",
+        ),
+        ("profile.steps=[90, 99]", "profile.steps=[90, 99] must be the first and the last step to record, within"),
         ("profile.steps=[0, 2]", "profile.steps.0=0: Input should be greater than 0"),
         ("profile.steps=[3]", "profile.steps.1=[3]: Field required"),
         ("profile.steps=3", "profile.steps=3: Input should be a valid tuple"),
@@ -113,7 +116,7 @@ optim: {beta1: 2.0}
         ("data.num_workers=-1", "data.num_workers=-1: Input should be greater than or equal to 0"),
     ],
 )
-def test_each_single_problem_is_named(tmp_path: Path, override: str, message: str) -> None:
+def test_each_problem_names_field_and_value(tmp_path: Path, override: str, message: str) -> None:
     (problem,) = problems_of(write_recipe(tmp_path), override)
     assert problem.startswith(message)
 
@@ -135,7 +138,7 @@ def test_shards_must_be_named(tmp_path: Path) -> None:
         ("model: 7B\n", "must map sections (model, data, train, ...) to their fields"),
     ],
 )
-def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
     recipe = write_recipe(tmp_path, text)
     with pytest.raises(UserError) as error:
         read_config(recipe)
@@ -143,7 +146,7 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, message: str) -> No
     assert "\n" not in str(error.value)
 
 
-def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_recipe_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     missing, not_text = tmp_path / "missing.yaml", tmp_path / "latin.yaml"
     not_text.write_bytes(b"run: {name: caf\xe9}")
     for recipe in (missing, not_text, tmp_path):
@@ -160,11 +163,11 @@ def test_the_resolved_config_of_a_run_is_a_recipe(tmp_path: Path) -> None:
     assert load_config(resolved) == config
 
 
-def test_wandb_is_asked_for_where_it_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_must_be_installed_if_the_recipe_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = write_recipe(tmp_path)
-    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not there
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     _, problems = read_config(recipe, ["log.wandb=project"])
-    assert problems == ["log.wandb='project' needs the package wandb: pip install wandb, or leave it out"]
+    assert problems == ["log.wandb='project' needs the package wandb: pip install wandb, or leave this key out"]
     assert read_config(recipe)[1] == []
     monkeypatch.delitem(sys.modules, "wandb")
     (tmp_path / "wandb.py").write_text("")

@@ -1,4 +1,4 @@
-"""The config's own arithmetic, and its way through YAML."""
+"""The values that a config computes, and writing it as YAML and reading it back."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def test_total_steps_round_up(total_tokens: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize(("data_ranks", "accumulation"), [(1, 16), (2, 8), (4, 4), (16, 1)])
-def test_accumulation_makes_up_the_batch(data_ranks: int, accumulation: int) -> None:
+def test_accumulation_fills_the_batch(data_ranks: int, accumulation: int) -> None:
     config = batch_config(batch_tokens=4096, micro_batch_size=4, seq_len=64)
     assert batch_problems(config, data_ranks=data_ranks) == []
     assert config.accumulation_steps(data_ranks) == accumulation

@@ -11,7 +11,7 @@ from pipeline.config.shard_folder import evaluation_windows, preview_problems, s
 from tests.helpers.recipes import config_over, with_log
 
 
-def test_shards_that_another_recipe_needs(byte_shards: Path) -> None:
+def test_shards_of_another_sequence_length_vocabulary_and_lookahead_are_refused(byte_shards: Path) -> None:
     metadata = read_metadata(byte_shards)
     assert shard_problems(metadata, config_over(byte_shards), data_ranks=2) == []
     other = {**metadata, "seq_len": 64, "vocab_size": 300, "lookahead": 3}
@@ -22,7 +22,7 @@ def test_shards_that_another_recipe_needs(byte_shards: Path) -> None:
     ]
 
 
-def test_as_many_heads_as_lookahead_are_allowed(byte_shards: Path) -> None:
+def test_the_lookahead_may_equal_the_number_of_heads(byte_shards: Path) -> None:
     metadata = {**read_metadata(byte_shards), "lookahead": 4}
     assert shard_problems(metadata, config_over(byte_shards, n_future_tokens=4), data_ranks=1) == []
     assert len(shard_problems(metadata, config_over(byte_shards, n_future_tokens=5), data_ranks=1)) == 1
@@ -59,45 +59,45 @@ def test_splits_must_fill_one_step_and_one_validation(byte_shards: Path) -> None
 
 @pytest.mark.parametrize(
     ("val_windows", "data_ranks", "expected"),
-    [  # micro batches of 4 sequences of 32 tokens; eval_tokens=640 are 20 windows
+    [  # micro batches of 4 sequences of 32 tokens; eval_tokens=640 is 20 windows
         (1000, 1, 20),
         (1000, 2, 16),  # whole micro batches on both ranks
-        (15, 1, 12),  # no more than there are
-        (1000, 8, 32),  # at least one micro batch on each, though that is more than eval_tokens
+        (15, 1, 12),  # no more than the split has
+        (1000, 8, 32),  # at least one micro batch on each, although that exceeds eval_tokens
     ],
 )
 def test_evaluation_windows(val_windows: int, data_ranks: int, expected: int) -> None:
-    metadata = {"splits": {"val": {"windows": val_windows}}}
-    assert evaluation_windows(metadata, config_over(), data_ranks=data_ranks) == expected
+    metadata = {"seq_len": 32, "splits": {"val": {"windows": val_windows}}}
+    assert evaluation_windows(metadata, config_over().train, data_ranks=data_ranks) == expected
 
 
 def test_previews_are_at_most_as_long_as_sequences(byte_shards: Path) -> None:
-    """EOS, the longest prompt in bytes, and what continues it; sequences have 32 tokens."""
-    metadata, prompts = read_metadata(byte_shards), ("x", "def größe")  # of 11 bytes
+    """EOS, the longest prompt and its continuation must fit into a sequence of 32 tokens."""
+    metadata, prompts = read_metadata(byte_shards), ("x", "def größe")  # the second has 11 bytes
     fits = with_log(config_over(byte_shards), previews_every_steps=1, prompts=prompts, preview_tokens=20)
     assert shard_problems(metadata, fits, data_ranks=2) == []
     long = with_log(config_over(byte_shards), previews_every_steps=1, prompts=prompts, preview_tokens=21)
     assert shard_problems(metadata, long, data_ranks=2) == [
-        "log.prompts: the longest takes 33 tokens, with EOS before it and log.preview_tokens=21 behind it, but"
+        "log.prompts: the longest takes 33 tokens, including EOS before it and log.preview_tokens=21 after it, but"
         " data.seq_len=32; shorten one of them"
     ]
     unseen = with_log(config_over(byte_shards), prompts=prompts, preview_tokens=21)
     assert shard_problems(metadata, unseen, data_ranks=2) == []
 
 
-def test_prompts_are_counted_in_the_shards_own_tokens(tmp_path: Path, sentencepiece_model: Path) -> None:
+def test_prompts_are_counted_in_tokens_of_the_shards_tokenizer(tmp_path: Path, sentencepiece_model: Path) -> None:
     metadata = {"tokenizer": {"kind": "sentencepiece"}}
     text = "for name in names:\n    print(name)\n" * 3
     n_tokens = len(SentencePieceTokenizer(sentencepiece_model).encode(text))
     config = with_log(config_over(tmp_path), previews_every_steps=1, prompts=(text,), preview_tokens=5)
-    assert preview_problems(metadata, config) == [
+    assert preview_problems(metadata, data=config.data, log=config.log) == [
         f"log.previews_every_steps needs {tmp_path}/tokenizer.model, which does not exist; set it to 0"
     ]
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model.read_bytes())
-    fits = replace(config, data=replace(config.data, seq_len=1 + n_tokens + 5))
-    assert preview_problems(metadata, fits) == []
-    (problem,) = preview_problems(metadata, replace(config, data=replace(config.data, seq_len=n_tokens + 5)))
+    fits = replace(config.data, seq_len=1 + n_tokens + 5)
+    assert preview_problems(metadata, data=fits, log=config.log) == []
+    (problem,) = preview_problems(metadata, data=replace(config.data, seq_len=n_tokens + 5), log=config.log)
     assert problem.startswith(f"log.prompts: the longest takes {1 + n_tokens + 5} tokens")
     (tmp_path / "tokenizer.model").write_bytes(b"no model")
-    (problem,) = preview_problems(metadata, fits)
+    (problem,) = preview_problems(metadata, data=fits, log=config.log)
     assert problem.startswith(f"log.previews_every_steps: tokenizer '{tmp_path}/tokenizer.model'")

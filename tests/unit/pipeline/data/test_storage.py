@@ -244,7 +244,7 @@ def test_storage_that_went_away_ends_the_search_at_once(
 def test_mistakes(s3: S3Server, name: str, tmp_path: Path, byte_shards: Path) -> None:
     with pytest.raises(UserError, match=r"needs data\.cache, a folder on each node's own disk"):
         local_folder(DataConfig(shards=name))
-    with pytest.raises(UserError, match=r"data\.cache=c is for s3://; data\.shards=here is read where it is"):
+    with pytest.raises(UserError, match=r"data\.cache=c is for s3:// only, but data\.shards=here is read in place"):
         local_folder(DataConfig(shards="here", cache="c"))
     with pytest.raises(UserError, match=r"only s3://bucket/prefix is known"):
         local_folder(DataConfig(shards="gs://bucket/x", cache="c"))

@@ -44,7 +44,7 @@ def built_parameters(config: ModelConfig) -> int:
 @pytest.mark.parametrize("n_future_tokens", [1, 2, 4, 8])
 @pytest.mark.parametrize("size", MODEL_SIZES)
 def test_parameter_counts_are_the_papers(size: str, n_future_tokens: int) -> None:
-    config = resolve_model(ModelConfig(size=size, n_future_tokens=n_future_tokens))  # type: ignore[arg-type]
+    config = resolve_model(ModelConfig(size=size, n_future_tokens=n_future_tokens))
     assert built_parameters(config) == parameter_count(config) == PAPER_PARAMETERS[size]
 
 

@@ -109,7 +109,7 @@ def test_every_weight_that_does_not_fit_is_named(tmp_path: Path) -> None:
         ('{"dim": 32, "n_layers": 6, "n_heads": 4, "vocab_size": 97, "mtp_heads": 4}', "unknown key 'mtp_heads'"),
         ('{"dim": 32, "n_layers": 6, "n_heads": 4}', "missing key 'vocab_size'"),
         ('{"dim": "wide", "n_layers": 6, "n_heads": 4, "vocab_size": 97}', "dim='wide'"),
-        ('{"dim": 32, "n_layers": 6, "n_heads": 5, "vocab_size": 97}', "must be an even head width"),
+        ('{"dim": 32, "n_layers": 6, "n_heads": 5, "vocab_size": 97}', "heads need an even width"),
         ('{"dim": 32, "n_layers": 6, "n_heads": 4, "vocab_size": 97}', "has no consolidated.pth or"),
     ],
 )
