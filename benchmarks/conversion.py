@@ -21,7 +21,8 @@ from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
 from pipeline.model.formulas import parameter_count
-from pipeline.weights.formats.source import ExportOptions, Source, weight_names
+from pipeline.weights.formats.export import ExportOptions
+from pipeline.weights.formats.stored_model import StoredModel, shapes_by_name
 from pipeline.weights.formats.training import write_checkpoint
 
 GB = 10**9
@@ -41,8 +42,8 @@ class Peak:
 def write_random_run(folder: Path, config: ModelConfig) -> None:
     """Write a checkpoint of random weights."""
     generator = torch.Generator().manual_seed(1)
-    shapes = weight_names(config)
-    source = Source(path=folder, config=config, read=lambda name: torch.randn(shapes[name], generator=generator))
+    shapes = shapes_by_name(config)
+    source = StoredModel(path=folder, config=config, read=lambda name: torch.randn(shapes[name], generator=generator))
     folder.mkdir()
     write_checkpoint(source, folder, ExportOptions())
 

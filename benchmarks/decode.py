@@ -27,7 +27,8 @@ from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
 from pipeline.inference.decoding.prompts import FIRST_TOKENS, encode_prompts, matching_tokenizer, read_prompts
 from pipeline.inference.decoding.session import choose_precision
 from pipeline.weights.formats.detect import EXPORTS, format_of
-from pipeline.weights.formats.source import DTYPES, Source, load_model, torch_dtype, weight_names
+from pipeline.weights.formats.export import DTYPES, torch_dtype
+from pipeline.weights.formats.stored_model import StoredModel, load_model, shapes_by_name
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments do without
     import torch
@@ -110,13 +111,13 @@ def _exit_layers(arguments: argparse.Namespace, config: ModelConfig) -> list[int
     return exits
 
 
-def _source(arguments: argparse.Namespace, config: ModelConfig, *, device: str) -> Source:
+def _source(arguments: argparse.Namespace, config: ModelConfig, *, device: str) -> StoredModel:
     """Return the weights of the folder, or random ones."""
     if arguments.ckpt_dir is not None:
         return format_of(arguments.ckpt_dir, among=EXPORTS).open(arguments.ckpt_dir)
     import torch
 
-    shapes, generator = weight_names(config), torch.Generator(device).manual_seed(1)
+    shapes, generator = shapes_by_name(config), torch.Generator(device).manual_seed(1)
 
     def read(name: str) -> "torch.Tensor":
         shape = shapes[name]
@@ -124,7 +125,7 @@ def _source(arguments: argparse.Namespace, config: ModelConfig, *, device: str) 
             return torch.ones(shape)
         return torch.randn(shape, device=device, generator=generator) / math.sqrt(shape[-1])
 
-    return Source(path=Path(arguments.size), config=config, read=read)
+    return StoredModel(path=Path(arguments.size), config=config, read=read)
 
 
 def _prompts(arguments: argparse.Namespace, config: ModelConfig) -> list[list[int]]:

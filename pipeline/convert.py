@@ -21,8 +21,9 @@ from typing import Literal
 from common.command_line import UserError, command_parser, exit_on_user_error
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.weights.formats.detect import EXPORTS, FORMATS, format_of
+from pipeline.weights.formats.export import DTYPES, ExportOptions, torch_dtype
 from pipeline.weights.formats.model_card import CARD, write_model_card
-from pipeline.weights.formats.source import DTYPES, TOKENIZER, ExportOptions, Source, torch_dtype
+from pipeline.weights.formats.stored_model import TOKENIZER, StoredModel
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,22 +34,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parse(argv)
     _check_output(arguments.output)
-    source = format_of(arguments.input).open(arguments.input)
-    tokenizer = _tokenizer(arguments.tokenizer_path or source.tokenizer, source)
+    stored = format_of(arguments.input).open(arguments.input)
+    tokenizer = _tokenizer(arguments.tokenizer_path or stored.tokenizer, stored)
     options = ExportOptions(
         dtype=torch_dtype(arguments.dtype) if arguments.dtype else None,
         tokenizer=tokenizer,
-        first_token=arguments.first_token or _first_token(source, arguments.input, tokenizer),
+        first_token=arguments.first_token or _first_token(stored, arguments.input, tokenizer),
     )
     with published_folder(arguments.output) as folder:
-        print(f"reading {source.path}", flush=True)
-        FORMATS[arguments.to].write(source, folder, options)
+        print(f"reading {stored.path}", flush=True)
+        FORMATS[arguments.to].write(stored, folder, options)
         if arguments.to in EXPORTS:
-            write_model_card(folder, source, name=arguments.output.name, format_name=arguments.to, options=options)
+            write_model_card(folder, stored, name=arguments.output.name, format_name=arguments.to, options=options)
     print(f"finished {arguments.output}; to use it:\n  {_use(arguments.to, arguments.output, options)}")
 
 
-def _tokenizer(name: str | None, source: Source) -> str | None:
+def _tokenizer(name: str | None, stored: StoredModel) -> str | None:
     """Return the tokenizer that goes along, checked against the model.
 
     Raises:
@@ -57,15 +58,15 @@ def _tokenizer(name: str | None, source: Source) -> str | None:
     if name is None:
         print("warning: no tokenizer goes along; name it with --tokenizer_path", file=sys.stderr)
         return None
-    n_ids = load_tokenizer(name, vocab_size=source.config.vocab_size).vocab_size
-    if n_ids != source.config.vocab_size:
-        raise UserError(f"the tokenizer {name} has {n_ids} ids, but the model {source.config.vocab_size}")
+    n_ids = load_tokenizer(name, vocab_size=stored.config.vocab_size).vocab_size
+    if n_ids != stored.config.vocab_size:
+        raise UserError(f"the tokenizer {name} has {n_ids} ids, but the model {stored.config.vocab_size}")
     return name
 
 
-def _first_token(source: Source, path: Path, tokenizer: str | None) -> Literal["bos", "eos", "none"]:
+def _first_token(stored: StoredModel, path: Path, tokenizer: str | None) -> Literal["bos", "eos", "none"]:
     """Return what stood before a document in training: what our shards say, mostly EOS; BOS for Meta's models."""
-    ends = (source.provenance.shards or {}).get("document_ends")
+    ends = (stored.provenance.shards or {}).get("document_ends")
     if ends is not None:
         return "bos" if ends == "both" else ends
     return "eos" if tokenizer == BYTES or FORMATS["deepspeed"].is_at(path) else "bos"

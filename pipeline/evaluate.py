@@ -28,7 +28,7 @@ from pipeline.inference.evaluation.problems import FORMATS, Problem, load_proble
 from pipeline.inference.evaluation.sample_log import SampleId, SampleLog, open_folder
 from pipeline.inference.evaluation.sandbox import Isolation, Limits, Verdict, find_isolation, run_program
 from pipeline.weights.formats.detect import EXPORTS, format_of
-from pipeline.weights.formats.source import DTYPES
+from pipeline.weights.formats.export import DTYPES
 
 _EXAMPLES = """example, the paper's measure:
   python -m pipeline.evaluate --ckpt_dir exports/7B_200B --first_token eos --problems HumanEval.jsonl.gz \\

@@ -28,7 +28,7 @@ from pipeline.inference.decoding.prompts import (
 )
 from pipeline.inference.decoding.session import DECODINGS, Batch, Completion, Decoding, Session, choose_heads
 from pipeline.weights.formats.detect import EXPORTS, format_of
-from pipeline.weights.formats.source import DTYPES
+from pipeline.weights.formats.export import DTYPES
 
 _WARM_UP_TOKENS = 8
 _EXAMPLES = """examples:

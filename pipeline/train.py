@@ -80,7 +80,7 @@ def run(
     from pipeline.training.engine import build_engine
     from pipeline.training.loop import Trainer, owes_validation
     from pipeline.weights.checkpoint.folder import CheckpointFolder
-    from pipeline.weights.formats.detect import starting_weights
+    from pipeline.weights.formats.start import starting_weights
 
     config = inputs.config
     lease = Lease(config.run_dir, launch=world.launch)

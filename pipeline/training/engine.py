@@ -29,14 +29,20 @@ from pipeline.training.process_group import import_deepspeed
 from pipeline.training.sequence import positions_of, share_sequences
 from pipeline.training.stages import StageModule, pipeline_of
 from pipeline.weights.checkpoint.state import HostCopies, Slice, load_state, state_of
-from pipeline.weights.formats.source import Source, fill
+from pipeline.weights.formats.start import fill
+from pipeline.weights.formats.stored_model import StoredModel
 
 
 class Engine:
     """A model that trains under DeepSpeed: steps, evaluation, learning rate, checkpoint parts. ZeRO of any stage."""
 
     def __init__(
-        self, config: Config, deepspeed_config: dict[str, Any], *, device: torch.device, start: Source | None = None
+        self,
+        config: Config,
+        deepspeed_config: dict[str, Any],
+        *,
+        device: torch.device,
+        start: StoredModel | None = None,
     ) -> None:
         """Build and initialise the model on `device`, and hand it to DeepSpeed. Every rank must call it.
 
@@ -44,7 +50,7 @@ class Engine:
             config: the run.
             deepspeed_config: filled by `fill_deepspeed_config`.
             device: from `process_group`.
-            start: weights to begin with, which fit (`formats.source.check_start`); None begins with random ones.
+            start: weights to begin with, which fit (`formats.start.check_start`); None begins with random ones.
 
         Raises:
             UserError: `train.compile` is set, and the CPU's compiler is missing.
@@ -248,7 +254,7 @@ class PipelineEngine(Engine):
 
 
 def build_engine(
-    config: Config, deepspeed_config: dict[str, Any], *, device: torch.device, start: Source | None = None
+    config: Config, deepspeed_config: dict[str, Any], *, device: torch.device, start: StoredModel | None = None
 ) -> Engine:
     """Return the engine that the config asks for; see `Engine`. Every rank must call it."""
     engine = PipelineEngine if config.parallel.pipeline_stages > 1 else Engine

@@ -12,7 +12,8 @@ from pipeline.config.schema import Config, DataConfig
 from pipeline.model.network import MultiTokenModel
 from pipeline.weights.checkpoint.folder import SHARDED
 from pipeline.weights.formats.detect import FORMATS
-from pipeline.weights.formats.source import ExportOptions, Source
+from pipeline.weights.formats.export import ExportOptions
+from pipeline.weights.formats.stored_model import StoredModel
 
 
 def write_checkpoint(folder: Path, model: MultiTokenModel, *, shards: Path | str = "shards") -> None:
@@ -35,10 +36,10 @@ def write_checkpoint(folder: Path, model: MultiTokenModel, *, shards: Path | str
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def in_memory(model: MultiTokenModel) -> Source:
+def in_memory(model: MultiTokenModel) -> StoredModel:
     """Return a model's weights as a source."""
     weights: dict[str, Tensor] = dict(model.state_dict())
-    return Source(path=Path("memory"), config=model.config, read=weights.__getitem__)
+    return StoredModel(path=Path("memory"), config=model.config, read=weights.__getitem__)
 
 
 def exported(folder: Path, model: MultiTokenModel, *, to: str = "meta", options: ExportOptions | None = None) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from common.command_line import UserError
 from pipeline.config.model import ModelConfig
 from pipeline.model.formulas import head_inputs, parameter_count
-from pipeline.weights.formats.source import torch_dtype
+from pipeline.weights.formats.export import torch_dtype
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from common.command_line import UserError, raise_if_any
 from common.tokenizers import BYTES, FIM_BYTE_IDS, ByteTokenizer, Tokenizer, load_tokenizer
 from pipeline.config.model import ModelConfig
-from pipeline.weights.formats.source import TOKENIZER, tokenizer_in
+from pipeline.weights.formats.stored_model import TOKENIZER, tokenizer_in
 
 STANDARD_INPUT = Path("-")
 FIRST_TOKENS = ("bos", "eos", "none")

@@ -16,7 +16,8 @@ from pipeline.inference.decoding.memory import DecodingMemory
 from pipeline.inference.decoding.prompts import Prompt
 from pipeline.inference.decoding.text import CompletionText
 from pipeline.weights.formats.detect import EXPORTS, format_of
-from pipeline.weights.formats.source import load_model, torch_dtype
+from pipeline.weights.formats.export import torch_dtype
+from pipeline.weights.formats.stored_model import load_model
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments do without
     from pipeline.inference.decoding.sampling import Sampling
@@ -99,9 +100,9 @@ class Session:
         self.device, self.dtype = choose_precision(device, dtype)
         self._tokenizer, self._max_batch_size = tokenizer, max_batch_size
         print(f"loading {ckpt_dir} ({self.dtype} on {self.device})", file=sys.stderr, flush=True)
-        source = format_of(ckpt_dir, among=EXPORTS).open(ckpt_dir)
+        stored = format_of(ckpt_dir, among=EXPORTS).open(ckpt_dir)
         self._memory = DecodingMemory(
-            config=source.config,
+            config=stored.config,
             device=self.device,
             dtype=self.dtype,
             max_batch_size=max_batch_size,
@@ -111,7 +112,7 @@ class Session:
         self._memory.check()
         with self._memory.shortage_told():
             self.decoder = Decoder(
-                load_model(source, device=self.device, dtype=torch_dtype(self.dtype)),
+                load_model(stored, device=self.device, dtype=torch_dtype(self.dtype)),
                 max_batch_size=max_batch_size,
                 max_seq_len=max_seq_len,
                 n_heads_used=n_heads_used,

@@ -1,13 +1,11 @@
-"""Which format a folder has, and the weights that a run starts from."""
+"""The formats by name, and which of them a folder has."""
 
 from collections.abc import Collection
 from pathlib import Path
 
 from common.command_line import UserError
-from common.tokenizers import load_tokenizer
-from pipeline.config.model import ModelConfig
 from pipeline.weights.formats import huggingface, meta, training
-from pipeline.weights.formats.source import Format, Source, check_start
+from pipeline.weights.formats.export import Format
 
 FORMATS = {"meta": meta.FORMAT, "hf": huggingface.FORMAT, "deepspeed": training.FORMAT}
 """By the names that `pipeline.convert --to` knows."""
@@ -18,28 +16,6 @@ _LOOKS = {
     "hf": "config.json and model.safetensors",
     "deepspeed": "a run directory, or one of its checkpoints",
 }
-
-
-def starting_weights(config: ModelConfig, *, tokenizer_sha256: str) -> Source:
-    """Return the weights that a fresh run begins with.
-
-    Args:
-        config: of the run, with `init_from`.
-        tokenizer_sha256: of the run's shards; '' for bytes.
-
-    Raises:
-        UserError: `model.init_from` holds no weights, or they do not fit the run or its tokenizer.
-    """
-    assert config.init_from is not None
-    path = Path(config.init_from)
-    source = format_of(path).open(path)
-    check_start(source, config)
-    if source.tokenizer is not None and load_tokenizer(source.tokenizer).sha256 != tokenizer_sha256:
-        raise UserError(
-            f"model.init_from={path} was trained with {source.tokenizer}, which is not the tokenizer of data.shards;"
-            " write the shards with it"
-        )
-    return source
 
 
 def format_of(path: Path, *, among: Collection[str] = tuple(FORMATS)) -> Format:

@@ -16,16 +16,15 @@ from common.command_line import UserError, raise_if_any
 from common.files import inside, write_json, written_whole
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.config.model import ModelConfig
+from pipeline.weights.formats.export import ExportOptions, Format
 from pipeline.weights.formats.llama import config_of_llama, hf_config, hf_names, is_rotated, rotary_halves, rotary_pairs
-from pipeline.weights.formats.source import (
+from pipeline.weights.formats.stored_model import (
     TOKENIZER,
-    ExportOptions,
-    Format,
-    Source,
+    StoredModel,
     key_problems,
     read_json_object,
+    shapes_by_name,
     tokenizer_in,
-    weight_names,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def read_config(folder: Path) -> ModelConfig:
     return config_of_llama(read_json_object(folder / CONFIG), source=str(folder / CONFIG))
 
 
-def open_folder(folder: Path) -> Source:
+def open_folder(folder: Path) -> StoredModel:
     """Return the weights of a Hugging Face folder.
 
     Raises:
@@ -55,7 +54,7 @@ def open_folder(folder: Path) -> Source:
     where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (no mapping, though it has keys)
     found = {name: tuple(file.get_slice(name).get_shape()) for name, file in where.items()}
     names = hf_names(config)
-    shapes = weight_names(config)
+    shapes = shapes_by_name(config)
     raise_if_any(
         key_problems(found, {names[name]: shape for name, shape in shapes.items()}),
         heading=f"the weights in {folder} do not fit its {CONFIG}",
@@ -66,7 +65,7 @@ def open_folder(folder: Path) -> Source:
         return rotary_pairs(weight, head_dim=config.head_dim) if is_rotated(name) else weight
 
     seq_len = read_json_object(folder / CONFIG).get("max_position_embeddings")
-    return Source(
+    return StoredModel(
         path=folder,
         config=config,
         read=read,
@@ -98,7 +97,7 @@ def _opened(folder: Path) -> list[Any]:
     return opened
 
 
-def write_folder(source: Source, folder: Path, options: ExportOptions) -> None:
+def write_folder(stored: StoredModel, folder: Path, options: ExportOptions) -> None:
     """Write a whole export into an existing folder; one file of weights, at most 5 GB, is in memory at a time.
 
     Raises:
@@ -109,11 +108,11 @@ def write_folder(source: Source, folder: Path, options: ExportOptions) -> None:
     from safetensors.torch import save_file
     from tqdm import tqdm
 
-    config = hf_config(source.config)
+    config = hf_config(stored.config)
     dtype = options.dtype or torch.promote_types(
-        source.read("heads.norm.weight").dtype, source.read("heads.output.weight").dtype
+        stored.read("heads.norm.weight").dtype, stored.read("heads.output.weight").dtype
     )
-    shapes, names = weight_names(source.config), hf_names(source.config)
+    shapes, names = shapes_by_name(stored.config), hf_names(stored.config)
     llama = {
         names[own]: torch.empty(shape, dtype=dtype, device="meta")
         for own, shape in shapes.items()
@@ -126,7 +125,7 @@ def write_folder(source: Source, folder: Path, options: ExportOptions) -> None:
         files[EXTRA_HEADS] = extra
     own_names = {name: own for own, name in names.items()}
     for file in tqdm(files, desc="writing", unit="file", disable=None):
-        weights = {name: _converted(source, own_names[name]).to(dtype).contiguous() for name in files[file]}
+        weights = {name: _converted(stored, own_names[name]).to(dtype).contiguous() for name in files[file]}
         with written_whole(folder / file) as partial:
             partial.touch()
             usual_mode = partial.stat().st_mode
@@ -135,8 +134,8 @@ def write_folder(source: Source, folder: Path, options: ExportOptions) -> None:
     if split.is_sharded:
         write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
     values = {**config, "torch_dtype": str(dtype).removeprefix("torch.")}
-    if source.seq_len is not None:
-        values["max_position_embeddings"] = source.seq_len
+    if stored.seq_len is not None:
+        values["max_position_embeddings"] = stored.seq_len
     if options.tokenizer is not None:
         from pipeline.weights.formats.tokenizer_json import write_tokenizer_files
 
@@ -154,9 +153,9 @@ def _is_extra(hf_name: str) -> bool:
     return hf_name.startswith("extra_")
 
 
-def _converted(source: Source, name: str) -> Tensor:
-    weight = source.read(name)
-    return rotary_halves(weight, head_dim=source.config.head_dim) if is_rotated(name) else weight
+def _converted(stored: StoredModel, name: str) -> Tensor:
+    weight = stored.read(name)
+    return rotary_halves(weight, head_dim=stored.config.head_dim) if is_rotated(name) else weight
 
 
 FORMAT = Format(

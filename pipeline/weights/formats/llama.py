@@ -13,7 +13,7 @@ from common.command_line import UserError, raise_if_any
 from pipeline.config.model import ModelConfig
 from pipeline.model.formulas import head_inputs
 from pipeline.weights.formats.meta import config_of_params, meta_params
-from pipeline.weights.formats.source import described_model, weight_names
+from pipeline.weights.formats.stored_model import described_model, shapes_by_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ _OUTSIDE_LAYERS = {
 
 def hf_names(config: ModelConfig) -> dict[str, str]:
     """Return transformers' name of each of our weights."""
-    return {name: _hf_name(name, config) for name in weight_names(config)}
+    return {name: _hf_name(name, config) for name in shapes_by_name(config)}
 
 
 def _hf_name(name: str, config: ModelConfig) -> str:

@@ -16,18 +16,15 @@ from typing import TYPE_CHECKING, Any
 from common.command_line import UserError, raise_if_any
 from common.files import write_json, written_whole
 from pipeline.config.model import ModelConfig
-from pipeline.weights.formats.source import (
+from pipeline.weights.formats.export import ExportOptions, Format, copy_tokenizer, staged
+from pipeline.weights.formats.stored_model import (
     TOKENIZER,
-    ExportOptions,
-    Format,
-    Source,
-    copy_tokenizer,
+    StoredModel,
     described_model,
     key_problems,
     read_json_object,
-    staged,
+    shapes_by_name,
     tokenizer_in,
-    weight_names,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +51,7 @@ def meta_name(name: str, *, n_trunk_layers: int) -> str:
 def meta_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Return every weight of the Meta format, by name, with its shape."""
     return {
-        meta_name(name, n_trunk_layers=config.n_trunk_layers): shape for name, shape in weight_names(config).items()
+        meta_name(name, n_trunk_layers=config.n_trunk_layers): shape for name, shape in shapes_by_name(config).items()
     }
 
 
@@ -93,7 +90,7 @@ def read_config(folder: Path) -> ModelConfig:
     return config_of_params(values, source=str(path))
 
 
-def open_folder(folder: Path) -> Source:
+def open_folder(folder: Path) -> StoredModel:
     """Return the weights of a Meta folder.
 
     Raises:
@@ -108,20 +105,20 @@ def open_folder(folder: Path) -> Source:
     def read(name: str) -> Tensor:
         return weights[meta_name(name, n_trunk_layers=config.n_trunk_layers)]
 
-    return Source(path=folder, config=config, read=read, tokenizer=tokenizer_in(folder))
+    return StoredModel(path=folder, config=config, read=read, tokenizer=tokenizer_in(folder))
 
 
-def write_folder(source: Source, folder: Path, options: ExportOptions) -> None:
+def write_folder(stored: StoredModel, folder: Path, options: ExportOptions) -> None:
     """Write consolidated.pth and params.json into an existing folder; takes as much disk again while it writes."""
     import torch
 
     with TemporaryDirectory(dir=folder, prefix=".staged-") as scratch, written_whole(folder / WEIGHTS) as partial:
-        weights = staged(source, Path(scratch), options.dtype)
+        weights = staged(stored, Path(scratch), options.dtype)
         renamed = {
-            meta_name(name, n_trunk_layers=source.config.n_trunk_layers): weight for name, weight in weights.items()
+            meta_name(name, n_trunk_layers=stored.config.n_trunk_layers): weight for name, weight in weights.items()
         }
         torch.save(renamed, partial)
-    write_json(folder / PARAMS, meta_params(source.config))
+    write_json(folder / PARAMS, meta_params(stored.config))
     copy_tokenizer(options.tokenizer, folder)
 
 

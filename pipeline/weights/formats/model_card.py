@@ -18,7 +18,8 @@ from common.files import write_text
 from common.tokenizers import BYTES
 from pipeline.config.model import ModelConfig
 from pipeline.model.formulas import parameter_count
-from pipeline.weights.formats.source import TOKENIZER, ExportOptions, Provenance, Source
+from pipeline.weights.formats.export import ExportOptions
+from pipeline.weights.formats.stored_model import TOKENIZER, Provenance, StoredModel
 
 CARD = "README.md"
 FormatName = Literal["meta", "hf"]
@@ -65,13 +66,13 @@ _CITATION = """```bibtex
 
 
 def write_model_card(
-    folder: Path, source: Source, *, name: str, format_name: FormatName, options: ExportOptions
+    folder: Path, stored: StoredModel, *, name: str, format_name: FormatName, options: ExportOptions
 ) -> None:
-    """Write the card of the finished export of `source` in `folder`, which will be published as `name`."""
+    """Write the card of the finished export of `stored` in `folder`, which will be published as `name`."""
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != CARD}
     card = model_card(
-        source.config, name=name, format_name=format_name, options=options, seq_len=source.seq_len,
-        provenance=source.provenance, files=files,
+        stored.config, name=name, format_name=format_name, options=options, seq_len=stored.seq_len,
+        provenance=stored.provenance, files=files,
     )  # fmt: skip
     write_text(folder / CARD, card)
 

@@ -28,7 +28,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from common.command_line import UserError, raise_if_any
 from common.sentencepiece_model import PROBES, SPACE, merges, obstacles, parsed
 from common.tokenizers import BYTES, ByteTokenizer, Tokenizer, load_tokenizer
-from pipeline.weights.formats.source import TOKENIZER
+from pipeline.weights.formats.stored_model import TOKENIZER
 
 FirstToken = Literal["bos", "eos", "none"]
 

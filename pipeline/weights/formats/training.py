@@ -17,18 +17,15 @@ from common.tokenizers import BYTES
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import DataConfig
 from pipeline.config.shard_folder import local_folder
-from pipeline.weights.formats.source import (
+from pipeline.weights.formats.export import ExportOptions, Format, copy_tokenizer, staged
+from pipeline.weights.formats.stored_model import (
     TOKENIZER,
-    ExportOptions,
-    Format,
     Provenance,
-    Source,
-    copy_tokenizer,
+    StoredModel,
     described_model,
     read_json_object,
-    staged,
+    shapes_by_name,
     tokenizer_in,
-    weight_names,
 )
 
 _STATE, _CHECKPOINTS = "training_state.json", "checkpoints"
@@ -63,7 +60,7 @@ def read_config(path: Path) -> ModelConfig:
     return open_checkpoint(path).config
 
 
-def open_checkpoint(path: Path) -> Source:
+def open_checkpoint(path: Path) -> StoredModel:
     """Return the weights of a checkpoint folder, or of a run's newest whole one.
 
     Raises:
@@ -78,15 +75,15 @@ def open_checkpoint(path: Path) -> Source:
     if not isinstance(sections, dict) or not isinstance(sections.get("model"), dict):
         raise UserError(f"{checkpoint / _STATE} describes no model")
     config = described_model(sections["model"], source=f"{checkpoint / _STATE}, config.model")
-    read = weight_reader(checkpoint / SHARDED, weight_names(config))
+    read = weight_reader(checkpoint / SHARDED, shapes_by_name(config))
     if "data" not in sections:  # of no run
-        return Source(path=checkpoint, config=config, read=read, tokenizer=tokenizer_in(checkpoint))
+        return StoredModel(path=checkpoint, config=config, read=read, tokenizer=tokenizer_in(checkpoint))
     shards = _folder_of_shards(sections["data"])
     metadata = _json_or_none(shards / "metadata.json")
     if metadata is None:
         print(f"warning: the run's shards, {shards}, are not here, and so is their tokenizer", file=sys.stderr)
     run_dir = checkpoint.parent.parent
-    return Source(
+    return StoredModel(
         path=checkpoint,
         config=config,
         read=read,
@@ -116,7 +113,7 @@ def _json_or_none(path: Path) -> dict[str, Any] | None:
     return read_json_object(path) if path.is_file() else None
 
 
-def write_checkpoint(source: Source, folder: Path, options: ExportOptions) -> None:
+def write_checkpoint(stored: StoredModel, folder: Path, options: ExportOptions) -> None:
     """Write and seal a checkpoint of step 0 into an existing folder; takes as much disk again while it writes.
 
     Raises:
@@ -130,9 +127,9 @@ def write_checkpoint(source: Source, folder: Path, options: ExportOptions) -> No
     if options.dtype not in (None, torch.float32):
         raise UserError(f"--dtype {options.dtype}: training checkpoints hold fp32; leave it out")
     with TemporaryDirectory(dir=folder, prefix=".staged-") as scratch:
-        save_weights(folder / SHARDED, staged(source, Path(scratch), torch.float32))
+        save_weights(folder / SHARDED, staged(stored, Path(scratch), torch.float32))
     copy_tokenizer(options.tokenizer, folder)
-    model = dataclasses.asdict(source.config)
+    model = dataclasses.asdict(stored.config)
     seal_checkpoint(folder, {"step": 0, "tokens": 0, "config": {"model": model}})
 
 

@@ -13,8 +13,9 @@ from pipeline import convert
 from pipeline.weights.checkpoint.folder import SHARDED
 from pipeline.weights.formats import meta
 from pipeline.weights.formats.detect import format_of
+from pipeline.weights.formats.export import torch_dtype
 from pipeline.weights.formats.meta import meta_params, meta_shapes
-from pipeline.weights.formats.source import load_model, torch_dtype, weight_names
+from pipeline.weights.formats.stored_model import load_model, shapes_by_name
 from tests.helpers.exports import write_checkpoint
 from tests.helpers.references import all_logits, every_kind_of_heads, tiny_model
 
@@ -36,7 +37,7 @@ def run(source: Path, output: Path, *more: str, to: str = "meta") -> None:
 def values(folder: Path) -> dict[str, torch.Tensor]:
     """Every weight of a folder, by our names."""
     source = format_of(folder).open(folder)
-    return {name: source.read(name) for name in weight_names(source.config)}
+    return {name: source.read(name) for name in shapes_by_name(source.config)}
 
 
 def assert_same_bits(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

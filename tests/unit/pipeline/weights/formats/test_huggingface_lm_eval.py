@@ -12,7 +12,7 @@ import sentencepiece
 import torch
 
 from pipeline.model.network import MultiTokenModel
-from pipeline.weights.formats.source import ExportOptions
+from pipeline.weights.formats.export import ExportOptions
 from tests.helpers.exports import exported
 from tests.helpers.references import all_logits, tiny_model
 

@@ -9,7 +9,7 @@ import torch
 from common.command_line import UserError
 from pipeline.config.model import ModelConfig, resolve_model
 from pipeline.weights.formats.meta import meta_name, meta_params, meta_shapes, open_folder, read_config
-from pipeline.weights.formats.source import load_model
+from pipeline.weights.formats.stored_model import load_model
 from tests.helpers.exports import exported
 from tests.helpers.references import all_logits, tiny_model
 

@@ -11,7 +11,7 @@ import torch
 from common.command_line import UserError
 from pipeline.model.network import MultiTokenModel
 from pipeline.weights.formats.meta import meta_name, meta_params, meta_shapes, open_folder, read_config
-from pipeline.weights.formats.source import load_model
+from pipeline.weights.formats.stored_model import load_model
 from tests.helpers.exports import exported
 from tests.helpers.references import all_logits, every_kind_of_heads, tiny_config, tiny_model
 

@@ -13,8 +13,9 @@ from huggingface_hub import ModelCard
 from pipeline.config.model import ModelConfig, resolve_model
 from pipeline.config.schema import Config, DataConfig
 from pipeline.monitoring.environment import environment
+from pipeline.weights.formats.export import ExportOptions
 from pipeline.weights.formats.model_card import model_card, write_model_card
-from pipeline.weights.formats.source import ExportOptions, Provenance
+from pipeline.weights.formats.stored_model import Provenance
 from tests.conftest import REPOSITORY
 from tests.helpers.exports import exported, in_memory
 from tests.helpers.references import tiny_model

@@ -9,8 +9,6 @@ from common.command_line import UserError
 from pipeline.config.schema import Config
 from pipeline.weights.checkpoint.folder import identity_problems, seal_checkpoint
 from pipeline.weights.checkpoint.manifest import damage_of
-from pipeline.weights.formats.detect import format_of, starting_weights
-from pipeline.weights.formats.source import ExportOptions
 from pipeline.weights.formats.training import find_checkpoint, open_checkpoint
 from tests.helpers.exports import exported, write_checkpoint
 from tests.helpers.references import tiny_config, tiny_model
@@ -37,23 +35,6 @@ def test_a_checkpoint_knows_its_tokenizer_and_its_context(tmp_path: Path, byte_s
     assert source.provenance.shards == json.loads((byte_shards / "metadata.json").read_text())
 
 
-def test_runs_start_from_any_format(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "run" / "checkpoints" / "step_00000007", tiny_model())
-    for to in ("meta", "hf", "deepspeed"):
-        exported(tmp_path / to, tiny_model(), to=to)
-    for name in ("run", "run/checkpoints/step_00000007", "meta", "hf", "deepspeed"):
-        source = starting_weights(tiny_config(init_from=str(tmp_path / name)), tokenizer_sha256="")
-        assert source.config.n_future_tokens == 4
-
-
-def test_a_run_does_not_start_with_another_tokenizer(tmp_path: Path, sentencepiece_model: Path) -> None:
-    options = ExportOptions(tokenizer=str(sentencepiece_model))
-    folder = exported(tmp_path / "meta", tiny_model(vocab_size=512), options=options)
-    config = tiny_config(vocab_size=512, init_from=str(folder))
-    with pytest.raises(UserError, match=r"is not the tokenizer of data\.shards"):
-        starting_weights(config, tokenizer_sha256="0" * 64)
-
-
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "young" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="young has no whole checkpoint"):
@@ -70,13 +51,3 @@ def test_a_state_without_a_model_is_named(tmp_path: Path, state: dict[str, objec
     seal_checkpoint(folder, state)
     with pytest.raises(UserError, match=r"training_state\.json describes no model"):
         open_checkpoint(folder)
-
-
-def test_decoding_wants_an_export(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "run", tiny_model())
-    with pytest.raises(UserError, match=r"export it first: python -m pipeline\.convert --input"):
-        format_of(tmp_path / "run", among=("meta", "hf"))
-    with pytest.raises(UserError, match="nowhere does not exist"):
-        format_of(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds no model; expected .*params\.json .*; config\.json .* \(hf\)$"):
-        format_of(tmp_path, among=("meta", "hf"))

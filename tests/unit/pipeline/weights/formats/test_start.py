@@ -1,6 +1,5 @@
-"""Weights from elsewhere: starting a run with more heads or fewer, and what does not fit; staging."""
+"""Starting a run from weights with more heads or fewer; weights and tokenizers that do not fit are refused."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,16 @@ import torch
 
 from common.command_line import UserError
 from pipeline.model.network import MultiTokenModel, initialise
-from pipeline.weights.formats.source import Source, check_start, fill, staged
-from tests.helpers.exports import in_memory
+from pipeline.weights.formats.export import ExportOptions
+from pipeline.weights.formats.start import check_start, fill, starting_weights
+from pipeline.weights.formats.stored_model import StoredModel
+from tests.helpers.exports import exported, in_memory, write_checkpoint
 from tests.helpers.references import all_logits, every_cut, tiny_config, tiny_model
 
 TOKENS = torch.arange(20).view(2, 10)
 
 
-def started(source: Source, *, new_heads: str = "copy", **fields: Any) -> MultiTokenModel:
+def started(source: StoredModel, *, new_heads: str = "copy", **fields: Any) -> MultiTokenModel:
     """Return a model that began as seed 2's and was filled from the source."""
     model = tiny_model(seed=2, **fields)
     check_start(source, model.config)
@@ -103,22 +104,18 @@ def test_the_order_of_a_single_head_does_not_matter() -> None:
     check_start(in_memory(tiny_model(n_future_tokens=1, head_order="causal", n_layers=3)), tiny_config())
 
 
-def test_staged_weights_lie_in_files(tmp_path: Path) -> None:
-    weights = staged(in_memory(tiny_model()), tmp_path, torch.bfloat16)
-    for name, weight in tiny_model().state_dict().items():
-        assert torch.equal(weights[name], weight.bfloat16())
-    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
-    assert sum(sizes) == sum(2 * weight.numel() for weight in weights.values())
-    maps = Path("/proc/self/maps").read_text()
-    assert all(str(path) in maps for path in tmp_path.iterdir())
+def test_runs_start_from_any_format(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "run" / "checkpoints" / "step_00000007", tiny_model())
+    for to in ("meta", "hf", "deepspeed"):
+        exported(tmp_path / to, tiny_model(), to=to)
+    for name in ("run", "run/checkpoints/step_00000007", "meta", "hf", "deepspeed"):
+        source = starting_weights(tiny_config(init_from=str(tmp_path / name)), tokenizer_sha256="")
+        assert source.config.n_future_tokens == 4
 
 
-def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without room set aside the first write to a mapped page would end the process with SIGBUS."""
-
-    def full(descriptor: int, offset: int, length: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"):
-        staged(in_memory(tiny_model()), tmp_path, None)
+def test_a_run_does_not_start_with_another_tokenizer(tmp_path: Path, sentencepiece_model: Path) -> None:
+    options = ExportOptions(tokenizer=str(sentencepiece_model))
+    folder = exported(tmp_path / "meta", tiny_model(vocab_size=512), options=options)
+    config = tiny_config(vocab_size=512, init_from=str(folder))
+    with pytest.raises(UserError, match=r"is not the tokenizer of data\.shards"):
+        starting_weights(config, tokenizer_sha256="0" * 64)

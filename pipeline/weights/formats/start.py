@@ -1,0 +1,96 @@
+"""The weights that a fresh run starts from (`model.init_from`), which may have more heads than the run, or fewer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.command_line import UserError, raise_if_any
+from common.tokenizers import load_tokenizer
+from pipeline.config.model import ModelConfig
+from pipeline.weights.formats.detect import format_of
+from pipeline.weights.formats.stored_model import StoredModel
+
+if TYPE_CHECKING:
+    import torch
+
+_SHARED = ("dim", "n_heads", "kv_heads", "head_dim", "ffn_dim", "vocab_size", "norm_eps", "rope_theta", "head_type")
+
+
+def starting_weights(config: ModelConfig, *, tokenizer_sha256: str) -> StoredModel:
+    """Return the weights that a fresh run begins with.
+
+    Args:
+        config: of the run, with `init_from`.
+        tokenizer_sha256: of the run's shards; '' for bytes.
+
+    Raises:
+        UserError: `model.init_from` holds no weights, or they do not fit the run or its tokenizer.
+    """
+    assert config.init_from is not None
+    path = Path(config.init_from)
+    stored = format_of(path).open(path)
+    check_start(stored, config)
+    if stored.tokenizer is not None and load_tokenizer(stored.tokenizer).sha256 != tokenizer_sha256:
+        raise UserError(
+            f"model.init_from={path} was trained with {stored.tokenizer}, which is not the tokenizer of data.shards;"
+            " write the shards with it"
+        )
+    return stored
+
+
+def check_start(stored: StoredModel, config: ModelConfig) -> None:
+    """Raise what keeps a run of another number of heads from starting with these weights, all at once.
+
+    Raises:
+        UserError: the architectures differ in more than their heads.
+    """
+    theirs = stored.config
+    problems = [
+        f"its {field} is {getattr(theirs, field)}, and this run's is {getattr(config, field)}"
+        for field in _SHARED
+        if getattr(theirs, field) != getattr(config, field)
+    ]
+    several = min(theirs.n_future_tokens, config.n_future_tokens) > 1
+    for field in ("head_order", "replicated_unembedding"):
+        if several and getattr(theirs, field) != getattr(config, field):
+            problems.append(f"its {field} is {getattr(theirs, field)}, and this run's is {getattr(config, field)}")
+    if theirs.n_trunk_layers != config.n_trunk_layers:
+        n_layers = config.n_layers + theirs.n_trunk_layers - config.n_trunk_layers
+        problems.append(
+            f"its trunk has {theirs.n_trunk_layers} layers, and this run's {config.n_trunk_layers}; heads are counted"
+            f" in n_layers: set model.size=null model.dim={theirs.dim} model.n_heads={theirs.n_heads}"
+            f" model.n_layers={n_layers}"
+        )
+    raise_if_any(problems, heading=f"model.init_from={stored.path} does not fit")
+
+
+def fill(model: torch.nn.Module, stored: StoredModel, *, new_heads: str) -> None:
+    """Copy the weights of `stored` into the part of a model that is here, which may have more heads or fewer.
+
+    Args:
+        model: named as `model.py` names the whole; a pipeline stage has only some of the weights.
+        source: fits (see `start_problems`).
+        new_heads: "copy" begins heads that the source lacks as copies of its next-token head; "fresh" leaves them.
+    """
+    import torch
+
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            origin = _origin(name, n_heads=stored.config.n_future_tokens, new_heads=new_heads)
+            if origin is not None:
+                weight.copy_(stored.read(origin))
+
+
+def _origin(name: str, *, n_heads: int, new_heads: str) -> str | None:
+    """Return which weight of a model with `n_heads` heads begins the weight `name`; None leaves it as it is."""
+    kind, _, rest = name.removeprefix("heads.").partition(".")
+    if name.startswith("trunk.") or kind not in ("layers", "extra_outputs"):
+        return name
+    index, _, rest = rest.partition(".")
+    head = int(index) + (kind == "extra_outputs")  # extra_outputs.0 is the second head's unembedding
+    if head < n_heads:
+        return name
+    if new_heads == "fresh":
+        return None
+    return f"heads.layers.0.{rest}" if kind == "layers" else f"heads.output.{rest}"
