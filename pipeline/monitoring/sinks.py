@@ -9,7 +9,7 @@ import math
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -23,10 +23,10 @@ from pipeline.config.schema import Config
 from pipeline.monitoring import dashboard
 from pipeline.monitoring.console import console_line
 from pipeline.runtime.logs import logger
+from pipeline.runtime.metrics_lines import METRICS, metrics_lines
 from pipeline.runtime.world import World
 
 Scalars = dict[str, float]
-METRICS = "metrics.jsonl"
 HISTOGRAM_BINS = 60  # TensorBoard itself draws 30
 
 
@@ -110,7 +110,7 @@ class MetricsFile(Sink):
     """metrics.jsonl: one object per report; after a resume, lines beyond the resumed step are dropped."""
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
-        write_text(path, "".join(line for line, said in _whole_lines(path) if said["step"] <= resumed_step))
+        write_text(path, "".join(line for line, values in metrics_lines(path) if values["step"] <= resumed_step))
         self._file = PatientFile(path)
 
     def write(self, step: int, scalars: Scalars) -> None:
@@ -207,7 +207,7 @@ def sinks_for(config: Config, *, world: World, resumed_step: int) -> list[Sink]:
 
 def has_validation(run_dir: Path, *, step: int) -> bool:
     """Return whether metrics.jsonl contains the validation after this step."""
-    return any(said["step"] == step and "val/loss_head_1" in said for _, said in _whole_lines(run_dir / METRICS))
+    return any(values["step"] == step and "val/loss_head_1" in values for _, values in metrics_lines(run_dir / METRICS))
 
 
 def _await_next_second(directory: Path) -> None:
@@ -218,13 +218,3 @@ def _await_next_second(directory: Path) -> None:
     """
     newest_s = max((int(path.name.split(".")[3]) for path in directory.glob("events.out.tfevents.*")), default=0)
     time.sleep(min(1.0, max(0.0, newest_s + 1 - time.time())))
-
-
-def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each whole line of a metrics.jsonl with its object; lines that a kill or a disk damaged are left out."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.splitlines(keepends=True):
-        with suppress(ValueError):
-            said = json.loads(line)
-            if line.endswith("\n") and isinstance(said, dict) and isinstance(said.get("step"), int):
-                yield line, said

@@ -8,8 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.runtime.metrics_lines import json_object
 
-def json_object(path: Path, problems: list[str]) -> dict[str, Any]:
+
+def read_json_object(path: Path, problems: list[str]) -> dict[str, Any]:
     """Return the object in a JSON file; an empty one if the file has none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -29,11 +31,7 @@ def objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
     n_bad, is_whole = 0, True
     for line in lines(path, problems):
         is_whole = line.endswith("\n")
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict):
+        if (value := json_object(line)) is not None:
             yield value
         elif is_whole:
             n_bad += 1

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from common.command_line import UserError
 from pipeline.config.recipe import read_config
 from pipeline.config.schema import Config
-from pipeline.monitoring.reporting.damaged_files import json_object, lines, objects
+from pipeline.monitoring.reporting.damaged_files import lines, objects, read_json_object
 from pipeline.runtime.history import HISTORY
+from pipeline.runtime.metrics_lines import METRICS
 from pipeline.weights.checkpoint.manifest import MANIFEST
 
-PARTS = ("metrics.jsonl", "config.yaml", "ds_config.json", "environment.json", "train.log", HISTORY, "checkpoints")
+PARTS = (METRICS, "config.yaml", "ds_config.json", "environment.json", "train.log", HISTORY, "checkpoints")
 KEPT_WARNINGS = 12
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d{3} (\w+) (.*)")
 
@@ -114,9 +115,9 @@ def read_run_folder(path: Path) -> RunFolder:
         hint = f"; there are runs in it: {inside}" if inside else ""
         return RunFolder(path=path, name=name, problems=[f"{path} is no run: it has none of {', '.join(PARTS)}{hint}"])
     problems: list[str] = []
-    series, tokens_per_step = _metrics(path / "metrics.jsonl", problems)
+    series, tokens_per_step = _metrics(path / METRICS, problems)
     config, fields = _config(path / "config.yaml", problems)
-    deepspeed = json_object(path / "ds_config.json", problems)
+    deepspeed = read_json_object(path / "ds_config.json", problems)
     fields |= {f"ds_config.{key}": value for key, value in _flat(deepspeed).items()}
     if tokens_per_step is None and config is not None and "train.batch_tokens" in fields:
         tokens_per_step = config.train.batch_tokens
@@ -128,7 +129,7 @@ def read_run_folder(path: Path) -> RunFolder:
         tokens_per_step=tokens_per_step,
         config=config,
         fields=fields,
-        environment=json_object(path / "environment.json", problems),
+        environment=read_json_object(path / "environment.json", problems),
         history=_history(path / HISTORY, problems),
         bad_steps=[row for row in objects(path / "bad_steps.jsonl", problems) if _is_step(row.get("step"))],
         signs_of_life=signs_of_life,
