@@ -1,15 +1,16 @@
 """Where the time of training steps goes, read from a trace of torch's profiler.
 
-The model, the data and the engine open a named range around each part of their work (`runtime/ranges.py`). A trace has
-these ranges, torch's own operators, collectives, and on a GPU its kernels. From that each
-moment of a step is given to one part, so that the parts add up to the step:
+The model, the data loader and the engine open a named range around each part of their work (`runtime/ranges.py`). A
+trace contains these ranges, torch's own operators, the collectives and, on a GPU, its kernels. Each moment of a step is
+assigned to exactly one part, so that the parts add up to the step:
 
-1. On the host, a moment belongs to the innermost range that is open. Of the backward, an operator belongs to the range
-   in which its forward ran: autograd numbers both alike. So it does not matter who calls backward (the head-sequential
-   loss does so inside its forward, DeepSpeed's pipelines on their own), and recomputed layers count as backward.
-2. On a GPU, a moment belongs to the part that launched the kernel which runs; to a collective's only if nothing else
-   runs; and to what the host does meanwhile if the GPU has nothing to do.
-3. Without a GPU, a moment is communication if a collective is under way and no operator computes on the host.
+1. On the host, a moment belongs to the innermost open range. A backward operator belongs to the range in which its
+   forward ran; autograd gives both the same sequence number. It therefore does not matter who calls backward (the
+   head-sequential loss calls it inside its forward, DeepSpeed's pipelines call it themselves), and recomputed layers
+   count as backward.
+2. On a GPU, a moment belongs to the part that launched the running kernel. It is communication only if no other kernel
+   runs, and if the GPU is idle, it belongs to whatever the host is doing.
+3. Without a GPU, a moment is communication if a collective is in progress and no operator computes on the host.
 """
 
 from collections import defaultdict
@@ -23,14 +24,14 @@ import numpy.typing as npt
 from pipeline.runtime.ranges import GRADIENTS, OPTIMIZER, PREFIX, STEP
 
 COMMUNICATION, OTHER = "communication", "other"
-MICROSECONDS = 1e6  # a second; traces are in microseconds
+MICROSECONDS = 1e6  # per second; traces are in microseconds
 
 _BACKWARD = "autograd::engine::evaluate_function: "
 _COLLECTIVES = ("gloo:", "nccl:", "mpi:")
 _KERNELS = {"kernel", "gpu_memcpy", "gpu_memset"}
 _LAUNCHES = {"cuda_runtime", "cuda_driver"}
 
-NOBODY = -1  # in place of a label's number
+NOBODY = -1  # the label number of moments that belong to no part
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -40,22 +41,22 @@ Label = tuple[str, str]  # part, and "forward" or "backward"
 
 @dataclass(frozen=True, kw_only=True)
 class PartTimes:
-    """Seconds of one part per step; what is no part of the model has no backward."""
+    """Seconds per step of one part; parts outside the model have no backward."""
 
     forward_s: float
     backward_s: float
 
     @property
     def total_s(self) -> float:
-        """Both."""
+        """Seconds of forward and backward together."""
         return self.forward_s + self.backward_s
 
 
 def times_of_parts(events: Iterable[Event]) -> dict[str, PartTimes]:
-    """Return each part's share of the mean step, `OTHER` being the rest; together they are the step's wall time.
+    """Return the seconds of each part in the mean step; with `OTHER`, the rest, they add up to its wall time.
 
     Args:
-        events: `traceEvents` of a trace of torch's profiler, with at least one step in it.
+        events: `traceEvents` of a trace from torch's profiler that contains at least one step.
     """
     timeline = _Timeline(events)
     seconds: dict[Label, float] = defaultdict(float)
@@ -68,9 +69,9 @@ def times_of_parts(events: Iterable[Event]) -> dict[str, PartTimes]:
 
 
 def as_table(times: dict[str, PartTimes]) -> str:
-    """Return the parts as a table for people, with their sum, the step."""
+    """Return the parts as a text table whose last row is their sum, the step."""
     step_s = sum(part.total_s for part in times.values())
-    lines = [f"{'seconds a step':<16}{'forward':>10}{'backward':>10}{'total':>10}{'share':>8}"]
+    lines = [f"{'seconds per step':<16}{'forward':>10}{'backward':>10}{'total':>10}{'share':>8}"]
     for name, times_of_part in [*times.items(), (STEP, PartTimes(forward_s=step_s, backward_s=0.0))]:
         both = (times_of_part.forward_s, times_of_part.backward_s)
         columns = "".join(f"{seconds:10.4f}" if times_of_part.backward_s else f"{'':10}" for seconds in both)
@@ -79,13 +80,13 @@ def as_table(times: dict[str, PartTimes]) -> str:
 
 
 def _place(name: str) -> tuple[int, int, str]:
-    """The order of a step, for people."""
+    """Return the sort key by which parts follow each other as in a step."""
     order = ("data", "trunk", "head ", "unembedding", "heads", GRADIENTS, COMMUNICATION, OPTIMIZER, OTHER)
     return next((i for i, start in enumerate(order) if name.startswith(start)), len(order)), len(name), name
 
 
 class _Timeline:
-    """A trace cut at every moment where anything begins or ends; moment i lasts until moment i + 1."""
+    """A trace, cut wherever anything begins or ends; moment i lasts until moment i + 1."""
 
     def __init__(self, events: Iterable[Event]) -> None:
         self._spans = sorted((e for e in events if e.get("ph") == "X"), key=_outer_first)
@@ -95,14 +96,14 @@ class _Timeline:
         self.n_steps = len(self._steps)
 
     def lengths_of_labels(self) -> Iterator[tuple[Label, float]]:
-        """Yield each label that has moments of the steps, and their length in seconds."""
+        """Yield each label that occurs in the steps, and the total length of its moments in seconds."""
         owners = self._owners()[self._marked(self._steps)]
         lengths = np.diff(self._moments, append=self._moments[-1])[self._marked(self._steps)]
         for label, microseconds in enumerate(np.bincount(owners, weights=lengths)):
             yield self._labels[label], float(microseconds) / MICROSECONDS
 
     def _owners(self) -> IntArray:
-        """Return to whom each moment belongs."""
+        """Return the label number of each moment."""
         host, host_threads = self._host()
         kernels = [span for span in self._spans if span.get("cat") in _KERNELS]
         if kernels:
@@ -117,7 +118,7 @@ class _Timeline:
         return np.where(computing == NOBODY, waiting, computing)
 
     def _host(self) -> tuple[IntArray, set[int]]:
-        """Return to whom each moment belongs on the host, and the threads that work there."""
+        """Return the label number of each moment on the host, and the threads that do the work there."""
         main = self._steps[0]["tid"]
         ranges = [
             (span, (name, "forward"))
@@ -128,7 +129,7 @@ class _Timeline:
         forward = self._painted(begin + ranges)
         part_of_node: dict[int, str] = {}
         for span in self._spans:
-            # What comes before the operator that makes a node shows the node's number, too: the last one made it.
+            # Operators that precede the one which creates a node show its number too; the last one created it.
             arguments = span.get("args", {})
             number, is_backward = arguments.get("Sequence number"), arguments.get("Fwd thread id")
             if number is not None and span["tid"] == main and not is_backward:
@@ -143,7 +144,7 @@ class _Timeline:
         return host, {main} | {span["tid"] for span in gradients}
 
     def _launched_by(self, host: IntArray, kernels: list[Event]) -> IntArray:
-        """Return whose kernel runs in each moment, NOBODY's if none does."""
+        """Return the label number of the kernel that runs in each moment; NOBODY if none does."""
         launches: dict[Any, Any] = {
             span["args"].get("correlation"): span["ts"] for span in self._spans if span.get("cat") in _LAUNCHES
         }
@@ -162,7 +163,7 @@ class _Timeline:
         return np.searchsorted(self._moments, time)
 
     def _painted(self, spans: Iterable[tuple[Event, Label]]) -> IntArray:
-        """Return the number of the label of the last span over each moment; NOBODY where there is none."""
+        """Return the label number of the last span that covers each moment; NOBODY if none does."""
         pairs, painted = list(spans), np.full(len(self._moments), NOBODY)
         starts = np.searchsorted(self._moments, [span["ts"] for span, _ in pairs])
         ends = np.searchsorted(self._moments, [_end(span) for span, _ in pairs])
@@ -171,19 +172,19 @@ class _Timeline:
         return painted
 
     def _marked(self, spans: Iterable[Event]) -> BoolArray:
-        """Return over which moments there is any span."""
+        """Return which moments are covered by any span."""
         return self._painted((span, (OTHER, "forward")) for span in spans) != NOBODY
 
 
 def _part_of(annotation: Event) -> str | None:
     name: str = annotation["name"]
-    if name.startswith("Optimizer.step#"):  # torch's own, also inside DeepSpeed's pipelines
+    if name.startswith("Optimizer.step#"):  # torch's own range, which also exists inside DeepSpeed's pipelines
         return OPTIMIZER
     return name.removeprefix(PREFIX) if name.startswith(PREFIX) and name != PREFIX + STEP else None
 
 
 def _part_of_gradient(span: Event, part_of_node: dict[int, str]) -> str | None:
-    if span["name"].endswith("AccumulateGrad"):  # and the hooks of ZeRO on it
+    if span["name"].endswith("AccumulateGrad"):  # includes ZeRO's hooks on it
         return GRADIENTS
     return part_of_node.get(span.get("args", {}).get("Sequence number", -1))
 

@@ -40,7 +40,7 @@ def recorded(folder: Path) -> dict[str, int]:
     steps = {}
     for path in folder.glob("profile/*.gz"):
         name = path.name.removesuffix(".pt.trace.json.gz")
-        assert "seconds a step" in (folder / "profile" / f"{name}.txt").read_text()
+        assert "seconds per step" in (folder / "profile" / f"{name}.txt").read_text()
         with gzip.open(path) as file:
             steps[name] = [event["name"] for event in json.load(file)["traceEvents"]].count("train: step")
     return steps

@@ -1,4 +1,4 @@
-"""Where a step's time goes: real traces of a model with one part slowed, and a GPU's trace written by hand."""
+"""Where a step's time goes: real traces of a model with slowed parts, and a handwritten trace of a GPU."""
 
 import json
 import time
@@ -20,7 +20,7 @@ PAUSE_S = 0.1
 
 
 class Slow(torch.autograd.Function):
-    """The identity, with a backward that takes long."""
+    """The identity with a slow backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def profiled(step: Callable[[], None], folder: Path) -> tuple[dict[str, PartTime
 
 
 @pytest.mark.parametrize("order", ["parallel", "causal"])
-def test_slowed_parts_show_and_all_add_up(tmp_path: Path, order: str) -> None:
+def test_slowed_parts_show_and_all_parts_add_up(tmp_path: Path, order: str) -> None:
     """Forward and backward of the trunk, of a head, and of the unembedding, in steps of two micro batches."""
     model = MultiTokenModel(tiny_config(head_order=order, n_future_tokens=3), activation_checkpointing=True)
     model.trunk.layers[0].register_forward_hook(slow_backward)
@@ -106,8 +106,8 @@ def kernel(name: str, launch: int, start: int, end: int) -> list[Any]:
     ]
 
 
-def test_on_a_gpu_a_moment_is_that_of_the_running_kernel() -> None:
-    """The host runs ahead: it launches all of the step in its first tenth, and then waits."""
+def test_on_a_gpu_a_moment_belongs_to_the_running_kernel() -> None:
+    """The host runs ahead: it launches everything in the first tenth of the step, and then waits."""
     events = [
         event("train: step", 0, 1_000_000),
         event("train: data", 0, 20),
@@ -143,7 +143,7 @@ def test_the_table_ends_with_the_step() -> None:
         "trunk": PartTimes(forward_s=0.25, backward_s=0.5),
     }
     assert as_table(times).splitlines() == [
-        "seconds a step     forward  backward     total   share",
+        "seconds per step   forward  backward     total   share",
         "data                                    0.2500   25.0%",
         "trunk               0.2500    0.5000    0.7500   75.0%",
         "step                                    1.0000  100.0%",
