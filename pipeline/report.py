@@ -1,11 +1,12 @@
-"""One page about a run, or about several side by side, to look at and to send.
+"""Write an HTML page about one run, or about several runs side by side.
 
     python -m pipeline.report runs/demo
     python -m pipeline.report runs/demo-n1 runs/demo-n4 --output n1-against-n4.html
 
-The page holds its plots and opens without a network. It says where each run stands, what it cost, how losses, speed and
-memory went, where it was resumed, went back or skipped steps; of several, what they have in common and where their
-configs differ. What a folder lacks, or has in a way that this version does not know, the page names.
+The page is one file that opens without a network. For each run it shows the state, the cost, the curves of losses,
+speed and memory, and where the run was resumed, rolled back or skipped steps. For several runs it also compares their
+results and lists where their configs differ. It names whatever is missing from a run's folder, and whatever in it this
+version does not know.
 """
 
 import argparse
@@ -20,10 +21,10 @@ PROGRAM = "pipeline.report"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the report of the runs on the command line.
+    """Write the report about the runs on the command line.
 
     Raises:
-        UserError: there is nothing to show of any run, or the page cannot be written.
+        UserError: no run has anything to show, or the page cannot be written.
     """
     arguments = _parser().parse_args(argv)
     from pipeline.monitoring.reporting.page import page
@@ -45,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(PROGRAM, description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
-    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument(
+        "--output", type=Path, default=Path("report.html"), help="where to write the page (default: %(default)s)"
+    )
     return parser
 
 

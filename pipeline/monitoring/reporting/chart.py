@@ -1,8 +1,8 @@
-"""A chart as SVG that takes its colours from the page (page.css), so that it is right on light and on dark ground.
+"""Draws a chart as SVG. Its colours come from the page (page.css), so that it suits light and dark backgrounds.
 
-Each line has a faint band, its points or what their groups span, and, where it is noisy, a running mean over it. Lines
-are named at their right end, in their colour. A break in a line is a value that was not finite; a cross below says so.
-What lies above the chart is not drawn.
+Each line shows its points faintly (in a long run, the range of each group of points), and noisy lines a running mean
+over them. A line's name stands at its right end, in its colour. A gap in a line is a value that was not finite, marked
+by a cross below it. Values above the chart's range are not drawn.
 """
 
 import math
@@ -18,53 +18,49 @@ from pipeline.monitoring.reporting.markup import Child, Html, tag
 LEFT, RIGHT, TOP, BOTTOM = 52, 96, 16, 40
 LABEL_HEIGHT = 14
 TICKS_ACROSS_PX, TICKS_DOWN_PX = 95, 45
-FEW = 40  # points of a line that are worth a dot each
+FEW = 40  # a line of at most this many points shows each as a dot
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A curve. colour: a class of page.css that sets it."""
+    """A curve."""
 
     label: str
-    colour: str
+    colour: str  # a class of page.css
     x: Floats
     y: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """Something that happened at `x`; kind: resumed, rollback or skipped, which is its class in page.css, too."""
+    """Something that happened at `x`."""
 
     x: float
-    kind: str
+    kind: str  # "resumed", "rollback" or "skipped"; also its class in page.css
     text: str
     colour: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """What to draw.
-
-    unit: of y.  noisy: show a running mean.  from_zero: the axis begins at 0.  may_be_log: a logarithmic axis where the
-    values span more than a factor of 30.
-    """
+    """A chart to draw."""
 
     title: str
-    unit: str
+    unit: str  # of the y axis
     lines: Sequence[Line]
     marks: Sequence[Mark] = ()
     x_label: str = "step"
-    x_scale: float = 1.0
-    x_most: float = 1.0
-    noisy: bool = False
-    from_zero: bool = False
-    may_be_log: bool = False
-    y_range: tuple[float, float] | None = None
+    x_scale: float = 1.0  # x values are divided by this
+    x_most: float = 1.0  # end of the x axis, before that division
+    noisy: bool = False  # show a running mean
+    from_zero: bool = False  # the y axis starts at 0
+    may_be_log: bool = False  # the y axis is logarithmic if the values span more than a factor of 30
+    y_range: tuple[float, float] | None = None  # by default, that of the lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Axis:
-    """Values to pixels."""
+    """Maps values to pixels."""
 
     low: float
     high: float
@@ -88,7 +84,7 @@ class _Axis:
 
 
 def svg(chart: Chart, *, width: int, height: int) -> Html:
-    """Return the chart as an <svg> element of this aspect, which fills the width that the page gives it."""
+    """Return the chart as an <svg> element with this aspect ratio, which fills the width it is given."""
     x_axis = _Axis(low=0, high=chart.x_most / chart.x_scale, start_px=LEFT, end_px=width - RIGHT)
     low, high, is_log = _range(chart)
     y_axis = _Axis(low=low, high=high, start_px=height - BOTTOM, end_px=TOP, is_log=is_log)
@@ -106,7 +102,7 @@ def svg(chart: Chart, *, width: int, height: int) -> Html:
 
 
 def value_range(lines: Sequence[Line], *, after_x: float = -math.inf) -> tuple[float, float] | None:
-    """Return the lowest and the highest finite value of all lines beyond `after_x`; None if there is none."""
+    """Return the lowest and the highest finite value of all lines beyond `after_x`, or None if there is none."""
     values = [line.y[np.isfinite(line.y) & (line.x > after_x)] for line in lines]
     values = [of_line for of_line in values if len(of_line)]
     return (min(float(v.min()) for v in values), max(float(v.max()) for v in values)) if values else None
@@ -146,7 +142,7 @@ def _line(line: Line, chart: Chart, x_axis: _Axis, y_axis: _Axis) -> Html:
     thin = curves.envelope(line.x / chart.x_scale, line.y)
     mean = curves.running_mean(thin.mean) if chart.noisy else thin.mean
     xs, low, high = x_axis.px(thin.x), y_axis.px(_below(thin.low, y_axis)), y_axis.px(thin.high)
-    high = np.where(np.isfinite(low), np.fmax(high, y_axis.end_px), np.nan)  # pixels go down
+    high = np.where(np.isfinite(low), np.fmax(high, y_axis.end_px), np.nan)  # pixel coordinates grow downwards
     parts: list[Child] = []
     if thin.is_thinned:
         parts.append(tag("path", d=_band(xs, low, high), class_="band"))
@@ -159,17 +155,17 @@ def _line(line: Line, chart: Chart, x_axis: _Axis, y_axis: _Axis) -> Html:
     bottom = y_axis.start_px - 4
     crosses = "".join(f"M{x - 3} {bottom - 3:g}l6 6m0-6l-6 6" for x in broken)
     if crosses:
-        parts.append(tag("path", tag("title", "values that were not finite"), d=crosses, class_="cross"))
+        parts.append(tag("path", tag("title", "not a finite value"), d=crosses, class_="cross"))
     return tag("g", parts, class_=line.colour)
 
 
 def _below(values: Floats, y_axis: _Axis) -> Floats:
-    """Return the values, NaN in place of those above the chart."""
+    """Return the values, with NaN for those above the chart."""
     return np.where(values <= y_axis.high, values, np.nan)
 
 
 def _runs(ys: Floats) -> list[tuple[int, int]]:
-    """Return where stretches of finite values begin and end."""
+    """Return the start and the end of each stretch of finite values."""
     edges = np.flatnonzero(np.diff(np.isfinite(ys).astype(np.int8), prepend=0, append=0))
     return [(int(start), int(end)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
@@ -208,7 +204,7 @@ def _mark(mark: Mark, chart: Chart, x_axis: _Axis, y_axis: _Axis) -> Html:
 
 
 def _end_labels(chart: Chart, y_axis: _Axis, *, x_px: float) -> Child:
-    """Name each line at its end, pushed apart where they would overlap."""
+    """Return each line's name and last value at its end, moved apart where they would overlap."""
     ends = []
     for line in chart.lines:
         values = line.y[np.isfinite(line.y)]
@@ -232,7 +228,7 @@ def _end_labels(chart: Chart, y_axis: _Axis, *, x_px: float) -> Child:
 
 
 def _apart(ys: list[float], *, low: float, high: float) -> list[float]:
-    """Return ascending positions at least a label apart, moved as little as it takes downwards, then up from `high`."""
+    """Return the ascending positions at least one label apart: moved down where necessary, then up from `high`."""
     placed: list[float] = []
     for y in ys:
         placed.append(max(y, low, placed[-1] + LABEL_HEIGHT if placed else low))

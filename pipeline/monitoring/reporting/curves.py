@@ -1,7 +1,7 @@
-"""Curves before they are drawn: points thinned to what a plot can show, ticks, and numbers as people read them.
+"""Prepares curves for drawing: thinned points, running means, axis ticks, and numbers as text.
 
-A run logs up to 100,000 points under each tag, and a plot has some 600 columns. `envelope` joins neighbours into at
-most `MOST` groups and keeps each one's lowest, highest and mean value, so that no jump is lost.
+A run logs up to 100,000 points per tag, but a plot has only about 600 columns. `envelope` joins neighbouring points
+into at most `MOST` groups and keeps the lowest, highest and mean value of each, so that no jump is lost.
 """
 
 import math
@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-MOST = 300
-SMOOTHED = 25  # the running mean's window is this part of the curve
+MOST = 300  # groups of points
+SMOOTHED = 25  # the running mean's window is 1/25 of the curve
 
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """A thinned curve: of each group of neighbours the middle of x, and the lowest, highest and mean finite y, or NaN.
+    """A thinned curve: for each group of neighbours, the middle of x, and the lowest, highest and mean finite y.
 
-    Up to `MOST` points, each is a group of its own.
+    y is NaN for a group without finite values. In a curve of at most `MOST` points, each point is its own group.
     """
 
     x: Floats
@@ -29,12 +29,12 @@ class Envelope:
 
     @property
     def is_thinned(self) -> bool:
-        """Whether groups have more than one point."""
+        """True if groups have more than one point."""
         return not np.array_equal(self.low, self.high, equal_nan=True)
 
 
 def envelope(x: Floats, y: Floats, *, most: int = MOST) -> Envelope:
-    """Return the curve through (x, y), of ascending x, as at most `most` groups of neighbours."""
+    """Return the curve through (x, y), with ascending x, as at most `most` groups of neighbours."""
     if not len(x):
         return Envelope(x=x, low=y, high=y, mean=y)
     starts = np.unique(np.linspace(0, len(x), min(most, len(x)), endpoint=False).astype(np.int64))
@@ -50,7 +50,7 @@ def envelope(x: Floats, y: Floats, *, most: int = MOST) -> Envelope:
 
 
 def running_mean(y: Floats) -> Floats:
-    """Return the centred running mean over 1/`SMOOTHED` of the curve; NaN stays NaN, and is left out of the others."""
+    """Return the centred running mean over 1/`SMOOTHED` of the curve; NaN stays NaN and does not enter other means."""
     window = min(len(y), 2 * (len(y) // (2 * SMOOTHED)) + 1)
     if window < 3:
         return y
@@ -64,7 +64,7 @@ def running_mean(y: Floats) -> Floats:
 
 
 def linear_ticks(low: float, high: float, *, about: int = 5) -> list[float]:
-    """Return multiples of 1, 2 or 5 times a power of ten within [low, high], about so many."""
+    """Return about `about` ticks within [low, high]: multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -73,7 +73,7 @@ def linear_ticks(low: float, high: float, *, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return powers of ten within [low, high]; with 2 and 5 times them if those are few, thinned if they are many."""
+    """Return the powers of ten within [low, high]: thinned if many, with 2 and 5 times them if few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     decades = [10.0**n for n in powers if low <= 10.0**n <= high]
     if len(decades) < 3:
@@ -82,7 +82,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float | None, *, digits: int = 3) -> str:
-    """Return a number with so many significant digits, thousands separated; a dash for none."""
+    """Return a number with this many significant digits and thousands separators; a dash for None or NaN."""
     if value is None or math.isnan(value):
         return "–"  # noqa: RUF001
     size = abs(value)
@@ -95,7 +95,7 @@ def number(value: float | None, *, digits: int = 3) -> str:
 
 
 def tick_label(value: float) -> str:
-    """Return a tick's number, as short as it goes."""
+    """Return a tick's number in its shortest form."""
     size = abs(value)
     for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= unit:
@@ -107,13 +107,13 @@ def tick_label(value: float) -> str:
 
 
 def token_unit(most: float) -> tuple[float, str]:
-    """Return what a number of tokens is best counted in, and its name."""
+    """Return the largest unit for a number of tokens, and its name in the plural."""
     units = ((1e12, "trillions"), (1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
     return next(((unit, name) for unit, name in units if most >= unit), (1.0, ""))
 
 
 def tokens(value: float | None) -> str:
-    """Return a number of tokens with its unit, such as 1.23 billion."""
+    """Return a number of tokens with its unit, such as "1.23 billion"; a dash for None."""
     if value is None:
         return number(None)
     unit, name = token_unit(value)
@@ -121,7 +121,7 @@ def tokens(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in its two largest units."""
+    """Return a duration in its two largest units, such as "1 h 2 min"."""
     units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
     seconds = round(seconds)
     for (size, name), (smaller, its_name) in zip(units, [*units[1:], (1, "")], strict=True):

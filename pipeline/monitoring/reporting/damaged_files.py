@@ -1,4 +1,4 @@
-"""Readers of files that may be missing or damaged: what cannot be read becomes a sentence in `problems`."""
+"""Reads files that may be missing or damaged. Whatever cannot be read is described in `problems`, a sentence each."""
 
 import json
 import os
@@ -8,11 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.wording import counted
 from pipeline.runtime.metrics_lines import json_object
 
 
 def read_json_object(path: Path, problems: list[str]) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one if the file has none."""
+    """Return the object in a JSON file, or an empty one if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -22,12 +23,12 @@ def read_json_object(path: Path, problems: list[str]) -> dict[str, Any]:
     else:
         if isinstance(value, dict):
             return value
-        problems.append(f"{path.name} holds no object")
+        problems.append(f"{path.name} does not contain a JSON object")
     return {}
 
 
 def objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file that may be missing, one a line; of other lines there is one problem."""
+    """Yield the JSON object on each line of a file; all other lines together make one problem."""
     n_bad, is_whole = 0, True
     for line in lines(path, problems):
         is_whole = line.endswith("\n")
@@ -36,13 +37,14 @@ def objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
         elif is_whole:
             n_bad += 1
         else:
-            problems.append(f"{path.name}: the last line is cut short, and left out")
+            problems.append(f"{path.name}: the last line is cut short and left out")
     if n_bad:
-        problems.append(f"{path.name}: {n_bad:,} lines are no objects, and are left out")
+        verb = "is not a JSON object and is" if n_bad == 1 else "are not JSON objects and are"
+        problems.append(f"{path.name}: {counted(n_bad, 'line')} {verb} left out")
 
 
 def lines(path: Path, problems: list[str]) -> Iterator[str]:
-    """Yield a file's lines, with a progress bar if that takes long; none if there is no such file."""
+    """Yield the lines of a file, with a progress bar if that takes long; nothing if the file does not exist."""
     try:
         with (
             path.open(encoding="utf-8", errors="replace", newline="\n") as file,

@@ -1,4 +1,4 @@
-"""HTML and SVG by function calls. Text is escaped unless it is `Html` already, so that no file's content is markup."""
+"""Builds HTML and SVG with function calls. Text is escaped unless it is `Html`, so that no file can inject markup."""
 
 import html
 from collections.abc import Iterable
@@ -7,18 +7,18 @@ Child = str | Iterable["Child"]
 
 
 class Html(str):
-    """Markup, which is not escaped again."""
+    """Markup; it is not escaped again."""
 
 
 def joined(*children: Child) -> Html:
-    """Return children one after another; of plain strings the text, and nested iterables flattened."""
+    """Return the children joined: plain strings escaped, nested iterables flattened."""
     return Html("".join(_html(child) for child in children))
 
 
 def tag(name: str, *children: Child, **attributes: object) -> Html:
-    """Return an element. In attributes' names `_` stands for `-`, a last one for nothing; those of None are left out.
+    """Return an element. In attribute names `_` becomes `-`, and a trailing `_` is dropped; None leaves one out.
 
-    Elements without children are written with an end tag too, which both HTML (but for its void elements) and SVG read.
+    Elements without children get an end tag too, which SVG and HTML (except its void elements) accept.
     """
     given = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'

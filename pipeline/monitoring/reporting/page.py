@@ -1,9 +1,10 @@
-"""The whole page: how runs stand at one look, charts, then tables. Static; nothing is loaded from elsewhere."""
+"""Builds the whole page: the state of each run, charts, then tables. Static; it loads nothing from elsewhere."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from common.wording import counted
 from pipeline.monitoring.reporting import tables
 from pipeline.monitoring.reporting.chart import Chart, svg
 from pipeline.monitoring.reporting.curves import duration, number, tokens
@@ -11,10 +12,11 @@ from pipeline.monitoring.reporting.markup import Child, Html, joined, tag
 from pipeline.monitoring.reporting.panels import BEGINNING, N_COLOURS, panels
 from pipeline.monitoring.reporting.run_folder import RunFolder
 from pipeline.monitoring.reporting.summary import FINAL_POINTS, Summary, summarize
+from pipeline.runtime.metrics_lines import METRICS
 
 
 def page(runs: Sequence[RunFolder]) -> str:
-    """Return the report about runs as an HTML document; runs of which nothing could be read stand in it with why."""
+    """Return the report as an HTML document. Runs that could not be read appear with the reason."""
     shown = [run for run in runs if not run.is_empty]
     summaries = [summarize(run) for run in shown]
     names = names_of(shown)
@@ -49,11 +51,11 @@ def page(runs: Sequence[RunFolder]) -> str:
         ),
         "\n",
     )
-    return document.encode("utf-8", errors="replace").decode("utf-8")  # names of files and tags may be anything
+    return document.encode("utf-8", errors="replace").decode("utf-8")  # names of files and tags may contain anything
 
 
 def names_of(runs: Sequence[RunFolder]) -> list[str]:
-    """Return what runs are called: their folders' names, or as much of their paths as tells them apart."""
+    """Return a label for each run: its folder's name, or as much of its path as makes the labels distinct."""
     names = [run.name for run in runs]
     paths = [run.path.resolve().parts for run in runs]
     for n_parts in range(2, max(map(len, paths), default=0) + 1):
@@ -66,7 +68,7 @@ def names_of(runs: Sequence[RunFolder]) -> list[str]:
 def _head(run: RunFolder, summary: Summary, index: int, *, name: str, is_single: bool) -> Html:
     share = min(1.0, summary.last_step / summary.total_steps) if summary.total_steps else None
     of = "" if summary.total_steps is None else f" of {summary.total_steps:,}"
-    saved = f"; newest whole checkpoint: step {run.checkpoints[-1]:,}" if run.checkpoints else "; no whole checkpoint"
+    saved = f"newest complete checkpoint: step {run.checkpoints[-1]:,}" if run.checkpoints else "no complete checkpoint"
     return tag(
         "section",
         tag(
@@ -76,7 +78,7 @@ def _head(run: RunFolder, summary: Summary, index: int, *, name: str, is_single:
             tag("span", summary.standing, class_="state"),
         ),
         tag("div", tag("i", style=f"width:{share:.1%}"), class_="bar") if share is not None else (),
-        tag("p", f"step {summary.last_step:,}{of}, {tables.left(summary)}{saved}", class_="soft"),
+        tag("p", f"step {summary.last_step:,}{of}, {tables.left(summary)}; {saved}", class_="soft"),
         _figures(summary) if is_single else (),
         _problems(run.problems),
         class_=f"run {summary.state}",
@@ -85,8 +87,8 @@ def _head(run: RunFolder, summary: Summary, index: int, *, name: str, is_single:
 
 def _figures(summary: Summary) -> Html:
     figures: list[tuple[str, str, str]] = [
-        ("loss of head 1", number(summary.train_loss, digits=4), f"mean of last {FINAL_POINTS}"),
-        ("validation, head 1", number(summary.validation[0] if summary.validation else None, digits=4), "last"),
+        ("training loss, head 1", number(summary.train_loss, digits=4), f"mean of last {FINAL_POINTS} reports"),
+        ("validation loss, head 1", number(summary.validation[0] if summary.validation else None, digits=4), "last"),
         ("tokens", tokens(summary.tokens), ""),
         ("tokens/s", number(summary.tokens_per_s), "median"),
         ("MFU", tables.DASH if summary.mfu is None else f"{summary.mfu:.1%}", "median"),
@@ -115,16 +117,16 @@ def _charts(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
         return ()
     kinds = {mark.kind for chart in (*shown.large, *shown.ordinary) for mark in chart.marks}
     meanings = {
-        "resumed": "triangles: launches that went on from a checkpoint",
-        "rollback": "red triangles: went back to a checkpoint after a jump of the loss",
+        "resumed": "triangles: launches that resumed from a checkpoint",
+        "rollback": "red triangles: rollbacks to a checkpoint after the loss jumped",
         "skipped": "red strokes: bad steps",
     }
     notes = [
-        "Faint: every reported value, of long runs their range; strong: a running mean",
-        f"losses are scaled without the first {BEGINNING:.0%} of a run",
+        "Faint: every reported value, or their range in long runs; strong: running mean",
+        f"the scale of losses ignores the first {BEGINNING:.0%} of a run",
         *(text for kind, text in meanings.items() if kind in kinds),
     ]
-    left_out = f"{shown.n_tags_left_out} more tags are in metrics.jsonl." if shown.n_tags_left_out else ""
+    left_out = f"{METRICS} contains {counted(shown.n_tags_left_out, 'more tag')}." if shown.n_tags_left_out else ""
     return [
         tag("h2", "Curves"),
         tag("p", "; ".join(notes) + ".", class_="soft"),
@@ -145,7 +147,7 @@ def _side_by_side(runs: Sequence[RunFolder], summaries: Sequence[Summary], names
     return [
         tag("h2", "Side by side"),
         tables.table(tables.comparison(runs, summaries), columns=names),
-        tag("p", "Losses of head 1 compare at any number of heads. Bold: the lowest.", class_="soft"),
+        tag("p", "Losses of head 1 are comparable for any number of heads. Bold: lowest.", class_="soft"),
     ]
 
 
@@ -153,15 +155,15 @@ def _configs(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
     if len(runs) > 1:
         rows = tables.differences(runs)
         return [
-            tag("h2", "Where their configs differ"),
-            tables.table(rows, columns=names) if rows else tag("p", "nowhere", class_="soft"),
+            tag("h2", "Differences between configs"),
+            tables.table(rows, columns=names) if rows else tag("p", "none", class_="soft"),
         ]
     if not runs[0].fields:
         return ()
     return [
         tag("h2", "Config"),
-        tables.table(tables.deviations(runs[0]), columns=("here", "default")),
-        tag("p", "Every other field is at its default.", class_="soft"),
+        tables.table(tables.deviations(runs[0]), columns=("this run", "default")),
+        tag("p", "All other fields have their default values.", class_="soft"),
     ]
 
 
@@ -177,7 +179,7 @@ def _warnings(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
         [
             tag(
                 "details",
-                tag("summary", f"{name}: {run.n_warnings:,}" + _last_of(run)),
+                tag("summary", f"{name}: {counted(run.n_warnings, 'warning')}" + _last_of(run)),
                 tag("pre", "\n".join(run.warnings)),
                 open="" if len(runs) == 1 else None,
             )
@@ -187,7 +189,7 @@ def _warnings(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
 
 
 def _last_of(run: RunFolder) -> str:
-    return f", of which the last {len(run.warnings)}" if run.n_warnings > len(run.warnings) else ""
+    return f", the last {len(run.warnings)} of which follow" if run.n_warnings > len(run.warnings) else ""
 
 
 def _wall(summary: Summary) -> str:
@@ -196,5 +198,5 @@ def _wall(summary: Summary) -> str:
 
 
 def _also(summary: Summary) -> str:
-    also = [(summary.n_rollbacks, "rollbacks"), (summary.skipped_steps, "skipped steps")]
-    return ", ".join(f"{count:,} {what}" for count, what in also if count)
+    also = [(summary.n_rollbacks, "rollback"), (summary.skipped_steps, "skipped step")]
+    return ", ".join(counted(count, noun) for count, noun in also if count)

@@ -1,7 +1,7 @@
-"""Which charts a page has: of one run everything it logged, of several the same over each other.
+"""Chooses the charts of a page: everything that one run has logged, or the curves of several runs in the same charts.
 
-Heads keep their colour in every chart, and so do runs. Where runs are compared, a loss is head 1's, which means the
-same for any number of heads.
+Heads and runs keep their colours in all charts. Runs are compared by the loss of head 1, which has the same meaning for
+any number of heads.
 """
 
 import re
@@ -15,15 +15,15 @@ from pipeline.monitoring.reporting.chart import Chart, Line, Mark, value_range
 from pipeline.monitoring.reporting.run_folder import RunFolder
 from pipeline.monitoring.reporting.summary import launches_of
 
-MOST_TAGS = 30  # of those that this version does not know
+MOST_TAGS = 30  # charts of tags that this version does not know
 MOST_MARKS = 200
-BEGINNING = 0.02  # of a run
+BEGINNING = 0.02  # share of a run that does not count for the scale of losses
 N_COLOURS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """A tag that every run has, and how it is drawn."""
+    """A tag that this version knows, and how to draw it."""
 
     tag: str
     title: str
@@ -44,14 +44,14 @@ QUANTITIES = (
 )
 COUNTS = (
     Quantity(tag="faults/skipped_steps", title="Skipped steps so far", unit="steps", from_zero=True),
-    Quantity(tag="faults/skipped_windows", title="Windows of bad shards so far", unit="windows", from_zero=True),
+    Quantity(tag="faults/skipped_windows", title="Windows of damaged shards so far", unit="windows", from_zero=True),
 )
-_SHOWN_OTHERWISE = {"loss/total", "progress/tokens"}  # the sum of what is shown, and the axis below it
+_SHOWN_OTHERWISE = {"loss/total", "progress/tokens"}  # the sum of the losses shown, and the x axis
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panels:
-    """Charts in the order of the page: large ones, ordinary ones, and small ones of tags that are not known."""
+    """Charts in the order of the page: large, ordinary, and small ones for unknown tags."""
 
     large: list[Chart]
     ordinary: list[Chart]
@@ -60,14 +60,14 @@ class Panels:
 
 
 def panels(runs: Sequence[RunFolder], *, names: Sequence[str]) -> Panels:
-    """Return the charts of these runs, which are called `names`."""
+    """Return the charts of these runs; `names` are their labels."""
     draw = _Drawing(runs, names)
     known = {quantity.tag for quantity in (*QUANTITIES, *COUNTS)} | _SHOWN_OTHERWISE
     of_heads = {tag for run in runs for tag in (*run.head_tags, *run.validation_tags)}
     others = sorted({tag for run in runs for tag in run.series} - known - of_heads, key=_by_numbers)
     large = draw.losses("head_tags", "Training loss", noisy=True)
     ordinary = draw.losses("validation_tags", "Validation loss", noisy=False)
-    if len(runs) > 1:  # the heads of each run come after what is comparable
+    if len(runs) > 1:  # comparable charts come before the heads of each run
         large, ordinary = large[:1], [*ordinary[:1], *large[1:], *ordinary[1:]]
     ordinary += filter(None, map(draw.quantity, QUANTITIES))
     counted = [quantity for quantity in COUNTS if any(_any_above_zero(run, quantity.tag) for run in runs)]
@@ -82,7 +82,7 @@ def panels(runs: Sequence[RunFolder], *, names: Sequence[str]) -> Panels:
 
 
 class _Drawing:
-    """What all charts of a page share: the x axis, colours and marks."""
+    """Draws charts with the x axis, colours and marks that all charts of a page share."""
 
     def __init__(self, runs: Sequence[RunFolder], names: Sequence[str]) -> None:
         self._runs, self._names = runs, names
@@ -97,7 +97,7 @@ class _Drawing:
         self._marks = [list(_marks(run, self._x)) for run in runs]
 
     def losses(self, tags: str, title: str, *, noisy: bool) -> list[Chart]:
-        """Return head 1 of all runs, if there are several; and the heads of each run, on the same scale."""
+        """Return a chart of head 1 of all runs if there are several, and one of each run's heads, on the same scale."""
         base = replace(self._base, unit="nats per token", noisy=noisy, may_be_log=True)
         charts = [] if self._is_single else [self._first_heads(base, tags, title)]
         of_runs = [
@@ -136,7 +136,7 @@ class _Drawing:
         return replace(base, title=f"{title} of head 1", lines=lines, marks=marks, y_range=self._loss_range(lines))
 
     def _loss_range(self, lines: Sequence[Line]) -> tuple[float, float] | None:
-        """Return the range of losses but for the beginning, whose fall would leave no room for all that comes after."""
+        """Return the range of losses after the beginning, whose steep fall would leave no room for the rest."""
         return value_range(lines, after_x=self._base.x_most * BEGINNING) or value_range(lines)
 
     def _coloured_marks(self, i: int) -> list[Mark]:
@@ -154,7 +154,7 @@ def _marks(run: RunFolder, x: Callable[[RunFolder, np.ndarray], np.ndarray]) -> 
     found = [("resumed", launch.step, f"resumed after step {launch.step:,}") for launch in launches_of(run)[1:]]
     for event in run.history:
         if event.get("event") == "rollback" and isinstance(event.get("to_step"), int):
-            text = f"went back from step {event.get('step')} to {event['to_step']:,}"
+            text = f"rolled back from step {event.get('step')} to {event['to_step']:,}"
             found.append(("rollback", event["to_step"], text))
     for bad in run.bad_steps:
         found.append(("skipped", bad["step"], f"step {bad['step']:,}: {bad.get('verdict', 'bad')}"))
@@ -164,7 +164,7 @@ def _marks(run: RunFolder, x: Callable[[RunFolder, np.ndarray], np.ndarray]) -> 
 
 
 def _by_numbers(tag: str) -> list[tuple[int, str]]:
-    """Sort key by which rank_2 comes before rank_10."""
+    """Return a sort key by which rank_2 comes before rank_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]{1,9})", tag)]
 
 

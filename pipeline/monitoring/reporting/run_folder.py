@@ -19,6 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from common.command_line import UserError
+from common.wording import counted
 from pipeline.config.recipe import read_config
 from pipeline.config.schema import Config
 from pipeline.monitoring.reporting.damaged_files import lines, objects, read_json_object
@@ -33,7 +34,7 @@ _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d{3} (\w+) (.*)")
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """What was logged under one tag, by step; values that were not finite are NaN."""
+    """The values logged under one tag, with their steps; values that were not finite are NaN."""
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
@@ -41,45 +42,36 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """What a run's folder holds.
-
-    name: of the folder.
-    tokens_per_step: None if neither metrics nor config tell.
-    config: the checked config, or None; `fields` has what the files really say, as section.field -> value.
-    history: history.jsonl's events, each with `time`, local.
-    signs_of_life: times of train.log's lines.
-    warnings: train.log's last, with their time; n_warnings counts all.
-    checkpoints: steps of the whole ones.
-    """
+    """The contents of a run's folder."""
 
     path: Path
-    name: str
-    series: dict[str, Series] = field(default_factory=dict)
-    tokens_per_step: int | None = None
-    config: Config | None = None
-    fields: dict[str, Any] = field(default_factory=dict)
+    name: str  # of the folder
+    series: dict[str, Series] = field(default_factory=dict)  # by tag
+    tokens_per_step: int | None = None  # None if neither the metrics nor the config say it
+    config: Config | None = None  # checked, with defaults for everything that this version does not know
+    fields: dict[str, Any] = field(default_factory=dict)  # section.field -> value, exactly as the files have it
     environment: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)  # events of history.jsonl; their `time` is local
     bad_steps: list[dict[str, Any]] = field(default_factory=list)
-    signs_of_life: list[datetime] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    n_warnings: int = 0
-    checkpoints: list[int] = field(default_factory=list)
+    signs_of_life: list[datetime] = field(default_factory=list)  # times of the lines of train.log
+    warnings: list[str] = field(default_factory=list)  # the last of train.log, with their times
+    n_warnings: int = 0  # all of them
+    checkpoints: list[int] = field(default_factory=list)  # steps of the complete ones
     problems: list[str] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to show."""
+        """True if there is nothing to show."""
         return not (self.series or self.fields or self.environment or self.history)
 
     @property
     def last_step(self) -> int:
-        """The last step that was logged; 0 if none was."""
+        """The last logged step; 0 if there is none."""
         return max((int(series.steps[-1]) for series in self.series.values()), default=0)
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of the whole run, if its config says so."""
+        """Number of steps of the whole run, or None if its config does not say it."""
         known = self.config is not None and {"train.total_tokens", "train.batch_tokens"} <= self.fields.keys()
         return self.config.total_steps if self.config is not None and known else None
 
@@ -95,7 +87,7 @@ class RunFolder:
 
 
 def numbered(tags: Iterable[str], prefix: str) -> list[str]:
-    """Return the tags that are `prefix` and a number, by number."""
+    """Return the tags that consist of `prefix` and a number, in the order of the numbers."""
     matching = [tag for tag in tags if re.fullmatch(re.escape(prefix) + r"[0-9]{1,4}", tag)]
     return sorted(matching, key=lambda tag: int(tag.removeprefix(prefix)))
 
@@ -105,15 +97,16 @@ def _has_any_part(path: Path) -> bool:
 
 
 def read_run_folder(path: Path) -> RunFolder:
-    """Return what there is of the run in `path`."""
+    """Return what can be read from the run's folder `path`."""
     name = path.resolve().name
     if not path.is_dir():
-        what = "is a file; give the run's folder" if path.exists() else "does not exist"
+        what = "is a file; give the folder of a run" if path.exists() else "does not exist"
         return RunFolder(path=path, name=name, problems=[f"{path} {what}"])
     if not _has_any_part(path):
         inside = " ".join(str(child) for child in sorted(path.iterdir()) if _has_any_part(child))
-        hint = f"; there are runs in it: {inside}" if inside else ""
-        return RunFolder(path=path, name=name, problems=[f"{path} is no run: it has none of {', '.join(PARTS)}{hint}"])
+        hint = f"; it contains runs: {inside}" if inside else ""
+        problem = f"{path} is not a run's folder: it has none of {', '.join(PARTS)}{hint}"
+        return RunFolder(path=path, name=name, problems=[problem])
     problems: list[str] = []
     series, tokens_per_step = _metrics(path / METRICS, problems)
     config, fields = _config(path / "config.yaml", problems)
@@ -141,9 +134,9 @@ def read_run_folder(path: Path) -> RunFolder:
 
 
 def _metrics(path: Path, problems: list[str]) -> tuple[dict[str, Series], int | None]:
-    """Return the tags' series, and the tokens of a step."""
+    """Return the series of each tag, and the tokens per step."""
     if not path.exists():
-        problems.append("metrics.jsonl is missing: nothing was logged yet")
+        problems.append("metrics.jsonl is missing: nothing has been logged yet")
         return {}, None
     steps: dict[str, array[int]] = defaultdict(lambda: array("q"))
     values: dict[str, array[float]] = defaultdict(lambda: array("d"))
@@ -162,11 +155,12 @@ def _metrics(path: Path, problems: list[str]) -> tuple[dict[str, Series], int | 
                 steps[tag].append(step)
                 values[tag].append(number)
     if n_without_step:
-        problems.append(f"metrics.jsonl: {n_without_step:,} lines have no step, and are left out")
+        verb = "has no step and is" if n_without_step == 1 else "have no step and are"
+        problems.append(f"metrics.jsonl: {counted(n_without_step, 'line')} {verb} left out")
     if not steps:
-        problems.append("metrics.jsonl has no step")
+        problems.append("metrics.jsonl contains no step")
     problems += [
-        f"{tag}: {count:,} of {len(values[tag]):,} logged values are not finite (gaps in its curve)"
+        f"{tag}: {count:,} of {len(values[tag]):,} logged values are not finite and leave gaps in the curve"
         for tag, count in not_finite.items()
         if count
     ]
@@ -179,7 +173,7 @@ def _series(steps: "array[int]", values: "array[float]") -> Series:
 
 
 def _config(path: Path, problems: list[str]) -> tuple[Config | None, dict[str, Any]]:
-    """Return the config with defaults in the place of what this version does not know, and the fields as they stand."""
+    """Return the config, with defaults for whatever this version does not know, and the fields exactly as written."""
     if not path.exists():
         problems.append("config.yaml is missing")
         return None, {}
@@ -190,12 +184,12 @@ def _config(path: Path, problems: list[str]) -> tuple[Config | None, dict[str, A
         problems.append(f"config.yaml cannot be read: {' '.join(str(error).split())}")
         return None, {}
     if unusual:
-        problems.append(f"config.yaml has what this version does not take: {'; '.join(unusual)}")
+        problems.append(f"this version does not accept all of config.yaml: {'; '.join(unusual)}")
     return config, fields
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested dicts as one, of dotted keys."""
+    """Return nested dicts as one dict with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items() if isinstance(values, dict) else ():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -204,20 +198,20 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def _history(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     if not path.exists():
-        problems.append(f"{HISTORY} is missing: launches, and with them hours, are not known")
+        problems.append(f"{HISTORY} is missing: launches and hours are unknown")
     events = []
     for event in objects(path, problems):
         try:
             event["time"] = datetime.fromisoformat(event["time"]).replace(tzinfo=None)
         except (KeyError, TypeError, ValueError):
-            problems.append(f"{HISTORY}: an event has no time, and is left out")
+            problems.append(f"{HISTORY}: an event has no time and is left out")
         else:
             events.append(event)
     return events
 
 
 def _log(path: Path, problems: list[str]) -> tuple[list[datetime], list[str], int]:
-    """Return the times of the log's lines, its last warnings and errors, and how many those are."""
+    """Return the times of the log's lines, its last warnings and errors, and the number of all warnings and errors."""
     times: list[datetime] = []
     warnings: deque[str] = deque(maxlen=KEPT_WARNINGS)
     n_warnings = 0

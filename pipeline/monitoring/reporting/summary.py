@@ -1,4 +1,4 @@
-"""The figures of a run: where it stands, its losses, its speed, and what it cost. Pure, of what `run_folder` read."""
+"""Sums up a run: its state, losses, speed and cost. Pure functions of what `run_folder` has read."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -9,63 +9,57 @@ import numpy as np
 from pipeline.monitoring.reporting.run_folder import RunFolder, Series
 from pipeline.runtime.stop import ExitCode
 
-FINAL_POINTS = 10  # logged losses that a final loss is the mean of: one step's is noise
+FINAL_POINTS = 10  # a final loss is the mean of this many logged losses, because a single step's is noisy
 
 State = Literal["finished", "stopped", "failed", "open", "unknown"]
 _STATES: dict[int, tuple[State, str]] = {
     ExitCode.FINISHED: ("finished", "finished"),
-    ExitCode.STOPPED: ("stopped", "stopped on request; the same command goes on"),
-    ExitCode.BAD_NUMBERS: ("failed", "ended: the numbers or the data went bad"),
-    ExitCode.FAILED_SAVE: ("failed", "ended: a checkpoint could not be written"),
+    ExitCode.STOPPED: ("stopped", "stopped on request; the same command continues it"),
+    ExitCode.BAD_NUMBERS: ("failed", "failed: the numbers or the data went bad"),
+    ExitCode.FAILED_SAVE: ("failed", "failed: a checkpoint could not be written"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchRecord:
-    """One start of a run, from `step` on `ranks` ranks; seen alive `until` then; `exit_code` if it ended by itself."""
+    """One start of a run."""
 
     time: datetime
-    step: int
+    step: int  # that it started from
     ranks: int
     device: str
-    until: datetime
-    exit_code: int | None
+    until: datetime  # when it ended or, if it was killed, when it was last known to be alive
+    exit_code: int | None  # None if it was killed or is still running
 
     @property
     def rank_hours(self) -> float:
-        """Hours from the start to the last sign of life, times ranks."""
+        """Hours from the start to `until`, times the number of ranks."""
         return (self.until - self.time) / timedelta(hours=1) * self.ranks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A run in figures; None for what its folder does not tell.
-
-    train_loss: head 1's mean over the last `FINAL_POINTS` logged points.
-    validation: each head's last validation loss.
-    tokens: trained on, steps that came again counted once.
-    left_s: seconds to the last step at the median throughput, without validation and saving.
-    """
+    """A run in figures; None stands for values that its folder does not contain."""
 
     state: State
-    standing: str
+    standing: str  # the state in words
     last_step: int
     total_steps: int | None
-    tokens: int | None
+    tokens: int | None  # trained on; repeated steps count once
     n_heads: int
-    train_loss: float | None
-    validation: list[float]
+    train_loss: float | None  # mean of head 1 over the last `FINAL_POINTS` logged points
+    validation: list[float]  # each head's last validation loss
     tokens_per_s: float | None
     mfu: float | None
     peak_memory_gib: float | None
-    left_s: float | None
+    left_s: float | None  # seconds to the last step at the median throughput, without validation and checkpoints
     launches: list[LaunchRecord] | None
     n_rollbacks: int
     skipped_steps: int
 
 
 def summarize(run: RunFolder) -> Summary:
-    """Return the figures of a run."""
+    """Return the summary of a run."""
     launches = launches_of(run) if run.history else None
     state, standing = _standing(run, launches)
     tokens_per_s = median_of(run.series.get("throughput/tokens_per_s"))
@@ -96,7 +90,7 @@ def summarize(run: RunFolder) -> Summary:
 
 
 def loss_before(run: RunFolder, *, step: int) -> float | None:
-    """Return head 1's mean loss over the last `FINAL_POINTS` points up to a step, those that are finite."""
+    """Return the mean of head 1's finite losses among the last `FINAL_POINTS` points up to a step."""
     series = run.series.get("loss/head_1")
     if series is None:
         return None
@@ -106,7 +100,7 @@ def loss_before(run: RunFolder, *, step: int) -> float | None:
 
 
 def launches_of(run: RunFolder) -> list[LaunchRecord]:
-    """Return the launches in the history, each alive until its end or, if it was killed, the log's last line of it."""
+    """Return the launches in the history. A killed one counts as alive until its last line in the log."""
     starts = [(i, event) for i, event in enumerate(run.history) if event.get("event") == "launch"]
     launches = []
     for (i, event), (after, following) in zip(starts, [*starts, (len(run.history), None)][1:], strict=True):
@@ -127,12 +121,12 @@ def launches_of(run: RunFolder) -> list[LaunchRecord]:
 
 
 def finite(series: Series | None) -> np.ndarray:
-    """Return the finite values of a series, in order; none if there is no series."""
+    """Return the finite values of a series in order; an empty array if there is no series."""
     return np.empty(0) if series is None else series.values[np.isfinite(series.values)]
 
 
 def median_of(series: Series | None) -> float | None:
-    """Return the median of the finite values."""
+    """Return the median of the finite values, or None if there are none."""
     values = finite(series)
     return float(np.median(values)) if len(values) else None
 
@@ -142,11 +136,11 @@ def _standing(run: RunFolder, launches: list[LaunchRecord] | None) -> tuple[Stat
         code = launches[-1].exit_code
         if code is None:
             seen = launches[-1].until.isoformat(sep=" ", timespec="minutes")
-            return "open", f"running, or killed: no ending is recorded; last seen {seen}"
-        return _STATES.get(code, ("failed", f"ended with code {code}"))
+            return "open", f"running or killed; no end is recorded, last seen {seen}"
+        return _STATES.get(code, ("failed", f"failed: exit code {code}"))
     if run.total_steps is not None and run.last_step >= run.total_steps:
         return "finished", "finished"
-    return "unknown", "unfinished; how it ended is not recorded"
+    return "unknown", "unfinished; no end is recorded"
 
 
 def _whole(value: Any, *, default: int = 0) -> int:

@@ -1,10 +1,11 @@
-"""The tables of a page: runs side by side, where their configs differ, and what they ran on."""
+"""The page's tables: runs side by side, differences between their configs, and their environments."""
 
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from common.wording import counted
 from pipeline.config.schema import Config
 from pipeline.model.formulas import parameter_count
 from pipeline.monitoring.reporting.curves import duration, number, tokens
@@ -12,9 +13,9 @@ from pipeline.monitoring.reporting.markup import Html, tag
 from pipeline.monitoring.reporting.run_folder import RunFolder
 from pipeline.monitoring.reporting.summary import FINAL_POINTS, Summary, loss_before
 
-NOT_COMPARED = {"run.name", "run.dir"}  # differ in every two runs
+NOT_COMPARED = {"run.name", "run.dir"}  # differ between any two runs
 DASH = number(None)
-MOST_LETTERS = 160  # of a value
+MOST_LETTERS = 160  # of a config value
 
 
 def table(rows: Sequence[tuple[str, Sequence[str]]], *, columns: Sequence[str]) -> Html:
@@ -25,18 +26,18 @@ def table(rows: Sequence[tuple[str, Sequence[str]]], *, columns: Sequence[str]) 
 
 
 def comparison(runs: Sequence[RunFolder], summaries: Sequence[Summary]) -> list[tuple[str, list[str]]]:
-    """Return the rows that put runs side by side; the lowest loss of a row is marked where several have one."""
+    """Return the rows that compare runs; in rows with several losses, the lowest is marked."""
     rows: list[tuple[str, list[str]]] = [
-        ("stands", [summary.standing.partition(";")[0].partition(":")[0] for summary in summaries]),
+        ("state", [summary.standing.partition(";")[0].partition(":")[0] for summary in summaries]),
         ("heads", [str(summary.n_heads or DASH) for summary in summaries]),
         ("parameters", [_parameters(run) for run in runs]),
         ("tokens", [tokens(summary.tokens) for summary in summaries]),
-        (f"training loss of head 1, last {FINAL_POINTS} reports", _lowest([s.train_loss for s in summaries])),
+        (f"training loss of head 1, mean of last {FINAL_POINTS} reports", _lowest([s.train_loss for s in summaries])),
     ]
     common = min((summary.tokens or 0 for summary in summaries), default=0)
     if common and any(summary.tokens != common for summary in summaries):
         at_common = [loss_before(run, step=common // (run.tokens_per_step or 1)) for run in runs]
-        rows.append((f"the same at {tokens(common)} tokens", _lowest(at_common)))
+        rows.append((f"the same after {tokens(common)} tokens", _lowest(at_common)))
     for head in range(max((len(summary.validation) for summary in summaries), default=0)):
         losses = [summary.validation[head] if head < len(summary.validation) else None for summary in summaries]
         rows.append((f"validation loss of head {head + 1}", _lowest(losses)))
@@ -53,14 +54,14 @@ def comparison(runs: Sequence[RunFolder], summaries: Sequence[Summary]) -> list[
 
 
 def differences(runs: Sequence[RunFolder]) -> list[tuple[str, list[str]]]:
-    """Return the fields of config.yaml and ds_config.json in which runs differ, with each one's value."""
+    """Return the fields of config.yaml and ds_config.json that differ between runs, with each run's value."""
     keys = [key for key in dict.fromkeys(key for run in runs for key in run.fields) if key not in NOT_COMPARED]
     rows = [(key, [plain(run.fields[key]) if key in run.fields else DASH for run in runs]) for key in keys]
     return [row for row in rows if len(set(row[1])) > 1]
 
 
 def deviations(run: RunFolder) -> list[tuple[str, list[str]]]:
-    """Return the fields of a run's config that are not at their default, with both values."""
+    """Return the fields of a run's config that differ from their defaults, with both values."""
     defaults = {
         f"{section}.{field}": value
         for section, fields in dataclasses.asdict(Config()).items()
@@ -74,7 +75,7 @@ def deviations(run: RunFolder) -> list[tuple[str, list[str]]]:
 
 
 def environment(runs: Sequence[RunFolder], summaries: Sequence[Summary]) -> list[tuple[str, list[str]]]:
-    """Return what the runs ran on."""
+    """Return the rows that show the device, ranks and versions of each run."""
 
     def row(label: str, value: Callable[[RunFolder], Any]) -> tuple[str, list[str]]:
         return label, [plain(found) if (found := value(run)) is not None else DASH for run in runs]
@@ -94,7 +95,7 @@ def environment(runs: Sequence[RunFolder], summaries: Sequence[Summary]) -> list
 
 
 def hours(summary: Summary) -> str:
-    """Return what a run cost, in hours of ranks and their device."""
+    """Return the cost of a run in rank-hours of its device, such as "4.00 GPU-hours"."""
     if not summary.launches:
         return DASH
     total = sum(launch.rank_hours for launch in summary.launches)
@@ -103,28 +104,28 @@ def hours(summary: Summary) -> str:
 
 
 def restarts(summary: Summary) -> str:
-    """Return how often a run was started again."""
+    """Return how often a run was restarted."""
     return DASH if summary.launches is None else str(max(0, len(summary.launches) - 1))
 
 
 def gib(value: float | None) -> str:
-    """Return an amount of memory."""
+    """Return an amount of memory as text."""
     return DASH if value is None else f"{number(value)} GiB"
 
 
 def left(summary: Summary) -> str:
-    """Return how much of a run is to be done."""
+    """Return how much of a run remains."""
     if summary.total_steps is None:
-        return "its length is not known"
+        return "length unknown"
     steps = summary.total_steps - summary.last_step
     if steps <= 0:
-        return "nothing is left"
+        return "no steps left"
     time = f", about {duration(summary.left_s)} at the median throughput" if summary.left_s else ""
-    return f"{steps:,} steps are left{time}"
+    return f"{counted(steps, 'step')} left{time}"
 
 
 def plain(value: Any) -> str:
-    """Return a value of a config as text, of a long one the beginning."""
+    """Return a config value as text, cut short if it is long."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} ..."
 
@@ -142,7 +143,7 @@ def _lowest(losses: Sequence[float | None]) -> list[str | Html]:
     if len(known) < 2:
         return list(cells)
     return [
-        tag("strong", cell, title="the lowest") if loss == min(known) else cell
+        tag("strong", cell, title="lowest") if loss == min(known) else cell
         for cell, loss in zip(cells, losses, strict=True)
     ]
 

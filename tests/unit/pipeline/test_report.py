@@ -1,4 +1,4 @@
-"""The page about runs: against figures computed here, in folders of which anything may be missing or damaged."""
+"""The page about runs, compared with figures that are computed here."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def rows(checker: Checker) -> str:
 
 def test_a_page_about_one_run(write: Write, tmp_path: Path) -> None:
     checker, text = paged(write(), output=tmp_path / "out.html")
-    assert "step 40 of 40, nothing is left; newest whole checkpoint: step 20" in text
+    assert "step 40 of 40, no steps left; newest complete checkpoint: step 20" in text
     assert "Training loss per head" in text
     assert "Validation loss per head" in text
     assert "20.5 thousand" in text  # 40 x 512
@@ -39,7 +39,7 @@ def test_a_page_about_one_run(write: Write, tmp_path: Path) -> None:
     assert "Model FLOPs utilization" not in text  # nothing logged it
 
 
-def test_figures_are_those_of_the_lines(write: Write) -> None:
+def test_a_summary_agrees_with_the_logged_lines(write: Write) -> None:
     changes = {step: {"memory/peak_GiB": 3.25} for step in (7,)}
     run = read_run_folder(write(steps=30, changes=changes))
     summary = summarize(run)
@@ -52,7 +52,7 @@ def test_figures_are_those_of_the_lines(write: Write) -> None:
     assert summary.left_s == pytest.approx(10 * STEP_TOKENS / summary.tokens_per_s)
 
 
-def test_hours_are_of_ranks_until_the_last_sign_of_life(write: Write) -> None:
+def test_rank_hours_end_with_the_last_sign_of_life(write: Write) -> None:
     folder = write(steps=20)
     events = [
         {"event": "launch", "time": "2026-11-21T10:00:00+01:00", "step": 0, "ranks": 2, "device": "cuda"},
@@ -72,7 +72,7 @@ def test_hours_are_of_ranks_until_the_last_sign_of_life(write: Write) -> None:
     assert run.warnings == ["2026-11-21 11:00:00  the disk is full"]
     _, text = paged(folder, output=folder / "out.html")
     assert "resumed after step 10" in text
-    assert "went back from step 15 to 10" in text
+    assert "rolled back from step 15 to 10" in text
     assert "2, then 4" in text
 
 
@@ -87,14 +87,14 @@ def test_the_history_survives_a_cut_line_and_a_full_disk(tmp_path: Path, pipelin
     assert "misses this end (No such file or directory)" in pipeline_log.text
 
 
-def test_several_runs_are_compared_where_both_have_been(write: Write, tmp_path: Path) -> None:
+def test_runs_are_compared_after_the_same_number_of_tokens(write: Write, tmp_path: Path) -> None:
     one, four = write("n1", n_heads=1, steps=40), write("n4", n_heads=4, steps=20)
     checker, _ = paged(one, four, output=tmp_path / "out.html")
     text = rows(checker)
     at_20 = np.mean([1.1 + 5 / step for step in range(11, 21)])
     at_40 = np.mean([1.1 + 5 / step for step in range(31, 41)])
-    assert f"training loss of head 1, last 10 reports | {at_40:.3f} | {at_20:.3f}" in text
-    assert f"the same at 10.2 thousand tokens | {at_20:.3f} | {at_20:.3f}" in text
+    assert f"training loss of head 1, mean of last 10 reports | {at_40:.3f} | {at_20:.3f}" in text
+    assert f"the same after 10.2 thousand tokens | {at_20:.3f} | {at_20:.3f}" in text
     assert "model.n_future_tokens | 1 | 4" in text
     assert "model.dim" not in text
     assert "validation loss of head 4 | – | 6.500" in text  # noqa: RUF001
@@ -128,10 +128,10 @@ def test_bad_steps_and_unknown_tags_are_shown(write: Write, tmp_path: Path) -> N
     assert "new/<b>" in text
     assert "time/part_3_s" in text
     assert "time/part_29_s" not in text
-    assert "11 more tags are in metrics.jsonl" in text
+    assert "metrics.jsonl contains 11 more tags." in text
 
 
-def test_a_long_run_makes_a_small_page_that_misses_no_jump(write: Write) -> None:
+def test_the_page_of_a_long_run_is_small_and_shows_every_jump(write: Write) -> None:
     folder = write(n_heads=4, steps=100_000, total_steps=100_000, changes={77_777: {"loss/head_1": 9.9}})
     run = read_run_folder(folder)
     document = page([run])
@@ -145,16 +145,16 @@ def test_a_long_run_makes_a_small_page_that_misses_no_jump(write: Write) -> None
     assert (thin.mean <= thin.high).all()
 
 
-def test_what_is_no_run_stands_beside_one_that_is(
+def test_a_folder_without_a_run_is_named_beside_a_run(
     write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
     _, text = paged(tmp_path / "empty", write(), output=tmp_path / "out.html")
-    assert f"{tmp_path}/empty is no run: it has none of metrics.jsonl" in text
-    assert "is no run" in capsys.readouterr().err
+    assert f"{tmp_path}/empty is not a run's folder: it has none of metrics.jsonl" in text
+    assert "is not a run's folder" in capsys.readouterr().err
 
 
-def test_nothing_to_show_is_a_mistake_that_leaves_no_page(tmp_path: Path) -> None:
+def test_without_anything_to_show_no_page_is_written(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     output = tmp_path / "out.html"
@@ -163,17 +163,21 @@ def test_nothing_to_show_is_a_mistake_that_leaves_no_page(tmp_path: Path) -> Non
     assert done.returncode == 2
     assert not output.exists()
     assert "Traceback" not in done.stderr
-    for message in ("empty is no run", "file is a file; give the run's folder", "missing does not exist"):
+    for message in (
+        "empty is not a run's folder",
+        "file is a file; give the folder of a run",
+        "missing does not exist",
+    ):
         assert message in done.stderr
 
 
-def test_the_folder_of_all_runs_names_them(write: Write, tmp_path: Path) -> None:
+def test_the_message_about_a_folder_of_runs_names_them(write: Write, tmp_path: Path) -> None:
     folder = write()
-    with pytest.raises(UserError, match=f"is no run: .*; there are runs in it: .*{folder.name}"):
+    with pytest.raises(UserError, match=f"is not a run's folder: .*; it contains runs: .*{folder.name}"):
         report.main([str(folder.parent), "--output", str(tmp_path / "out.html")])
 
 
-def test_a_page_that_cannot_be_written_leaves_the_old_one(write: Write, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_leaves_nothing_behind(write: Write, tmp_path: Path) -> None:
     folder, output = write(), tmp_path / "missing" / "out.html"
     with pytest.raises(UserError, match=r"--output .*missing/out.html cannot be written \(No such file or directory\)"):
         report.main([str(folder), "--output", str(output)])

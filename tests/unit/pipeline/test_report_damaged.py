@@ -60,12 +60,19 @@ def all_null(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "messages"),
     [
-        (cut, ["metrics.jsonl: the last line is cut short, and left out"]),
-        (other_version, ["config.yaml has what this version does not take: unknown key quantum"]),
-        (garbage, ["config.yaml cannot be read", "ds_config.json cannot be read", "bad_steps.jsonl: 2 lines are no"]),
+        (cut, ["metrics.jsonl: the last line is cut short and left out"]),
+        (other_version, ["this version does not accept all of config.yaml: unknown key quantum"]),
+        (
+            garbage,
+            [
+                "config.yaml cannot be read",
+                "ds_config.json cannot be read",
+                "bad_steps.jsonl: 2 lines are not JSON objects",
+            ],
+        ),
         (
             odd_lines,
-            ["metrics.jsonl: 3 lines have no step", "metrics.jsonl: 2 lines are no objects", "x: 2 of 2 logged"],
+            ["metrics.jsonl: 3 lines have no step", "metrics.jsonl: 2 lines are not JSON objects", "x: 2 of 2 logged"],
         ),
         (nothing_but_config, ["metrics.jsonl is missing", "history.jsonl is missing", "environment.json is missing"]),
         (all_null, ["loss/head_1: 40 of 40 logged values are not finite"]),
