@@ -21,8 +21,7 @@ from benchmarks.parts.harness import answer, on_ranks
 from benchmarks.parts.outputs import check_json
 from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
-from pipeline.config.model import ModelConfig
-from pipeline.config.schema import Config, DataConfig, TrainConfig
+from pipeline.config.schema import DataConfig, TrainConfig
 
 SEQ_LEN, LOOKAHEAD = 4096, 8
 WINDOWS_PER_SHARD = 8192  # 67 MB, as data_prep.write_shards has them
@@ -53,13 +52,9 @@ def first_batch(data: DataConfig) -> dict[str, float]:
     from pipeline.runtime.world import world_from_environment
 
     world_from_environment()
-    config = Config(
-        model=ModelConfig(size="7B", n_future_tokens=4),
-        data=data,
-        train=TrainConfig(total_tokens=10**12, batch_tokens=SEQ_LEN, micro_batch_size=1),
-    )  # fmt: skip
+    train = TrainConfig(total_tokens=10**12, batch_tokens=SEQ_LEN, micro_batch_size=1)
     start_s = time.perf_counter()
-    reader = TrainingData(config)
+    reader = TrainingData(data, train=train, n_future_tokens=4)
     opened_s = time.perf_counter()
     next(reader)
     return {

@@ -25,7 +25,7 @@ from benchmarks.parts.outputs import check_json
 from common.command_line import command_parser, exit_on_user_error
 from common.files import write_json
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
-from pipeline.config.schema import Config, DataConfig, TrainConfig
+from pipeline.config.schema import DataConfig, TrainConfig
 from pipeline.model.formulas import training_flops_per_token
 from pipeline.runtime.devices import peak_flops
 
@@ -62,12 +62,12 @@ def read_here(todo: dict[str, Any]) -> dict[str, Any]:
     from pipeline.data.batches import TrainingData
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = Config(
-        model=ModelConfig(size="0.3B", n_future_tokens=HEADS),
-        data=DataConfig(shards=todo["shards"], seq_len=SEQ_LEN, num_workers=todo["workers"]),
+    data = TrainingData(
+        DataConfig(shards=todo["shards"], seq_len=SEQ_LEN, num_workers=todo["workers"]),
         train=TrainConfig(batch_tokens=MICRO_BATCH * SEQ_LEN, micro_batch_size=MICRO_BATCH),
+        n_future_tokens=HEADS,
+        device=device,
     )
-    data = TrainingData(config, device=device)
     next(data)  # makes the epoch's order, and starts the workers
     rates = []
     for _ in range(todo["warm_up"] + todo["repeats"]):

@@ -99,7 +99,11 @@ def start_here(path: Path) -> None:
     group = process_group(world)
     device = timed("process group", group.__enter__)
     engine = timed("model and engine", lambda: build_engine(inputs.config, inputs.deepspeed_config, device=device))
-    data = timed("shards opened", lambda: TrainingData(inputs.config))
+    config = inputs.config
+    data = timed(
+        "shards opened",
+        lambda: TrainingData(config.data, train=config.train, n_future_tokens=config.model.n_future_tokens),
+    )
     first = timed("first batch (epoch's order, workers)", lambda: next(data))
     timed("first step", lambda: engine.train_step(iter([first]), learning_rate=1e-4))
     second = next(data)

@@ -112,11 +112,16 @@ def run(
         n_windows = evaluation_windows(inputs.metadata, config.train, data_ranks=inputs.data_ranks)
         replica = world.rank // config.parallel.ranks_per_replica
         validation = ValidationData(
-            config, n_windows=n_windows, replica=replica, n_replicas=inputs.data_ranks, device=device
-        )
+            config.data, micro_batch_size=config.train.micro_batch_size, n_future_tokens=config.model.n_future_tokens,
+            n_windows=n_windows, replica=replica, n_replicas=inputs.data_ranks, device=device,
+        )  # fmt: skip
+    data = TrainingData(
+        config.data, train=config.train, n_future_tokens=config.model.n_future_tokens,
+        ranks_per_replica=config.parallel.ranks_per_replica, device=device,
+    )  # fmt: skip
     trainer = Trainer(
         config, world=world, device=device, engine=engine,
-        data=TrainingData(config, device=device), validation=validation,
+        data=data, validation=validation,
         previews=previews, checkpoints=checkpoints, lease=lease, stop=stop, watchdog=watchdog,
     )  # fmt: skip
     try:

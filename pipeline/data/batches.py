@@ -1,54 +1,52 @@
-"""Shards to batches: windows read by mosaicml-streaming, cut into tokens and targets, with a resumable position.
+"""From shards to batches: read windows with mosaicml-streaming, cut them into tokens and targets, resume exactly.
 
-A window holds seq_len + lookahead tokens; its first seq_len are the inputs, and target i of position t is
-token t + 1 + i, so every position has all its targets. Sample order is streaming's: fixed by the shuffle seed,
-algorithm and block size and by num_canonical_nodes, whatever the number of ranks. An epoch is a whole number of
-optimizer steps: where a step would span two epochs, its samples would depend on the number of ranks.
+A window holds seq_len + lookahead tokens. Its first seq_len tokens are the inputs, and target i of position t is token
+t + 1 + i, so every position has all its targets.
 
-Windows of a damaged shard come out as those of another (shards.py); a batch says which, and why.
+Streaming determines the order of the windows from the shuffle seed, algorithm and block size and from
+num_canonical_nodes; the number of ranks does not matter. An epoch is a whole number of optimizer steps, because the
+samples of a step that spans two epochs would depend on the number of ranks.
+
+If a shard is damaged, windows of another shard are read in place of its windows (see `dataset`). `TrainingData` and
+`ValidationData` keep account of that in `Consumed`, which the training loop takes after each step.
 """
 
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config.schema import Config
+from pipeline.config.schema import DataConfig, TrainConfig
 from pipeline.config.shard_folder import local_folder, remote_split
+from pipeline.data.sample_record import NOTHING, EpochSamples
 from pipeline.runtime.ranges import profiler_range
 
+if TYPE_CHECKING:  # streaming takes seconds to import
+    from pipeline.data.dataset import Window
+
 CPU = torch.device("cpu")
-NOTHING = -1  # in place of the number of a window that was read, where no shard is whole
-SampleId = int | tuple[int, int]  # the number of a window; or that, and of the one that was read in its place
-EpochSamples = tuple[int, list[SampleId]]  # an epoch, and samples of it
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro batch: token ids (B, T) and `targets_BTN[b, t, i]` = id of token t + 1 + i; both int64.
-
-    ids_B: the windows' numbers in their split; nothing where windows have none.
-    read_ids_B: the numbers of those that were read, NOTHING (-1) if none could be. Where they differ, a shard is at
-        fault.
-    faults: one line for each such shard.
-    """
+    """One micro batch; both tensors are int64."""
 
     tokens_BT: Tensor
+    """Token ids, shape (B, T)."""
     targets_BTN: Tensor
+    """Targets of every head, shape (B, T, N): `targets_BTN[b, t, i]` is the id of token t + 1 + i."""
     ids_B: tuple[int, ...] = ()
+    """Requested window numbers in their split; empty if there are none."""
     read_ids_B: tuple[int, ...] = ()
-    faults: tuple[str, ...] = ()
-
-    @property
-    def skipped_windows(self) -> int:
-        """How many windows others took the place of."""
-        return sum(asked != read for asked, read in zip(self.ids_B, self.read_ids_B, strict=True))
+    """Numbers of the windows that were read; one that differs from the requested number replaces it because of a
+    damaged shard, and is NOTHING (-1) if no shard could be read."""
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on `device`."""
@@ -56,58 +54,90 @@ class Batch:
         return dataclasses.replace(self, tokens_BT=tokens_BT, targets_BTN=targets_BTN)
 
 
+@dataclass(kw_only=True)
+class Consumed:
+    """What one rank has read since it was last asked, with the damage that it met."""
+
+    samples: list[EpochSamples] = field(default_factory=list)
+    """The samples by epoch, in the order in which they were read; empty for validation."""
+    faults: list[str] = field(default_factory=list)
+    """One line for each shard that was found damaged for the first time."""
+    skipped_windows: int = 0
+    """Number of windows that others replaced because their shard is damaged."""
+    nothing_left: bool = False
+    """True if a window could not be replaced either, so that its tokens are no data."""
+
+
 def batch_from_windows(windows_BW: Tensor, *, seq_len: int, n_future_tokens: int) -> Batch:
-    """Cut windows (B, W >= seq_len + n_future_tokens), int64, into inputs and the targets of every head."""
+    """Cut windows, shape (B, W >= seq_len + n_future_tokens), int64, into inputs and the targets of every head."""
     targets_BTN = windows_BW[:, 1:].unfold(1, n_future_tokens, 1)[:, :seq_len]
     return Batch(windows_BW[:, :seq_len], targets_BTN)
 
 
 class TrainingData:
-    """An endless iterator of `Batch` over the train split, epoch after epoch; knows and restores its position.
+    """An endless iterator of `Batch` over the train split, epoch after epoch, whose position can be saved and restored.
 
-    What it has met on the way is handed over, and forgotten, by the `take_` methods.
-
-    wait_s: seconds that the training loop has spent waiting in `next`, added up.
-
-    Args:
-        config: the run.
-        device: where batches go, as the uint16 that they are stored in, a quarter of the bytes and without waiting.
+    wait_s: total seconds that the training loop has waited in `next`.
     """
 
-    def __init__(self, config: Config, *, device: torch.device = CPU) -> None:
+    def __init__(
+        self,
+        data: DataConfig,
+        *,
+        train: TrainConfig,
+        n_future_tokens: int,
+        ranks_per_replica: int = 1,
+        device: torch.device = CPU,
+    ) -> None:
+        """Open the train split; every rank must call it.
+
+        Args:
+            data: which shards, and the order of their windows.
+            train: the sizes of a micro batch and of a step.
+            n_future_tokens: targets for each position.
+            ranks_per_replica: consecutive ranks that share a replica of the model, and so read the same samples.
+            device: where batches go. They are copied as uint16, as they are stored: a quarter of the bytes, and
+                without waiting.
+
+        Raises:
+            UserError: the shards cannot be used.
+        """
         from common.mds import streaming
         from pipeline.data.dataset import ShardFolder
 
-        self._config, self._device = config, device
-        sharers = config.parallel.ranks_per_replica
-        # streaming warns to account for what ranks share; its StreamingDataLoader, whose position is kept, does
+        self._windows_per_step = train.batch_tokens // data.seq_len
+        self._cutter = _Cutter(seq_len=data.seq_len, n_future_tokens=n_future_tokens, device=device)
+        # Streaming warns that batch sizes must account for ranks that share samples; its StreamingDataLoader does.
         logging.getLogger("streaming.base.dataset").addFilter(lambda record: "`replication`" not in record.getMessage())
         dataset = ShardFolder(
-            local_folder(config.data) / "train",
-            remote=remote_split(config.data, "train"),
-            cache_limit=int(config.data.cache_limit_gb * 1e9) or None,
+            local_folder(data) / "train",
+            remote=remote_split(data, "train"),
+            cache_limit=int(data.cache_limit_gb * 1e9) or None,
             shuffle=True,
-            shuffle_algo=config.data.shuffle_algo,
-            shuffle_seed=config.data.shuffle_seed,
-            shuffle_block_size=config.data.shuffle_block_size,
-            num_canonical_nodes=config.data.num_canonical_nodes,
-            batch_size=config.train.micro_batch_size,
-            replication=sharers if sharers > 1 else None,  # the ranks of one replica read the same samples
+            shuffle_algo=data.shuffle_algo,
+            shuffle_seed=data.shuffle_seed,
+            shuffle_block_size=data.shuffle_block_size,
+            num_canonical_nodes=data.num_canonical_nodes,
+            batch_size=train.micro_batch_size,
+            replication=ranks_per_replica if ranks_per_replica > 1 else None,
         )
-        self._windows_per_epoch = windows_per_epoch(dataset.num_samples, config)
-        assert self._windows_per_epoch, "a step needs more windows than there are; see `shard_folder.shard_problems`"
+        self._n_windows = dataset.num_samples
+        self._windows_per_epoch = windows_per_epoch(
+            dataset.num_samples,
+            windows_per_step=self._windows_per_step,
+            num_canonical_nodes=data.num_canonical_nodes,
+        )
+        assert self._windows_per_epoch, "a step needs more windows than there are, see `shard_folder.shard_problems`"
         self._loader = streaming.StreamingDataLoader(
             dataset,
-            batch_size=config.train.micro_batch_size,
-            num_workers=config.data.num_workers,
+            batch_size=train.micro_batch_size,
+            num_workers=data.num_workers,
             collate_fn=_collate,
             drop_last=True,
         )
-        self._n_windows = dataset.num_samples
-        self._resumed_at = 0  # in the epoch under way
+        self._resumed_at = 0  # windows of the current epoch before the position that was loaded
         self.wait_s = 0.0
-        self._met = _Met()
-        self._samples: list[EpochSamples] = []
+        self._account = _Account()
         self._batches = self._all_epochs()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -121,156 +151,157 @@ class TrainingData:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position after the last batch, as plain values; the same on every rank."""
+        """Return the position after the last batch as plain values, which are the same on every rank."""
         state = self._loader.state_dict()
         return {**state, "sample_in_epoch": max(state["sample_in_epoch"], self._resumed_at)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position; before the first batch only.
+        """Go to a saved position; only before the first batch.
 
-        An epoch has some windows twice, and streaming refuses positions beyond the number of windows. It is given an
-        earlier one, and the batches between the two are left out.
+        Streaming refuses positions beyond the number of windows, but an epoch may be longer because it repeats some of
+        them. In that case streaming gets an earlier position, and the batches in between are dropped.
         """
         self._resumed_at = state["sample_in_epoch"]
-        per_step = _windows_per_step(self._config)
-        within = self._n_windows // per_step * per_step
-        self._loader.load_state_dict({**state, "sample_in_epoch": min(self._resumed_at, within)})
+        latest = self._n_windows // self._windows_per_step * self._windows_per_step
+        self._loader.load_state_dict({**state, "sample_in_epoch": min(self._resumed_at, latest)})
 
-    def take_faults(self) -> list[str]:
-        """Return one line for each shard that was first found at fault since the last call."""
-        return self._met.take_faults()
-
-    @property
-    def nothing_left(self) -> bool:
-        """Whether no shard is whole: what comes is no data."""
-        return self._met.nothing_left
-
-    def take_skipped_windows(self) -> int:
-        """Return how many windows of shards at fault others took the place of on this rank since the last call."""
-        return self._met.take_skipped_windows()
-
-    def take_samples(self) -> list[EpochSamples]:
-        """Return what this rank has consumed since the last call, by epoch, in order."""
-        samples, self._samples = self._samples, []
-        return samples
+    def take_consumed(self) -> Consumed:
+        """Return what this rank has read, and the damage that it met, since the last call."""
+        return self._account.take()
 
     def _all_epochs(self) -> Iterator[Batch]:
         while True:
             for collated in self._loader:
-                # the position counts what all replicas have read, this batch included
-                position = self._loader.state_dict()
+                position = self._loader.state_dict()  # counts what all replicas have read, this batch included
                 if self._resumed_at < position["sample_in_epoch"] <= self._windows_per_epoch:
-                    batch = _batch_of(collated, self._config, device=self._device)
-                    self._met.note(batch)
-                    self._note_samples(position["epoch"], batch)
-                    yield batch
-            if (read := self.state_dict()["sample_in_epoch"]) < self._windows_per_epoch:  # streaming tells nobody
+                    self._account.add(collated, epoch=position["epoch"])
+                    yield self._cutter.batch_of(collated)
+            read = self.state_dict()["sample_in_epoch"]
+            if read < self._windows_per_epoch:  # streaming reports this to nobody
                 raise RuntimeError(f"the loader ended an epoch after {read} of {self._windows_per_epoch} windows")
             self._resumed_at = 0
 
-    def _note_samples(self, epoch: int, batch: Batch) -> None:
-        ids: list[SampleId] = [
-            asked if asked == read else (asked, read) for asked, read in zip(batch.ids_B, batch.read_ids_B, strict=True)
-        ]
-        if self._samples and self._samples[-1][0] == epoch:
-            self._samples[-1][1].extend(ids)
-        else:
-            self._samples.append((epoch, ids))
 
+def windows_per_epoch(n_windows: int, *, windows_per_step: int, num_canonical_nodes: int) -> int:
+    """Return the number of windows in an epoch of the train split: as many whole steps as streaming's windows fill.
 
-def windows_per_epoch(n_windows: int, config: Config) -> int:
-    """Return how many windows of the train split an epoch has: whole steps of what streaming deals out.
-
-    Streaming repeats windows until every canonical node has as many.
+    Streaming repeats windows until every canonical node has equally many.
     """
-    n_nodes = config.data.num_canonical_nodes
-    dealt = n_nodes * -(-n_windows // n_nodes)
-    return dealt // _windows_per_step(config) * _windows_per_step(config)
-
-
-def _windows_per_step(config: Config) -> int:
-    return config.train.batch_tokens // config.data.seq_len
+    dealt = num_canonical_nodes * -(-n_windows // num_canonical_nodes)
+    return dealt // windows_per_step * windows_per_step
 
 
 class ValidationData:
-    """The first `n_windows` of the val split, dealt to the replicas; the same batches at every iteration."""
+    """The first `n_windows` of the val split, dealt to the replicas; every iteration has the same batches."""
 
     def __init__(
-        self, config: Config, *, n_windows: int, replica: int, n_replicas: int, device: torch.device = CPU
+        self,
+        data: DataConfig,
+        *,
+        micro_batch_size: int,
+        n_future_tokens: int,
+        n_windows: int,
+        replica: int,
+        n_replicas: int,
+        device: torch.device = CPU,
     ) -> None:
+        """Open the val split; every rank must call it.
+
+        Args:
+            data: which shards.
+            micro_batch_size: windows in a batch.
+            n_future_tokens: targets for each position.
+            n_windows: number of windows that all replicas read together.
+            replica: number of this rank's replica of the model.
+            n_replicas: number of replicas.
+            device: where batches go.
+
+        Raises:
+            UserError: the shards cannot be used.
+        """
         from pipeline.data.dataset import ShardFolder
 
-        self._config, self._mine = config, range(replica, n_windows, n_replicas)
-        self._device = device
+        self._mine, self._micro_batch_size = range(replica, n_windows, n_replicas), micro_batch_size
+        self._cutter = _Cutter(seq_len=data.seq_len, n_future_tokens=n_future_tokens, device=device)
         self._dataset = ShardFolder(
-            local_folder(config.data) / "val",
-            remote=remote_split(config.data, "val"),
-            batch_size=config.train.micro_batch_size,
+            local_folder(data) / "val", remote=remote_split(data, "val"), batch_size=micro_batch_size
         )
-        self._met = _Met()
+        self._account = _Account()
 
     def __iter__(self) -> Iterator[Batch]:
-        per_batch = self._config.train.micro_batch_size
-        for start in range(0, len(self._mine), per_batch):
-            samples = [self._dataset[index] for index in self._mine[start : start + per_batch]]
-            batch = _batch_of(_collate(samples), self._config, device=self._device)
-            self._met.note(batch)
-            yield batch
+        for start in range(0, len(self._mine), self._micro_batch_size):
+            wanted = self._mine[start : start + self._micro_batch_size]
+            collated = _collate([self._dataset[index] for index in wanted])
+            self._account.add(collated)
+            yield self._cutter.batch_of(collated)
 
-    def take_faults(self) -> list[str]:
-        """Return one line for each shard that was first found at fault since the last call."""
-        return self._met.take_faults()
-
-    @property
-    def nothing_left(self) -> bool:
-        """Whether no shard is whole: what comes is no data."""
-        return self._met.nothing_left
+    def take_consumed(self) -> Consumed:
+        """Return the damage that this rank met since the last call."""
+        return self._account.take()
 
 
-class _Met:
-    """The faults that batches told of, each once, and the windows that they cost."""
+class _Collated(NamedTuple):
+    """The windows of a batch, as a loader worker hands them over; streaming counts the rows of the first field.
+
+    Windows are an array because a tensor's memory is handed over through a connection of its own, which takes the
+    reader longer than copying the few bytes of uint16.
+    """
+
+    windows_BW: NDArray[np.uint16]
+    ids: list[int]
+    read_ids: list[int]
+    faults: list[str]
+
+
+def _collate(windows: "Sequence[Window]") -> _Collated:
+    return _Collated(
+        windows_BW=np.stack([window.tokens_W for window in windows]),
+        ids=[window.id for window in windows],
+        read_ids=[window.read_id for window in windows],
+        faults=list(dict.fromkeys(window.fault for window in windows if window.fault)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cutter:
+    """Moves windows to a device and cuts them into batches."""
+
+    seq_len: int
+    n_future_tokens: int
+    device: torch.device
+
+    def batch_of(self, collated: _Collated) -> Batch:
+        windows_BW = torch.from_numpy(collated.windows_BW)
+        if self.device.type == "cuda":
+            windows_BW = windows_BW.pin_memory()
+        windows_BW = windows_BW.to(self.device, non_blocking=True).long()
+        batch = batch_from_windows(windows_BW, seq_len=self.seq_len, n_future_tokens=self.n_future_tokens)
+        return dataclasses.replace(batch, ids_B=tuple(collated.ids), read_ids_B=tuple(collated.read_ids))
+
+
+class _Account:
+    """Gathers what batches consume until it is taken, and remembers which faults were reported."""
 
     def __init__(self) -> None:
-        self._known: set[str] = set()
-        self._new: list[str] = []
-        self._skipped_windows = 0
-        self.nothing_left = False
+        self._consumed = Consumed()
+        self._reported: set[str] = set()
 
-    def note(self, batch: Batch) -> None:
-        new = [fault for fault in batch.faults if fault not in self._known]
-        self._known.update(new)
-        self._new += new
-        self._skipped_windows += batch.skipped_windows
-        self.nothing_left |= NOTHING in batch.read_ids_B
+    def add(self, collated: _Collated, *, epoch: int | None = None) -> None:
+        """Count a batch; samples are recorded if they belong to an epoch."""
+        found, pairs = self._consumed, list(zip(collated.ids, collated.read_ids, strict=True))
+        nothing_read = NOTHING in collated.read_ids
+        # A known fault is reported again if nothing could be read, because that must end the run.
+        known = set(found.faults) if nothing_read else self._reported
+        found.faults += [fault for fault in collated.faults if fault not in known]
+        self._reported.update(collated.faults)
+        found.skipped_windows += sum(requested != read for requested, read in pairs)
+        found.nothing_left |= nothing_read
+        if epoch is not None:
+            if not found.samples or found.samples[-1][0] != epoch:
+                found.samples.append((epoch, []))
+            found.samples[-1][1].extend(pair[0] if pair[0] == pair[1] else pair for pair in pairs)
 
-    def take_faults(self) -> list[str]:
-        new, self._new = self._new, []
-        return new
-
-    def take_skipped_windows(self) -> int:
-        taken, self._skipped_windows = self._skipped_windows, 0
+    def take(self) -> Consumed:
+        """Return what was gathered, and begin anew."""
+        taken, self._consumed = self._consumed, Consumed()
         return taken
-
-
-def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collate samples of a `ShardFolder`; the first entry is windows (B, W), uint16, whose length streaming counts.
-
-    They come from loader workers as an array: a tensor's memory is handed over by a connection of its own, which takes
-    the reader longer than to copy the few bytes of uint16.
-    """
-    return {
-        "windows_BW": np.stack([sample["tokens"] for sample in samples]),
-        "ids_B": [sample["id"] for sample in samples],
-        "read_ids_B": [sample["read_id"] for sample in samples],
-        "faults": list(dict.fromkeys(sample["fault"] for sample in samples if sample["fault"])),
-    }
-
-
-def _batch_of(collated: dict[str, Any], config: Config, *, device: torch.device) -> Batch:
-    windows_BW = torch.from_numpy(collated["windows_BW"])
-    if device.type == "cuda":
-        windows_BW = windows_BW.pin_memory()
-    windows_BW = windows_BW.to(device, non_blocking=True).long()
-    batch = batch_from_windows(windows_BW, seq_len=config.data.seq_len, n_future_tokens=config.model.n_future_tokens)
-    ids_B, read_ids_B, faults = (tuple(collated[name]) for name in ("ids_B", "read_ids_B", "faults"))
-    return dataclasses.replace(batch, ids_B=ids_B, read_ids_B=read_ids_B, faults=faults)

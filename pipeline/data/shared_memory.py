@@ -1,12 +1,12 @@
-"""Names of shared memory on a machine: chosen by one run at a time, and freed when the run that had them is dead.
+"""Names of streaming's shared memory: one run at a time chooses them, and those of dead runs are freed.
 
-streaming names a data set's shared memory by the first free number, which it finds by opening what there is. Two runs
-that start at once find the same one. And what killed runs leave is opened by every later start, five files for each
-data set, until a start meets the limit on open files.
+Streaming names the shared memory of a dataset by the first free number, which it finds by opening the segments that
+exist. Two runs that start at the same time find the same number. And every later start opens the segments that killed
+runs have left behind, five files for each dataset, until it reaches the limit on open files.
 
-So the first rank of a node, which makes the names, holds a lock while they are chosen, and another for as long as it or
-a loader worker of its lives, on a file that bears the number. A start first removes what belongs to files that nobody
-holds any more. What has no such file is not ours, and stays.
+The first rank of a node creates the names. It therefore holds one lock while they are chosen, and another one on a file
+that bears the number, for as long as the rank or one of its loader workers lives. A start first removes the segments of
+all numbers whose file is no longer locked. Segments without such a file are not ours, and are left alone.
 """
 
 import fcntl
@@ -22,17 +22,18 @@ import torch.distributed as dist
 
 from pipeline.runtime.world import world_from_environment
 
-SHARED_MEMORY = Path("/dev/shm")  # also our files: it is a machine's own, where a temporary folder may be all nodes'
+SHARED_MEMORY = Path("/dev/shm")  # our lock files, too: this folder is never shared by nodes, unlike a temporary folder
 TEMPORARY = Path(tempfile.gettempdir())  # where streaming puts its own lock files
 OWNER, STARTING = "streaming_owner_", "streaming_starting"
-PATIENCE_S = 60  # for another start
+PATIENCE_S = 60  # seconds to wait for another start
 
 
 @contextmanager
 def one_start_at_a_time() -> Iterator[None]:
-    """Let one run on this machine at a time choose names, after those of dead runs are freed; all ranks must call it.
+    """Free the names of dead runs, and let one run on this machine at a time choose names; all ranks must call it.
 
-    Who waits for another start for too long goes on: jobs that share several nodes could wait for each other.
+    A start stops waiting for another one after `PATIENCE_S`, because jobs that share several nodes could wait for each
+    other.
     """
     descriptor = _opened(SHARED_MEMORY / STARTING) if world_from_environment().local_rank == 0 else None
     try:
@@ -40,17 +41,17 @@ def one_start_at_a_time() -> Iterator[None]:
             deadline_s = time.monotonic() + PATIENCE_S
             while not _locked(descriptor) and time.monotonic() < deadline_s:
                 time.sleep(0.05)
-            free_names_of_the_dead()
+            free_names_of_dead_runs()
         if dist.is_initialized():
-            dist.barrier()  # all ranks look for free names, and must see the same
+            dist.barrier()  # all ranks look for free names, and must see the same ones
         yield
     finally:
         if descriptor is not None:
             os.close(descriptor)
 
 
-def own(number: int, owner: object) -> None:
-    """Hold the name with this number for as long as `owner`, or a process that this one forks, lives."""
+def hold_name(number: int, *, owner: object) -> None:
+    """Hold the name with this number for as long as `owner`, or a process forked from this one, lives."""
     if world_from_environment().local_rank == 0:
         descriptor = _opened(SHARED_MEMORY / f"{OWNER}{number:06}")
         if descriptor is not None:
@@ -58,8 +59,8 @@ def own(number: int, owner: object) -> None:
             weakref.finalize(owner, os.close, descriptor)
 
 
-def free_names_of_the_dead() -> None:
-    """Remove the shared memory and lock files of all names that were owned, and are not any more."""
+def free_names_of_dead_runs() -> None:
+    """Remove the shared memory and the lock files of all names whose owner no longer lives."""
     for path in SHARED_MEMORY.glob(f"{OWNER}*"):
         descriptor = _opened(path)
         if descriptor is None:
@@ -73,13 +74,14 @@ def free_names_of_the_dead() -> None:
 
 
 def _opened(path: Path) -> int | None:
-    """Return a descriptor of a file, made if need be; None for another user's."""
+    """Return a descriptor of a file, which is created if necessary; None if it belongs to another user."""
     with suppress(PermissionError):
         return os.open(path, os.O_RDONLY | (0 if path.exists() else os.O_CREAT), 0o666)
     return None
 
 
 def _locked(descriptor: int) -> bool:
+    """Lock a file; return False if another process holds the lock."""
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from pipeline.audit import SampleRecord
 from pipeline.config.schema import Config
-from pipeline.data.batches import Batch, EpochSamples, TrainingData, ValidationData
+from pipeline.data.batches import Batch, Consumed, TrainingData, ValidationData
+from pipeline.data.sample_record import EpochSamples, SampleRecord
 from pipeline.monitoring.environment import device_name
 from pipeline.monitoring.monitor import Monitor, is_due
 from pipeline.monitoring.previews import Previews
@@ -77,7 +77,10 @@ class Trainer:
                 self._restore(found)
             config = self._config
             sinks = sinks_for(config, world=self._world, resumed_step=self._step)
-            samples = SampleRecord(self._config, world=self._world, resumed_step=self._step)
+            samples = SampleRecord(
+                config.run_dir, log=config.log, ranks_per_replica=config.parallel.ranks_per_replica,
+                world=self._world, resumed_step=self._step,
+            )  # fmt: skip
             peak = peak_flops(device_name(self._device), precision=self._engine.precision)
             with (
                 Monitor(
@@ -114,10 +117,10 @@ class Trainer:
             takes_norms = is_due(step, every_steps=config.log.grad_norms_every_steps)
             with profile.step(step), self._times.step():
                 losses_N = self._engine.train_step(self._data, learning_rate=rate, takes_grad_norms=takes_norms)
-                consumed = self._data.take_samples()
-                losses_N, stopping = self._agree(step, losses_N)
-            self._judge(step, losses_N, consumed)
-            samples.write(step, consumed)
+                consumed = self._data.take_consumed()
+                losses_N, stopping = self._agree(step, losses_N, consumed)
+            self._judge(step, losses_N, consumed.samples)
+            samples.write(step, consumed.samples)
             self._step, is_last = step, step == config.total_steps
 
             if step % config.log.every_steps == 0 or is_last or stopping:
@@ -136,28 +139,28 @@ class Trainer:
                     self._save(last=is_last or stopping)
         return self._stopped() if stopping else ExitCode.FINISHED
 
-    def _agree(self, step: int, losses_N: Tensor) -> tuple[Tensor, bool]:
+    def _agree(self, step: int, losses_N: Tensor, consumed: Consumed) -> tuple[Tensor, bool]:
         """Return the mean losses (N,) and whether to stop; end the run if any rank met what its policy ends it for."""
-        policy, faults, skipped = self._config.faults, self._data.take_faults(), self._data.take_skipped_windows()
+        policy = self._config.faults
         failed_save = policy.failed_save == "stop" and self._checkpoints.has_failed
         requested = self._stop.reason is not None
         own_times = self._times.own(wait_s=self._data.wait_s, compute_s=self._engine.take_compute_s())
-        flags = (requested, len(faults), skipped, failed_save, self._is_taken_over)
+        flags = (requested, len(consumed.faults), consumed.skipped_windows, failed_save, self._is_taken_over)
         losses_N, sums = agree(losses_N, *flags, *own_times)
         self._times.observe(sums[len(flags) :])
         if sums[4]:
             self._give_way()
         if sums[1]:
-            self._tell_of_bad_shards(step, faults, nothing_left=self._data.nothing_left)
+            self._tell_of_bad_shards(step, consumed)
         self._skipped_windows += round(sums[2]) // self._config.parallel.ranks_per_replica
         if sums[3]:
             self._settle(must=True)
         return losses_N, sums[0] > 0
 
-    def _tell_of_bad_shards(self, step: int, faults: list[str], *, nothing_left: bool) -> None:
-        of_ranks = from_every_rank((faults, nothing_left))
+    def _tell_of_bad_shards(self, step: int, consumed: Consumed) -> None:
+        of_ranks = from_every_rank((consumed.faults, consumed.nothing_left))
         of_all_ranks = sorted({fault for faults, _ in of_ranks for fault in faults})
-        if self._config.faults.bad_shard == "stop" or any(nothing for _, nothing in of_ranks):
+        if self._config.faults.bad_shard == "stop" or any(nothing_left for _, nothing_left in of_ranks):
             raise Ending(
                 ExitCode.BAD_NUMBERS,
                 f"step {step} met {'; '.join(of_all_ranks)}. Mend the shards, or the way to them, and start again, or"
@@ -218,8 +221,9 @@ class Trainer:
                 losses_N = self._engine.evaluate(self._until_stopped(self._validation))
             except _Stopped:
                 return False
-            if self._any(bool(faults := self._validation.take_faults())):
-                self._tell_of_bad_shards(self._step, faults, nothing_left=self._validation.nothing_left)
+            consumed = self._validation.take_consumed()
+            if self._any(bool(consumed.faults)):
+                self._tell_of_bad_shards(self._step, consumed)
             monitor.log_validation(self._step, losses_N)
         self._validation_is_due = False
         return True

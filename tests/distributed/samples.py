@@ -17,16 +17,13 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 
-from pipeline.audit import SampleRecord
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, LogConfig, ParallelConfig, RunConfig, TrainConfig
-from pipeline.data.batches import TrainingData
+from pipeline.data.sample_record import SampleRecord
 from pipeline.runtime.world import World, world_from_environment
+from tests.helpers.batches import training_data
 
 SEQ_LEN, LOOKAHEAD, SEQUENCES = 4, 3, 16
-
-
-_OPENED: list[TrainingData] = []  # collecting a loader in mid-epoch takes 5 s a worker; the process's end is at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +61,7 @@ def read(reading: Reading, *, world: World) -> dict[str, Any]:
         run=RunConfig(dir=str(run_dir.parent), name=run_dir.name or "unrecorded"),
         log=LogConfig(samples=bool(reading.run)),
     )  # fmt: skip
-    data = TrainingData(config)
-    _OPENED.append(data)
+    data = training_data(config)
     first_step, position = 1, reading.position
     if reading.run and (run_dir / "position.json").exists():
         first_step, position = json.loads((run_dir / "position.json").read_text())
@@ -73,11 +69,13 @@ def read(reading: Reading, *, world: World) -> dict[str, Any]:
         data.load_state_dict(position)
     n_micro_batches = config.accumulation_steps(world_size // reading.sharers)
     steps = []
-    with SampleRecord(config, world=world, resumed_step=first_step - 1) as record:
+    with SampleRecord(
+        config.run_dir, log=config.log, ranks_per_replica=reading.sharers, world=world, resumed_step=first_step - 1
+    ) as record:
         for step in range(first_step, first_step + reading.steps):
             batches = list(islice(data, n_micro_batches))
             steps.append([window for batch in batches for window in batch.tokens_BT[:, 0].tolist()])
-            record.write(step, data.take_samples())
+            record.write(step, data.take_consumed().samples)
             if reading.saved_after and step == first_step + reading.saved_after - 1:
                 dist.barrier()
                 if world.is_main:

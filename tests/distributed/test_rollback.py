@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import report
-from pipeline.audit import consumed
+from pipeline.data.sample_record import samples_by_step
 from pipeline.runtime.stop import ExitCode
 from tests.conftest import run_module
 from tests.distributed.test_train import curves, history, metrics, recipe
@@ -53,7 +53,7 @@ def test_a_spike_leaves_its_stretch_of_data_out(recipe: Path) -> None:
 
     assert len(losses(nervous)) == len(losses(steady))
     assert losses(nervous)[:back_to] == losses(steady)[:back_to]
-    usual, left_out = consumed(steady), consumed(nervous)
+    usual, left_out = samples_by_step(steady), samples_by_step(nervous)
     assert all(left_out[step] == usual[step] for step in range(1, back_to + 1))
     assert left_out[back_to + 1] == usual[first + 1]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.audit import consumed
+from pipeline.data.sample_record import samples_by_step
 from tests.conftest import REPOSITORY, free_port, run_module
 from tests.distributed.samples import LOOKAHEAD, SEQ_LEN, SEQUENCES, Reading
 
@@ -124,7 +124,7 @@ def runs(shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
 
 
 def test_the_record_of_a_run_that_was_killed_on_ever_other_ranks_is_that_of_one_rank(runs: tuple[Path, Path]) -> None:
-    undisturbed, killed = (consumed(run) for run in runs)
+    undisturbed, killed = (samples_by_step(run) for run in runs)
     assert sorted(undisturbed) == list(range(1, RUN_STEPS + 1))
     assert {epoch for had in undisturbed.values() for epoch, _ in had} == {0, 1, 2, 3}
     assert all(had.total() == SEQUENCES for had in undisturbed.values())

@@ -12,23 +12,12 @@ import pytest
 import torch
 
 from common.tokenizers import ByteTokenizer
-from pipeline.config.model import ModelConfig
-from pipeline.config.schema import Config, DataConfig, TrainConfig
-from pipeline.data.batches import Batch, TrainingData, ValidationData, batch_from_windows, windows_per_epoch
-from pipeline.runtime.world import World, world_from_environment
+from pipeline.config.schema import Config
+from pipeline.data.batches import Batch, TrainingData, batch_from_windows, windows_per_epoch
 from tests.conftest import REPOSITORY
+from tests.helpers.batches import SEQ_LEN, config_for, training_data, validation_data
 
-N_WINDOWS, SEQ_LEN, LOOKAHEAD = 24, 4, 3
-
-
-@pytest.fixture(autouse=True)
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    """A world of one, as streaming and `world_from_environment` read it, and gone after the test."""
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
-    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
-        monkeypatch.setenv(name, value)
-    return world_from_environment()
+N_WINDOWS, LOOKAHEAD = 24, 3
 
 
 @pytest.fixture(scope="module")
@@ -45,29 +34,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def config_for(
-    shards: Path,
-    *,
-    micro_batch_size: int = 4,
-    num_workers: int = 0,
-    shuffle_seed: int = 1,
-    seq_len: int = SEQ_LEN,
-    windows_per_step: int | None = None,
-    num_canonical_nodes: int = 1,
-) -> Config:
-    """Return a run whose optimizer step is one micro batch, if not told otherwise."""
-    return Config(
-        model=ModelConfig(dim=8, n_layers=4, n_heads=2, n_future_tokens=2),
-        data=DataConfig(
-            shards=str(shards), seq_len=seq_len, num_workers=num_workers, shuffle_seed=shuffle_seed,
-            num_canonical_nodes=num_canonical_nodes,
-        ),
-        train=TrainConfig(
-            micro_batch_size=micro_batch_size, batch_tokens=(windows_per_step or micro_batch_size) * seq_len
-        ),
-    )  # fmt: skip
-
-
 def windows_of(batch: Batch) -> list[int]:
     return (batch.tokens_BT[:, 0] // 10).tolist()
 
@@ -76,19 +42,9 @@ def read(data: TrainingData, n_batches: int) -> list[list[int]]:
     return [windows_of(batch) for batch in islice(data, n_batches)]
 
 
-_OPENED: list[TrainingData] = []
-
-
-def open_data(config: Config) -> TrainingData:
-    """Return training data that lives as long as the process, as in a run: its end stops loader workers at once,
-    where collecting a loader in mid-epoch takes 5 s a worker."""
-    _OPENED.append(TrainingData(config))
-    return _OPENED[-1]
-
-
 def resumed(config: Config, state: dict[str, Any]) -> TrainingData:
     """Return the data as a new process has it, with a position that went through training_state.json."""
-    data = open_data(config)
+    data = training_data(config)
     data.load_state_dict(json.loads(json.dumps(state)))
     return data
 
@@ -106,7 +62,7 @@ def test_targets_are_the_tokens_ahead(seq_len: int, n_future_tokens: int, width:
 
 
 def test_a_batch_moves_whole(shards: Path) -> None:
-    batch = next(TrainingData(config_for(shards)))
+    batch = next(training_data(config_for(shards)))
     moved = batch.to(torch.device("meta"))
     assert moved.tokens_BT.device.type == moved.targets_BTN.device.type == "meta"
     assert moved.ids_B == batch.ids_B != ()
@@ -114,8 +70,8 @@ def test_a_batch_moves_whole(shards: Path) -> None:
 
 
 def test_batches_come_to_a_device_and_widen_there(shards: Path) -> None:
-    data = TrainingData(config_for(shards), device=torch.device("meta"))
-    validation = ValidationData(config_for(shards), n_windows=4, replica=0, n_replicas=1, device=torch.device("meta"))
+    data = training_data(config_for(shards), device=torch.device("meta"))
+    validation = validation_data(config_for(shards), n_windows=4, device=torch.device("meta"))
     for batch in (next(data), next(iter(validation))):
         assert batch.tokens_BT.device.type == batch.targets_BTN.device.type == "meta"
         assert batch.tokens_BT.dtype == batch.targets_BTN.dtype == torch.int64
@@ -124,19 +80,19 @@ def test_batches_come_to_a_device_and_widen_there(shards: Path) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_batches_know_their_windows_numbers(shards: Path, num_workers: int) -> None:
-    data = open_data(config_for(shards, num_workers=num_workers))
+    data = training_data(config_for(shards, num_workers=num_workers))
     batches = list(islice(data, 8))  # 6 are an epoch
     assert [list(batch.ids_B) for batch in batches] == [windows_of(batch) for batch in batches]
     in_order = list(chain.from_iterable(windows_of(batch) for batch in batches))
-    assert data.take_samples() == [(0, in_order[:24]), (1, in_order[24:])]
+    assert data.take_consumed().samples == [(0, in_order[:24]), (1, in_order[24:])]
     resumed_data = resumed(config_for(shards), data.state_dict())
-    assert resumed_data.take_samples() == []
+    assert resumed_data.take_consumed().samples == []
     (later,) = read(resumed_data, 1)
-    assert resumed_data.take_samples() == [(1, later)]
+    assert resumed_data.take_consumed().samples == [(1, later)]
 
 
 def test_training_batches_hold_whole_windows(shards: Path) -> None:
-    batch = next(TrainingData(config_for(shards)))
+    batch = next(training_data(config_for(shards)))
     assert batch.tokens_BT.dtype == batch.targets_BTN.dtype == torch.int64
     for row, window in enumerate(windows_of(batch)):
         assert batch.tokens_BT[row].tolist() == [10 * window + t for t in range(SEQ_LEN)]
@@ -144,7 +100,7 @@ def test_training_batches_hold_whole_windows(shards: Path) -> None:
 
 
 def test_every_epoch_has_every_window_once_in_another_order(shards: Path) -> None:
-    data = TrainingData(config_for(shards))
+    data = training_data(config_for(shards))
     epochs = [[window for batch in read(data, 6) for window in batch] for _ in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(N_WINDOWS))
@@ -154,18 +110,18 @@ def test_every_epoch_has_every_window_once_in_another_order(shards: Path) -> Non
 
 
 def test_the_order_depends_on_the_seed_alone(shards: Path) -> None:
-    order = read(TrainingData(config_for(shards)), 6)
-    assert read(TrainingData(config_for(shards)), 6) == order
-    assert read(open_data(config_for(shards, num_workers=2)), 6) == order
-    halves = read(TrainingData(config_for(shards, micro_batch_size=12)), 2)
+    order = read(training_data(config_for(shards)), 6)
+    assert read(training_data(config_for(shards)), 6) == order
+    assert read(training_data(config_for(shards, num_workers=2)), 6) == order
+    halves = read(training_data(config_for(shards, micro_batch_size=12)), 2)
     assert list(chain(*halves)) == list(chain(*order))
-    assert read(TrainingData(config_for(shards, shuffle_seed=2)), 6) != order
+    assert read(training_data(config_for(shards, shuffle_seed=2)), 6) != order
 
 
 @pytest.mark.parametrize(("n_before", "num_workers"), [(1, 0), (5, 0), (6, 0), (7, 0), (5, 2)])
 def test_a_position_gives_exactly_what_would_have_come(shards: Path, n_before: int, num_workers: int) -> None:
     config = config_for(shards, num_workers=num_workers)  # 6 batches an epoch
-    uninterrupted = open_data(config)
+    uninterrupted = training_data(config)
     read(uninterrupted, n_before)
     state = uninterrupted.state_dict()
     expected = read(uninterrupted, 8)
@@ -176,23 +132,23 @@ def test_a_position_gives_exactly_what_would_have_come(shards: Path, n_before: i
 @pytest.mark.parametrize("n_before", [5, 6, 7, 8, 9])
 def test_a_position_among_the_windows_that_come_twice(shards: Path, n_before: int, num_workers: int) -> None:
     config = config_for(shards, num_canonical_nodes=16, num_workers=num_workers)  # 8 batches an epoch, of 24 windows
-    uninterrupted = open_data(config)
+    uninterrupted = training_data(config)
     read(uninterrupted, n_before)
     data = resumed(config, uninterrupted.state_dict())
     assert data.state_dict()["sample_in_epoch"] == uninterrupted.state_dict()["sample_in_epoch"]
-    uninterrupted.take_samples()
+    uninterrupted.take_consumed()
     assert read(data, 12) == read(uninterrupted, 12)
-    assert data.take_samples() == uninterrupted.take_samples()
+    assert data.take_consumed().samples == uninterrupted.take_consumed().samples
     assert data.state_dict() == uninterrupted.state_dict()
 
 
 def test_positions_of_a_resumed_run_are_positions_too(shards: Path) -> None:
     config = config_for(shards)
-    uninterrupted = read(TrainingData(config), 20)
+    uninterrupted = read(training_data(config), 20)
     state: dict[str, Any] = {}
     batches: list[list[int]] = []
     for n_batches in (2, 3, 1, 8, 6):  # within an epoch, to its end, from its end, across, a whole one
-        data = resumed(config, state) if state else TrainingData(config)
+        data = resumed(config, state) if state else training_data(config)
         batches += read(data, n_batches)
         state = data.state_dict()
     assert batches == uninterrupted
@@ -200,7 +156,7 @@ def test_positions_of_a_resumed_run_are_positions_too(shards: Path) -> None:
 
 def test_an_epochs_incomplete_batch_is_left_out(shards: Path) -> None:
     config = config_for(shards, micro_batch_size=7)  # 3 batches, 3 windows left over
-    data = TrainingData(config)
+    data = training_data(config)
     first = read(data, 3)
     state = data.state_dict()
     second = read(data, 3)
@@ -213,14 +169,14 @@ def test_an_epochs_incomplete_batch_is_left_out(shards: Path) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_epoch_is_a_whole_number_of_steps(shards: Path, num_workers: int) -> None:
     config = config_for(shards, windows_per_step=16, num_workers=num_workers)  # 4 of the 6 batches are one step
-    data = open_data(config)
+    data = training_data(config)
     epochs = [read(data, 4) for _ in range(3)]
     for epoch in epochs:
         assert len({window for batch in epoch for window in batch}) == 16
     assert len({frozenset(chain(*epoch)) for epoch in epochs}) > 1, (
         "it is not always the same windows that are left out"
     )
-    before = open_data(config)
+    before = training_data(config)
     read(before, 4)
     assert read(resumed(config, before.state_dict()), 8) == epochs[1] + epochs[2]
 
@@ -230,14 +186,14 @@ def test_an_epoch_is_a_whole_number_of_steps(shards: Path, num_workers: int) -> 
     [(24, 1, 16), (32, 1, 32), (33, 1, 32), (31, 2, 32), (31, 1, 16), (17, 64, 64), (15, 1, 0)],
 )
 def test_windows_of_an_epoch_count_what_streaming_repeats(
-    shards: Path, n_windows: int, num_canonical_nodes: int, expected: int
+    n_windows: int, num_canonical_nodes: int, expected: int
 ) -> None:
-    config = config_for(shards, windows_per_step=16, num_canonical_nodes=num_canonical_nodes)
-    assert windows_per_epoch(n_windows, config) == expected
+    found = windows_per_epoch(n_windows, windows_per_step=16, num_canonical_nodes=num_canonical_nodes)
+    assert found == expected
 
 
 def test_waiting_is_counted(shards: Path) -> None:
-    data = TrainingData(config_for(shards))
+    data = training_data(config_for(shards))
     waited_s = [data.wait_s]
     for _ in range(3):
         next(data)
@@ -251,7 +207,7 @@ def test_written_shards_train_on_each_window_once(byte_shards: Path) -> None:
 
     split = streaming.StreamingDataset(local=str(byte_shards / "train"), batch_size=1)
     expected = sorted(tuple(split[index]["tokens"][:32].tolist()) for index in range(len(split)))
-    data = TrainingData(config_for(byte_shards, micro_batch_size=1, seq_len=32))
+    data = training_data(config_for(byte_shards, micro_batch_size=1, seq_len=32))
     assert sorted(tuple(batch.tokens_BT[0].tolist()) for batch in islice(data, len(expected))) == expected
 
 
@@ -259,11 +215,10 @@ KILLED = """
 import os, signal, sys
 from multiprocessing import resource_tracker
 from pathlib import Path
-from pipeline.data.batches import TrainingData
 from pipeline.runtime.world import world_from_environment
-from tests.unit.pipeline.data.test_batches import config_for
+from tests.helpers.batches import config_for, training_data
 world_from_environment()
-data = TrainingData(config_for(Path(sys.argv[1])))
+data = training_data(config_for(Path(sys.argv[1])))
 data.load_state_dict({"epoch": 5, "sample_in_epoch": 4, "num_canonical_nodes": 1, "shuffle_seed": 1})
 next(data)
 number = data._loader.dataset._shm_prefix_int
@@ -274,13 +229,13 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_shared_memory_of_a_killed_run_is_no_obstacle(shards: Path) -> None:
-    expected = read(TrainingData(config_for(shards)), 1)
+    expected = read(training_data(config_for(shards)), 1)
     command = [sys.executable, "-c", KILLED, str(shards)]
     killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
     assert killed.returncode == -9, killed.stderr
     number, inode = map(int, killed.stdout.split())
     left = Path("/dev/shm") / f"{number:06}_resume"
-    assert read(TrainingData(config_for(shards)), 1) == expected
+    assert read(training_data(config_for(shards)), 1) == expected
     assert not left.exists() or left.stat().st_ino != inode  # any other start frees the name, and may have it next
 
 
@@ -289,7 +244,7 @@ def test_validation_windows_are_dealt_to_the_ranks(shards: Path, n_ranks: int) -
     config = config_for(shards, micro_batch_size=3)
     dealt = []
     for rank in range(n_ranks):
-        validation = ValidationData(config, n_windows=12, replica=rank, n_replicas=n_ranks)
+        validation = validation_data(config, n_windows=12, replica=rank, n_replicas=n_ranks)
         first, second = ([windows_of(batch) for batch in validation] for _ in range(2))
         assert first == second
         assert [len(batch) for batch in first] == [3] * (12 // 3 // n_ranks)
@@ -299,7 +254,7 @@ def test_validation_windows_are_dealt_to_the_ranks(shards: Path, n_ranks: int) -
 
 def test_validation_reads_the_val_splits_text(byte_shards: Path) -> None:
     config = config_for(byte_shards, micro_batch_size=5, seq_len=32)
-    batches = list(ValidationData(config, n_windows=100, replica=0, n_replicas=1))
+    batches = list(validation_data(config, n_windows=100))
     assert len(batches) == 20
     text = ByteTokenizer().decode(torch.cat([batch.tokens_BT for batch in batches]).flatten().tolist())
     package = Path(json.__file__).parent
@@ -308,9 +263,9 @@ def test_validation_reads_the_val_splits_text(byte_shards: Path) -> None:
 
 def test_both_splits_can_be_open_at_once(shards: Path) -> None:
     config = config_for(shards)
-    data = TrainingData(config)
-    validation = ValidationData(config, n_windows=8, replica=0, n_replicas=1)
-    undisturbed = read(TrainingData(config), 8)
+    data = training_data(config)
+    validation = validation_data(config, n_windows=8)
+    undisturbed = read(training_data(config), 8)
     batches = []
     for _ in range(8):
         batches += read(data, 1)

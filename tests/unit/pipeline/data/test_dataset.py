@@ -11,52 +11,22 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from common.command_line import UserError
-from pipeline.config.schema import Config
-from pipeline.data.batches import NOTHING, Batch, TrainingData, ValidationData
-from pipeline.runtime.world import world_from_environment
+from pipeline.data.batches import Batch, Consumed, TrainingData
+from pipeline.data.sample_record import NOTHING
 from tests.conftest import REPOSITORY
-from tests.unit.pipeline.data.test_batches import config_for
+from tests.helpers.batches import config_for, training_data, validation_data, write_split
 
-WIDTH = 7
+LENGTH = 7
 SIZES = (10, 10, 4, 12)  # windows of each shard; the number of a window is its place over all of them
 N_WINDOWS, FIRST = sum(SIZES), (0, 10, 20, 24)
-_OPENED: list[TrainingData] = []  # collecting a loader in mid-epoch takes 5 s a worker; the process's end is at once
-
-
-@pytest.fixture(autouse=True)
-def _world(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
-    world_from_environment()
-
-
-def write_split(folder: Path, *, compression: str | None = None, hashes: tuple[str, ...] = ("xxh64",)) -> None:
-    """Write the four shards as write_shards does, each in a folder of its own; window w holds 10 w, 10 w + 1, ..."""
-    from common.mds import streaming
-
-    shards = []
-    for part, (first, size) in enumerate(zip(FIRST, SIZES, strict=True)):
-        with streaming.MDSWriter(
-            out=str(folder / f"part-{part}"), columns={"tokens": f"ndarray:uint16:{WIDTH}"}, compression=compression,
-            hashes=list(hashes),
-        ) as writer:  # fmt: skip
-            for window in range(first, first + size):
-                writer.write({"tokens": np.arange(10 * window, 10 * window + WIDTH, dtype=np.uint16)})
-        (shard,) = json.loads((folder / f"part-{part}" / "index.json").read_text())["shards"]
-        for key in ("raw_data", "zip_data"):
-            if shard[key]:
-                shard[key]["basename"] = f"part-{part}/{shard[key]['basename']}"
-        shards.append(shard)
-    (folder / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    write_split(tmp_path / "train")
+    write_split(tmp_path / "train", sizes=SIZES, length=LENGTH)
     return tmp_path
 
 
@@ -107,11 +77,6 @@ def place_of(window: int, *, whole: set[int]) -> int:
     return window if reader == shard else FIRST[reader] + (window - FIRST[shard]) % SIZES[reader]
 
 
-def opened(config: Config) -> TrainingData:
-    _OPENED.append(TrainingData(config))
-    return _OPENED[-1]
-
-
 def epochs_of(data: TrainingData, n_epochs: int = 1) -> list[Batch]:
     return list(islice(data, n_epochs * N_WINDOWS // 4))
 
@@ -122,8 +87,6 @@ def assert_replaced(batches: list[Batch], *, whole: set[int]) -> None:
         assert (batch.tokens_BT[:, 0] // 10).tolist() == list(batch.read_ids_B)
         assert (batch.tokens_BT % 10).tolist() == [[0, 1, 2, 3]] * 4
         assert list(batch.read_ids_B) == [place_of(window, whole=whole) for window in batch.ids_B]
-        assert batch.skipped_windows == sum(place_of(window, whole=whole) != window for window in batch.ids_B)
-        assert bool(batch.faults) == bool(batch.skipped_windows)
 
 
 def ids_of(batches: list[Batch]) -> list[int]:
@@ -131,12 +94,12 @@ def ids_of(batches: list[Batch]) -> list[int]:
 
 
 def test_whole_shards_are_read_as_they_are(root: Path) -> None:
-    data = opened(config_for(root))
+    data = training_data(config_for(root))
     batches = epochs_of(data, 2)
     assert_replaced(batches, whole={0, 1, 2, 3})
     assert sorted(ids_of(batches)) == sorted([*range(N_WINDOWS)] * 2)
-    assert data.take_faults() == []
-    assert data.take_skipped_windows() == 0
+    consumed = data.take_consumed()
+    assert (consumed.faults, consumed.skipped_windows) == ([], 0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -144,41 +107,41 @@ def test_whole_shards_are_read_as_they_are(root: Path) -> None:
 def test_a_damaged_shard_is_named_and_replaced(root: Path, damage: Callable[[Path], None], num_workers: int) -> None:
     import xxhash
 
-    undamaged = ids_of(epochs_of(opened(config_for(root)), 3))
+    undamaged = ids_of(epochs_of(training_data(config_for(root)), 3))
     path = raw_file(root, 1)
     whole = path.read_bytes()
     damage(path)
-    data = opened(config_for(root, num_workers=num_workers))
+    data = training_data(config_for(root, num_workers=num_workers))
     batches = epochs_of(data, 3)
     assert ids_of(batches) == undamaged, "which samples are asked for changes nothing"
     assert_replaced(batches, whole={0, 2, 3})
-    (fault,) = data.take_faults()
+    consumed = data.take_consumed()
+    (fault,) = consumed.faults
     found = xxhash.xxh64_hexdigest(path.read_bytes()) if path.is_file() and os.access(path, os.R_OK) else ""
     expected = DAMAGE[damage].format(
         bytes=len(whole), half=len(whole) // 2, found=found, xxh64=xxhash.xxh64_hexdigest(whole)
     )
     assert fault.startswith(f"{path} {expected}")
     assert "\n" not in fault
-    assert data.take_faults() == [], "told once"
-    assert data.take_skipped_windows() == 3 * SIZES[1]
-    assert data.take_skipped_windows() == 0
+    assert consumed.skipped_windows == 3 * SIZES[1]
+    assert data.take_consumed() == Consumed(), "a fault is reported once"
 
 
 def test_replacement_goes_round_and_passes_over_damaged_shards(root: Path) -> None:
     for shard in (2, 3):
         raw_file(root, shard).unlink()
-    data = opened(config_for(root))
+    data = training_data(config_for(root))
     assert_replaced(epochs_of(data), whole={0, 1})
-    assert len(data.take_faults()) == 2
+    assert len(data.take_consumed().faults) == 2
 
 
 def test_a_resumed_run_has_the_same_replacements(root: Path) -> None:
     flip_a_bit(raw_file(root, 3))
-    data = opened(config_for(root))
+    data = training_data(config_for(root))
     first = epochs_of(data)[:5]
-    data = opened(config_for(root))
+    data = training_data(config_for(root))
     list(islice(data, 2))
-    later = opened(config_for(root))
+    later = training_data(config_for(root))
     later.load_state_dict(json.loads(json.dumps(data.state_dict())))
     assert [batch.read_ids_B for batch in islice(later, 3)] == [batch.read_ids_B for batch in first[2:]]
 
@@ -187,22 +150,27 @@ def test_a_resumed_run_has_the_same_replacements(root: Path) -> None:
 def test_without_any_whole_shard_there_is_nothing_left(root: Path, num_workers: int) -> None:
     for shard in range(4):
         raw_file(root, shard).unlink()
-    data = opened(config_for(root, num_workers=num_workers))
-    assert not data.nothing_left
+    data = training_data(config_for(root, num_workers=num_workers))
+    assert not data.take_consumed().nothing_left
     batch = next(data)
-    assert data.nothing_left
+    consumed = data.take_consumed()
+    assert consumed.nothing_left
     assert set(batch.read_ids_B) == {NOTHING}
     assert batch.tokens_BT.eq(0).all()
-    assert re.match(r"none of the 4 shards in .*train is whole; .*mds is missing", data.take_faults()[0])
+    assert re.match(r"none of the 4 shards in .*train is intact; .*mds is missing", consumed.faults[0])
+    next(data)
+    again = data.take_consumed()
+    assert again.nothing_left
+    assert again.faults, "known faults are reported again, because they end the run"
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, truncate], ids=lambda damage: damage.__name__)
 def test_damage_while_the_run_goes_on(root: Path, damage: Callable[[Path], None]) -> None:
-    data = opened(config_for(root))
+    data = training_data(config_for(root))
     assert_replaced(epochs_of(data), whole={0, 1, 2, 3})
     damage(raw_file(root, 3))
     batches = epochs_of(data)
-    assert [fault.startswith(str(raw_file(root, 3))) for fault in data.take_faults()] == [True]
+    assert [fault.startswith(str(raw_file(root, 3))) for fault in data.take_consumed().faults] == [True]
     replaced = [asked for batch in batches for asked, read in zip(batch.ids_B, batch.read_ids_B, strict=True)
                 if asked != read]  # fmt: skip
     assert replaced
@@ -212,10 +180,10 @@ def test_damage_while_the_run_goes_on(root: Path, damage: Callable[[Path], None]
 
 @pytest.mark.parametrize("hashes", [(), ("sha256", "xxh3_64"), ("md5",)])
 def test_hashes_of_other_tools(tmp_path: Path, hashes: tuple[str, ...], pipeline_log: pytest.LogCaptureFixture) -> None:
-    write_split(tmp_path / "train", hashes=hashes)
+    write_split(tmp_path / "train", sizes=SIZES, length=LENGTH, hashes=hashes)
     truncate(raw_file(tmp_path, 0))
     flip_a_bit(raw_file(tmp_path, 1))
-    data = opened(config_for(tmp_path))
+    data = training_data(config_for(tmp_path))
     batches = epochs_of(data, 2)
     warnings = [record.getMessage() for record in pipeline_log.records]
     if hashes:
@@ -224,24 +192,24 @@ def test_hashes_of_other_tools(tmp_path: Path, hashes: tuple[str, ...], pipeline
     else:
         assert len(warnings) == 1, "once"
         assert "index.json has no known hash for 4 of 4 files (part-0/shard.00000.mds, ...)" in warnings[0]
-        assert len(data.take_faults()) == 1
+        assert len(data.take_consumed().faults) == 1
         assert all(batch.read_ids_B[row] == window for batch in batches for row, window in enumerate(batch.ids_B)
                    if window >= FIRST[1])  # fmt: skip
 
 
 def test_nonsense_that_no_hash_catches_is_no_traceback(tmp_path: Path) -> None:
-    write_split(tmp_path / "train", hashes=())
+    write_split(tmp_path / "train", sizes=SIZES, length=LENGTH, hashes=())
     path = raw_file(tmp_path, 2)
     path.write_bytes(b"\xff" * path.stat().st_size)
-    data = opened(config_for(tmp_path))
+    data = training_data(config_for(tmp_path))
     assert_replaced(epochs_of(data), whole={0, 1, 3})
-    (fault,) = data.take_faults()
+    (fault,) = data.take_consumed().faults
     assert fault.startswith(f"{path} cannot be read (")
 
 
 @pytest.fixture
 def compressed(tmp_path: Path) -> Path:
-    write_split(tmp_path / "train", compression="zstd")
+    write_split(tmp_path / "train", sizes=SIZES, length=LENGTH, compression="zstd")
     return tmp_path
 
 
@@ -249,9 +217,9 @@ def compressed(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("damage", [Path.unlink, truncate, flip_a_bit, make_a_folder], ids=lambda d: d.__name__)
 def test_a_damaged_compressed_shard(compressed: Path, damage: Callable[[Path], None], num_workers: int) -> None:
     damage(zip_file(compressed, 1))
-    data = opened(config_for(compressed, num_workers=num_workers))
+    data = training_data(config_for(compressed, num_workers=num_workers))
     assert_replaced(epochs_of(data), whole={0, 2, 3})
-    (fault,) = data.take_faults()
+    (fault,) = data.take_consumed().faults
     assert fault.startswith(str(zip_file(compressed, 1)))
 
 
@@ -259,12 +227,12 @@ def test_a_damaged_compressed_shard(compressed: Path, damage: Callable[[Path], N
 def test_a_decompressed_shard_that_a_kill_cut_off_is_made_again(
     compressed: Path, damage: Callable[[Path], None]
 ) -> None:
-    epochs_of(opened(config_for(compressed)))
+    epochs_of(training_data(config_for(compressed)))
     whole = raw_file(compressed, 2).read_bytes()
     damage(raw_file(compressed, 2))
-    data = opened(config_for(compressed))
+    data = training_data(config_for(compressed))
     assert_replaced(epochs_of(data), whole={0, 1, 2, 3})
-    assert data.take_faults() == []
+    assert data.take_consumed().faults == []
     assert raw_file(compressed, 2).read_bytes() == whole
     assert sorted(path.name for path in raw_file(compressed, 2).parent.iterdir()) == [
         "index.json", "shard.00000.mds", "shard.00000.mds.zstd"
@@ -272,25 +240,25 @@ def test_a_decompressed_shard_that_a_kill_cut_off_is_made_again(
 
 
 def test_a_decompressed_shard_is_used_and_kept_without_its_compressed_form(compressed: Path) -> None:
-    epochs_of(opened(config_for(compressed)))
+    epochs_of(training_data(config_for(compressed)))
     zip_file(compressed, 0).unlink()
-    data = opened(config_for(compressed))
+    data = training_data(config_for(compressed))
     assert_replaced(epochs_of(data), whole={0, 1, 2, 3})
     assert raw_file(compressed, 0).is_file()
 
 
 @pytest.mark.parametrize("content", [b"no archive", None])
 def test_a_compressed_shard_without_hashes(tmp_path: Path, content: bytes | None) -> None:
-    write_split(tmp_path / "train", compression="zstd", hashes=())
+    write_split(tmp_path / "train", sizes=SIZES, length=LENGTH, compression="zstd", hashes=())
     path, index = zip_file(tmp_path, 1), tmp_path / "train" / "index.json"
     if content is None:  # a whole archive of something else
         path.write_bytes(zip_file(tmp_path, 2).read_bytes())
     else:
         path.write_bytes(content)
     index.write_text(_with(index, 1, "zip_data", "bytes", path.stat().st_size))
-    data = opened(config_for(tmp_path))
+    data = training_data(config_for(tmp_path))
     assert_replaced(epochs_of(data), whole={0, 2, 3})
-    (fault,) = data.take_faults()
+    (fault,) = data.take_consumed().faults
     assert fault.startswith(f"{path}{' cannot be decompressed' if content else ', decompressed, has'}")
 
 
@@ -304,13 +272,13 @@ def test_validation_names_and_replaces_too(root: Path) -> None:
     (root / "train").rename(root / "val")
     path = root / "val" / "part-0" / "shard.00000.mds"
     truncate(path)
-    validation = ValidationData(config_for(root), n_windows=N_WINDOWS, replica=0, n_replicas=1)
+    validation = validation_data(config_for(root), n_windows=N_WINDOWS)
     batches = list(validation)
     assert ids_of(batches) == list(range(N_WINDOWS))
     assert_replaced(batches, whole={1, 2, 3})
-    assert [fault.startswith(f"{path} has ") for fault in validation.take_faults()] == [True]
+    assert [fault.startswith(f"{path} has ") for fault in validation.take_consumed().faults] == [True]
     list(validation)
-    assert validation.take_faults() == []
+    assert validation.take_consumed().faults == []
 
 
 @pytest.mark.parametrize("name", ["../elsewhere/shard.mds", "/etc/passwd", "part-0/../../shard.mds", "", 5])
@@ -321,9 +289,7 @@ def test_an_index_cannot_name_files_elsewhere(root: Path, split: str, name: obje
     index = root / split / "index.json"
     index.write_text(_with(index, 2, "raw_data", "basename", name))
     with pytest.raises(UserError, match=r"index\.json names the file .* not a path inside"):
-        TrainingData(config_for(root)) if split == "train" else ValidationData(
-            config_for(root), n_windows=8, replica=0, n_replicas=1
-        )
+        training_data(config_for(root)) if split == "train" else validation_data(config_for(root), n_windows=8)
 
 
 @pytest.mark.parametrize(
@@ -340,11 +306,11 @@ def test_an_index_that_is_none(root: Path, content: str | None, message: str) ->
     index = root / "train" / "index.json"
     index.unlink() if content is None else index.write_text(content)
     with pytest.raises(UserError, match=f"index.json {message}"):
-        TrainingData(config_for(root))
+        training_data(config_for(root))
 
 
 def test_a_loader_that_ends_an_epoch_early_is_an_error(root: Path) -> None:
-    data = opened(config_for(root))
+    data = training_data(config_for(root))
     next(data)
     data._loader.dataset._event.set()  # as streaming does when one of its threads dies
     with pytest.raises(RuntimeError, match=r"ended an epoch after \d+ of 36 windows"):
@@ -353,28 +319,27 @@ def test_a_loader_that_ends_an_epoch_early_is_an_error(root: Path) -> None:
 
 def test_samples_are_handed_over_by_epoch(root: Path) -> None:
     raw_file(root, 1).unlink()
-    data = opened(config_for(root, micro_batch_size=6, windows_per_step=12))
-    assert data.take_samples() == []
+    data = training_data(config_for(root, micro_batch_size=6, windows_per_step=12))
+    assert data.take_consumed().samples == []
     batches = list(islice(data, 7))  # six are an epoch
-    (first, of_first), (second, of_second) = data.take_samples()
+    (first, of_first), (second, of_second) = data.take_consumed().samples
     assert (first, second) == (0, 1)
     for recorded, of_epoch in ((of_first, batches[:6]), (of_second, batches[6:])):
         assert [sample if isinstance(sample, int) else sample[0] for sample in recorded] == ids_of(of_epoch)
         assert [sample for sample in recorded if not isinstance(sample, int)] == [
             (window, place_of(window, whole={0, 2, 3})) for window in ids_of(of_epoch) if 10 <= window < 20
         ]
-    assert data.take_samples() == []
+    assert data.take_consumed().samples == []
 
 
 COUNTING = """
 import builtins, io, sys
 from itertools import islice
 from pathlib import Path
-from pipeline.data.batches import TrainingData
 from pipeline.runtime.world import world_from_environment
-from tests.unit.pipeline.data.test_batches import config_for
+from tests.helpers.batches import config_for, training_data
 world_from_environment()
-data = TrainingData(config_for(Path(sys.argv[1]), num_workers=1))
+data = training_data(config_for(Path(sys.argv[1]), num_workers=1))
 sys.addaudithook(lambda event, args: event == "open" and args[2] & 0o3 == 0 and str(args[0]).endswith(".mds")
                  and print(args[0], flush=True))
 list(islice(data, 27))

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from data_prep.shards.mds_writer import DOCUMENT_IDS, TOKENS, MDSWriter
+from pipeline.data.sample_record import NOTHING
 
 WIDTH, PER_SHARD, N_SHARDS = 7, 3, 2
 
 
 @pytest.fixture
-def split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def split(tmp_path: Path) -> Path:
     """Two shards of three windows each; window w holds tokens 10 w, 10 w + 1, ... and ids that are other numbers."""
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
     folder = tmp_path / "train"
     shards: list[dict[str, Any]] = []
     for part in range(N_SHARDS):
@@ -34,14 +33,13 @@ def split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_document_ids_are_read_past_and_damage_is_found(split: Path) -> None:
-    from pipeline.data.batches import NOTHING, _collate
     from pipeline.data.dataset import ShardFolder
 
     data = ShardFolder(split, batch_size=1)
-    batch = _collate([data[i] for i in range(N_SHARDS * PER_SHARD)])
+    read = [data[i] for i in range(N_SHARDS * PER_SHARD)]
     expected = [[10 * window + t for t in range(WIDTH)] for window in range(N_SHARDS * PER_SHARD)]
-    assert batch["windows_BW"].tolist() == expected
-    assert batch["faults"] == []
+    assert [window.tokens_W.tolist() for window in read] == expected
+    assert {window.fault for window in read} == {""}
 
     for part in range(N_SHARDS):
         with (split / f"part-{part}" / "shard.00000.mds").open("r+b") as file:
@@ -50,8 +48,8 @@ def test_document_ids_are_read_past_and_damage_is_found(split: Path) -> None:
         damaged = ShardFolder(split, batch_size=1)
         read = [damaged[i] for i in range(N_SHARDS * PER_SHARD)]
         if part == 0:
-            assert [sample["read_id"] for sample in read] == [3, 4, 5, 3, 4, 5]
-            assert [sample["tokens"].tolist() for sample in read] == expected[3:] * 2
+            assert [window.read_id for window in read] == [3, 4, 5, 3, 4, 5]
+            assert [window.tokens_W.tolist() for window in read] == expected[3:] * 2
         else:
-            assert {sample["read_id"] for sample in read} == {NOTHING}
-            assert _collate(read)["windows_BW"].tolist() == [[0] * WIDTH] * 6
+            assert {window.read_id for window in read} == {NOTHING}
+            assert [window.tokens_W.tolist() for window in read] == [[0] * WIDTH] * 6

@@ -60,7 +60,7 @@ def test_what_a_killed_run_left_is_removed_and_what_a_live_one_has_is_not(byte_s
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
         assert files_of(killed_number) == left, "nothing was left to be removed"
-        shared_memory.free_names_of_the_dead()
+        shared_memory.free_names_of_dead_runs()
         assert not files_of(killed_number)
     assert kept
     assert all(path.exists() for path in kept)
@@ -72,7 +72,7 @@ def test_a_worker_that_outlives_its_run_keeps_the_name(byte_shards: Path) -> Non
     process, number = run(byte_shards / "train", "fork")
     process.kill()
     process.wait()
-    shared_memory.free_names_of_the_dead()
+    shared_memory.free_names_of_dead_runs()
     assert files_of(number)
     os.killpg(process.pid, signal.SIGKILL)  # the worker
 

@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from common import s3 as s3_folders
@@ -17,19 +16,11 @@ from common.shard_format import read_metadata
 from data_prep import upload_shards
 from pipeline.config.schema import Config, DataConfig
 from pipeline.config.shard_folder import local_folder, remote_split
-from pipeline.data.batches import NOTHING, TrainingData
-from pipeline.runtime.world import world_from_environment
+from pipeline.data.sample_record import NOTHING
+from tests.helpers.batches import config_for, training_data, write_split
 from tests.helpers.s3_server import NOWHERE, S3Server
-from tests.unit.pipeline.data.test_batches import config_for
 
-PREFIX, WIDTH, PER_SHARD, N_SHARDS = "some/where", 7, 5, 10
-
-
-@pytest.fixture(autouse=True)
-def world(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
-    world_from_environment()
+PREFIX, LENGTH, PER_SHARD, N_SHARDS = "some/where", 7, 5, 10
 
 
 @pytest.fixture
@@ -39,22 +30,7 @@ def name(s3: S3Server) -> str:
 
 def _write(root: Path, byte_shards: Path, *, compression: str | None) -> None:
     """Finished shards of ten files; window w holds 10 w, 10 w + 1, ..."""
-    from common.mds import streaming
-
-    shards = []
-    for part in range(N_SHARDS):
-        columns = {"tokens": f"ndarray:uint16:{WIDTH}"}
-        with streaming.MDSWriter(
-            out=str(root / "train" / f"part-{part}"), columns=columns, compression=compression, hashes=["xxh64"]
-        ) as writer:
-            for window in range(part * PER_SHARD, (part + 1) * PER_SHARD):
-                writer.write({"tokens": np.arange(10 * window, 10 * window + WIDTH, dtype=np.uint16)})
-        (shard,) = json.loads((root / "train" / f"part-{part}" / "index.json").read_text())["shards"]
-        for key in ("raw_data", "zip_data"):
-            if shard[key]:
-                shard[key]["basename"] = f"part-{part}/{shard[key]['basename']}"
-        shards.append(shard)
-    (root / "train" / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
+    write_split(root / "train", sizes=[PER_SHARD] * N_SHARDS, length=LENGTH, compression=compression)
     metadata = read_metadata(byte_shards)
     metadata["splits"] = {"train": metadata["splits"]["train"]}
     (root / "metadata.json").write_text(json.dumps(metadata))
@@ -86,13 +62,13 @@ def _key(root: Path, shard: int) -> str:
 
 
 def _tokens(window: int) -> list[int]:
-    return list(range(10 * window, 10 * window + WIDTH))
+    return list(range(10 * window, 10 * window + LENGTH))
 
 
 def _assert_all_are_right(dataset: Any) -> None:
     samples = [dataset[index] for index in range(N_SHARDS * PER_SHARD)]
-    assert [sample["tokens"].tolist() for sample in samples] == [_tokens(index) for index in range(len(samples))]
-    assert all(sample["fault"] == "" for sample in samples)
+    assert [sample.tokens_W.tolist() for sample in samples] == [_tokens(index) for index in range(len(samples))]
+    assert all(sample.fault == "" for sample in samples)
 
 
 def test_what_is_spoiled_once_is_fetched_again_and_what_is_here_is_used(
@@ -121,8 +97,8 @@ def test_what_stays_spoiled_or_is_gone_is_at_fault(root: Path, name: str, tmp_pa
     for shard, fault in ((2, " has the xxh64 hash "), (6, " is missing")):
         sample = dataset[shard * PER_SHARD + 1]
         window = (shard + 1) * PER_SHARD + 1  # of the next shard
-        assert (sample["read_id"], sample["tokens"].tolist()) == (window, _tokens(window))
-        assert sample["fault"].startswith(f"s3://{s3.bucket}/{_key(root, shard)}{fault}")
+        assert (sample.read_id, sample.tokens_W.tolist()) == (window, _tokens(window))
+        assert sample.fault.startswith(f"s3://{s3.bucket}/{_key(root, shard)}{fault}")
         assert not list((tmp_path / "cache").rglob(f"part-{shard}/*"))
 
 
@@ -140,7 +116,7 @@ def test_a_small_cache_holds_no_more_than_it_may(root: Path, name: str, tmp_path
     dataset = _open(_data(name, tmp_path), cache_limit=limit)
     cache = local_folder(_data(name, tmp_path)) / "train"
     for index in [*range(0, N_SHARDS * PER_SHARD, 3), *range(0, N_SHARDS * PER_SHARD, 4)]:
-        assert dataset[index]["tokens"].tolist() == _tokens(index)
+        assert dataset[index].tokens_W.tolist() == _tokens(index)
         assert sum(path.stat().st_size for path in cache.rglob("shard.*")) + index_bytes <= limit
     assert s3.take_sent().count(_key(root, 0)) == 2
     with pytest.raises(UserError, match=r"data\.cache_limit_gb=1e-09 is too low: these shards need "):
@@ -170,11 +146,11 @@ def test_different_shards_in_one_cache_do_not_mix(
 
 def _batches(config: Config, *, at: dict[str, Any] | None = None) -> Iterator[tuple[list[Any], dict[str, Any]]]:
     """What each batch has, and the position after it."""
-    data = TrainingData(config)
+    data = training_data(config)
     if at is not None:
         data.load_state_dict(at)
     for batch in data:
-        yield [batch.tokens_BT.tolist(), batch.ids_B, batch.faults], data.state_dict()
+        yield [batch.tokens_BT.tolist(), batch.ids_B, data.take_consumed()], data.state_dict()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -219,7 +195,7 @@ def test_storage_that_went_away_ends_the_search_at_once(
     _write(tmp_path / "shards", byte_shards, compression=None)
     upload_shards.main([str(tmp_path / "shards"), name])
     dataset = _open(_data(name, tmp_path))
-    assert dataset[0]["tokens"].tolist() == _tokens(0)
+    assert dataset[0].tokens_W.tolist() == _tokens(0)
     attempts: list[S3Path] = []
     download = S3Path.download
 
@@ -233,12 +209,12 @@ def test_storage_that_went_away_ends_the_search_at_once(
         patch.setattr(s3_folders, "_PATIENTLY", replace(s3_folders._PATIENTLY, attempts=1))
         samples = [dataset[shard * PER_SHARD] for shard in (2, 4, 6)]
     for sample in samples:
-        assert sample["read_id"] == NOTHING
-        assert f"{name}/train/part-2/shard.00000.mds cannot be reached (Could not connect" in sample["fault"]
+        assert sample.read_id == NOTHING
+        assert f"{name}/train/part-2/shard.00000.mds cannot be reached (Could not connect" in sample.fault
     assert len(attempts) == 1
-    assert dataset[1]["tokens"].tolist() == _tokens(1)  # which is here
+    assert dataset[1].tokens_W.tolist() == _tokens(1)  # which is here
     monkeypatch.setattr(storage, "_REST_S", 0.0)
-    assert dataset[5 * PER_SHARD]["tokens"].tolist() == _tokens(5 * PER_SHARD)  # the storage is there again
+    assert dataset[5 * PER_SHARD].tokens_W.tolist() == _tokens(5 * PER_SHARD)  # the storage is there again
 
 
 def test_mistakes(s3: S3Server, name: str, tmp_path: Path, byte_shards: Path) -> None:

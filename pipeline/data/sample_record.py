@@ -1,0 +1,149 @@
+"""The record of the samples that a run has trained on, which `log.samples=true` keeps in the run directory.
+
+A sample is a window of training data, known by its epoch and its number in the train split. Every rank writes a file of
+its own, with one line for each step, appended before the step's checkpoint:
+
+    runs/<name>/samples/rank_00003.jsonl
+        {"step": 12, "samples": [[0, [17, 4, [9, 33]]]]}
+
+This line says that rank 3 read samples 17, 4 and 9 of epoch 0 in step 12; sample 9 lies in a damaged shard, and window
+33 was read in its place. The ranks that share a replica of the model read the same samples, and only the first of them
+writes. `SampleRecord` writes the files, `steps_of` reads them back, and `python -m pipeline.audit` checks them.
+"""
+
+import heapq
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from common.command_line import UserError
+from common.files import PatientFile, write_text
+from pipeline.config.schema import LogConfig
+from pipeline.runtime.collectives import from_main
+from pipeline.runtime.world import World
+
+NOTHING = -1  # stands for the number of the window that was read if no shard is intact
+ReadSample = int | tuple[int, int]  # the number of the requested window; a second number if another one was read
+EpochSamples = tuple[int, list[ReadSample]]  # an epoch, and samples of it in the order in which they were read
+Sample = tuple[int, int]  # an epoch, and the number of a window
+
+FOLDER, PATTERN = "samples", "rank_*.jsonl"
+
+
+class SampleRecord:
+    """Writes one rank's file from a step on; writes nothing without `log.samples`."""
+
+    def __init__(
+        self, run_dir: Path, *, log: LogConfig, ranks_per_replica: int, world: World, resumed_step: int
+    ) -> None:
+        """Open the record; all ranks must call it together.
+
+        Steps after `resumed_step` are removed from all files, including those of ranks that no longer exist, because
+        these steps will run again.
+
+        Args:
+            run_dir: the run directory.
+            log: the config section that turns the record on.
+            ranks_per_replica: consecutive ranks that read the same samples.
+            world: this rank.
+            resumed_step: the last step that is kept; 0 for a new run.
+        """
+        folder = run_dir / FOLDER
+        if world.is_main:
+            remove_after(folder, step=resumed_step)
+        if world.world_size > 1:
+            from_main(None)  # no rank may append before the files are cut
+        self._file: PatientFile | None = None
+        if log.samples and world.rank % ranks_per_replica == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = PatientFile(folder / f"rank_{world.rank:05d}.jsonl")
+
+    def __enter__(self) -> "SampleRecord":
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, step: int, samples: list[EpochSamples]) -> None:
+        """Append what this rank read in a step. Call it before the step's checkpoint, which relies on it."""
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, "samples": samples}, separators=(",", ":")) + "\n")
+
+
+def remove_after(folder: Path, *, step: int) -> None:
+    """Remove later steps than `step` from every rank's file, and lines that a killed process left incomplete."""
+    for path in folder.glob(PATTERN):
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = list(file)
+        kept = [line for line in lines if (record := _parsed(line)) is not None and record["step"] <= step]
+        if kept != lines:
+            write_text(path, "".join(kept))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSamples:
+    """The samples of one step, of all ranks together."""
+
+    step: int
+    samples: Counter[Sample] = field(default_factory=Counter)
+    """How often each sample was requested."""
+    replaced: Counter[tuple[Sample, int]] = field(default_factory=Counter)
+    """Samples of damaged shards, each with the number of the window that was read in its place."""
+
+
+def steps_of(run_dir: Path) -> Iterator[StepSamples]:
+    """Yield the recorded steps of a run in order; only one of them is in memory at a time.
+
+    Raises:
+        UserError: there is no record, or it holds no complete line.
+    """
+    records = heapq.merge(*map(_records, sorted((run_dir / FOLDER).glob(PATTERN))), key=_step)
+    first = next(records, None)
+    if first is None:
+        raise UserError(
+            f"{run_dir} has no record of its samples ({FOLDER}/{PATTERN}); a run keeps one with log.samples=true"
+        )
+    for step, of_ranks in itertools.groupby(itertools.chain([first], records), key=_step):
+        found = StepSamples(step=step)
+        for epoch, samples in itertools.chain.from_iterable(record["samples"] for record in of_ranks):
+            for sample in samples:
+                requested, *read = sample if isinstance(sample, list) else [sample]
+                found.samples[epoch, requested] += 1
+                found.replaced.update(((epoch, requested), other) for other in read)
+        yield found
+
+
+def samples_by_step(run_dir: Path) -> dict[int, Counter[Sample]]:
+    """Return how often all ranks together requested each sample, for each step of a run.
+
+    Raises:
+        UserError: there is no record.
+    """
+    return {found.step: found.samples for found in steps_of(run_dir)}
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        yield from (record for record in map(_parsed, file) if record is not None)
+
+
+def _step(record: dict[str, Any]) -> int:
+    return record["step"]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """Return a line's object, or None if the line is damaged; its step then lacks samples, which an audit reports."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+        is_complete = line.endswith("\n") and isinstance(record["step"], int) and isinstance(record["samples"], list)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return record if is_complete else None
