@@ -1,4 +1,4 @@
-# The user's commands. `make demo` and `make test` set everything up by themselves.
+# The commands for users and contributors. Each runs `make setup` first if it has not been run.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -9,32 +9,38 @@ setup: .venv/installed
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 2; }
-	@echo "Installing the pinned packages of requirements.txt into .venv (once; a few minutes)"
+	@echo "Installing the packages pinned in requirements.txt into .venv (once; takes a few minutes)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --requirement requirements.txt
+# streaming's wheel requires torchvision, which we never use. PyPI's wheel of it does not import beside a CPU build of
+# torch, and transformers fails on a torchvision that is there but does not import. Without one, transformers works, and
+# common/mds.py imports streaming.
+	@$(BIN)/python -c 'import torchvision' 2> /dev/null || \
+	    $(BIN)/pip uninstall --quiet --yes --disable-pip-version-check torchvision
 	@touch $@
 
-# Two files at a time; those with real ranks, which take longest, begin.
+# Two test files at a time. The files that start real ranks take longest, so they begin.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	@$(PYTEST)
 
-# Every way to run in every combination; about 90 minutes on 2 cores.
+# The whole matrix of ways to run, in every combination; about 90 minutes on 2 cores.
 test-all: setup
 	@$(PYTEST) -m "full or not full"
 
-# 60 seeded faults over the demo's model, each followed by a restart; about 20 minutes on 2 cores.
+# 60 seeded faults in training runs of the demo's model, each followed by a restart; about 20 minutes on 2 cores.
 test-faults: setup
 	@$(MAKE) --no-print-directory --silent $(DEMO_TOKENIZER)
 	@$(ON_CPU) python -m tests.faults.campaign --seed 1 --faults 60
 
-# A real Slurm of three nodes in namespaces of this machine, and all that can happen to jobs on it; needs root.
+# The Slurm templates on a real Slurm cluster of three nodes, each in its own namespaces on this machine; needs root.
 test-slurm: setup
-	@tests/slurm/install.sh || echo "What needs Slurm is skipped."
+	@tests/slurm/install.sh || echo "Slurm could not be installed: the tests that need it are skipped."
 	@$(BIN)/python -m pytest -m "slurm or not slurm" tests/slurm
 
-# How fast training steps are, what they hold and send, and how soon things start; tables here, every figure in runs/bench.
+# Speed, memory and communication of training steps, reading speed and start-up time. Prints tables; runs/bench/*.json has
+# every figure.
 bench: setup
 	@mkdir -p runs/bench
 	@for name in train_step growth loader_rate startup collectives; do \
@@ -48,33 +54,33 @@ lint: setup
 	@$(BIN)/mypy
 	@$(BIN)/shellcheck --external-sources slurm/*.sbatch slurm/*.sh slurm/site.env tests/slurm/install.sh .ci/run
 
-# The main job, small: corpus -> tokenizer -> shards -> training -> Meta format -> completion.
-# Each stage leaves a file that says it is finished; a second `make demo` starts where that ends.
+# The whole way at a small size: corpus -> tokenizer -> shards -> training -> Meta's format -> completion.
+# Each stage leaves a file that marks it as finished; a second `make demo` skips the finished stages.
 CORPUS = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 DEMO_TOKENIZER := data/demo/tokenizer.model
 DEMO_SHARDS := data/demo/shards/metadata.json
 DEMO_TRAINED := runs/demo/trained
 DEMO_EXPORT := exports/demo/params.json
-# On the CPU wherever this runs, one thread for each of the two ranks, and without the launcher's own chatter.
+# Run on the CPU even where there is a GPU, with one thread for each of the two ranks.
 ON_CPU := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH"
 
 demo: setup
 	@$(MAKE) --no-print-directory --silent $(DEMO_EXPORT)
-	@echo "[5/5] Complete code, self-speculatively and, to compare, one token at a time (after minutes of training it repeats itself)"
+	@echo "[5/5] Complete code by self-speculative decoding and, to compare, one token at a time (a model this small repeats itself)"
 	@$(BIN)/python -m pipeline.generate --ckpt_dir exports/demo --tokenizer_path exports/demo/tokenizer.model \
 	    --first_token eos --prompt 'import ' --prompt 'for ' --max_seq_len 64 --compare
 	@echo
-	@echo "Curves: $(BIN)/tensorboard --logdir runs/demo/tensorboard"
-	@echo "Finished stages are kept (data/demo, runs/demo, exports/demo); make demo reuses them."
+	@echo "To see the curves: $(BIN)/tensorboard --logdir runs/demo/tensorboard"
+	@echo "Finished stages stay in data/demo, runs/demo and exports/demo; make demo reuses them."
 
 $(DEMO_TOKENIZER):
-	@echo "[1/5] Train a tokenizer on the Python standard library, $(CORPUS)"
+	@echo "[1/5] Train a tokenizer on the Python standard library in $(CORPUS)"
 	@mkdir -p $(@D)
 	@$(BIN)/python -m data_prep.train_tokenizer --input $(CORPUS) --extensions .py --output $@ --vocab_size 2048
 	@echo
 
 $(DEMO_SHARDS): $(DEMO_TOKENIZER)
-	@echo "[2/5] Write it as shards"
+	@echo "[2/5] Write the standard library as shards"
 	@$(BIN)/python -m data_prep.write_shards --input $(CORPUS) --extensions .py --tokenizer $< --out $(@D) \
 	    --seq_len 256 --val_fraction 0.01
 	@echo
