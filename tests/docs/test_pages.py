@@ -1,4 +1,4 @@
-"""The README and the docs are complete and consistent: links, pictures, the index, the tree, versions, licence, hooks."""
+"""The README and the docs are complete: links, pictures, the index, the tree, versions, licence and hooks."""
 
 import re
 import subprocess
@@ -41,7 +41,9 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_pictures_resolve(page: Path) -> None:
     missing = [
-        f"{path}#{anchor}" for path, anchor in links(page) if not path.exists() or (anchor and anchor not in anchors(path))
+        f"{path}#{anchor}"
+        for path, anchor in links(page)
+        if not path.exists() or (anchor and anchor not in anchors(path))
     ]
     assert missing == []
 
