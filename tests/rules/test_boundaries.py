@@ -1,4 +1,4 @@
-"""The rules of the house, read from the source: which package may import which, and where a file may lie."""
+"""The import rules, read from the source: which package may import which, and where a file may lie."""
 
 import ast
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, run_module
 
-# Each package, and the packages that it may import; every one may also import itself and `common`.
+# Each package, and the packages that it may import. Every package may also import itself and `common`.
 ALLOWED: dict[str, set[str]] = {
     "common": set(),
     "pipeline.config": set(),
@@ -70,7 +70,7 @@ SOURCES = {module_name(path): path for package in PACKAGES for path in sorted((R
 
 
 def imported_names(path: Path) -> Iterator[str]:
-    """Yield the dotted name of everything that a file imports anywhere in it, or reaches as torch's attribute."""
+    """Yield the dotted names that a file imports, also inside functions, or uses as attributes of torch."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -82,7 +82,7 @@ def imported_names(path: Path) -> Iterator[str]:
 
 
 def module_of(name: str) -> str | None:
-    """Return the module of this project that a dotted name is, or lies in."""
+    """Return the module of this project that a dotted name names or lies in; None for a name from elsewhere."""
     while name and (name not in SOURCES or SOURCES[name].name == "__init__.py"):
         name = name.rpartition(".")[0]
     return name or None
@@ -108,12 +108,12 @@ IMPORTS = {
 
 
 def package_of(module: str) -> str | None:
-    """Return the row of `ALLOWED` that a module belongs to; None for the commands and what stands beside them."""
+    """Return the row of `ALLOWED` that a module belongs to; None for commands and the modules beside them."""
     return next((row for row in ALLOWED if module == row or module.startswith(f"{row}.")), None)
 
 
 def importers(name: str) -> set[str]:
-    """Return the files, relative to the repository, that import `name` or something in it."""
+    """Return the files, as paths in the repository, that import `name` or something in it."""
     return {
         str(path.relative_to(REPOSITORY))
         for path in SOURCES.values()
@@ -121,7 +121,7 @@ def importers(name: str) -> set[str]:
     }
 
 
-def test_this_test_sees_the_imports() -> None:
+def test_the_imports_are_found() -> None:
     assert "pipeline.model.loss" in IMPORTS["pipeline.model.network"]
     assert "pipeline/model/network.py" in importers("torch")
     assert all(any(package_of(module) == row for module in SOURCES) for row in ALLOWED)
@@ -148,7 +148,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names the circle
 
 
-def test_data_prep_and_pipeline_meet_in_the_shards_alone() -> None:
+def test_data_prep_and_pipeline_do_not_import_each_other() -> None:
     assert {path for path in importers("data_prep") if not path.startswith("data_prep/")} == set()
     assert {path for path in importers("pipeline") if not path.startswith("pipeline/")} == set()
     assert importers("benchmarks") == importers("tests") == set()
@@ -163,12 +163,12 @@ def test_only_one_module_imports_streaming() -> None:
     assert "pipeline/data/batches.py" in importers("common.mds.streaming")
 
 
-def test_what_is_checked_before_a_run_needs_no_torch() -> None:
+def test_checks_and_plans_need_no_torch() -> None:
     assert {path for path in importers("torch") if path.startswith(("common/", *TORCH_FREE))} == set()
 
 
 @pytest.mark.parametrize("module", ["pipeline.config.inputs", "pipeline.model.partition", "pipeline.plan"])
-def test_nor_does_anything_that_it_imports(module: str) -> None:
+def test_checks_and_plans_import_nothing_that_needs_torch(module: str) -> None:
     code = f"import {module}, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     imported = set(done.stdout.split())
@@ -176,25 +176,25 @@ def test_nor_does_anything_that_it_imports(module: str) -> None:
     assert imported.isdisjoint(HEAVY)
 
 
-def test_the_model_knows_nothing_of_distribution() -> None:
+def test_the_model_does_not_import_distribution() -> None:
     knowing = importers("torch.distributed") | importers("pipeline.runtime.collectives")
     assert any(path.startswith("pipeline/weights/checkpoint/") for path in knowing)
     assert not any(path.startswith(("pipeline/model/", "pipeline/inference/", "pipeline/config/")) for path in knowing)
 
 
-def test_what_executes_programs_is_apart_from_the_model() -> None:
+def test_modules_that_execute_programs_do_not_import_torch() -> None:
     for name in ("problems", "sample_log", "pass_at_k", "sandbox", "sandbox_init", "sandbox_program"):
         assert f"pipeline/inference/evaluation/{name}.py" not in importers("torch")
 
 
-def test_inside_the_sandbox_is_the_standard_library_alone() -> None:
+def test_modules_inside_the_sandbox_import_only_the_standard_library() -> None:
     for name in ("sandbox_init", "sandbox_program"):
         imported = imported_names(SOURCES[f"pipeline.inference.evaluation.{name}"])
         assert {module.partition(".")[0] for module in imported} <= set(sys.stdlib_module_names)
 
 
 def test_no_folder_is_crowded() -> None:
-    """A command's folder holds its commands, and few other modules; any other folder holds few modules."""
+    """A folder holds at most ten modules, not counting commands."""
     for folder in sorted({path.parent for path in SOURCES.values()}):
         modules = {module_name(path) for path in folder.glob("*.py") if path.name != "__init__.py"}
         assert len(modules - set(COMMANDS)) <= MOST_MODULES_IN_A_FOLDER, folder
@@ -208,8 +208,8 @@ def test_an_init_is_one_sentence() -> None:
             assert len(path.read_text(encoding="utf-8").splitlines()) == 1, path
 
 
-def test_a_unit_test_lies_where_its_module_lies() -> None:
-    """tests/unit/a/b/test_c.py, or test_c_<what>.py, tests a/b/c.py."""
+def test_a_unit_test_lies_where_its_module_does() -> None:
+    """A test of a/b/c.py is tests/unit/a/b/test_c.py or test_c_<aspect>.py."""
     unit = REPOSITORY / "tests" / "unit"
     for path in unit.rglob("test_*.py"):
         folder, name = REPOSITORY / path.parent.relative_to(unit), path.stem.removeprefix("test_")
@@ -228,7 +228,7 @@ def test_help_works_without_the_heavy_libraries(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_say_the_same_things_alike(command: str) -> None:
+def test_versions_and_errors_look_alike(command: str) -> None:
     version = run_module(command, "--version")
     assert (version.returncode, version.stdout) == (0, f"{command} {PYPROJECT['project']['version']}\n")
     mistaken = run_module(command, "--no_such_option")

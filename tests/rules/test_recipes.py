@@ -1,4 +1,4 @@
-"""Every shipped recipe: it loads, its model has the stated size, and the paper's runs are Table S13, literally."""
+"""Every shipped recipe loads and has the stated size, and the paper's runs have the numbers of its Table S13."""
 
 import re
 from pathlib import Path
@@ -60,7 +60,7 @@ def number(text: str) -> int:
     return int(text.replace(",", ""))
 
 
-def test_the_papers_runs_and_the_demos_are_all_there_is() -> None:
+def test_only_the_papers_runs_and_the_demos_have_recipes() -> None:
     assert {recipe.stem for recipe in RECIPES} == {*TABLE_S13, "demo", "demo_bytes"}
 
 
@@ -81,7 +81,7 @@ def test_a_recipe_loads_and_its_model_builds(recipe: Path, overrides: list[str])
 
 
 @paper_recipe
-def test_a_paper_recipe_is_its_row_of_table_s13(name: str) -> None:
+def test_a_paper_recipe_has_the_numbers_of_its_row_in_table_s13(name: str) -> None:
     config = load(name)
     batch, steps, billions, warmup_steps, context = TABLE_S13[name]
     assert config.train.batch_tokens == batch * 2**20
@@ -105,7 +105,7 @@ def test_a_paper_recipe_has_the_papers_heads_and_tokens(name: str) -> None:
 
 
 @every_recipe
-def test_the_header_s_batch_arithmetic_is_the_configs(recipe: Path) -> None:
+def test_the_headers_batch_arithmetic_matches_the_config(recipe: Path) -> None:
     config = load_config(recipe)
     match = re.search(
         r"batch +(.+?) (?:tokens|bytes) = (\d+) ranks x (\d+) micro batch(?:es)? x (\d+) sequences x (\d+) "
@@ -126,7 +126,7 @@ def test_the_header_s_batch_arithmetic_is_the_configs(recipe: Path) -> None:
 
 
 @every_recipe
-def test_the_header_s_command_exists(recipe: Path) -> None:
+def test_the_headers_command_exists(recipe: Path) -> None:
     text = header(recipe)
     if "make demo" in text:
         text = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
@@ -137,8 +137,8 @@ def test_the_header_s_command_exists(recipe: Path) -> None:
 
 
 @every_recipe
-def test_a_recipe_lists_deviations_and_its_own_budget_only(recipe: Path) -> None:
-    """A field that repeats a default says nothing, unless the field is what the run is named after."""
+def test_a_recipe_lists_only_deviations_and_its_own_budget(recipe: Path) -> None:
+    """A field that repeats a default is left out, unless it is essential to read the recipe."""
     essential = {("model", "n_future_tokens"), ("data", "seq_len"), ("train", "batch_tokens"), ("log", "every_steps")}
     essential |= {("train", "micro_batch_size"), ("optim", "warmup_steps")}
     defaults = Config().as_dict()

@@ -1,6 +1,6 @@
-"""What comes from outside leads nowhere else and asks for no absurd room; what goes out tells no secret.
+"""Files from elsewhere run no code, lead out of no folder and claim no absurd memory; outputs hold no secret.
 
-Of checkpoints that would run something there is more in test_sharded_files.py.
+tests/unit/pipeline/weights/checkpoint/test_files.py has more tests of checkpoints that would run code.
 """
 
 import json
@@ -26,7 +26,7 @@ SECRET = "sentinel-5f2c"
 DEEPSPEED_JSON = "ds_configs/zero1_fp32.json"
 
 
-def test_nothing_in_meta_s_weights_is_run(tmp_path: Path) -> None:
+def test_code_in_metas_weights_is_not_run(tmp_path: Path) -> None:
     witness = witness_in(tmp_path)
     folder = exported(tmp_path / "meta", tiny_model())
     torch.save({"norm.weight": Hostile(witness)}, folder / "consolidated.pth")
@@ -42,7 +42,7 @@ def test_names_that_lead_out_of_a_folder_are_refused(name: Any, tmp_path: Path) 
     assert str(error.value).startswith(f"{tmp_path / 'list.json'} names the file {name!r}, which is not a path inside")
 
 
-def test_names_inside_a_folder_are_paths_and_links_are_the_user_s_own(tmp_path: Path) -> None:
+def test_names_inside_a_folder_are_allowed_and_so_are_the_users_links(tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to("/")
     for name in ("a", "a/b.c", "..a/b..", "linked/etc"):
         assert inside(tmp_path, name) == tmp_path / name
@@ -101,7 +101,7 @@ def test_models_of_absurd_size_are_refused_before_they_are_built(
 
 @pytest.mark.parametrize("key", ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"])
 @pytest.mark.parametrize("value", [10**9, 10**30, 0, -1, "4", 1.5, None, [4]])
-def test_a_llama_s_sizes_are_whole_numbers_that_can_be(key: str, value: Any, tmp_path: Path) -> None:
+def test_a_llamas_sizes_must_be_plausible_whole_numbers(key: str, value: Any, tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 88, "num_hidden_layers": 3, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 97, **sizes, key: value}))
     with pytest.raises(UserError, match=rf"{key}=\S+ must be a whole number from 1 to 16,777,216"):
@@ -153,7 +153,7 @@ def test_weights_that_claim_more_than_the_file_holds_are_named(kind: str, tmp_pa
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, byte_shards: Path) -> tuple[Path, str]:
-    """The folder of a run that had secrets around it, below one that also has its recipe; and what it printed."""
+    """Return a run's folder, two levels below its recipe, and what the run printed; its environment held secrets."""
     folder = tmp_path_factory.mktemp("trained")
     home = folder / f"home-{SECRET}"
     home.mkdir()
@@ -165,8 +165,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, byte_shards: Path) -> tupl
     return folder / "runs" / "tiny", done.stdout + done.stderr
 
 
-def test_a_run_and_its_export_tell_no_variables_and_no_home(trained: tuple[Path, str], tmp_path: Path) -> None:
-    """In all that is printed and written: logs, metrics, TensorBoard's event files, checkpoints, the model card."""
+def test_a_run_and_its_export_reveal_no_secrets(trained: tuple[Path, str], tmp_path: Path) -> None:
+    """Neither in the output nor in logs, metrics, TensorBoard's event files, checkpoints or the model card."""
     run, output = trained
     convert(["--input", str(run), "--to", "hf", "--output", str(tmp_path / "exported")])
     written = [path for folder in (run, tmp_path / "exported") for path in folder.rglob("*") if path.is_file()]
@@ -176,7 +176,7 @@ def test_a_run_and_its_export_tell_no_variables_and_no_home(trained: tuple[Path,
     assert [where for where, contents in told.items() if SECRET.encode() in contents] == []
 
 
-def test_a_run_that_goes_on_runs_nothing_of_its_checkpoint(trained: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_resumed_run_executes_no_code_of_its_checkpoint(trained: tuple[Path, str], tmp_path: Path) -> None:
     run, _ = trained
     shutil.copytree(run, tmp_path / "runs" / "tiny")
     [checkpoint] = (tmp_path / "runs" / "tiny" / "checkpoints").iterdir()
