@@ -1,1 +1,1 @@
-"""What the project claims of speed, memory and size, measured; no other package imports this one."""
+"""Measurements of the speed, memory and size that the project claims; no other package imports this one."""

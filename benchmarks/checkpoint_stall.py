@@ -1,8 +1,10 @@
-"""How long training stands still for a checkpoint: written at once, or while it goes on.
+"""How long training stalls for a checkpoint, synchronous or asynchronous.
 
-One rank trains a random model under ZeRO-1 and saves it in both ways in turn, as a run does.
-The stall is what the training loop waits for in the save. What goes on in the background may slow the steps meanwhile,
-so their time is measured too, with and without a save under way.
+    python -m benchmarks.checkpoint_stall [--dim 768] [--n_layers 12] [--json FILE]
+
+One rank trains a random model under ZeRO-1, and saves it in both ways in turn, as a run does. The stall is the time
+that the training loop waits for the save. An asynchronous save continues in the background and may slow the steps, so
+steps are timed with and without a save in progress.
 """
 
 import argparse
@@ -12,30 +14,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-import torch
-
-from benchmarks.parts.outputs import check_json
-from common.command_line import UserError, command_parser, exit_on_user_error
-from common.files import write_json
+from benchmarks.parts.batches import random_batches
+from benchmarks.parts.harness import DEFAULT, REPOSITORY, benchmark_parser, markdown, run_benchmark
+from common.command_line import UserError, exit_on_user_error
 from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import CheckpointConfig, Config, DataConfig, RunConfig, TrainConfig
 from pipeline.data.batches import Batch
 from pipeline.model.formulas import parameter_count
 from pipeline.runtime.lease import Lease
-from pipeline.runtime.world import world_from_environment
+from pipeline.runtime.world import World, world_from_environment
 from pipeline.training.engine import Engine, build_engine
 from pipeline.training.process_group import process_group
 from pipeline.weights.checkpoint.folder import CheckpointFolder
 
 SEQ_LEN, VOCAB_SIZE, HEADS = 128, 8192, 4
-STATE_BYTES = 12  # of a parameter: fp32, and Adam's two moments
+NAMES = {False: "synchronous", True: "asynchronous"}
+STATE_BYTES = 12  # of a parameter: its fp32 value, and Adam's two moments
 
 
 @dataclass(frozen=True, kw_only=True)
 class Save:
-    """Seconds of one checkpoint: what training stood still, until it was whole, and each step meanwhile."""
+    """The seconds of one checkpoint.
+
+    stall_s: training waited for it.
+    whole_s: until the checkpoint was complete.
+    steps_s: each step taken in the meantime.
+    """
 
     stall_s: float
     whole_s: float
@@ -43,9 +50,9 @@ class Save:
 
 
 def config_in(directory: Path, *, dim: int, n_layers: int, asynchronous: bool) -> Config:
-    """Return a run of one sequence a step."""
+    """Return the config of a run with one sequence per step."""
     return Config(
-        run=RunConfig(dir=str(directory), name="asynchronous" if asynchronous else "synchronous"),
+        run=RunConfig(dir=str(directory), name=NAMES[asynchronous]),
         model=ModelConfig(
             dim=dim, n_layers=n_layers, n_heads=dim // 64, vocab_size=VOCAB_SIZE, n_future_tokens=HEADS
         ),
@@ -55,25 +62,18 @@ def config_in(directory: Path, *, dim: int, n_layers: int, asynchronous: bool) -
     )  # fmt: skip
 
 
-def random_batches() -> Iterator[Batch]:
-    """Yield random batches of one sequence without end."""
-    while True:
-        tokens_BW = torch.randint(VOCAB_SIZE, (1, SEQ_LEN + HEADS))
-        yield Batch(tokens_BW[:, :SEQ_LEN], tokens_BW[:, 1:].unfold(1, HEADS, 1)[:, :SEQ_LEN])
-
-
 def step_s(engine: Engine, batches: Iterator[Batch]) -> float:
-    """Take one training step; return its seconds."""
+    """Take one training step; return the seconds it took."""
     start_s = time.perf_counter()
     engine.train_step(batches, learning_rate=1e-4)
     return time.perf_counter() - start_s
 
 
 def save(folder: CheckpointFolder, step: int, engine: Engine, batches: Iterator[Batch], *, asynchronous: bool) -> Save:
-    """Save once, training on meanwhile if it is asynchronous.
+    """Save once; if the save is asynchronous, train on until it is complete.
 
     Raises:
-        UserError: it failed, for want of room for instance.
+        UserError: the save failed, for instance because the disk is full.
     """
     start_s, steps_s = time.perf_counter(), []
     folder.begin(step, engine=engine, state={})
@@ -87,14 +87,8 @@ def save(folder: CheckpointFolder, step: int, engine: Engine, batches: Iterator[
     return Save(stall_s=stall_s if asynchronous else whole_s, whole_s=whole_s, steps_s=steps_s)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, and write the JSON that was asked for.
-
-    Raises:
-        UserError: the JSON's folder does not exist.
-    """
-    arguments = _parse(argv)
-    check_json(arguments.json)
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure saves of both kinds, print the table, and return the figures."""
     world = world_from_environment()
     with process_group(world) as device, tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         configs = {
@@ -103,64 +97,62 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             for asynchronous in (False, True)
         }
-        folders = {}
-        for asynchronous, config in configs.items():
-            (config.run_dir / "checkpoints").mkdir(parents=True)
-            lease = Lease(config.run_dir, launch=world.launch)
-            lease.take()
-            folders[asynchronous] = CheckpointFolder(
-                config.run_dir / "checkpoints", policy=config.checkpoint, run_config=config.as_dict(), world=world,
-                lease=lease,
-            )  # fmt: skip
-        values = read_deepspeed_config(Path("ds_configs/zero1_fp32.json"))
+        folders = {asynchronous: _folder_of(config, world=world) for asynchronous, config in configs.items()}
+        values = read_deepspeed_config(REPOSITORY / "ds_configs" / "zero1_fp32.json")
         deepspeed_config, _ = fill_deepspeed_config(values, configs[True], data_ranks=1)
-        engine, batches = build_engine(configs[True], deepspeed_config, device=device), random_batches()
-        for warm_up in (False, True):  # the first copies are allocated
-            save(folders[warm_up], 1, engine, batches, asynchronous=warm_up)
+        engine = build_engine(configs[True], deepspeed_config, device=device)
+        batches = random_batches(micro_batch_size=1, seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, n_future_tokens=HEADS)
+        for asynchronous, folder in folders.items():  # the first saves allocate buffers, and do not count
+            save(folder, 1, engine, batches, asynchronous=asynchronous)
         quiet_s: list[float] = []
         saves: dict[bool, list[Save]] = {False: [], True: []}
         for step in range(2, arguments.repeats + 2):
             quiet_s += [step_s(engine, batches) for _ in range(5)]
-            for asynchronous in (False, True):
-                saves[asynchronous].append(
-                    save(folders[asynchronous], step, engine, batches, asynchronous=asynchronous)
-                )
+            for asynchronous, folder in folders.items():
+                saves[asynchronous].append(save(folder, step, engine, batches, asynchronous=asynchronous))
     parameters = parameter_count(configs[True].model)
-    print(_table(saves, quiet_s, parameters=parameters))
-    if arguments.json is not None:
-        rows = {("asynchronous" if key else "synchronous"): [asdict(one) for one in of] for key, of in saves.items()}
-        write_json(arguments.json, {"parameters": parameters, "quiet_step_s": quiet_s, **rows})
+    print(table(saves, quiet_s, parameters=parameters))
+    rows = {NAMES[asynchronous]: [asdict(one) for one in of] for asynchronous, of in saves.items()}
+    return {"parameters": parameters, "quiet_step_s": quiet_s, **rows}
 
 
-def _table(saves: dict[bool, list[Save]], quiet_s: list[float], *, parameters: int) -> str:
-    lines = [
-        f"{parameters / 1e6:.0f}M parameters, {STATE_BYTES * parameters / 1e9:.2f} GB of state; medians of"
-        f" {len(saves[True])}, in brackets smallest and largest\n",
-        "| checkpoint | stall, s | of the synchronous save | whole after, s | a step meanwhile, over one without |",
-        "|---|---|---|---|---|",
-    ]
+def _folder_of(config: Config, *, world: World) -> CheckpointFolder:
+    """Return the checkpoint folder of a new run."""
+    (config.run_dir / "checkpoints").mkdir(parents=True)
+    lease = Lease(config.run_dir, launch=world.launch)
+    lease.take()
+    return CheckpointFolder(
+        config.run_dir / "checkpoints", policy=config.checkpoint, run_config=config.as_dict(), world=world, lease=lease
+    )
+
+
+def table(saves: dict[bool, list[Save]], quiet_s: list[float], *, parameters: int) -> str:
+    """Return the saves of both kinds as a Markdown table of medians."""
+    rows = [["checkpoint", "stall, s", "over the synchronous stall", "complete after, s", "steps meanwhile, slowed to"]]
     reference_s = median(one.stall_s for one in saves[False])
     for asynchronous, of in saves.items():
-        stalls = [one.stall_s for one in of]
+        stalls, whole_s = [one.stall_s for one in of], median(one.whole_s for one in of)
         steps = [step for one in of for step in one.steps_s]
         slowed = f"{median(steps) / median(quiet_s):.2f}" if steps else ""
-        lines.append(
-            f"| {'asynchronous' if asynchronous else 'synchronous'} | {median(stalls):.3f} ({min(stalls):.3f} to"
-            f" {max(stalls):.3f}) | {median(stalls) / reference_s:.3f} | {median(one.whole_s for one in of):.2f} |"
-            f" {slowed} |"
-        )
-    return "\n".join(lines)
+        stall = f"{median(stalls):.3f} ({min(stalls):.3f} to {max(stalls):.3f})"
+        rows.append([NAMES[asynchronous], stall, f"{median(stalls) / reference_s:.3f}", f"{whole_s:.2f}", slowed])
+    return (
+        f"{parameters / 1e6:.0f}M parameters, {STATE_BYTES * parameters / 1e9:.2f} GB of state; medians of"
+        f" {len(saves[True])}, in brackets smallest and largest\n\n{markdown(rows)}"
+    )
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_parser("benchmarks.checkpoint_stall", description=__doc__)
-    parser.add_argument("--dim", type=int, default=768, help="of the model, a multiple of 64 (default: %(default)s)")
-    parser.add_argument("--n_layers", type=int, default=12, help="of the model, heads counted (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="saves of each kind (default: %(default)s)")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = benchmark_parser(
+        "benchmarks.checkpoint_stall", description=__doc__, repeats=7, rounds="saves of each kind"
+    )
+    add = parser.add_argument
+    add("--dim", type=int, default=768, metavar="N", help=f"width of the model, a multiple of 64 {DEFAULT}")
+    add("--n_layers", type=int, default=12, metavar="N", help=f"layers of the model, heads included {DEFAULT}")
     scratch_help = "folder on the disk to measure; takes about 48 bytes per parameter (default: the system's)"
-    parser.add_argument("--scratch", type=Path, metavar="DIR", help=scratch_help)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure here")
-    return parser.parse_args(argv)
+    add("--scratch", type=Path, metavar="DIR", help=scratch_help)
+    run_benchmark(parser, measure, argv)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Speed of decoding, greedy: with 1 to n heads, with early layers (LayerSkip), and by transformers' generate.
+"""Speed of greedy decoding: with 1 to n heads, with early layers (LayerSkip), and by transformers' generate.
 
-Every way continues the same prompts by the same number of tokens, and all take turns, so that their ratios share the
-machine's mood: medians and quartiles of those ratios, warm-up not counted. "Of tokens/forward" is the speed-up over
-autoregressive decoding divided by the tokens per forward: 1 if a forward over a block cost no more than over one token.
+    python -m benchmarks.decode --ckpt_dir DIR --prompt_file FILE | --size 0.3B [--batch_sizes 1 8] [--json FILE]
 
-A model of random weights (--size) drafts nothing right. --forced_acceptance lets its drafts stand at given rates,
-whatever they are: then the times are real, and the text is not.
+Every way continues the same prompts by the same number of tokens. The ways take turns, so that their ratios within a
+round do not depend on the machine's load; the table has medians and quartiles of these ratios. "Of tokens/forward" is
+the speed-up over autoregressive decoding divided by the tokens per forward: 1 if a forward over a block costs no more
+than a forward over one token.
 
-The floor of an autoregressive step is what it must read, weights and cached positions, over the bandwidth of a copy.
+The drafts of a model with random weights (--size) are never right. --forced_acceptance accepts drafts at given rates
+regardless of their content. Then the times are realistic, and the text is not.
+
+The floor of an autoregressive step is the time to read its weights and cached positions at the bandwidth of a copy.
 """
 
 import argparse
@@ -19,9 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.parts.outputs import folder_problems
-from common.command_line import UserError, command_parser, exit_on_user_error, raise_if_any
-from common.files import write_json, written_whole
+from benchmarks.parts.harness import DEFAULT, benchmark_parser, run_benchmark
+from common.command_line import UserError, exit_on_user_error, raise_if_any
+from common.files import written_whole
 from common.shard_format import read_metadata
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
 from pipeline.inference.decoding.prompts import FIRST_TOKENS, encode_prompts, matching_tokenizer, read_prompts
@@ -36,14 +39,12 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments d
     from benchmarks.parts.decode_times import Floor, Times
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command.
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure every way at every batch size, print tables, draw the plot if asked, and return the figures.
 
     Raises:
-        UserError: the arguments, the model or the prompts do not allow it.
+        UserError: the arguments do not fit the model or the prompts.
     """
-    arguments = _parse(argv)
-    _check(arguments)
     config = _config(arguments)
     exit_layers = _exit_layers(arguments, config)
     prompts = _prompts(arguments, config)
@@ -72,47 +73,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         floors.append(measure_floor(model, decodings[AUTOREGRESSIVE], enough[:batch_size], **counts))
         print(f"{table(rows)}\n\n{floors[-1]}\n", flush=True)
         times += rows
-    title = f"{arguments.ckpt_dir or arguments.size}, {dtype} on {device}"
-    if arguments.json is not None:
-        write_json(arguments.json, _record(times, floors, arguments, device=device, dtype=dtype))
     if arguments.plot is not None:
         with written_whole(arguments.plot) as partial:
-            plot(times, partial, title=title)
+            plot(times, partial, title=f"{arguments.ckpt_dir or arguments.size}, {dtype} on {device}")
+    return _record(times, floors, arguments, device=device, dtype=dtype)
 
 
 def _config(arguments: argparse.Namespace) -> ModelConfig:
     """Return the model's architecture.
 
     Raises:
-        UserError: the folder holds no model, or one that transformers' Llama cannot be.
+        UserError: the folder holds no model, or a model that transformers' Llama cannot represent.
     """
     if arguments.size is not None:
         return resolve_model(ModelConfig(size=arguments.size))
     config = format_of(arguments.ckpt_dir, among=EXPORTS).read_config(arguments.ckpt_dir)
     if config.head_type != "transformer":
         raise UserError(
-            f"--ckpt_dir {arguments.ckpt_dir} has {config.head_type} heads, which transformers' Llama has not"
+            f"--ckpt_dir {arguments.ckpt_dir} has {config.head_type} heads, which transformers' Llama does not support"
         )
     return config
 
 
 def _exit_layers(arguments: argparse.Namespace, config: ModelConfig) -> list[int]:
-    """Return after how many trunk layers LayerSkip leaves: those asked for, or a quarter and half of them.
+    """Return the trunk layers after which LayerSkip exits: those of the options, or a quarter and half of the trunk.
 
     Raises:
-        UserError: the trunk has not that many.
+        UserError: the trunk has too few layers.
     """
     n_layers = config.n_trunk_layers
     exits = arguments.exit_layers or sorted({max(1, n_layers // 4), max(1, n_layers // 2)})
     problems = [
-        f"{layer} must be 1 to {n_layers - 1}, below the trunk's layers" for layer in exits if layer >= n_layers
+        f"{layer} must be 1 to {n_layers - 1}, less than the trunk's layers" for layer in exits if layer >= n_layers
     ]
     raise_if_any(problems, heading="--exit_layers")
     return exits
 
 
 def _source(arguments: argparse.Namespace, config: ModelConfig, *, device: str) -> StoredModel:
-    """Return the weights of the folder, or random ones."""
+    """Return the weights in the folder, or random weights."""
     if arguments.ckpt_dir is not None:
         return format_of(arguments.ckpt_dir, among=EXPORTS).open(arguments.ckpt_dir)
     import torch
@@ -129,10 +128,10 @@ def _source(arguments: argparse.Namespace, config: ModelConfig, *, device: str) 
 
 
 def _prompts(arguments: argparse.Namespace, config: ModelConfig) -> list[list[int]]:
-    """Return the ids of at most `n_prompts` prompts: of a file, of random windows of shards, or random ids.
+    """Return the token ids of the prompts: from a file, from random windows of shards, or random ids.
 
     Raises:
-        UserError: there are none, or they are not of the model's tokenizer.
+        UserError: there are no prompts, or the tokenizer is not the model's.
     """
     if arguments.prompt_file is not None:
         tokenizer = matching_tokenizer(arguments.tokenizer_path, arguments.ckpt_dir, config)
@@ -181,9 +180,9 @@ def _record(
     }
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Raise what is wrong with the arguments alone, all at once."""
-    least = {"max_gen_len": 2, "prompt_len": 1, "n_prompts": 1, "repeats": 1, "warm_up": 0}
+def _problems(arguments: argparse.Namespace) -> list[str]:
+    """Return the problems with the arguments alone, one line each."""
+    least = {"max_gen_len": 2, "prompt_len": 1, "n_prompts": 1}
     problems = [
         f"--{name} must be at least {bound}, not {getattr(arguments, name)}"
         for name, bound in least.items()
@@ -200,51 +199,45 @@ def _check(arguments: argparse.Namespace) -> None:
         problems.append(
             "--size is a model of random weights, which continues random ids; drop --prompt_file and --shards"
         )
-    problems += folder_problems(json=arguments.json, plot=arguments.plot)
-    raise_if_any(problems, heading="bad arguments")
+    return problems
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_parser("benchmarks.decode", description=__doc__)
+def _parser() -> argparse.ArgumentParser:
+    parser = benchmark_parser("benchmarks.decode", description=__doc__, warm_up=2, repeats=10, plot=True)
     group = parser.add_argument_group("model")
     one = group.add_mutually_exclusive_group(required=True)
-    one.add_argument("--ckpt_dir", type=Path, metavar="DIR", help="an export: Meta's or Hugging Face's format")
-    one.add_argument("--size", choices=list(MODEL_SIZES), help="a model of this size, with random weights")
+    one.add_argument("--ckpt_dir", type=Path, metavar="DIR", help="an export in Meta's or Hugging Face's format")
+    one.add_argument("--size", choices=list(MODEL_SIZES), help="a model of this size with random weights")
     group.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda if there is one)")
-    group.add_argument("--dtype", choices=list(DTYPES), help="of weights and caches (default: bf16 on cuda, else fp32)")
+    dtype_help = "dtype of weights and caches (default: bf16 on cuda, else fp32)"
+    group.add_argument("--dtype", choices=list(DTYPES), help=dtype_help)
     group = parser.add_argument_group("prompts")
     one = group.add_mutually_exclusive_group()
-    file_help = 'one prompt per line, or, named .jsonl, one object with a "prompt" per line'
+    file_help = 'one prompt per line, or, if named .jsonl, one object with a "prompt" per line'
     one.add_argument("--prompt_file", type=Path, metavar="FILE", help=file_help)
-    one.add_argument("--shards", type=Path, metavar="DIR", help="shards of data_prep; random windows are prompts")
+    one.add_argument("--shards", type=Path, metavar="DIR", help="shards of data_prep; prompts are random windows")
     add = group.add_argument
-    add("--split", default="val", help="of the shards (default: %(default)s)")
-    add(
-        "--prompt_len",
-        type=int,
-        default=32,
-        metavar="N",
-        help="tokens of a window or of random ids (default: %(default)s)",
-    )
-    add(
-        "--n_prompts", type=int, default=8, metavar="N", help="prompts, repeated to fill batches (default: %(default)s)"
-    )
-    add("--tokenizer_path", metavar="FILE", help="of --prompt_file (default: the model's own; or the word 'bytes')")
-    add("--first_token", choices=FIRST_TOKENS, help="of --prompt_file; as in pipeline.generate")
+    add("--split", default="val", help=f"split of the shards {DEFAULT}")
+    length_help = f"tokens of a prompt from shards or of random ids {DEFAULT}"
+    add("--prompt_len", type=int, default=32, metavar="N", help=length_help)
+    add("--n_prompts", type=int, default=8, metavar="N", help=f"prompts, repeated to fill batches {DEFAULT}")
+    tokenizer_help = "tokenizer of --prompt_file, a file or the word 'bytes' (default: the model's own)"
+    add("--tokenizer_path", metavar="FILE", help=tokenizer_help)
+    add("--first_token", choices=FIRST_TOKENS, help="first token of --prompt_file's prompts, as in pipeline.generate")
     add = parser.add_argument_group("decoding").add_argument
-    add("--max_gen_len", type=int, default=128, metavar="N", help="tokens to generate (default: %(default)s)")
-    add("--batch_sizes", type=int, nargs="+", default=[1], metavar="B", help="sequences at once (default: 1)")
-    exit_help = "trunk layers that draft, for LayerSkip (default: a quarter and half of them)"
+    add("--max_gen_len", type=int, default=128, metavar="N", help=f"tokens to generate {DEFAULT}")
+    add("--batch_sizes", type=int, nargs="+", default=[1], metavar="B", help="sequences per batch (default: 1)")
+    exit_help = "trunk layers after which LayerSkip drafts (default: a quarter and half of the trunk)"
     add("--exit_layers", type=int, nargs="+", metavar="E", help=exit_help)
-    add("--n_drafts", type=int, nargs="+", default=[2, 4], metavar="D", help="LayerSkip's drafts (default: 2 4)")
-    forced_help = "let draft 1, 2, ... stand at these rates; the last goes for all further ones"
+    add("--n_drafts", type=int, nargs="+", default=[2, 4], metavar="D", help="LayerSkip's draft lengths (default: 2 4)")
+    forced_help = "accept draft 1, 2, ... at these rates, whatever they are; the last rate holds for all further drafts"
     add("--forced_acceptance", type=float, nargs="+", metavar="P", help=forced_help)
-    add = parser.add_argument_group("measurement").add_argument
-    add("--warm_up", type=int, default=2, metavar="N", help="rounds that do not count (default: %(default)s)")
-    add("--repeats", type=int, default=10, metavar="N", help="rounds that count (default: %(default)s)")
-    add("--json", type=Path, metavar="FILE", help="also write every figure here")
-    add("--plot", type=Path, metavar="FILE", help="also draw the speed-ups here (PNG)")
-    return parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    run_benchmark(_parser(), measure, argv, check=_problems)
 
 
 if __name__ == "__main__":

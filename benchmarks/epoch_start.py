@@ -1,10 +1,10 @@
-"""How long a run waits for its first batch, and for what memory, when an epoch has as many windows as 1T tokens have.
+"""How long a run waits for its first batch, and how much memory that takes, for an epoch of 1T tokens.
 
     python -m benchmarks.epoch_start [--windows 244140625] [--algos py1e py1br ...] [--block_sizes 262144]
 
-mosaicml-streaming makes the order of a whole epoch before its first sample, on one process of each node. Here the index
-names as many shards as are wanted, all of them one real file, and `TrainingData` reads the first batch
-from it, in a process of its own for each setting: one rank, no loader workers.
+mosaicml-streaming computes the order of a whole epoch before its first sample, in one process of each node. Here an
+index lists as many shards as the epoch needs, all of them the same real file, and `TrainingData` reads the first batch.
+Each setting has a process of its own: one rank, no loader workers.
 """
 
 import argparse
@@ -14,23 +14,23 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.parts.harness import answer, on_ranks
-from benchmarks.parts.outputs import check_json
-from common.command_line import command_parser, exit_on_user_error
-from common.files import write_json
+from benchmarks.parts.harness import DEFAULT, LiveTable, benchmark_parser, run_benchmark
+from benchmarks.parts.ranks import on_ranks
+from common.command_line import exit_on_user_error
 from pipeline.config.schema import DataConfig, TrainConfig
 
 SEQ_LEN, LOOKAHEAD = 4096, 8
-WINDOWS_PER_SHARD = 8192  # 67 MB, as data_prep.write_shards has them
+WINDOWS_PER_SHARD = 8192  # 67 MB, the size of a shard of data_prep.write_shards
 WINDOWS_OF_1T = 10**12 // SEQ_LEN
 GIB = 2**30
 
 
 def write_index(folder: Path, *, windows: int) -> None:
-    """Write a split of `windows` windows in `folder`: one real shard, and an index that names it again and again."""
+    """Write a split of `windows` windows in `folder`: one real shard, and an index that lists it many times."""
     import numpy as np
 
     from common.mds import streaming
@@ -46,15 +46,19 @@ def write_index(folder: Path, *, windows: int) -> None:
     path.write_text(json.dumps(index), encoding="utf-8")
 
 
-def first_batch(data: DataConfig) -> dict[str, float]:
-    """Return the seconds until the first batch, and the most memory that this process had meanwhile."""
+def first_batch(data: dict[str, Any]) -> dict[str, float]:
+    """Return the seconds to open the data and to read the first batch, and the peak memory of this process.
+
+    Args:
+        data: fields of `DataConfig`.
+    """
     from pipeline.data.batches import TrainingData
     from pipeline.runtime.world import world_from_environment
 
     world_from_environment()
     train = TrainConfig(total_tokens=10**12, batch_tokens=SEQ_LEN, micro_batch_size=1)
     start_s = time.perf_counter()
-    reader = TrainingData(data, train=train, n_future_tokens=4)
+    reader = TrainingData(DataConfig(num_workers=0, **data), train=train, n_future_tokens=4)
     opened_s = time.perf_counter()
     next(reader)
     return {
@@ -64,48 +68,40 @@ def first_batch(data: DataConfig) -> dict[str, float]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure every setting, print the table, and write the JSON that was asked for.
-
-    Raises:
-        UserError: the JSON's folder does not exist.
-    """
-    parser = command_parser("benchmarks.epoch_start", description=__doc__)
-    usual = DataConfig()
-    parser.add_argument("--windows", type=int, default=WINDOWS_OF_1T, help=f"default: {WINDOWS_OF_1T}, 1T tokens")
-    parser.add_argument("--algos", nargs="+", default=[usual.shuffle_algo], help="shuffling algorithms")
-    parser.add_argument("--block_sizes", type=int, nargs="+", default=[usual.shuffle_block_size])
-    parser.add_argument("--canonical_nodes", type=int, nargs="+", default=[usual.num_canonical_nodes])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    parser.add_argument("--todo", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure every setting, print the table as it grows, and return the figures."""
     settings = [
         {"shuffle_algo": algo, "shuffle_block_size": block, "num_canonical_nodes": nodes}
         for algo in arguments.algos
         for block in arguments.block_sizes
         for nodes in arguments.canonical_nodes
     ]
-    if arguments.todo is not None:
-        todo = json.loads(arguments.todo.read_text(encoding="utf-8"))
-        answer(arguments.todo, first_batch(DataConfig(num_workers=0, **todo)))
-        return
-    check_json(arguments.json)
     rows = []
-    print("| shuffle_algo | block size | canonical nodes | open, s | first batch after, s | peak, GiB |")
-    print("|---|---|---|---|---|---|")
+    table = LiveTable("shuffle_algo", "block size", "canonical nodes", "open, s", "first batch, s", "peak, GiB")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "train").mkdir()
         write_index(Path(folder) / "train", windows=arguments.windows)
         for setting in tqdm(settings, leave=False):
-            found = on_ranks("benchmarks.epoch_start", {"shards": folder, **setting}, ranks=1)
+            found = on_ranks(first_batch, {"shards": folder, **setting}, ranks=1)
             rows.append({**setting, **found})
-            print(
-                f"| {setting['shuffle_algo']} | {setting['shuffle_block_size']} | {setting['num_canonical_nodes']} | "
-                f"{found['open_s']:.1f} | {found['order_s']:.1f} | {found['peak_GiB']:.2f} |",
-                flush=True,
-            )
-    if arguments.json is not None:
-        write_json(arguments.json, {"windows": arguments.windows, "settings": rows})
+            figures = (f"{found['open_s']:.1f}", f"{found['order_s']:.1f}", f"{found['peak_GiB']:.2f}")
+            table.add(*map(str, setting.values()), *figures)
+    return {"windows": arguments.windows, "settings": rows}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = benchmark_parser("benchmarks.epoch_start", description=__doc__)
+    add, usual = parser.add_argument, DataConfig()
+    windows_help = f"windows of an epoch (default: {WINDOWS_OF_1T}, 1T tokens)"
+    add("--windows", type=int, default=WINDOWS_OF_1T, metavar="N", help=windows_help)
+    algos_help = f"streaming's shuffling algorithms {DEFAULT}"
+    add("--algos", nargs="+", default=[usual.shuffle_algo], metavar="NAME", help=algos_help)
+    blocks_help = f"windows of a shuffling block {DEFAULT}"
+    add("--block_sizes", type=int, nargs="+", default=[usual.shuffle_block_size], metavar="N", help=blocks_help)
+    nodes_help = f"canonical nodes {DEFAULT}"
+    add("--canonical_nodes", type=int, nargs="+", default=[usual.num_canonical_nodes], metavar="N", help=nodes_help)
+    run_benchmark(parser, measure, argv)
 
 
 if __name__ == "__main__":

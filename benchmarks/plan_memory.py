@@ -1,26 +1,23 @@
-"""Predicted memory of a rank (pipeline/planning/memory.py) beside what DeepSpeed's engines allocate on CPU ranks.
+"""The predicted memory of a rank (pipeline/planning/memory.py) beside the memory that DeepSpeed allocates on CPU ranks.
 
     python -m benchmarks.plan_memory [--ranks 1 2] [--stages 1 2] [--n 1 4] [--json FILE]
 
-Each case trains a small model for two optimizer steps under the real engine, counting every storage that operators
-return while it lives (benchmarks/memory.py). Measured is the most of the second step, on the fullest rank. Buckets and
-ZeRO-3's limits are scaled down to the model, or nothing else would be seen beside them. On the CPU, what is offloaded
-lies in the same memory as the rest, so the two are predicted together.
+Each case trains a small model for two optimizer steps under the real engine, and counts every storage that operators
+return while it lives (benchmarks/parts/storage_log.py). The measured figure is the peak of the second step on the rank
+with the most memory. Buckets and ZeRO-3's limits are scaled down to the model; at their usual sizes they would hide
+everything else. On the CPU, offloaded state lies in the same memory as the rest, so device and host are added.
 """
 
 import argparse
 import gc
 import itertools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.parts.harness import REPOSITORY, answer, on_ranks
-from benchmarks.parts.outputs import check_json
-from common.command_line import command_parser, exit_on_user_error
-from common.files import write_json
+from benchmarks.parts.harness import REPOSITORY, LiveTable, benchmark_parser, run_benchmark
+from benchmarks.parts.ranks import on_ranks
+from common.command_line import exit_on_user_error
 from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, ParallelConfig, TrainConfig
@@ -40,7 +37,7 @@ SMALL_LIMITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One way to run: a JSON of ds_configs/ by name, and what it is run with."""
+    """One training setup: a file of ds_configs/ by name, and the options of the recipe."""
 
     json: str
     ranks: int = 2
@@ -51,7 +48,7 @@ class Case:
 
     @property
     def config(self) -> Config:
-        """The recipe: two micro batches on each rank, or twice the stages."""
+        """The recipe, with two micro batches per step and stage."""
         replicas, seq_len = self.ranks // self.stages, 128
         return Config(
             model=ModelConfig(
@@ -78,18 +75,18 @@ class Case:
 
 
 def cases(*, ranks: Sequence[int], stages: Sequence[int]) -> list[Case]:
-    """Return every JSON on each number of ranks, and pipelines, with n = 1 and 4, without and with recomputation."""
-    ways = [(1, json, n) for n in ranks for json in JSONS] + [(2, json, 2) for json in PIPELINE_JSONS]
+    """Return every JSON on each number of ranks, and pipelines, for n = 1 and 4, without and with recomputation."""
+    setups = [(1, json, n) for n in ranks for json in JSONS] + [(2, json, 2) for json in PIPELINE_JSONS]
     return [
         Case(json=json, ranks=n, stages=n_stages, n_future_tokens=heads, activation_checkpointing=recompute)
         for heads, recompute in itertools.product((1, 4), (False, True))
-        for n_stages, json, n in ways
+        for n_stages, json, n in setups
         if n_stages in stages and n in ranks
     ]
 
 
 def predicted(case: Case) -> int:
-    """Return the bytes that the plan expects on the fullest rank while it trains."""
+    """Return the bytes that the plan predicts for the rank with the most memory while it trains."""
     mode = mode_of(case.deepspeed_config)
     return max(
         moment.device + moment.host
@@ -100,35 +97,38 @@ def predicted(case: Case) -> int:
 
 
 def measured(wanted: Sequence[Case]) -> list[int]:
-    """Return the bytes that the fullest rank had, for cases that all have the same number of ranks."""
-    todo = [asdict(case) for case in wanted]
-    return on_ranks("benchmarks.plan_memory", todo, ranks=wanted[0].ranks, DS_ACCELERATOR="cpu")
+    """Return the measured bytes of the rank with the most memory, for cases of one number of ranks."""
+    task = [asdict(case) for case in wanted]
+    return on_ranks(measure_on_rank, task, ranks=wanted[0].ranks, DS_ACCELERATOR="cpu")
 
 
-def measure_here(todo: Path) -> None:
-    """Be one of the ranks: train each case, and let rank 0 answer with the most that any rank had."""
+def measure_on_rank(task: list[dict[str, Any]]) -> list[int]:
+    """Train each case; return the peak of its second step, in bytes, on the rank with the most memory."""
     import torch
 
     from pipeline.runtime.collectives import from_every_rank
     from pipeline.runtime.world import world_from_environment
     from pipeline.training.process_group import process_group
 
-    found, world = [], world_from_environment()
-    with process_group(world):
-        for values in json.loads(todo.read_text(encoding="utf-8")):
+    found = []
+    with process_group(world_from_environment()):
+        for values in task:
             found.append(max(from_every_rank(_second_step(Case(**values), torch.device("cpu")))))
             gc.collect()
-    if world.is_main:
-        answer(todo, found)
+    return found
 
 
 def _second_step(case: Case, device: Any) -> int:
-    from benchmarks.memory import StorageLog
+    from benchmarks.parts.batches import zero_batches
+    from benchmarks.parts.storage_log import StorageLog
     from pipeline.training.engine import build_engine
 
-    batches, log = _batches(case), StorageLog(vocab_size=case.config.model.vocab_size)
+    config, log = case.config, StorageLog(vocab_size=case.config.model.vocab_size)
+    batches = zero_batches(
+        micro_batch_size=case.micro_batch_size, seq_len=config.data.seq_len, n_future_tokens=case.n_future_tokens
+    )
     with log:
-        engine = build_engine(case.config, case.deepspeed_config, device=device)
+        engine = build_engine(config, case.deepspeed_config, device=device)
         engine.train_step(batches, learning_rate=1e-4)
         gc.collect()
         start = log.n_events
@@ -136,35 +136,8 @@ def _second_step(case: Case, device: Any) -> int:
     return log.peak(since=start).total
 
 
-def _batches(case: Case) -> Iterator[Any]:
-    import torch
-
-    from pipeline.data.batches import Batch
-
-    shape = (case.micro_batch_size, case.config.data.seq_len)
-    while True:
-        targets = torch.zeros(*shape, case.n_future_tokens, dtype=torch.int64)
-        yield Batch(torch.zeros(shape, dtype=torch.int64), targets)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, and write the JSON that was asked for.
-
-    Raises:
-        UserError: the JSON's folder does not exist.
-    """
-    parser = command_parser("benchmarks.plan_memory", description=__doc__)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="default: 1 2")
-    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="default: 1 2")
-    parser.add_argument("--n", type=int, nargs="+", default=[1, 4], choices=[1, 4], help="heads (default: 1 4)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    parser.add_argument("--todo", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.todo is not None:
-        measure_here(arguments.todo)
-        return
-    check_json(arguments.json)
-    rows = []
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure every case, print the table as it grows, and return the figures."""
     wanted = [
         case for case in cases(ranks=arguments.ranks, stages=arguments.stages) if case.n_future_tokens in arguments.n
     ]
@@ -172,23 +145,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     def launch_of(case: Case) -> tuple[int, int, int]:
         return case.ranks, case.stages, case.n_future_tokens
 
-    print("| ZeRO | ranks | stages | n | recomputation | predicted, MB | measured, MB | difference |")
-    print("|---|---|---|---|---|---|---|---|")
+    table = LiveTable("ZeRO", "ranks", "stages", "n", "recomputation", "predicted, MB", "measured, MB", "difference")
+    rows = []
     for _, group in itertools.groupby(sorted(wanted, key=launch_of), key=launch_of):
         launched = list(group)
         for case, n_bytes in zip(launched, measured(launched), strict=True):
             expected = predicted(case)
             rows.append({**asdict(case), "predicted": expected, "measured": n_bytes})
-            print(
-                f"| {case.json} | {case.ranks} | {case.stages} | {case.n_future_tokens} | "
-                f"{'yes' if case.activation_checkpointing else 'no'} | {expected / 1e6:.2f} | {n_bytes / 1e6:.2f} | "
-                f"{expected / n_bytes - 1:+.1%} |",
-                flush=True,
-            )
+            numbers = map(str, (case.ranks, case.stages, case.n_future_tokens))
+            figures = (f"{expected / 1e6:.2f}", f"{n_bytes / 1e6:.2f}", f"{expected / n_bytes - 1:+.1%}")
+            table.add(case.json, *numbers, "yes" if case.activation_checkpointing else "no", *figures)
     worst = max(abs(row["predicted"] / row["measured"] - 1) for row in rows)
-    print(f"\n{len(rows)} cases, the worst {worst:.1%} off")
-    if arguments.json is not None:
-        write_json(arguments.json, rows)
+    print(f"\n{len(rows)} cases; the largest difference is {worst:.1%}")
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = benchmark_parser("benchmarks.plan_memory", description=__doc__)
+    add = parser.add_argument
+    add("--ranks", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="numbers of ranks (default: 1 2)")
+    add("--stages", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="pipeline stages (default: 1 2)")
+    add("--n", type=int, nargs="+", default=[1, 4], choices=[1, 4], help="numbers of heads (default: 1 4)")
+    run_benchmark(parser, measure, argv)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
 """Plans of the paper's large runs on 64, 256 and 1,024 H100, by formula alone.
 
-    python -m benchmarks.scaling
+    python -m benchmarks.scaling [--json FILE]
 
-For each run and number of GPUs the fastest way that fits, without pipelines, under the default assumptions of
-`pipeline.plan`; and a month of it simulated with failures (pipeline/planning/failures.py, seeds 1 to 20) beside the
-formula.
+For each run and number of GPUs, the table has the fastest setup that fits in memory, without pipelines, under the
+default assumptions of `pipeline.plan`. Goodput is given twice: by the formula, and as the mean of a simulated month
+with failures (pipeline/planning/failures.py, seeds 1 to 20).
 """
 
+import argparse
 import dataclasses
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+from benchmarks.parts.harness import benchmark_parser, run_benchmark
+from common.command_line import exit_on_user_error
 from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.recipe import load_config
 from pipeline.config.schema import Config
@@ -21,7 +25,7 @@ from pipeline.planning.failures import simulate
 
 RECIPES = DS_CONFIGS.parent / "pipeline" / "recipes"
 T1 = 10**12
-# 7B_1T's own batch of 1,792 sequences does not divide by 1,024 ranks; the others' 2,048 do
+# 7B_1T's batch of 1,792 sequences is not divisible by 1,024 ranks; the other recipes' 2,048 sequences are.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "7B, 200B tokens": ("7B_200B", {}),
     "7B, 1T tokens": ("7B_1T", {"batch_tokens": 8 * 2**20}),
@@ -34,7 +38,7 @@ SEEDS = range(1, 21)
 
 
 def fastest(config: Config, cluster: Cluster) -> Setup:
-    """Return the fastest way that fits, without pipelines."""
+    """Return the fastest setup that fits in memory, without pipelines."""
     values = read_deepspeed_config(DS_CONFIGS / "zero2_bf16.json")
     filled, _ = fill_deepspeed_config(values, config, data_ranks=cluster.world_size)
     return alternatives(config, filled, cluster, stages=(1,))[0]
@@ -75,5 +79,17 @@ def _row(name: str, setup: Setup, cluster: Cluster) -> str:
     )
 
 
+def measure(_: argparse.Namespace) -> list[dict[str, str]]:
+    """Print the table, and return its rows."""
+    print(text := table())
+    heading, _separator, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+    return [dict(zip(heading, row, strict=True)) for row in rows]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    run_benchmark(benchmark_parser("benchmarks.scaling", description=__doc__), measure, argv)
+
+
 if __name__ == "__main__":
-    print(table())
+    exit_on_user_error(main, program="benchmarks.scaling")

@@ -1,17 +1,20 @@
-"""How evenly pipeline stages share a model's FLOPs: our cut beside DeepSpeed's two, and the bound for whole layers.
+"""How evenly pipeline stages share a model's FLOPs: our cut, DeepSpeed's two cuts, and the bound for whole layers.
 
     python -m benchmarks.stage_balance [--config RECIPE] [--stages 4 8] [--gpus 64] [--json FILE]
 
 A pipeline is as fast as its slowest stage, so the figure is the slowest stage's FLOPs over the mean; 1 is perfect.
-DeepSpeed's `uniform` and `parameters` are its own partition functions over the layers that one would give it: the
-embedding, each trunk layer, and the heads with norm and unembedding as one, since the loss needs them together.
+DeepSpeed's `uniform` and `parameters` are its own partition functions, applied to the layers that a user would give it:
+the embedding, each trunk layer, and the heads with norm and unembedding as one layer, since the loss needs them
+together.
 """
 
+import argparse
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import command_parser, exit_on_user_error
-from common.files import write_json
+from benchmarks.parts.harness import DEFAULT, REPOSITORY, benchmark_parser, markdown, run_benchmark
+from common.command_line import exit_on_user_error
 from pipeline.config.recipe import load_config
 from pipeline.config.schema import Config
 from pipeline.model.formulas import (
@@ -26,7 +29,7 @@ from pipeline.model.partition import describe, imbalance
 
 
 def deepspeed_imbalance(config: Config, method: str) -> float:
-    """Return the slowest stage's FLOPs over the mean as DeepSpeed's partition `method` cuts the model."""
+    """Return the slowest stage's FLOPs over the mean for DeepSpeed's partition `method`, uniform or parameters."""
     from deepspeed.runtime.utils import partition_balanced, partition_uniform
 
     model, n_stages, seq_len = config.model, config.parallel.pipeline_stages, config.data.seq_len
@@ -45,9 +48,10 @@ def deepspeed_imbalance(config: Config, method: str) -> float:
 
 
 def whole_layer_bound(config: Config) -> float:
-    """Return what no assignment of whole layers can beat, in whatever order, with the unembeddings on the last stage.
+    """Return a lower bound of the slowest stage's FLOPs over the mean.
 
-    If no other stage holds more than k layers, the last one holds all the rest.
+    It holds for every assignment of whole layers, in any order, with the unembeddings on the last stage: if no other
+    stage holds more than k layers, the last stage holds all the rest.
     """
     model, n_stages, seq_len = config.model, config.parallel.pipeline_stages, config.data.seq_len
     layer = layer_flops_per_token(model, seq_len=seq_len)
@@ -58,14 +62,8 @@ def whole_layer_bound(config: Config) -> float:
     return best * n_stages / training_flops_per_token(model, seq_len=seq_len)
 
 
-def main() -> None:
-    """Print the table and each cut; write them as JSON if asked."""
-    parser = command_parser("benchmarks.stage_balance", description=__doc__)
-    parser.add_argument("--config", type=Path, default=Path("pipeline/recipes/7B_200B.yaml"), help="recipe (YAML)")
-    parser.add_argument("--stages", type=int, nargs="+", default=[4, 8], help="numbers of stages (default: 4 8)")
-    parser.add_argument("--gpus", type=int, default=64, help="ranks in all, for the bubble (default: 64)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    arguments = parser.parse_args()
+def measure(arguments: argparse.Namespace) -> list[dict[str, float]]:
+    """Print each cut and the table, and return the figures."""
     rows = []
     for n_stages in arguments.stages:
         config = load_config(arguments.config, [f"parallel.pipeline_stages={n_stages}"])
@@ -79,12 +77,22 @@ def main() -> None:
             }
         )
         print(describe(config, micro_batches=config.accumulation_steps(arguments.gpus // n_stages)), end="\n\n")
-    print(f"{'stages':>6}  {'ours':>6}  {'bound for whole layers':>22}  {'parameters':>10}  {'uniform':>7}")
+    table = [["stages", "ours", "bound for whole layers", "DeepSpeed, parameters", "DeepSpeed, uniform"]]
     for row in rows:
-        figures = (row["ours"], row["bound"], row["parameters"], row["uniform"])
-        print("{:>6}  {:>6.3f}  {:>22.3f}  {:>10.3f}  {:>7.3f}".format(row["stages"], *figures))
-    if arguments.json:
-        write_json(arguments.json, rows)
+        table.append([str(row["stages"]), *(f"{row[name]:.3f}" for name in ("ours", "bound", "parameters", "uniform"))])
+    print(markdown(table))
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = benchmark_parser("benchmarks.stage_balance", description=__doc__)
+    recipe = REPOSITORY / "pipeline" / "recipes" / "7B_200B.yaml"
+    add = parser.add_argument
+    add("--config", type=Path, default=recipe, metavar="RECIPE", help="recipe (default: 7B_200B.yaml)")
+    add("--stages", type=int, nargs="+", default=[4, 8], metavar="N", help=f"numbers of stages {DEFAULT}")
+    add("--gpus", type=int, default=64, metavar="N", help=f"number of ranks, for the pipeline bubble {DEFAULT}")
+    run_benchmark(parser, measure, argv)
 
 
 if __name__ == "__main__":

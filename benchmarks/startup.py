@@ -1,14 +1,14 @@
-"""From the command to the first step on the CPU, and what it is made of; and how soon commands answer.
+"""The time from the command to the first training step on the CPU, and the time in which commands answer.
 
     python -m benchmarks.startup [--ranks 2] [--json FILE]
 
-- The start of a run, in the order of `pipeline.train`, each part timed by rank 0; of a tiny model, so that it is what
-  any run pays. And the real command under the `deepspeed` launcher, to its first line of metrics.jsonl.
-- Every command's `--help`, and a user's mistake: each must be answered within 1.5 s, without the heavy libraries.
+- The start of a run, in the order of `pipeline.train`; rank 0 times each part. The model is tiny, so the times are
+  those that every run pays. Then the real command under the `deepspeed` launcher, up to its first line of
+  metrics.jsonl.
+- `--help` and a user's mistake for every command. Each should be answered within 1.5 s, without the heavy libraries.
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -24,15 +24,15 @@ from typing import Any
 
 import yaml
 
-from benchmarks.parts.harness import ENVIRONMENT, REPOSITORY, answer, in_turns, markdown, on_ranks, spread
-from benchmarks.parts.outputs import check_json
-from common.command_line import USER_ERROR_EXIT_CODE, command_parser, exit_on_user_error
-from common.files import write_json
+from benchmarks.parts.harness import REPOSITORY, benchmark_parser, markdown, run_benchmark
+from benchmarks.parts.ranks import ENVIRONMENT, on_ranks
+from benchmarks.parts.rounds import in_turns, spread
+from common.command_line import USER_ERROR_EXIT_CODE, exit_on_user_error
 
 HEAVY = {"torch", "streaming", "deepspeed", "transformers", "matplotlib", "datasets"}
 DEMO = ["--config", "pipeline/recipes/demo.yaml", "--deepspeed_config", "ds_configs/zero1_fp32.json"]
 NOWHERE = "nowhere/at/all"
-# A mistake of each: what is not there, or a number that cannot be.
+# A mistake for each command: a missing path, or an impossible number.
 MISTAKES: dict[str, list[str]] = {
     "pipeline.train": [*DEMO, "optim.lr=-1"],
     "pipeline.plan": [*DEMO, "--num_nodes", "7", "--gpus_per_node", "8", "--gpu", "h100"],
@@ -53,7 +53,7 @@ MISTAKES: dict[str, list[str]] = {
 
 
 def prepare(folder: Path) -> Path:
-    """Write byte shards of a small package and a recipe of two steps; return the recipe."""
+    """Write byte shards of a small package and a recipe of two steps; return the recipe's path."""
     source, shards = Path(sysconfig.get_path("stdlib")) / "json", folder / "shards"
     command = [sys.executable, "-m", "data_prep.write_shards", "--input", str(source), "--tokenizer", "bytes"]
     command += ["--out", str(shards), "--seq_len", "32", "--val_fraction", "0.2", "--num_workers", "1"]
@@ -71,10 +71,9 @@ def prepare(folder: Path) -> Path:
     return recipe
 
 
-def start_here(path: Path) -> None:
-    """Be one of the ranks: do what a run does up to its second step, and let rank 0 say how long each part took."""
-    todo, now_s = json.loads(path.read_text(encoding="utf-8")), time.time()
-    parts = {"launcher, interpreter": now_s - todo["launched_s"]}
+def start_on_rank(task: dict[str, Any]) -> dict[str, float]:
+    """Start a run as `pipeline.train` does, up to the second step; return the seconds of each part."""
+    parts = {"launcher, interpreter": time.time() - task["launched_s"]}
 
     def timed(name: str, action: Callable[[], Any]) -> Any:
         start_s = time.perf_counter()
@@ -88,7 +87,7 @@ def start_here(path: Path) -> None:
     world, zero1 = world_from_environment(), REPOSITORY / "ds_configs" / "zero1_fp32.json"
     inputs = timed(
         "recipe, JSON and shards checked",
-        lambda: load_inputs(Path(todo["recipe"]), zero1, overrides=[], world_size=world.world_size),
+        lambda: load_inputs(Path(task["recipe"]), zero1, overrides=[], world_size=world.world_size),
     )
     for name in ("torch", "deepspeed", "common.mds", "pipeline.training.loop"):
         timed(f"import {name.replace('common.mds', 'streaming')}", partial(import_module, name))
@@ -108,9 +107,8 @@ def start_here(path: Path) -> None:
     timed("first step", lambda: engine.train_step(iter([first]), learning_rate=1e-4))
     second = next(data)
     timed("(second step)", lambda: engine.train_step(iter([second]), learning_rate=1e-4))
-    if world.is_main:
-        answer(path, parts)
     group.__exit__(None, None, None)
+    return parts
 
 
 def real_start_s(recipe: Path, *, ranks: int, run: str) -> float:
@@ -134,7 +132,11 @@ def real_start_s(recipe: Path, *, ranks: int, run: str) -> float:
 
 
 def answer_s(command: str, arguments: Sequence[str], *, exit_code: int) -> float:
-    """Return the seconds in which a command answered with this exit code."""
+    """Return the seconds until a command ended with this exit code.
+
+    Raises:
+        RuntimeError: it ended with another one.
+    """
     start_s = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", command, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
@@ -146,7 +148,7 @@ def answer_s(command: str, arguments: Sequence[str], *, exit_code: int) -> float
 
 
 def heavy_imports(command: str, arguments: Sequence[str]) -> list[str]:
-    """Return which heavy libraries the command imports before it answers."""
+    """Return the heavy libraries that the command imports before it answers."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", command, *arguments],
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
@@ -155,51 +157,58 @@ def heavy_imports(command: str, arguments: Sequence[str]) -> list[str]:
     return sorted(HEAVY.intersection(imported))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the tables, and write the JSON that was asked for.
-
-    Raises:
-        UserError: the JSON's folder does not exist.
-    """
-    parser = command_parser("benchmarks.startup", description=__doc__)
-    default = "default: %(default)s"
-    parser.add_argument("--ranks", type=int, default=2, help=default)
-    parser.add_argument("--repeats", type=int, default=2, help=f"after one to warm the disk's cache ({default})")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure here")
-    parser.add_argument("--todo", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.todo is not None:
-        start_here(arguments.todo)
-        return
-    check_json(arguments.json)
-    starts, real_s = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = prepare(Path(folder))
-        for index in range(1 + arguments.repeats):
-            todo = {"recipe": str(recipe), "launched_s": time.time()}
-            start = on_ranks("benchmarks.startup", todo, ranks=arguments.ranks, DS_ACCELERATOR="cpu")
-            real = real_start_s(recipe, ranks=arguments.ranks, run=f"run_{index}")
-            if index:
-                starts.append(start)
-                real_s.append(real)
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure starts and answers, print both tables, and return the figures."""
+    starts, real_s = measure_starts(ranks=arguments.ranks, repeats=arguments.repeats)
     rows = [["part of a start", "s"]]
     rows += [[part, str(spread([start[part] for start in starts]))] for part in starts[0]]
     print(f"{arguments.ranks} ranks, {len(starts)} starts\n\n{markdown(rows)}\n")
-    print(f"The real command, under the deepspeed launcher, to its first logged step: {spread(real_s)} s\n", flush=True)
+    print(
+        f"The real command under the deepspeed launcher, up to its first logged step: {spread(real_s)} s\n", flush=True
+    )
+    answers = measure_answers(repeats=arguments.repeats)
+    rows = [["command", "--help, s", "a mistake, s", "heavy imports"]]
+    for name, of in answers.items():
+        rows.append([name, str(spread(of["help_s"])), str(spread(of["mistake_s"])), ", ".join(of["heavy"]) or "none"])
+    print(markdown(rows))
+    return {"starts": starts, "real_start_s": real_s, "commands": answers}
 
+
+def measure_starts(*, ranks: int, repeats: int) -> tuple[list[dict[str, float]], list[float]]:
+    """Return the seconds of each part of a start, and the seconds of the real command, for each repetition."""
+    starts, real_s = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = prepare(Path(folder))
+        for index in range(1 + repeats):
+            task = {"recipe": str(recipe), "launched_s": time.time()}
+            start = on_ranks(start_on_rank, task, ranks=ranks, DS_ACCELERATOR="cpu")
+            real = real_start_s(recipe, ranks=ranks, run=f"run_{index}")
+            if index:  # the first start warms the disk cache
+                starts.append(start)
+                real_s.append(real)
+    return starts, real_s
+
+
+def measure_answers(*, repeats: int) -> dict[str, dict[str, Any]]:
+    """Return for each command the seconds until it answered, in each round, and the heavy libraries it imported."""
     commands = {name: partial(answer_s, name, ["--help"], exit_code=0) for name in MISTAKES}
     for name, mistake in MISTAKES.items():
         commands[f"{name} (mistake)"] = partial(answer_s, name, mistake, exit_code=USER_ERROR_EXIT_CODE)
-    seconds = in_turns(commands, warm_up=1, repeats=arguments.repeats, label="commands")
-    table, answers = [["command", "--help, s", "a mistake, s", "heavy imports"]], {}
-    for name, mistake in MISTAKES.items():
-        heavy = sorted({*heavy_imports(name, ["--help"]), *heavy_imports(name, mistake)})
-        of_help, of_mistake = seconds[name], seconds[f"{name} (mistake)"]
-        answers[name] = {"help_s": of_help, "mistake_s": of_mistake, "heavy": heavy}
-        table.append([name, str(spread(of_help)), str(spread(of_mistake)), ", ".join(heavy) or "none"])
-    print(markdown(table))
-    if arguments.json is not None:
-        write_json(arguments.json, {"starts": starts, "real_start_s": real_s, "commands": answers})
+    seconds = in_turns(commands, warm_up=1, repeats=repeats, label="commands")
+    return {
+        name: {
+            "help_s": seconds[name],
+            "mistake_s": seconds[f"{name} (mistake)"],
+            "heavy": sorted({*heavy_imports(name, ["--help"]), *heavy_imports(name, mistake)}),
+        }
+        for name, mistake in MISTAKES.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = benchmark_parser("benchmarks.startup", description=__doc__, ranks=2, repeats=2, rounds="starts")
+    run_benchmark(parser, measure, argv)
 
 
 if __name__ == "__main__":

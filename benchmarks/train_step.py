@@ -1,32 +1,31 @@
-"""Step time and peak memory of n = 1, 2, 4 and 8, head-sequential and as a naive sum, beside the limit and peers.
+"""Step time and peak memory of n = 1, 2, 4 and 8, head-sequential and as a naive sum, compared with a limit and peers.
 
     python -m benchmarks.train_step [--shapes deep wide] [--n 1 2 4 8] [--ranks 1] [--no-compiled] [--json FILE]
 
-The limit: n heads in the place of trunk layers cost the FLOPs of n - 1 unembeddings more, and nothing else. So a step
-of n heads over one of n = 1 is held against the ratio of their model FLOPs, "FLOPs over n = 1" in the table; "of the
-limit" is the one over the other. The optimizer's update, the same for every n, is in a step.
+The limit: n heads that replace trunk layers cost the FLOPs of n - 1 more unembeddings, and nothing else. So the time of
+a step with n heads, divided by that of a step with n = 1, is compared with the ratio of their model FLOPs ("FLOPs over
+n = 1" in the table); "over the limit" is the first ratio divided by the second. A step includes the optimizer's update,
+which is the same for every n.
 
-Peers, under the same DeepSpeed JSON: transformers' LlamaForCausalLM of the same shape (n = 1), the same with
+Peers train under the same DeepSpeed JSON: transformers' LlamaForCausalLM of the same shape (n = 1), the same with
 liger-kernel (--peers transformers liger lingua, on a GPU), and lingua's n linear heads under activation checkpointing,
-beside our linear heads. Ratios are to our head-sequential n = 1, in the same round; medians, in brackets quartiles.
+beside our linear heads. Ratios are to our head-sequential n = 1 in the same round: medians, with quartiles in brackets.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from benchmarks.parts.harness import Spread, markdown, ratio, spread
-from benchmarks.parts.outputs import check_json
-from benchmarks.parts.steps import Case, Measured, measure
-from common.command_line import UserError, command_parser, exit_on_user_error
-from common.files import write_json
+from benchmarks.parts.harness import DEFAULT, benchmark_parser, markdown, run_benchmark
+from benchmarks.parts.rounds import Spread, ratio, spread
+from benchmarks.parts.steps import Case, CaseTimes, time_steps
+from common.command_line import below_one, exit_on_user_error
 from pipeline.config.model import MODEL_SIZES
 from pipeline.runtime.devices import peak_flops
 
-# Small enough for two cores: one whose layers cost most, as those of large models do, and one whose unembedding does.
+# Small enough for two CPU cores. In one the layers cost most, as in large models; in the other the unembedding does.
 SMALL = {
     "deep": Case(dim=384, n_layers=9, n_heads=6, vocab_size=2048, seq_len=256, micro_batch_size=4),
     "wide": Case(dim=256, n_layers=9, n_heads=4, vocab_size=16_384, seq_len=256, micro_batch_size=4),
@@ -40,7 +39,7 @@ PEERS = ("transformers", "liger", "lingua")
 
 
 def cases_of(base: Case, *, heads: Sequence[int], peers: Sequence[str], compiled: bool) -> list[Case]:
-    """Return what is measured side by side for one shape; head-sequential n = 1, to which all is compared, leads."""
+    """Return the cases to measure for one shape; the first is head-sequential n = 1, the base of all ratios."""
     first = replace(base, n_future_tokens=1)
     cases = [replace(first, n_future_tokens=n) for n in sorted({1, *heads})]
     cases += [replace(case, way="naive") for case in cases]
@@ -54,16 +53,16 @@ def cases_of(base: Case, *, heads: Sequence[int], peers: Sequence[str], compiled
 
 
 def flops_ratio(case: Case, base: Case) -> float:
-    """Return the case's model FLOPs over those of `base`: what its step may take, in steps of `base`."""
+    """Return the case's model FLOPs over those of `base`, the limit of the ratio of their step times."""
     return case.flops_per_token / base.flops_per_token
 
 
-def figures(measured: Sequence[Measured], *, device: str, ranks: int) -> list[dict[str, Any]]:
-    """Return what came of each case of one shape, compared to the first; `mfu` where the device's peak is known."""
+def figures(measured: Sequence[CaseTimes], *, device: str, ranks: int) -> list[dict[str, Any]]:
+    """Return the figures of each case of one shape, compared with the first; `mfu` if the device's peak is known."""
     return [_figures_of(one, base=measured[0], device=device, ranks=ranks) for one in measured]
 
 
-def _figures_of(one: Measured, *, base: Measured, device: str, ranks: int) -> dict[str, Any]:
+def _figures_of(one: CaseTimes, *, base: CaseTimes, device: str, ranks: int) -> dict[str, Any]:
     limit, over = flops_ratio(one.case, base.case), ratio(one.seconds, base.seconds)
     return {
         "case": asdict(one.case),
@@ -80,7 +79,7 @@ def _figures_of(one: Measured, *, base: Measured, device: str, ranks: int) -> di
     }
 
 
-def _throughput(one: Measured, *, device: str, ranks: int) -> dict[str, float]:
+def _throughput(one: CaseTimes, *, device: str, ranks: int) -> dict[str, float]:
     case, peak = one.case, peak_flops(device, precision=one.case.precision)
     per_rank = case.micro_batch_size * case.seq_len / spread(one.seconds).median
     mfu = {} if peak is None else {"mfu": per_rank * case.flops_per_token / peak}
@@ -94,7 +93,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "step, s": lambda row: str(Spread(**row["step_s"])),
         "over n = 1": lambda row: str(Spread(**row["step_ratio"])),
         "FLOPs over n = 1": lambda row: f"{row['flops_ratio']:.3f}",
-        "of the limit": lambda row: f"{row['of_limit']:.3f}",
+        "over the limit": lambda row: f"{row['of_limit']:.3f}",
         "tokens/s": lambda row: f"{row['tokens_per_s']:,.0f}",
         **({"MFU": lambda row: f"{row['mfu']:.1%}"} if "mfu" in rows[0] else {}),
         "peak, MB": lambda row: f"{row['peak_bytes'] / 1e6:.1f}",
@@ -103,77 +102,61 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown([list(columns), *([cell(row) for cell in columns.values()] for row in rows)])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure each shape, print its table, and write the JSON that was asked for.
-
-    Raises:
-        UserError: the JSON's folder does not exist, or a peer's package.
-    """
-    arguments = _parse(argv)
-    check_json(arguments.json)
-    if "liger" in arguments.peers and find_spec("liger_kernel") is None:
-        raise UserError("--peers liger needs the package liger-kernel: pip install liger-kernel, or leave it out")
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure each shape, print its table, and return the figures."""
     found = {}
     for name in arguments.shapes:
-        changed = {"json": arguments.deepspeed_json, "activation_checkpointing": arguments.activation_checkpointing}
-        for field in ("seq_len", "micro_batch_size"):
-            if getattr(arguments, field) is not None:
-                changed[field] = getattr(arguments, field)
-        cases = cases_of(
-            replace(SHAPES[name], **changed), heads=arguments.n, peers=arguments.peers, compiled=arguments.compiled
-        )
-        measured: list[Measured] = []
+        base = _base_case(arguments, SHAPES[name])
+        cases = cases_of(base, heads=arguments.n, peers=arguments.peers, compiled=arguments.compiled)
+        measured: list[CaseTimes] = []
         for group in [[case] for case in cases] if arguments.separately else [cases]:
-            more, device = measure(
-                group,
-                ranks=arguments.ranks,
-                threads=arguments.threads,
-                warm_up=arguments.warm_up,
-                repeats=arguments.repeats,
-            )
+            counts = {option: getattr(arguments, option) for option in ("ranks", "threads", "warm_up", "repeats")}
+            more, device = time_steps(group, **counts)
             measured += more
-        base, rows = cases[0], figures(measured, device=device, ranks=arguments.ranks)
+        rows = figures(measured, device=device, ranks=arguments.ranks)
         print(
             f"{name}: dim {base.dim}, {base.n_layers} layers, V = {base.vocab_size:,}, {base.micro_batch_size} x"
-            f" {base.seq_len:,} tokens a rank, {base.json}, {arguments.ranks} ranks, {device}\n\n{table(rows)}\n",
+            f" {base.seq_len:,} tokens per rank, {base.json}, {arguments.ranks} ranks, {device}\n\n{table(rows)}\n",
             flush=True,
         )
         found[name] = {"device": device, "ranks": arguments.ranks, "cases": rows}
-    if arguments.json is not None:
-        write_json(arguments.json, found)
+    return found
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_parser("benchmarks.train_step", description=__doc__)
-    default = "default: %(default)s"
-    parser.add_argument(
-        "--shapes", nargs="+", choices=SHAPES, default=list(SMALL), help=f"small ones, or the paper's ({default})"
-    )
-    parser.add_argument("--n", type=int, nargs="+", default=[1, 2, 4, 8], help=f"numbers of heads ({default})")
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=["transformers", "lingua"], help=default)
-    parser.add_argument(
-        "--compiled",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="n = 1, the most heads, and transformers also with torch.compile over each layer",
-    )
-    parser.add_argument(
-        "--deepspeed_json", default="zero1_fp32", metavar="NAME", help=f"a file of ds_configs/ ({default})"
-    )
-    parser.add_argument("--seq_len", type=int, help="in the place of the shape's own")
-    parser.add_argument("--micro_batch_size", type=int, help="in the place of the shape's own")
-    parser.add_argument("--activation_checkpointing", action="store_true", help="of our own models")
-    parser.add_argument(
-        "--separately",
-        action="store_true",
-        help="each case after the other instead of in turns, where a device cannot hold all of them",
-    )
-    parser.add_argument("--ranks", type=int, default=1, help=default)
-    parser.add_argument("--threads", type=int, default=1, help=f"of each rank on the CPU ({default})")
-    parser.add_argument("--warm_up", type=int, default=1, help=f"rounds that do not count ({default})")
-    parser.add_argument("--repeats", type=int, default=4, help=f"rounds that do ({default})")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure here")
-    return parser.parse_args(argv)
+def _base_case(arguments: argparse.Namespace, shape: Case) -> Case:
+    """Return a shape with the changes that the command line asks for."""
+    changed = {"json": arguments.deepspeed_json, "activation_checkpointing": arguments.activation_checkpointing}
+    for field in ("seq_len", "micro_batch_size"):
+        if getattr(arguments, field) is not None:
+            changed[field] = getattr(arguments, field)
+    return replace(shape, **changed)
+
+
+def _problems(arguments: argparse.Namespace) -> list[str]:
+    problems = below_one(arguments, "seq_len", "micro_batch_size", "threads")
+    if "liger" in arguments.peers and find_spec("liger_kernel") is None:
+        problems.append("--peers liger needs the package liger-kernel: pip install liger-kernel, or leave it out")
+    return problems
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = benchmark_parser("benchmarks.train_step", description=__doc__, ranks=1, warm_up=1, repeats=4)
+    add = parser.add_argument
+    add("--shapes", nargs="+", choices=SHAPES, default=list(SMALL), help=f"small shapes, or the paper's {DEFAULT}")
+    add("--n", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N", help=f"numbers of heads {DEFAULT}")
+    peers_help = f"other implementations to compare with {DEFAULT}"
+    add("--peers", nargs="*", choices=PEERS, default=["transformers", "lingua"], help=peers_help)
+    compiled_help = "also measure n = 1, the most heads, and transformers with torch.compile on each layer"
+    add("--compiled", action=argparse.BooleanOptionalAction, default=True, help=compiled_help)
+    add("--deepspeed_json", default="zero1_fp32", metavar="NAME", help=f"a file of ds_configs/ {DEFAULT}")
+    add("--seq_len", type=int, metavar="N", help="tokens per sequence (default: the shape's)")
+    add("--micro_batch_size", type=int, metavar="N", help="sequences per micro batch (default: the shape's)")
+    add("--activation_checkpointing", action="store_true", help="recompute activations in our own models")
+    separately_help = "measure one case after the other, not in turns, if the device cannot hold all of them"
+    add("--separately", action="store_true", help=separately_help)
+    add("--threads", type=int, default=1, metavar="N", help=f"CPU threads of each rank {DEFAULT}")
+    run_benchmark(parser, measure, argv, check=_problems)
 
 
 if __name__ == "__main__":

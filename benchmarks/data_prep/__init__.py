@@ -1,1 +1,1 @@
-"""What data preparation costs: `python -m benchmarks.data_prep` measures this project's ways beside others'."""
+"""The cost of data preparation: `python -m benchmarks.data_prep` compares our ways with those of other projects."""

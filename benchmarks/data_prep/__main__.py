@@ -1,13 +1,13 @@
-"""How fast text becomes shards, and what it takes; real code, on this machine.
+"""How fast text becomes shards, and how much memory that takes; with real code, on this machine.
 
-    ways      tokens and bytes per second of one core: ours by each engine, LLM Foundry's way, Megatron-LM's,
-              datatrove's own step, the floor
+    ways      tokens and bytes per second of one core: our way with each engine, LLM Foundry's, Megatron-LM's and
+              datatrove's ways, and the floor
     workers   seconds of the real command with one worker and with two
-    stages    where the CPU time of a worker goes
+    stages    the CPU time of each stage of a worker
     memory    peak of the real command on corpora of several sizes: plain, near duplicates, shuffled, Parquet
-    formats   sizes of shards, compression, hashes: bytes on disk, and speed
+    formats   shard size, compression, hashes: bytes on disk, and speed
 
-Ways take turns; figures are medians over the rounds. The slow ones get a share of the corpus.
+Ways take turns, and figures are medians over the rounds. The slow ways get a part of the corpus.
 """
 
 import argparse
@@ -26,31 +26,22 @@ from benchmarks.data_prep import formats
 from benchmarks.data_prep.commands import MEMORY_WAYS, command, peak_memory, seconds_of
 from benchmarks.data_prep.corpus import MB, Corpus, copy_corpus, train_tokenizer, write_jsonl
 from benchmarks.data_prep.stages import stages
-from benchmarks.data_prep.ways import SHAPE, Measured, datatrove, floor, foundry, megatron, ours
-from benchmarks.parts.outputs import check_json
-from common.command_line import UserError, command_parser, exit_on_user_error
-from common.files import write_json
+from benchmarks.data_prep.ways import SHAPE, Pass, datatrove, floor, foundry, megatron, ours
+from benchmarks.parts.harness import DEFAULT, LiveTable, benchmark_parser, run_benchmark
+from common.command_line import exit_on_user_error
 from common.tokenizers import BYTES
 
 PARTS = ("ways", "workers", "stages", "memory", "formats")
 _PACKAGES = ("gigatoken", "sentencepiece", "tokenizers", "mosaicml-streaming", "numpy", "zstandard", "pyarrow")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the tables, and write the JSON that was asked for.
-
-    Raises:
-        UserError: a size is none, or the JSON's folder does not exist.
-    """
-    arguments = _parse(argv)
-    check_json(arguments.json)
-    sizes = (arguments.corpus_mb, arguments.slow_corpus_mb, *arguments.memory_mb)
-    if min(sizes) <= 0 or arguments.rounds < 1:
-        raise UserError("sizes of corpora and --rounds must be above 0")
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure the parts that were asked for, print their tables, and return the figures."""
+    arguments.parts = arguments.parts or list(PARTS)
     results: dict[str, Any] = {
         "machine": f"{len(os.sched_getaffinity(0))} CPUs, {platform.machine()}",
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "rounds": arguments.rounds,
+        "rounds": arguments.repeats,
     }
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         scratch = Path(folder)
@@ -58,21 +49,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             _measure_speed(scratch, arguments, results)
         if "memory" in arguments.parts:
             _measure_memory(scratch, arguments, results)
-    if arguments.json is not None:
-        write_json(arguments.json, results)
+    return results
 
 
 def _measure_speed(scratch: Path, arguments: argparse.Namespace, results: dict[str, Any]) -> None:
     whole = copy_corpus(scratch / "whole", n_bytes=int(arguments.corpus_mb * MB))
     share = copy_corpus(scratch / "share", n_bytes=int(min(arguments.slow_corpus_mb, arguments.corpus_mb) * MB))
     results["corpus"], results["share"] = str(whole), str(share)
-    print(f"{whole}; the slow ways: {share}; medians of {arguments.rounds} rounds", flush=True)
+    print(f"{whole}; the slow ways: {share}; medians of {arguments.repeats} rounds", flush=True)
     model, out = scratch / "tokenizer.model", scratch / "out"
     train_tokenizer(share, model)
     if "ways" in arguments.parts:
-        results["ways"] = _ways(whole, share, out, model=model, rounds=arguments.rounds)
+        results["ways"] = _ways(whole, share, out, model=model, rounds=arguments.repeats)
     if "workers" in arguments.parts:
-        results["wall_s_by_workers"] = _workers(whole, out, model=model, rounds=arguments.rounds)
+        results["wall_s_by_workers"] = _workers(whole, out, model=model, rounds=arguments.repeats)
     if "stages" in arguments.parts:
         results["cpu_s_of_stages"] = _stages(whole, out, model=model)
     if "formats" in arguments.parts:
@@ -83,7 +73,7 @@ def _measure_speed(scratch: Path, arguments: argparse.Namespace, results: dict[s
 def _ways(whole: Corpus, share: Corpus, out: Path, *, model: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
     jsonl = share.folder.with_suffix(".jsonl")
     write_jsonl(share, jsonl)
-    ways: dict[str, Callable[[Path], Measured]] = {
+    ways: dict[str, Callable[[Path], Pass]] = {
         "floor": lambda out: floor(whole, out),
         "bytes": lambda out: ours(whole, out, tokenizer=BYTES, engine="sentencepiece"),
         "gigatoken": lambda out: ours(whole, out, tokenizer=str(model), engine="gigatoken"),
@@ -93,21 +83,22 @@ def _ways(whole: Corpus, share: Corpus, out: Path, *, model: Path, rounds: int) 
         "foundry, on the share": lambda out: foundry(share, out, model=model),
         "datatrove, on the share": lambda out: datatrove(jsonl, out, model=model),
     }
-    passes: dict[str, list[Measured]] = {name: [] for name in ways}
+    passes: dict[str, list[Pass]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             passes[name].append(way(out))
             shutil.rmtree(out)
     best = {name: _median(of) for name, of in passes.items()}
     base = best["sentencepiece, on the share"].mb_per_s
-    print("\n| way | MB/s per core | million tokens/s per core | over sentencepiece |\n|---|---|---|---|")
+    print()
+    table = LiveTable("way", "MB/s per core", "million tokens/s per core", "over sentencepiece")
     for name, of in best.items():
-        print(f"| {name} | {of.mb_per_s:.1f} | {of.tokens_per_s / 1e6:.2f} | {of.mb_per_s / base:.1f} |", flush=True)
+        table.add(name, f"{of.mb_per_s:.1f}", f"{of.tokens_per_s / 1e6:.2f}", f"{of.mb_per_s / base:.1f}")
     return {name: [asdict(measured) for measured in of] for name, of in passes.items()}
 
 
-def _median(passes: Sequence[Measured]) -> Measured:
-    """Return the pass whose CPU time is the median, the lower one of two."""
+def _median(passes: Sequence[Pass]) -> Pass:
+    """Return the pass with the median CPU time; of an even number of passes, the lower median."""
     return sorted(passes, key=lambda measured: measured.cpu_s)[(len(passes) - 1) // 2]
 
 
@@ -120,7 +111,8 @@ def _workers(whole: Corpus, out: Path, *, model: Path, rounds: int) -> dict[str,
         for engine, tokenizer in (("gigatoken", str(model)), ("bytes", BYTES))
     }
     seconds: dict[str, dict[str, list[float]]] = {}
-    print("\n| the command | 1 worker, s | 2 workers, s | times as fast |\n|---|---|---|---|")
+    print()
+    table = LiveTable("the command", "1 worker, s", "2 workers, s", "times as fast")
     for name, (source, tokenizer) in commands.items():
         seconds[name] = {"1": [], "2": []}
         for _ in range(rounds):
@@ -128,7 +120,7 @@ def _workers(whole: Corpus, out: Path, *, model: Path, rounds: int) -> dict[str,
                 of.append(seconds_of(command(source, out, tokenizer=tokenizer, n_workers=int(n_workers))))
                 shutil.rmtree(out)
         one, two = (statistics.median(of) for of in seconds[name].values())
-        print(f"| {name} | {one:.1f} | {two:.1f} | {one / two:.2f} |", flush=True)
+        table.add(name, f"{one:.1f}", f"{two:.1f}", f"{one / two:.2f}")
     jsonl.unlink()
     return seconds
 
@@ -138,17 +130,18 @@ def _stages(whole: Corpus, out: Path, *, model: Path) -> dict[str, dict[str, flo
     shutil.rmtree(out)
     times["bytes"] = stages(whole, out, tokenizer=BYTES, engine="sentencepiece")
     shutil.rmtree(out)
-    names = list(times["gigatoken"])
-    print(f"\n| share of CPU time, % | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+    print()
+    table = LiveTable("percent of CPU time", *times["gigatoken"])
     for name, seconds in times.items():
         total = sum(seconds.values())
-        print(f"| {name} | {' | '.join(f'{100 * of / total:.1f}' for of in seconds.values())} |", flush=True)
+        table.add(name, *(f"{100 * of / total:.1f}" for of in seconds.values()))
     return times
 
 
 def _formats(whole: Corpus, out: Path, *, model: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
-    print(f"\n| tokens | shards | files | of their bytes | write MB/s per core | read MB/s |\n{'|---' * 6}|")
+    print()
+    table = LiveTable("tokens", "shards", "files", "bytes on disk / bytes", "write MB/s per core", "read MB/s")
     for name, tokenizer in (("ids", str(model)), ("bytes", BYTES)):
         ours(whole, out, tokenizer=tokenizer, engine="sentencepiece" if tokenizer == BYTES else "gigatoken")
         windows = formats.windows_of_shards(out, length=SHAPE.length)
@@ -158,14 +151,15 @@ def _formats(whole: Corpus, out: Path, *, model: Path) -> dict[str, list[dict[st
             of = formats.measure(format_, windows, out)
             shutil.rmtree(out)
             found[name].append(of)
-            speed = f"{of['write_mb_per_s']:.0f} | {of['read_mb_per_s']:.0f}"
-            print(f"| {name} | {format_} | {of['files']} | {of['of_size']:.1%} | {speed} |", flush=True)
+            speed = (f"{of['write_mb_per_s']:.0f}", f"{of['read_mb_per_s']:.0f}")
+            table.add(name, str(format_), str(of["files"]), f"{of['of_size']:.1%}", *speed)
     return found
 
 
 def _measure_memory(scratch: Path, arguments: argparse.Namespace, results: dict[str, Any]) -> None:
     results["peak_bytes"] = {}
-    print("\n| peak memory, one worker | corpus | one process, MB | all processes, MB |\n|---|---|---|---|")
+    print()
+    table = LiveTable("peak memory, one worker", "corpus", "one process, MB", "all processes, MB")
     model = scratch / "memory.model"
     for megabytes in sorted(arguments.memory_mb):
         corpus = copy_corpus(scratch / f"corpus-{megabytes:g}", n_bytes=int(megabytes * MB))
@@ -175,28 +169,31 @@ def _measure_memory(scratch: Path, arguments: argparse.Namespace, results: dict[
             peaks = peak_memory(way, corpus, scratch / "out", model=model)
             shutil.rmtree(scratch / "out")
             results["peak_bytes"].setdefault(str(corpus), {})[way] = peaks
-            used = f"{peaks['one_process'] / MB:.0f} | {peaks['all_processes'] / MB:.0f}"
-            print(f"| {way} | {corpus} | {used} |", flush=True)
+            used = (f"{peaks[scope] / MB:.0f}" for scope in ("one_process", "all_processes"))
+            table.add(way, str(corpus), *used)
         shutil.rmtree(corpus.folder)
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_parser("benchmarks.data_prep", description=__doc__)
-    add = parser.add_argument
-    add("parts", nargs="*", metavar="PART", help=f"what to measure (default: all): {', '.join(PARTS)}")
-    add("--corpus_mb", type=float, default=200, metavar="N", help="size of the corpus (default: %(default)s)")
-    share_help = "size of the share that slow ways get (default: %(default)s)"
-    add("--slow_corpus_mb", type=float, default=40, metavar="N", help=share_help)
-    memory_help = "sizes of the corpora that memory is looked at with (default: 50 1000)"
-    add("--memory_mb", type=float, nargs="+", default=[50, 1000], metavar="N", help=memory_help)
-    add("--rounds", type=int, default=3, metavar="N", help="passes of each way, in turns (default: %(default)s)")
-    add("--scratch", type=Path, metavar="DIR", help="folder for corpus and shards (default: the system's)")
-    add("--json", type=Path, metavar="FILE", help="also write every figure here")
-    arguments = parser.parse_args(argv)
+def _problems(arguments: argparse.Namespace) -> list[str]:
+    problems = []
     if unknown := sorted(set(arguments.parts) - set(PARTS)):
-        parser.error(f"{' '.join(unknown)}: no such part; take {', '.join(PARTS)}")
-    arguments.parts = arguments.parts or list(PARTS)
-    return arguments
+        problems.append(f"{' '.join(unknown)}: no such part; give any of {', '.join(PARTS)}")
+    if min(arguments.corpus_mb, arguments.slow_corpus_mb, *arguments.memory_mb) <= 0:
+        problems.append("sizes of corpora must be above 0")
+    return problems
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = benchmark_parser("benchmarks.data_prep", description=__doc__, repeats=3)
+    add = parser.add_argument
+    add("parts", nargs="*", metavar="PART", help=f"what to measure, any of {', '.join(PARTS)} (default: all)")
+    add("--corpus_mb", type=float, default=200, metavar="N", help=f"size of the corpus {DEFAULT}")
+    add("--slow_corpus_mb", type=float, default=40, metavar="N", help=f"size of the slow ways' part of it {DEFAULT}")
+    memory_help = "sizes of the corpora for measuring memory (default: 50 1000)"
+    add("--memory_mb", type=float, nargs="+", default=[50, 1000], metavar="N", help=memory_help)
+    add("--scratch", type=Path, metavar="DIR", help="folder for corpus and shards (default: the system's)")
+    run_benchmark(parser, measure, argv, check=_problems)
 
 
 if __name__ == "__main__":

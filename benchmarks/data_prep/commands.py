@@ -1,7 +1,7 @@
-"""The real command, `python -m data_prep.write_shards`: how long it takes with workers, and how much memory.
+"""The time and memory of the real command, `python -m data_prep.write_shards`.
 
-Memory is looked at ten times a second, of the command and all that it starts: the most that one process had (resident),
-and the most that all had together, where what they share counts once (proportional).
+The memory of the command and of all its child processes is sampled ten times a second. The figures are the peak of any
+one process (resident), and the peak of all processes together, in which shared memory counts once (proportional).
 """
 
 import subprocess
@@ -18,7 +18,7 @@ from common.tokenizers import BYTES
 _LOOKS_PER_S = 10
 MEMORY_WAYS: dict[str, list[str]] = {
     "bytes": [],
-    "gigatoken": [],  # and so all that follow
+    "gigatoken": [],  # the tokenizer of all the following ways too
     "near deduplication": ["--dedup", "near"],
     "shuffled": ["--shuffle_documents"],
     "parquet": [],
@@ -33,14 +33,14 @@ def command(source: Path, out: Path, *, tokenizer: str | Path, n_workers: int, m
 
 
 def seconds_of(words: Sequence[str]) -> float:
-    """Run it; return seconds on the clock, its start included."""
+    """Run a command; return its wall time in seconds, including its start."""
     started = time.perf_counter()
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
 def peak_memory_of(words: Sequence[str]) -> dict[str, int]:
-    """Run it; return the most bytes that `one_process` was seen with, and `all_processes`."""
+    """Run a command; return the peak bytes of `one_process` and of `all_processes`."""
     peaks = {"one_process": 0, "all_processes": 0}
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         while run.poll() is None:
@@ -54,7 +54,7 @@ def peak_memory_of(words: Sequence[str]) -> dict[str, int]:
 
 
 def peak_memory(way: str, corpus: Corpus, out: Path, *, model: Path) -> dict[str, int]:
-    """Return the peaks of a way of `MEMORY_WAYS`."""
+    """Return the peak bytes of one way of `MEMORY_WAYS` on a corpus."""
     source, tokenizer = corpus.folder, BYTES if way == "bytes" else model
     if way == "parquet":
         source = corpus.folder.with_suffix(".parquet")

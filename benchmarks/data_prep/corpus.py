@@ -1,6 +1,6 @@
-"""A corpus of real code: the files of the installed packages and of Python itself, in an order that paths decide.
+"""A corpus of real code: the files of the installed packages and of Python itself, in an order that depends on paths.
 
-Each comes once; where they are less than what is asked for, they come again, and the corpus says how often.
+If the files are smaller than the size asked for, they are repeated, and the corpus reports how often.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ MB = 1e6
 
 @dataclass(frozen=True)
 class Corpus:
-    """A folder of source files. `times` is how often all the code there is had to be taken, in part or whole."""
+    """A folder of source files. `times` is how often the installed code was used, counting a partial use as one."""
 
     folder: Path
     n_bytes: int
@@ -34,19 +34,23 @@ class Corpus:
     times: int
 
     def __str__(self) -> str:
-        again = f", all there is {self.times} times over" if self.times > 1 else ""
+        again = f", the installed code {self.times} times over" if self.times > 1 else ""
         return f"{self.n_bytes / MB:.0f} MB of code in {self.n_files:,} files{again}"
 
     def part(self) -> Part:
-        """Return all of it as one part."""
+        """Return the whole corpus as one part."""
         return Part(0, list_source(str(self.folder), extensions=EXTENSIONS).pieces)
 
 
 def copy_corpus(folder: Path, *, n_bytes: int) -> Corpus:
-    """Fill `folder`, which is made, with source files up to `n_bytes`."""
+    """Create `folder` and copy source files into it until they have `n_bytes`.
+
+    Raises:
+        UserError: no source code is installed.
+    """
     paths = sorted(_installed(), key=lambda path: hashlib.sha256(path.encode()).digest())
     if not paths:
-        raise UserError("no source code is installed beside Python, to measure with")
+        raise UserError("there is no corpus to measure with: no source code is installed beside Python")
     folder.mkdir()
     total = n_files = times = 0
     for number, path in enumerate(itertools.cycle(paths)):
@@ -71,14 +75,14 @@ def _installed() -> Iterator[str]:
 
 
 def write_jsonl(corpus: Corpus, path: Path) -> None:
-    """Write the corpus as jsonl, each file a line."""
+    """Write the corpus as jsonl, one line per file."""
     with path.open("w", encoding="utf-8") as file:
         for text in texts_of(corpus):
             file.write(json.dumps({"text": text}) + "\n")
 
 
 def write_parquet(corpus: Corpus, path: Path) -> None:
-    """Write the corpus as Parquet, as The Stack has it: row groups of 1,000 files, compressed."""
+    """Write the corpus as Parquet in the layout of The Stack: compressed row groups of 1,000 files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -90,7 +94,7 @@ def write_parquet(corpus: Corpus, path: Path) -> None:
 
 
 def texts_of(corpus: Corpus) -> Iterator[str]:
-    """Yield the text of each file that is one."""
+    """Yield the text of each file that holds text."""
     for piece in corpus.part().pieces:
         data = Path(piece.path).read_bytes()
         try:
@@ -101,7 +105,7 @@ def texts_of(corpus: Corpus) -> Iterator[str]:
 
 
 def train_tokenizer(corpus: Corpus, model: Path) -> None:
-    """Train a SentencePiece model as a user does."""
+    """Train a SentencePiece model with the real command."""
     words = ["--input", corpus.folder, "--extensions", *EXTENSIONS, "--output", model, "--num_threads", 1]
     words += ["--vocab_size", 32000 if corpus.n_bytes > 20 * MB else 1000]
     run = [sys.executable, "-m", "data_prep.train_tokenizer", *map(str, words)]

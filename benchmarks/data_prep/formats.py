@@ -1,6 +1,6 @@
-"""What the format of shards costs: their size, compression and hashes, to write with MDS and to read with streaming.
+"""The cost of shard size, compression and hashes, when shards are written and read by mosaicml-streaming.
 
-Tokens are those of the corpus, as bytes and as ids of a model: what compresses well, and what does not.
+Tokens are those of the corpus, as bytes, which compress well, and as ids of a model, which do not.
 """
 
 import time
@@ -17,7 +17,7 @@ from data_prep.tokens.packing import TokenArray
 
 @dataclass(frozen=True)
 class Format:
-    """What streaming's writer is asked for."""
+    """The settings of streaming's writer."""
 
     shard_mb: int = 64
     compression: str | None = None
@@ -40,7 +40,10 @@ FORMATS = (
 
 
 def measure(format_: Format, windows: TokenArray, out: Path) -> dict[str, Any]:
-    """Return bytes on disk, files, and MB of tokens per CPU second to write, and on the clock to read all in order."""
+    """Write and read all windows in one format; return the files, the bytes on disk, and both speeds.
+
+    Writing is measured in MB of tokens per CPU second, reading (in order) in MB per second of wall time.
+    """
     from common.mds import streaming
 
     started = time.process_time()
@@ -58,7 +61,7 @@ def measure(format_: Format, windows: TokenArray, out: Path) -> dict[str, Any]:
     reading = time.perf_counter()
     validate = format_.hashes[0] if format_.hashes else None
     dataset = streaming.StreamingDataset(local=str(out), batch_size=1, shuffle=False, validate_hash=validate)
-    n_read = sum(len(sample["tokens"]) for sample in _samples(dataset))
+    n_read = sum(len(sample["tokens"]) for sample in _windows(dataset))
     read_s = time.perf_counter() - reading
     assert n_read == windows.size
     n_mb = windows.nbytes / MB
@@ -70,12 +73,12 @@ def measure(format_: Format, windows: TokenArray, out: Path) -> dict[str, Any]:
     }
 
 
-def _samples(dataset: Any) -> Iterator[dict[str, TokenArray]]:
+def _windows(dataset: Any) -> Iterator[dict[str, TokenArray]]:
     return (dataset[number] for number in range(len(dataset)))
 
 
 def windows_of_shards(folder: Path, *, length: int) -> TokenArray:
-    """Return all windows (windows, length) that `write_part` wrote into a folder, uncompressed."""
+    """Return all windows (windows, length) that `write_part` wrote into a folder without compression."""
     found = []
     for path in sorted(folder.rglob("*.mds")):
         raw = path.read_bytes()

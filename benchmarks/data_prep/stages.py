@@ -1,4 +1,4 @@
-"""Where the time of a worker goes: each stage of `write_part` over all documents by itself."""
+"""The CPU time of each stage of a worker: every stage of `write_part` runs over all documents by itself."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def stages(corpus: Corpus, out: Path, *, tokenizer: str, engine: Engine) -> dict[str, float]:
-    """Return the CPU seconds of each stage."""
+    """Return the CPU seconds of each stage, by name."""
     loaded = load_tokenizer(tokenizer, engine=engine)
     encoder = DocumentEncoder(tokenizer, engine=engine, ends="eos", fim=None)
     part = corpus.part()

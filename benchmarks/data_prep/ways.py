@@ -1,14 +1,14 @@
-"""Ways from text to tokens on disk, each by one core in this process, with empty caches; loading is not counted.
+"""Ways from text to tokens on disk, each on one core in this process, with empty caches and without loading time.
 
-gigatoken, sentencepiece, bytes   a part as `write_shards` writes it, by each engine
-foundry                           HF's tokenizers in batches, ids concatenated in a list, streaming's MDSWriter, one
-                                  sample at a time: what LLM Foundry's convert_text_to_mds documents
-megatron                          jsonl, a line at a time, each text's ids with an end of document to a .bin file as
-                                  an array of its own, lengths and offsets to an .idx file: Megatron-LM's
-                                  preprocess_data, with SentencePiece, by one of its workers
-datatrove                         jsonl, its texts to datatrove's own DocumentTokenizer, unshuffled: HF's tokenizers in
-                                  batches, each document's ids to a file
-floor                             the same files read, and as many bytes written as the shards of bytes have
+gigatoken, sentencepiece, bytes   a part as `write_shards` writes it, with each engine
+foundry                           the way that LLM Foundry's convert_text_to_mds documents: HF's tokenizers in batches,
+                                  ids concatenated in a list, streaming's MDSWriter, one window at a time
+megatron                          one worker of Megatron-LM's preprocess_data with SentencePiece: jsonl line by line,
+                                  the ids of each text and an end of document to a .bin file as one array, lengths and
+                                  offsets to an .idx file
+datatrove                         texts of jsonl through datatrove's own DocumentTokenizer, unshuffled: HF's tokenizers
+                                  in batches, the ids of each document to a file
+floor                             reading the same files, and writing as many bytes as the shards of bytes have
 """
 
 import itertools
@@ -34,12 +34,12 @@ from data_prep.tokens.options import DocumentOptions
 from data_prep.tokens.packing import WindowShape
 
 SHAPE = WindowShape(4096, 8)
-_FOUNDRY_BATCH = 1000  # documents; what `datasets.map` takes at once by default
+_FOUNDRY_BATCH = 1000  # documents; the default batch of `datasets.map`
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One pass over a corpus: CPU seconds of all threads, seconds on the clock, bytes of text, and tokens."""
+class Pass:
+    """One pass over a corpus: CPU seconds of all threads, wall seconds, bytes of text, and tokens."""
 
     cpu_s: float
     wall_s: float
@@ -56,17 +56,17 @@ class Measured:
 
 
 class _Clock:
-    """Starts when it is made."""
+    """Measures a pass from the creation of the clock."""
 
     def __init__(self) -> None:
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
-    def measured(self, *, n_bytes: int, n_tokens: int) -> Measured:
-        return Measured(time.process_time() - self._cpu, time.perf_counter() - self._wall, n_bytes, n_tokens)
+    def measured(self, *, n_bytes: int, n_tokens: int) -> Pass:
+        return Pass(time.process_time() - self._cpu, time.perf_counter() - self._wall, n_bytes, n_tokens)
 
 
-def ours(corpus: Corpus, out: Path, *, tokenizer: str, engine: Engine) -> Measured:
-    """Write a part as a worker does."""
+def ours(corpus: Corpus, out: Path, *, tokenizer: str, engine: Engine) -> Pass:
+    """Write a part as a worker of write_shards does."""
     options = PartOptions(out, tokenizer, engine, ReadOptions(), SHAPE, 0.0, None, FilterOptions(), DocumentOptions())
     (out / WORK_FOLDER).mkdir(parents=True)
     part = corpus.part()
@@ -77,8 +77,8 @@ def ours(corpus: Corpus, out: Path, *, tokenizer: str, engine: Engine) -> Measur
     return clock.measured(n_bytes=counts.bytes, n_tokens=counts.tokens)
 
 
-def foundry(corpus: Corpus, out: Path, *, model: Path) -> Measured:
-    """Write the corpus in the way that LLM Foundry documents, on one thread."""
+def foundry(corpus: Corpus, out: Path, *, model: Path) -> Pass:
+    """Write the corpus the way that LLM Foundry documents, on one thread."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import tokenizers
 
@@ -104,8 +104,8 @@ def foundry(corpus: Corpus, out: Path, *, model: Path) -> Measured:
     return clock.measured(n_bytes=n_bytes, n_tokens=n_tokens + len(buffer))
 
 
-def megatron(jsonl: Path, out: Path, *, model: Path) -> Measured:
-    """Write jsonl in the way of Megatron-LM's preprocess_data."""
+def megatron(jsonl: Path, out: Path, *, model: Path) -> Pass:
+    """Write jsonl the way Megatron-LM's preprocess_data does."""
     out.mkdir()
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     clock = _Clock()
@@ -124,8 +124,11 @@ def megatron(jsonl: Path, out: Path, *, model: Path) -> Measured:
     return clock.measured(n_bytes=n_bytes, n_tokens=int(sizes.sum()))
 
 
-def datatrove(jsonl: Path, out: Path, *, model: Path) -> Measured:
-    """Write jsonl by datatrove's DocumentTokenizer, on one thread; its own reader of jsonl needs a further package."""
+def datatrove(jsonl: Path, out: Path, *, model: Path) -> Pass:
+    """Write jsonl with datatrove's DocumentTokenizer, on one thread.
+
+    The lines are read here, because datatrove's reader of jsonl needs another package.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from datatrove.data import Document
     from datatrove.pipeline.tokens import DocumentTokenizer
@@ -136,7 +139,7 @@ def datatrove(jsonl: Path, out: Path, *, model: Path) -> Measured:
     tokenizer.write_text(json.dumps(tokenizer_json(proto)))
     eos = proto.pieces[proto.trainer_spec.eos_id].piece
     step = DocumentTokenizer(str(out / "ids"), str(tokenizer), eos_token=eos, shuffle_documents=False)
-    assert step.token_size == np.dtype(np.uint16).itemsize  # which loads the tokenizer, too
+    assert step.token_size == np.dtype(np.uint16).itemsize  # this also loads the tokenizer
     n_bytes = 0
 
     def documents() -> Iterator[Document]:
@@ -153,8 +156,8 @@ def datatrove(jsonl: Path, out: Path, *, model: Path) -> Measured:
     return clock.measured(n_bytes=n_bytes, n_tokens=written.stat().st_size // step.token_size)
 
 
-def floor(corpus: Corpus, out: Path) -> Measured:
-    """Read the corpus; write twice its bytes, as the shards of bytes have, and flush them to disk."""
+def floor(corpus: Corpus, out: Path) -> Pass:
+    """Read the corpus, write twice its bytes, which is the size of the shards of bytes, and flush them to disk."""
     out.mkdir()
     pieces = corpus.part().pieces
     clock = _Clock()

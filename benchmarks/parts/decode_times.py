@@ -1,4 +1,4 @@
-"""Times of ways to decode the same prompts, taken in turns: the ratios of one round share the machine's mood."""
+"""Times of several ways to decode the same prompts, which take turns, and the floor of an autoregressive step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,21 +8,22 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.parts.decoders import AUTOREGRESSIVE, TRANSFORMERS, Decoding, bytes_of_a_step, copy_bandwidth
-from benchmarks.parts.harness import Spread, markdown, ratio, spread
+from benchmarks.parts.harness import markdown
+from benchmarks.parts.rounds import Spread, ratio, spread
 from pipeline.inference.decoding.blockwise import Generation
 from pipeline.model.network import MultiTokenModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """One way to decode, at one batch size.
+    """The figures of one way to decode, at one batch size.
 
-    n_same: sequences, of `n_sequences`, whose tokens are those of autoregressive decoding.
-    tokens_per_forward: over all sequences; the prompt's forward and its token do not count.
-    accepted: how often each draft of a block stood, of the times that it was drafted.
-    acceptance_rate: drafts that stood over drafts, as LayerSkip reports it; None without drafts.
-    tokens_per_s: of all sequences, the prompts' forwards included.
-    over_autoregressive, over_transformers: ratios of tokens per second in the same round.
+    n_same: how many of the `n_sequences` sequences have the same tokens as autoregressive decoding.
+    tokens_per_forward: over all sequences, without the prompt's forward and its token.
+    accepted: for each draft of a block, the fraction of times that it was accepted.
+    acceptance_rate: accepted drafts over all drafts, as LayerSkip reports it; None without drafts.
+    tokens_per_s: of all sequences, including the prompts' forwards.
+    over_autoregressive, over_transformers: ratios of tokens per second within a round.
     """
 
     batch_size: int
@@ -38,7 +39,7 @@ class Times:
 
     @property
     def efficiency(self) -> float:
-        """Speed-up over autoregressive decoding, of what it would be if all forwards cost the same."""
+        """The speed-up over autoregressive decoding, divided by the speed-up if all forwards cost the same."""
         return self.over_autoregressive.median / self.tokens_per_forward
 
 
@@ -51,7 +52,16 @@ def take_times(
     warm_up: int,
     repeats: int,
 ) -> list[Times]:
-    """Decode all prompts in every way, `warm_up` + `repeats` times, one way after the other in each round."""
+    """Decode all prompts in every way, in `warm_up` + `repeats` rounds; return the figures of each way.
+
+    Args:
+        decodings: the ways to decode, by name.
+        prompts: token ids.
+        batch_size: sequences decoded at once.
+        max_gen_len: tokens to generate for each prompt.
+        warm_up: rounds that do not count.
+        repeats: rounds that count.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in decodings}
     generations: dict[str, list[Generation]] = {name: [] for name in decodings}
     batches = [prompts[first : first + batch_size] for first in range(0, len(prompts), batch_size)]
@@ -85,11 +95,11 @@ def take_times(
 
 @dataclass(frozen=True, kw_only=True)
 class Floor:
-    """What bounds an autoregressive step from below, and what it takes.
+    """A lower bound of the time of an autoregressive step, and its measured time.
 
-    n_bytes: that it reads at least, weights and cached positions.
-    copy_bytes_per_s: of a copy within the device's memory.
-    step_s: without the prompt's forward.
+    n_bytes: the bytes that it must read, weights and cached positions.
+    copy_bytes_per_s: bandwidth of a copy within the device's memory.
+    step_s: measured seconds of a step, without the prompt's forward.
     """
 
     batch_size: int
@@ -99,14 +109,14 @@ class Floor:
 
     @property
     def floor_s(self) -> float:
-        """The step's seconds, if reading were all."""
+        """The seconds of a step that only reads."""
         return self.n_bytes / self.copy_bytes_per_s
 
     def __str__(self) -> str:
         return (
-            f"An autoregressive step of batches of {self.batch_size} reads {self.n_bytes / 1e6:,.0f} MB: at a copy's "
-            f"{self.copy_bytes_per_s / 1e9:.1f} GB/s {1e3 * self.floor_s:.3g} ms. It takes {1e3 * self.step_s:.3g} ms, "
-            f"{self.step_s / self.floor_s:.2f} times that."
+            f"An autoregressive step of batches of {self.batch_size} reads {self.n_bytes / 1e6:,.0f} MB, which takes "
+            f"{1e3 * self.floor_s:.3g} ms at the {self.copy_bytes_per_s / 1e9:.1f} GB/s of a copy. The step takes "
+            f"{1e3 * self.step_s:.3g} ms, {self.step_s / self.floor_s:.2f} times that."
         )
 
 
@@ -119,7 +129,10 @@ def measure_floor(
     warm_up: int,
     repeats: int,
 ) -> Floor:
-    """Copy and decode in turns; medians. A step is what more tokens take than the first."""
+    """Copy and decode in turns; return the medians.
+
+    The time of a step is the time of a whole generation minus that of its first token, divided by the other tokens.
+    """
     steps, bandwidths = [], []
     for index in range(warm_up + repeats):
         bandwidth = copy_bandwidth(model.heads.output.weight.device)
@@ -137,13 +150,13 @@ def measure_floor(
 
 
 def tokens_per_forward(generations: Sequence[Generation]) -> float:
-    """Return tokens over forwards of all sequences, without the prompts' own."""
+    """Return tokens over forwards of all sequences, without the prompts' forwards."""
     tokens = sum(len(ids) - 1 for generation in generations for ids in generation.token_ids)
     return tokens / sum(sum(generation.forwards) for generation in generations)
 
 
 def acceptance(generations: Sequence[Generation]) -> tuple[list[float], float | None]:
-    """Return how often each draft of a block stood of the times it was drafted, and the share of all drafts."""
+    """Return the acceptance rate of each draft of a block, and of all drafts together (None without drafts)."""
     n_blocks = sum(sum(generation.forwards) for generation in generations)
     counts = np.sum([counts for generation in generations for counts in generation.accepted], axis=0)
     rates = (counts / n_blocks).tolist()
@@ -153,7 +166,7 @@ def acceptance(generations: Sequence[Generation]) -> tuple[list[float], float | 
 def table(times: Sequence[Times]) -> str:
     """Return the times as a Markdown table."""
     rows = [
-        ["batch", "decoding", "tokens/forward", "drafts that stood", "tokens/s", "over autoregressive",
+        ["batch", "decoding", "tokens/forward", "drafts accepted", "tokens/s", "over autoregressive",
          "over transformers", "of tokens/forward", "same text"]
     ]  # fmt: skip
     for way in times:
@@ -168,7 +181,7 @@ def table(times: Sequence[Times]) -> str:
 
 
 def plot(times: Sequence[Times], path: Path, *, title: str) -> None:
-    """Draw the speed-up by batch size and by tokens per forward; on the diagonal all forwards would cost the same."""
+    """Draw the speed-up by batch size and by tokens per forward; on the diagonal, all forwards cost the same."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5), layout="constrained")
@@ -183,7 +196,7 @@ def plot(times: Sequence[Times], path: Path, *, title: str) -> None:
         ]
         by_batch.errorbar([way.batch_size for way in ways], medians, yerr=errors, marker="o", capsize=3, label=name)
         by_tokens.errorbar([way.tokens_per_forward for way in ways], medians, yerr=errors, fmt="o", capsize=3)
-    by_batch.set(xlabel="sequences in a batch", ylabel="speed-up over autoregressive", xscale="log")
+    by_batch.set(xlabel="sequences per batch", ylabel="speed-up over autoregressive", xscale="log")
     by_batch.set_xticks(batch_sizes := sorted({way.batch_size for way in times}), map(str, batch_sizes))
     by_batch.minorticks_off()
     figure.legend(loc="outside right upper", fontsize="small")

@@ -1,4 +1,4 @@
-"""Ways to decode that `benchmarks.decode` compares, and what bounds the time of a step."""
+"""The ways to decode that `benchmarks.decode` compares, and the bytes and bandwidth that bound a step's time."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 AUTOREGRESSIVE, TRANSFORMERS = "autoregressive", "transformers"
 Decoding = Callable[[Sequence[list[int]], int], Generation]
-"""Continues prompts greedily by so many tokens each."""
+"""Continues each prompt greedily by the given number of tokens."""
 
 
 class ForcedAcceptance:
-    """A drafter whose drafts stand at given rates, whatever they are: for the time of a step, not for its text."""
+    """A drafter whose drafts are accepted at given rates, whatever they are: for realistic times, not for text."""
 
     def __init__(self, drafter: Drafter, rates: Sequence[float], *, generator: torch.Generator) -> None:
-        """Let draft i stand at `rates[i]` if those before it do; the last rate goes for all further drafts."""
+        """Accept draft i at `rates[i]` if those before it are accepted; the last rate holds for all further drafts."""
         self.n_drafts, self.max_seq_len = drafter.n_drafts, drafter.max_seq_len
         self._drafter, self._generator = drafter, generator
         padded = [*rates, *[rates[-1]] * self.n_drafts][: self.n_drafts]
@@ -59,7 +59,10 @@ def our_decodings(
     draft_lengths: Sequence[int],
     forced_acceptance: Sequence[float] | None,
 ) -> dict[str, Decoding]:
-    """Return decoding with 1 to n heads and with each exit layer and draft length, by name; all share one cache."""
+    """Return the ways to decode with 1 to n heads, and with each exit layer and draft length, by name.
+
+    All share one cache.
+    """
     n_heads = model.config.n_future_tokens
     max_drafts = max(n_heads - 1, *draft_lengths)
     decoder = Decoder(model, max_batch_size=max_batch_size, max_seq_len=max_seq_len, max_drafts=max_drafts)
@@ -84,10 +87,13 @@ def our_decodings(
 
 
 def as_llama(model: MultiTokenModel, *, max_seq_len: int) -> "LlamaForCausalLM":
-    """Return trunk and next-token head as transformers' Llama; it shares the weights, but for rotated ones."""
+    """Return the trunk and the next-token head as transformers' Llama.
+
+    It shares the weights, except for query and key matrices, whose rows are permuted for transformers' rotary layout.
+    """
     from transformers.utils import import_utils
 
-    import_utils._torchvision_available = False  # its wheel does not import beside a CPU build of torch
+    import_utils._torchvision_available = False  # its wheel cannot be imported with a CPU build of torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -108,16 +114,16 @@ def as_llama(model: MultiTokenModel, *, max_seq_len: int) -> "LlamaForCausalLM":
 
 
 def transformers_decoding(model: MultiTokenModel, *, max_seq_len: int) -> Decoding:
-    """Return greedy `generate` of transformers with a cache; shorter prompts are filled up at their beginning."""
+    """Return transformers' greedy `generate` with a cache; shorter prompts are padded on the left."""
     llama, device = as_llama(model, max_seq_len=max_seq_len), model.heads.output.weight.device
 
     @torch.inference_mode()
     def decoding(prompts: Sequence[list[int]], n_tokens: int) -> Generation:
         started = time.perf_counter()
         longest = max(map(len, prompts))
-        filling = [longest - len(prompt) for prompt in prompts]
-        tokens_BT = torch.tensor([[*[0] * n, *prompt] for n, prompt in zip(filling, prompts, strict=True)])
-        mask_BT = torch.tensor([[*[0] * n, *[1] * len(prompt)] for n, prompt in zip(filling, prompts, strict=True)])
+        padding = [longest - len(prompt) for prompt in prompts]
+        tokens_BT = torch.tensor([[*[0] * n, *prompt] for n, prompt in zip(padding, prompts, strict=True)])
+        mask_BT = torch.tensor([[*[0] * n, *[1] * len(prompt)] for n, prompt in zip(padding, prompts, strict=True)])
         output_BT = llama.generate(
             tokens_BT.to(device),
             attention_mask=mask_BT.to(device),
@@ -139,7 +145,7 @@ def transformers_decoding(model: MultiTokenModel, *, max_seq_len: int) -> Decodi
 
 
 def bytes_of_a_step(model: MultiTokenModel, *, batch_size: int, n_cached: int) -> int:
-    """Return what one autoregressive step reads at least: all weights that it uses, and the cached positions."""
+    """Return the bytes that one autoregressive step must read: the weights that it uses, and the cached positions."""
     config = model.config
     chain = next_token_chain(config)
     layers = [*model.trunk.layers, *(model.heads.layers[head] for head in chain), model.heads.norm, model.heads.output]
@@ -150,7 +156,7 @@ def bytes_of_a_step(model: MultiTokenModel, *, batch_size: int, n_cached: int) -
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Return the bytes per second that a copy within the device's memory reads and writes."""
+    """Return the bytes per second that a copy within the device's memory reads and writes together."""
     source = torch.ones(2**30 if device.type != "cpu" else 2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = []

@@ -1,106 +1,111 @@
-"""What benchmarks share: rounds that take all cases in turns, medians with their spread, ranks, tables.
+"""The skeleton of a benchmark command: shared options, their checks, tables, and the JSON of all figures.
 
-Cases of one round share the machine's mood, so it is their ratios within a round that are compared; every other round
-goes backwards, so that none is always the one after a heavy neighbour.
+A command builds its parser with `benchmark_parser`, adds its own options, and hands it to `run_benchmark` with a
+function that measures, prints tables, and returns the figures.
 """
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
+from common.command_line import below_one, command_parser, raise_if_any
 from common.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-# oneDNN dies on virtual machines that advertise AMX and fault on it; a GPU is not concerned.
-ENVIRONMENT = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+DEFAULT = "(default: %(default)s)"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Median and quartiles of repeated measurements."""
+def benchmark_parser(
+    program: str,
+    *,
+    description: str | None,
+    epilog: str | None = None,
+    ranks: int | None = None,
+    warm_up: int | None = None,
+    repeats: int | None = None,
+    rounds: str = "rounds",
+    plot: bool = False,
+) -> argparse.ArgumentParser:
+    """Return a parser with `--json` and those of the shared options that have a default here.
 
-    median: float
-    lower: float
-    upper: float
+    Args:
+        program: the module, as in `python -m program`.
+        description: shown by `--help` with its line breaks, as is `epilog`.
+        epilog: shown after the options.
+        ranks: default of `--ranks`.
+        warm_up: default of `--warm_up`.
+        repeats: default of `--repeats`.
+        rounds: what is repeated, in the plural.
+        plot: whether the command can draw its figures (`--plot`).
+    """
+    parser = command_parser(program, description=description, epilog=epilog)
+    add = parser.add_argument_group("measurement").add_argument
+    if ranks is not None:
+        add("--ranks", type=int, default=ranks, metavar="N", help=f"processes that train together {DEFAULT}")
+    if warm_up is not None:
+        add("--warm_up", type=int, default=warm_up, metavar="N", help=f"{rounds} to discard first {DEFAULT}")
+    if repeats is not None:
+        add("--repeats", type=int, default=repeats, metavar="N", help=f"{rounds} to measure {DEFAULT}")
+    add("--json", type=Path, metavar="FILE", help="also write every figure to this file")
+    if plot:
+        add("--plot", type=Path, metavar="FILE", help="also draw the curves to this file (PNG)")
+    return parser
 
-    def __str__(self) -> str:
-        median, lower, upper = (f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (self.median, self.lower, self.upper))
-        return f"{median} ({lower} to {upper})"
+
+def run_benchmark(
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace], Any],
+    argv: Sequence[str] | None = None,
+    *,
+    check: Callable[[argparse.Namespace], list[str]] | None = None,
+) -> None:
+    """Parse and check the command line, measure, and write the figures to the file of `--json`.
+
+    Args:
+        parser: from `benchmark_parser`.
+        measure: measures, prints tables, and returns the figures as JSON can hold them.
+        argv: the command line, without the program; `sys.argv` if None.
+        check: returns problems with the command's own options, one line each.
+
+    Raises:
+        UserError: an option has a bad value, or the folder of an output file does not exist.
+    """
+    arguments = parser.parse_args(argv)
+    problems = [] if check is None else check(arguments)
+    raise_if_any(problems + _shared_problems(arguments), heading="bad arguments")
+    figures = measure(arguments)
+    if arguments.json is not None:
+        write_json(arguments.json, figures)
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Return median and quartiles."""
-    lower, median, upper = np.percentile(values, [25, 50, 75]).tolist()
-    return Spread(median=median, lower=lower, upper=upper)
-
-
-def ratio(values: Sequence[float], base: Sequence[float]) -> Spread:
-    """Return the spread of values over those of `base` in the same round."""
-    return spread([value / of_base for value, of_base in zip(values, base, strict=True)])
-
-
-def in_turns(
-    cases: Mapping[str, Callable[[], float]], *, warm_up: int, repeats: int, label: str = "rounds"
-) -> dict[str, list[float]]:
-    """Call every case once in each of `warm_up` + `repeats` rounds; return what the later rounds gave, by name."""
-    found: dict[str, list[float]] = {name: [] for name in cases}
-    rounds = range(warm_up + repeats)
-    for index in tqdm(rounds, desc=label, leave=False, disable=os.environ.get("RANK", "0") != "0" or None):
-        for name in list(cases)[:: 1 if index % 2 else -1]:
-            measured = cases[name]()
-            if index >= warm_up:
-                found[name].append(measured)
-    return found
+def _shared_problems(arguments: argparse.Namespace) -> list[str]:
+    counts = [name for name in ("ranks", "repeats") if isinstance(getattr(arguments, name, None), int)]
+    problems = below_one(arguments, *counts)
+    if getattr(arguments, "warm_up", 0) < 0:
+        problems.append(f"--warm_up must be at least 0, not {arguments.warm_up}")
+    for name in ("json", "plot"):
+        path: Path | None = getattr(arguments, name, None)
+        if path is not None and not path.parent.is_dir():
+            problems.append(f"--{name} {path}: there is no folder {path.parent}")
+    return problems
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows, the first of them the heading, as an aligned Markdown table."""
+    """Return the rows, of which the first is the heading, as an aligned Markdown table."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-def on_ranks(module: str, todo: Any, *, ranks: int, threads: int = 1, **variables: str) -> Any:
-    """Start `python -m module --todo FILE` on some ranks of this machine; return what rank 0 answers (`answer`).
+class LiveTable:
+    """A Markdown table that is printed row by row, for rows that take long to measure."""
 
-    Args:
-        module: of benchmarks/.
-        todo: what to do, as JSON.
-        ranks: processes.
-        threads: of each, on the CPU.
-        variables: environment variables to set: DS_ACCELERATOR="cpu" keeps off a GPU.
+    def __init__(self, *heading: str) -> None:
+        """Print the heading."""
+        self.add(*heading)
+        print("|" + "---|" * len(heading), flush=True)
 
-    Raises:
-        RuntimeError: a rank failed; the message has the end of what they said.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "todo.json"
-        write_json(path, todo)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command += ["--module", module, "--todo", str(path)]
-        environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **variables}
-        said = None if sys.stderr.isatty() else subprocess.STDOUT  # a person sees rank 0's progress
-        done = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=said, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(done.stdout.decode(errors="replace")[-8000:])
-        return json.loads(_answer_to(path).read_text(encoding="utf-8"))
-
-
-def answer(todo: Path, found: Any) -> None:
-    """Leave what was found for the process that called `on_ranks`; for rank 0."""
-    write_json(_answer_to(todo), found)
-
-
-def _answer_to(todo: Path) -> Path:
-    return todo.with_name("answer.json")
+    def add(self, *cells: str) -> None:
+        """Print one row."""
+        print(f"| {' | '.join(cells)} |", flush=True)

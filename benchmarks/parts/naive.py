@@ -1,4 +1,4 @@
-"""The multi-token loss as an ordinary implementation has it: all heads' logits, their sum, one backward; O(nV) memory.
+"""The multi-token loss of an ordinary implementation: the logits of all heads, their sum, one backward; O(nV) memory.
 
 An independent reference: it shares the layers with `pipeline.model.network`, and nothing with `pipeline.model.loss`.
 """
@@ -13,12 +13,12 @@ from pipeline.model.network import MultiTokenModel
 
 
 class NaiveModel(MultiTokenModel):
-    """The same weights under the same names; what autograd keeps of every head's logits lives until the backward."""
+    """Our model with the same weights under the same names; autograd keeps every head's logits until the backward."""
 
     def forward(self, tokens_BT: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Return the summed loss () and the per-head losses (N,) detached: nats per token, fp32 or the weights' fp64.
+        """Return the summed loss () and the detached losses of the heads (N,), in nats per token.
 
-        `targets_BTN[b, t, i]` is the id of token t + 1 + i.
+        The dtype is fp32, or fp64 if the weights are fp64. `targets_BTN[b, t, i]` is the id of token t + 1 + i.
         """
         z_BTD = self.trunk(tokens_BT)
         rotary = training_rotary(tokens_BT.shape[1], self.config, device=z_BTD.device)

@@ -1,9 +1,9 @@
-"""Other ways to train the same shape, called as ours: with tokens and targets, for losses.
+"""Other implementations of models of the same shape, called like ours: with tokens and targets, returning losses.
 
-- transformers' LlamaForCausalLM, as it comes, with torch's attention; and with liger-kernel's fused kernels on a GPU.
-- n heads as facebookresearch/lingua has them (apps/mtp, written from its description): one norm, n linear heads from
-  the trunk's output to the vocabulary, each under activation checkpointing with its loss, so that one head's logits
-  live at a time and are computed again in the one backward. The trunk is ours.
+- transformers' LlamaForCausalLM, unchanged, with torch's attention; and with liger-kernel's fused kernels on a GPU.
+- The n heads of facebookresearch/lingua (apps/mtp, written from its description): one norm, and n linear heads from the
+  trunk's output to the vocabulary. Each head is under activation checkpointing together with its loss, so that the
+  logits of only one head are alive at a time, and are recomputed in the one backward. The trunk is ours.
 """
 
 from collections.abc import Iterator
@@ -23,15 +23,15 @@ from pipeline.model.network import Trunk
 
 
 class Llama(nn.Module):
-    """transformers' model; n = 1 alone."""
+    """transformers' Llama; only n = 1."""
 
     def __init__(self, config: ModelConfig, *, kernels: str = "torch", compiled: bool = False) -> None:
-        """Build it with random weights.
+        """Build the model with random weights.
 
         Args:
             config: the shape.
-            kernels: "torch", or "liger" for liger-kernel's.
-            compiled: whether torch.compile fuses each layer, as it does ours.
+            kernels: "torch", or "liger" for liger-kernel's kernels.
+            compiled: whether to compile each layer with torch.compile, as we do ours.
         """
         super().__init__()
         modeling = _modeling()
@@ -48,16 +48,16 @@ class Llama(nn.Module):
             layer.forward = torch.compile(layer.forward, dynamic=False)
 
     def forward(self, tokens_BT: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss () and the same as the only head's (1,), detached."""
+        """Return the loss (), and the same loss detached as that of the only head (1,)."""
         targets_BT = targets_BTN[..., 0]
         with _changed(_modeling(), self._names):
-            # with shift_labels it shifts nothing itself, and learns from every position, as we do
+            # with shift_labels, it does not shift the labels itself, and learns from every position, as we do
             loss = self.llama(tokens_BT, labels=targets_BT, shift_labels=targets_BT.contiguous()).loss
         return loss, loss.detach().unsqueeze(0)
 
 
 class LinguaModel(nn.Module):
-    """Lingua's way to have n heads; they are the unembeddings, so the trunk has all the layers."""
+    """Our trunk with lingua's n heads, which are unembeddings only, so that the trunk has all the layers."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class LinguaModel(nn.Module):
         )
 
     def forward(self, tokens_BT: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the summed loss () and the per-head losses (N,) detached, nats per token, in fp32 at least."""
+        """Return the summed loss () and the detached losses of the heads (N,), in nats per token and at least fp32."""
         normed_BTD = self.norm(self.trunk(tokens_BT))
         losses_N = torch.stack(
             [
@@ -86,7 +86,7 @@ def _head_loss(head: nn.Module, normed_BTD: Tensor, targets_BT: Tensor) -> Tenso
 
 
 def _modeling() -> ModuleType:
-    """Return transformers' module of Llama; torchvision's wheel, which it would import, may lack its own build."""
+    """Return transformers' Llama module without torchvision, whose wheel may not fit this build of torch."""
     from transformers.utils import import_utils
 
     import_utils._torchvision_available = False
@@ -96,9 +96,9 @@ def _modeling() -> ModuleType:
 
 
 def _with_liger(modeling: ModuleType, model: nn.Module) -> dict[str, Any]:
-    """Give one model liger-kernel's forwards; return the names in transformers' module that its forward looks up.
+    """Give one model liger-kernel's forwards; return the changed names of transformers' module with their new values.
 
-    It changes those for every model, so they are put back, and are in place only while this model runs.
+    The kernel changes these names for every model. They are restored here, and set only while this model runs.
     """
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 
@@ -111,7 +111,7 @@ def _with_liger(modeling: ModuleType, model: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def _changed(module: ModuleType, values: dict[str, Any]) -> Iterator[None]:
-    """Give names of a module other values for a while."""
+    """Set names of a module to other values inside the `with` statement."""
     names = vars(module)
     before = {name: names[name] for name in values}
     names.update(values)

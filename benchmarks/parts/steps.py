@@ -1,9 +1,9 @@
-"""Times of whole training steps and their peak memory, many models in turns in one process group; started on ranks.
+"""Times and peak memory of whole training steps: many models take turns in one process group.
 
-Every case trains under the real DeepSpeed engine on one micro batch of random tokens a step, the optimizer's update
-included. Its memory is measured first, in its second step, alone: on a GPU what torch's allocator gave out at most
-since before the engine was built; on the CPU the same, as torch's profiler records it. Then all cases step in turns
-(harness.in_turns); a step is as long as on the slowest rank.
+Every case trains under the real DeepSpeed engine on one micro batch of random tokens per step, including the
+optimizer's update. First, the memory of each case is measured alone in its second step: the peak of torch's allocator,
+minus what was allocated before the engine was built; on the CPU, torch's profiler records it. Then all cases step in
+turns (`rounds.in_turns`). The time of a step is that of the slowest rank.
 """
 
 import gc
@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.parts.harness import REPOSITORY, answer, in_turns, on_ranks
-from common.command_line import command_parser
+from benchmarks.parts.harness import REPOSITORY
+from benchmarks.parts.ranks import on_ranks
+from benchmarks.parts.rounds import in_turns
 from pipeline.config.deepspeed import Precision, fill_deepspeed_config, precision, read_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, OptimConfig, TrainConfig
@@ -33,8 +34,8 @@ class Case:
     """One model, and how it is trained.
 
     way: our head-sequential loss, the naive sum of the same model (naive.py), or a peer (peers.py).
-    linear_heads: each head is one matrix, with an unembedding of its own, as lingua's are.
-    json: a file of ds_configs/ by name.
+    linear_heads: each head is one matrix with its own unembedding, as in lingua.
+    json: name of a file of ds_configs/.
     """
 
     way: Way = "sequential"
@@ -52,14 +53,14 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What tables and reports call it."""
+        """The name of the case in tables and reports."""
         linear = ", linear heads" if self.linear_heads and self.way != "lingua" else ""
         compiled = ", compiled" if self.compile else ""
         return f"{self.way}{linear}{compiled}, n = {self.n_future_tokens}"
 
     @property
     def model(self) -> ModelConfig:
-        """The shape."""
+        """The shape of the model."""
         return ModelConfig(
             dim=self.dim,
             n_layers=self.n_layers,
@@ -72,13 +73,13 @@ class Case:
 
     @property
     def flops_per_token(self) -> int:
-        """Model FLOPs, forward and backward; what is computed twice counts once. Lingua's heads are unembeddings."""
+        """Model FLOPs, forward and backward, without recomputation. Lingua's heads are unembeddings only."""
         flops = training_flops(self.model, seq_len=self.seq_len)
         return flops.total - (flops.heads if self.way == "lingua" else 0)
 
     @property
     def precision(self) -> Precision:
-        """What its matrices are multiplied in."""
+        """The precision of matrix products."""
         return precision(self._values)
 
     @property
@@ -86,7 +87,7 @@ class Case:
         return read_deepspeed_config(REPOSITORY / "ds_configs" / f"{self.json}.json")
 
     def config(self, *, ranks: int) -> Config:
-        """Return the recipe of one micro batch on each rank."""
+        """Return the recipe, with one micro batch per rank and step."""
         return Config(
             model=self.model,
             data=DataConfig(seq_len=self.seq_len),
@@ -101,7 +102,7 @@ class Case:
         )
 
     def deepspeed_config(self, *, ranks: int) -> dict[str, Any]:
-        """Return the filled DeepSpeed JSON; buckets are at most an eighth of the model, or would hide it."""
+        """Return the filled DeepSpeed JSON. Buckets are at most an eighth of the model, so that they do not hide it."""
         values = self._values
         zero = values["zero_optimization"]
         for limit in BUCKETS & zero.keys():
@@ -112,11 +113,11 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a case took: seconds of each step that counts, and bytes on the fullest rank.
+class CaseTimes:
+    """The seconds of each measured step of a case, and bytes on the rank with the most memory.
 
-    peak_bytes: the most within a step.
-    resident_bytes: between steps: weights, optimizer state, buffers.
+    peak_bytes: the peak within a step.
+    resident_bytes: held between steps: weights, optimizer state, buffers.
     """
 
     case: Case
@@ -125,21 +126,21 @@ class Measured:
     resident_bytes: int
 
 
-def measure(
+def time_steps(
     cases: Sequence[Case], *, ranks: int, threads: int, warm_up: int, repeats: int, **variables: str
-) -> tuple[list[Measured], str]:
-    """Measure all cases in one process group; return what they took, and the device's name."""
-    todo = {"cases": [asdict(case) for case in cases], "warm_up": warm_up, "repeats": repeats}
-    found = on_ranks("benchmarks.parts.steps", todo, ranks=ranks, threads=threads, **variables)
+) -> tuple[list[CaseTimes], str]:
+    """Measure all cases in one process group; return their times and the device's name."""
+    task = {"cases": [asdict(case) for case in cases], "warm_up": warm_up, "repeats": repeats}
+    found = on_ranks(steps_on_rank, task, ranks=ranks, threads=threads, **variables)
     measured = [
-        Measured(case=case, seconds=seconds, peak_bytes=peak, resident_bytes=resident)
+        CaseTimes(case=case, seconds=seconds, peak_bytes=peak, resident_bytes=resident)
         for case, seconds, (peak, resident) in zip(cases, found["seconds"], found["bytes"], strict=True)
     ]
     return measured, found["device"]
 
 
-def measure_here(path: Path) -> None:
-    """Be one of the ranks; rank 0 leaves the answer."""
+def steps_on_rank(task: dict[str, Any]) -> dict[str, Any]:
+    """Measure all cases as one of the ranks; return the seconds and bytes of each on the slowest and fullest rank."""
     import torch
 
     from pipeline.monitoring.environment import device_name
@@ -147,19 +148,17 @@ def measure_here(path: Path) -> None:
     from pipeline.runtime.world import world_from_environment
     from pipeline.training.process_group import process_group
 
-    todo = json.loads(path.read_text(encoding="utf-8"))
-    cases, world = [Case(**values) for values in todo["cases"]], world_from_environment()
+    cases, world = [Case(**values) for values in task["cases"]], world_from_environment()
     with process_group(world) as device:
         ready = [_prepare(case, ranks=world.world_size, device=device) for case in cases]
         steps = {str(index): _timed(step, device) for index, (step, _) in enumerate(ready)}
-        own_s = in_turns(steps, warm_up=todo["warm_up"], repeats=todo["repeats"])
+        own_s = in_turns(steps, warm_up=task["warm_up"], repeats=task["repeats"])
         of_ranks = from_every_rank([list(own_s.values()), [n_bytes for _, n_bytes in ready]])
         name = device_name(device)
         del ready, steps
-    if world.is_main:
-        seconds = [_slowest(times_of_ranks) for times_of_ranks in zip(*(times for times, _ in of_ranks), strict=True)]
-        n_bytes = [max(of_case) for of_case in zip(*(of_rank for _, of_rank in of_ranks), strict=True)]
-        answer(path, {"seconds": seconds, "bytes": n_bytes, "device": name, "torch": torch.__version__})
+    seconds = [_slowest(times_of_ranks) for times_of_ranks in zip(*(times for times, _ in of_ranks), strict=True)]
+    n_bytes = [max(of_case) for of_case in zip(*(of_rank for _, of_rank in of_ranks), strict=True)]
+    return {"seconds": seconds, "bytes": n_bytes, "device": name, "torch": torch.__version__}
 
 
 def _slowest(times_of_ranks: Sequence[Sequence[float]]) -> list[float]:
@@ -167,7 +166,12 @@ def _slowest(times_of_ranks: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _prepare(case: Case, *, ranks: int, device: Any) -> tuple[Callable[[], None], tuple[int, int]]:
-    """Build the case's engine and take two steps; return how to take more; and bytes: peak of the second, before it."""
+    """Build the case's engine and take two steps.
+
+    Returns:
+        A function that takes one more step, and two numbers of bytes: the peak of the second step, and the bytes held
+        before it.
+    """
     import torch
 
     from pipeline.data.batches import Batch
@@ -193,7 +197,7 @@ def _prepare(case: Case, *, ranks: int, device: Any) -> tuple[Callable[[], None]
 
 
 def _bytes_on_gpu(begin: Callable[[], None], step: Callable[[], None]) -> tuple[int, int]:
-    """Return the most bytes that `step` holds, and those that `begin` has left before it."""
+    """Return the peak bytes of `step`, and the bytes that `begin` left allocated before it."""
     import torch
 
     before = torch.cuda.memory_allocated()
@@ -205,7 +209,7 @@ def _bytes_on_gpu(begin: Callable[[], None], step: Callable[[], None]) -> tuple[
 
 
 def _bytes_on_cpu(begin: Callable[[], None], step: Callable[[], None]) -> tuple[int, int]:
-    """The same of the CPU's allocator, by what the profiler records of it."""
+    """Return the same figures of the CPU's allocator, as the profiler records it."""
     from torch.profiler import ProfilerActivity, profile, record_function
 
     with tempfile.TemporaryDirectory() as folder:
@@ -238,7 +242,7 @@ def _engine_of(case: Case, *, ranks: int, device: Any) -> Any:
     }
 
     class PeerEngine(Engine):
-        """The same engine around another module."""
+        """Our engine around a peer's module."""
 
         def _build(self, config: Config, deepspeed_config: dict[str, Any]) -> nn.Module:
             with self._device:
@@ -263,9 +267,3 @@ def _timed(step: Callable[[], None], device: Any) -> Callable[[], float]:
         return time.perf_counter() - start_s
 
     return seconds
-
-
-if __name__ == "__main__":
-    parser = command_parser("benchmarks.parts.steps", description=__doc__)
-    parser.add_argument("--todo", type=Path, required=True, help="written by harness.on_ranks")
-    measure_here(parser.parse_args().todo)
