@@ -1,7 +1,7 @@
-"""Front door of planning: what a run will need and cost, before it starts. Formulas alone; needs no GPU and no torch.
+"""Estimate what a run will need and cost before it starts. Uses formulas alone, and needs no GPU and no torch.
 
-The same recipe, JSON and overrides as `pipeline.train`, and the same checks. Exits with 0 if the run fits into the
-GPUs, with 1 if it does not (the plan is printed all the same), and with 2 for a mistake in what was given.
+Takes the same recipe, DeepSpeed JSON and overrides as `pipeline.train`, and checks them in the same way. Exit codes: 0
+if the run fits into the GPUs' memory, 1 if it does not (the plan is printed too), 2 for a mistake in the input.
 """
 
 import argparse
@@ -22,15 +22,14 @@ DOES_NOT_FIT = 1
 EXAMPLE = """example:
   python -m pipeline.plan --config pipeline/recipes/7B_200B.yaml --deepspeed_config ds_configs/zero2_bf16.json \\
       --num_nodes 8 --gpus_per_node 8 --gpu h100 --assume usd_per_gpu_hour=2.5 model.n_future_tokens=1
-
-Exit codes: 0 the run fits, 1 it does not, 2 a mistake in the command or the recipe."""
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, check, compute and print; see the module.
+    """Parse the command line, check the inputs, and print the plan.
 
     Raises:
-        UserError: anything is wrong with the inputs, or a file cannot be written.
+        UserError: the inputs have a mistake, or a file cannot be written.
     """
     arguments = _parser().parse_args(argv)
     raise_if_any(below_one(arguments, "num_nodes", "gpus_per_node"), heading="bad arguments")
@@ -57,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def checked_inputs(recipe: Path, deepspeed_json: Path, overrides: list[str], cluster: Cluster) -> Inputs:
-    """Return the inputs as a run would have them; shards need not be there yet.
+    """Return the checked inputs of a run, whose shards need not exist yet.
 
     Raises:
-        UserError: a run would refuse them.
+        UserError: a run would refuse these inputs.
     """
     return load_inputs(
         recipe,
@@ -73,24 +72,24 @@ def checked_inputs(recipe: Path, deepspeed_json: Path, overrides: list[str], clu
 
 def _check_picture(path: Path) -> None:
     if path.suffix != ".png" or path.is_dir():
-        raise UserError(f"--plot {path}: must be the name of a .png file")
+        raise UserError(f"--plot {path}: must name a .png file")
     if not path.parent.is_dir():
-        raise UserError(f"--plot {path}: there is no folder {path.parent}")
+        raise UserError(f"--plot {path}: the folder {path.parent} does not exist")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(PROGRAM, description=__doc__, epilog=EXAMPLE)
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
     parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed JSON, see ds_configs/")
-    parser.add_argument("--num_nodes", type=int, default=1, help="machines (default: 1)")
-    parser.add_argument("--gpus_per_node", type=int, default=8, help="GPUs of each (default: 8)")
-    parser.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="kind of GPU (default: h100)")
+    parser.add_argument("--num_nodes", type=int, default=1, help="number of machines (default: 1)")
+    parser.add_argument("--gpus_per_node", type=int, default=8, help="GPUs per machine (default: 8)")
+    parser.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="type of GPU (default: h100)")
     parser.add_argument(
         "--assume", action="append", default=[], metavar="NAME=VALUE",
-        help=f"replace an assumption, as often as needed: {', '.join(vars(Assumptions()))}",
+        help=f"replace an assumption; may be repeated. Names: {', '.join(vars(Assumptions()))}",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the memory by part")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the memory by part into this file")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="as in pipeline.train")
     return parser
 

@@ -1,1 +1,1 @@
-"""What a run will need and cost, computed before it starts: formulas alone, without torch."""
+"""Estimates what a run will need and cost before it starts, with formulas alone and without torch."""

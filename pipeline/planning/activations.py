@@ -1,14 +1,14 @@
-"""What the model's own code keeps and needs for a moment, in bytes on one rank, for one micro batch.
+"""Memory of the model's own code on one rank, in bytes, for one micro batch: what it keeps and what it briefly needs.
 
-    kept        from each layer's forward to its backward: all that autograd saves of it, or with activation
-                checkpointing its input alone
-    loss        while the head-sequential op (loss.py) is at its last head: that head's layer, a chunk's logits, and the
-                finished gradients of the heads before, of z and of the unembedding
+    kept        from each layer's forward to its backward: everything that autograd saves or, with activation
+                checkpointing, only the layer's input
+    loss        while the head-sequential op (loss.py) computes its last head: that head's layer, the logits of a chunk,
+                and the finished gradients of the earlier heads, of z and of the unembedding
     head        the same op a moment later: no logits, but that head's own gradients
-    backward    what a layer's backward adds to what it kept: gradients of its hidden states
+    backward    what a layer's backward needs beside what was kept: gradients of its hidden states
 
-Attention never holds its T x T scores: torch's kernel for the CPU is a flash kernel in fp32 and bf16, and so are those
-for CUDA, except one case: fp32 with grouped queries, which CUDA's fused kernels refuse.
+Attention never holds its T x T scores: torch's kernels are flash kernels, on the CPU in fp32 and bf16 and on CUDA too.
+The one exception is fp32 with grouped queries, which CUDA's fused kernels do not support.
 """
 
 from dataclasses import dataclass
@@ -17,41 +17,34 @@ from pipeline.config.schema import Config
 from pipeline.model.formulas import Share, chunk_positions, head_parameters, saved_elements_per_token
 
 LOGITS_BYTES = 12  # per logit of a chunk: log-probabilities, their gradient, and that of the logits; all fp32
-LAST_LOGITS_BYTES = 4  # of these, what is left while the unembedding's gradient is computed
+LAST_LOGITS_BYTES = 4  # of these, the part that remains while the unembedding's gradient is computed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """Bytes of one micro batch on one rank.
+    """Bytes of one micro batch on one rank."""
 
-    kept: for one micro batch under way.  recomputed: one layer's, while its backward runs after recomputation.
-    loss: activations inside the loss op.  logits: of one chunk of one head, and their gradients.
-    loss_gradients: of weights, inside the op beside the logits of the last head.
-    stored_gradients: of all heads, norm and unembedding, which the op holds until the backward.
-    last_gradients: what the last head's own backward adds to them for a moment.
-    backward: temporaries of one layer's backward.  boundary: what pipeline stages hand on.
-    """
-
-    kept: int
-    recomputed: int
-    loss: int
-    logits: int
-    loss_gradients: int
-    stored_gradients: int
-    last_gradients: int
-    backward: int
-    boundary: int
+    kept: int  # from the forward to the backward
+    recomputed: int  # activations of one layer, while its backward runs after recomputation
+    loss: int  # activations inside the loss op
+    logits: int  # of one chunk of one head, with their gradients
+    loss_gradients: int  # of weights, inside the loss op while it holds the last head's logits
+    stored_gradients: int  # of all heads, norm and unembedding; the loss op holds them until the backward
+    last_gradients: int  # what the last head's own backward briefly adds to them
+    backward: int  # temporaries of one layer's backward
+    boundary: int  # hidden states that pipeline stages pass on
 
 
 def activations(config: Config, share: Share, *, weight_bytes: int, device: str, boundary_states: int) -> Activations:
-    """Return what one micro batch takes on a rank that holds `share`.
+    """Return the memory that one micro batch takes on a rank that holds `share`.
 
     Args:
-        config: the run.
-        share: the rank's part of the layers.
+        config: the run's config.
+        share: the rank's part of the model.
         weight_bytes: 2 for bf16, 4 for fp32.
         device: "cpu" or "cuda".
-        boundary_states: hidden states that come from the stage before (z, and heads that it holds); 0 on the first.
+        boundary_states: hidden states that the previous stage passes on (z, and one for each earlier head); 0 on the
+            first stage.
     """
     model, parallel = config.model, config.parallel
     positions = config.train.micro_batch_size * config.data.seq_len // parallel.sequence_parallel_size
@@ -74,9 +67,9 @@ def activations(config: Config, share: Share, *, weight_bytes: int, device: str,
     matrix = model.vocab_size * model.dim * weight_bytes
     head = head_parameters(model) * weight_bytes // parallel.tensor_parallel_size
     heads_in_op = heads_here if in_op else 0
-    norm = (4 if weight_bytes == 2 else 3) * hidden  # in bf16 its input is kept in fp32
+    norm = (4 if weight_bytes == 2 else 3) * hidden  # for bf16, its input is kept in fp32
     chunk = min(positions, chunk_positions(positions, dim=model.dim, vocab_size=model.vocab_size))
-    summed = (model.n_future_tokens > 1) + (chunk < positions)  # unembedding's gradients of heads and chunks before
+    summed = (model.n_future_tokens > 1) + (chunk < positions)  # unembedding gradients of earlier heads and chunks
     chunk_logits = chunk * model.vocab_size
     beside_logits = max(LOGITS_BYTES * chunk_logits, LAST_LOGITS_BYTES * chunk_logits + matrix)
     return Activations(
@@ -93,13 +86,13 @@ def activations(config: Config, share: Share, *, weight_bytes: int, device: str,
 
 
 def _layer_bytes(config: Config, *, weight_bytes: int, device: str) -> int:
-    """Return what one layer keeps of a micro batch without activation checkpointing."""
+    """Return the bytes that one layer keeps of a micro batch without activation checkpointing."""
     model, parallel = config.model, config.parallel
     positions = config.train.micro_batch_size * config.data.seq_len // parallel.sequence_parallel_size
-    elements = saved_elements_per_token(model)  # of bf16: a norm's fp32 input counts twice
+    elements = saved_elements_per_token(model)  # in units of bf16, so that a norm's fp32 input counts twice
     if weight_bytes == 4:
         elements -= 2 * model.dim
-    whole = 8 * model.dim if weight_bytes == 2 else 6 * model.dim  # norms, which tensor parallelism does not divide
+    whole = 8 * model.dim if weight_bytes == 2 else 6 * model.dim  # the norms, which tensor parallelism does not divide
     elements = whole + (elements - whole) // parallel.tensor_parallel_size
     row_sums = 4 * model.n_heads // parallel.tensor_parallel_size  # attention's log-sum-exp, fp32
     per_layer = positions * (weight_bytes * elements + row_sums)

@@ -1,8 +1,8 @@
-"""Other ways to run the same recipe on the same machines: memory and time of each, the fastest that fits first.
+"""Other setups for the same recipe on the same machines, with memory and time of each; the fastest that fits is first.
 
-The JSONs of ds_configs/ with the given one's precision, times activation checkpointing, micro batch and pipeline
-stages; what the checks of a run would refuse is left out. Pipelines are tried with the recipe's own micro batch alone:
-each takes a cut of its own.
+The setups combine the JSONs of ds_configs/ that have the given precision with activation checkpointing on and off, and
+several micro batch sizes and numbers of pipeline stages. Setups that a run would refuse are left out. Pipelines are
+tried only with the recipe's own micro batch size, because each size needs its own cut into stages, which takes time.
 """
 
 import dataclasses
@@ -32,32 +32,28 @@ STAGES = (1, 2, 4, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """One way to run.
+    """One way to run a recipe: a DeepSpeed JSON and a config."""
 
-    json: name of the DeepSpeed JSON; the other settings are the config's.  moments: of the fullest rank, in their
-    order.  peak_flops: of one GPU in its precision.
-    """
-
-    json: str
-    config: Config
-    moments: tuple[Memory, ...]
+    json: str  # name of the DeepSpeed JSON
+    config: Config  # all other settings
+    moments: tuple[Memory, ...]  # of the fullest rank, in the order of time
     time: StepTime
     fits: bool
-    peak_flops: float
+    peak_flops: float  # of one GPU in the setup's precision, FLOP/s
 
     @property
     def memory(self) -> Memory:
-        """The fullest moment."""
+        """Memory of the fullest rank at its fullest moment."""
         return fullest_of(self.moments)
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens per second of the whole cluster, while nothing fails."""
+        """Tokens per second of the whole cluster while nothing fails."""
         return self.config.train.batch_tokens / self.time.total_s
 
 
 def setup_of(config: Config, deepspeed_config: dict[str, Any], cluster: Cluster, *, name: str) -> Setup:
-    """Return how a checked recipe and JSON would do."""
+    """Return the memory and speed of a checked recipe with a filled DeepSpeed JSON called `name`."""
     mode = mode_of(deepspeed_config)
     moments = moments_of_fullest_rank(config, mode, world_size=cluster.world_size, device="cuda")
     return Setup(
@@ -73,12 +69,12 @@ def setup_of(config: Config, deepspeed_config: dict[str, Any], cluster: Cluster,
 def alternatives(
     config: Config, deepspeed_config: dict[str, Any], cluster: Cluster, *, stages: tuple[int, ...] = STAGES
 ) -> list[Setup]:
-    """Return every way that a run would accept: those that fit first, and of those the fastest.
+    """Return every setup that a run would accept: first those that fit, the fastest first; then the others by memory.
 
     Args:
         config: the recipe, checked.
-        deepspeed_config: filled; its precision is kept.
-        cluster: where it would run.
+        deepspeed_config: filled; all setups have its precision.
+        cluster: where the recipe would run.
         stages: numbers of pipeline stages to try, beside the recipe's own.
     """
     found = [

@@ -1,4 +1,4 @@
-"""What is assumed about machines, storage and prices: every number an input with a default and its source."""
+"""Assumptions about machines, storage and prices: each number is an input with a default and a source."""
 
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -11,22 +11,17 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU's data sheet. Its peak FLOP/s is in pipeline/runtime/devices.py.
+    """A GPU's data sheet. Its peak FLOP/s is in pipeline/runtime/devices.py."""
 
-    name: as its driver gives it.  memory_bytes: of the device.
-    intra_node_bytes_per_s: to the node's other GPUs, one direction.  inter_node_bytes_per_s: of its network adapter.
-    watts: its share of the node's largest draw.
-    """
-
-    name: str
+    name: str  # part of the name that the driver gives
     memory_bytes: int
-    intra_node_bytes_per_s: float
-    inter_node_bytes_per_s: float
-    watts: float
+    intra_node_bytes_per_s: float  # to the other GPUs of the node, one direction
+    inter_node_bytes_per_s: float  # of its network adapter
+    watts: float  # its share of the node's maximum power
 
 
-# Data sheets of the makers: A100 80 GB SXM and DGX A100 (6.5 kW, 200 Gb/s an adapter); H100 SXM and DGX H100 (10.2 kW,
-# 400 Gb/s); H200 SXM and DGX H200 (10.2 kW, 400 Gb/s); B200 and DGX B200 (14.3 kW, 180 GB, 400 Gb/s).
+# From the makers' data sheets: A100 80 GB SXM and DGX A100 (6.5 kW, 200 Gb/s per adapter); H100 SXM and DGX H100
+# (10.2 kW, 400 Gb/s); H200 SXM and DGX H200 (10.2 kW, 400 Gb/s); B200 and DGX B200 (14.3 kW, 180 GB, 400 Gb/s).
 GPUS = {
     name: Gpu(
         name=driver_name,
@@ -46,7 +41,7 @@ GPUS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What no recipe says; each can be given as --assume name=value. `SOURCES` says where the defaults are from."""
+    """Assumptions that no recipe contains; `--assume name=value` replaces them. `SOURCES` explains the defaults."""
 
     mfu: float = 0.43
     link_efficiency: float = 0.8
@@ -62,26 +57,26 @@ class Assumptions:
 
 
 SOURCES = {
-    "mfu": "of a GPU that waits for nobody and recomputes nothing; Llama 3 reached 0.38 to 0.43 (arXiv 2407.21783,"
-    " Table 4), PaLM 0.46 (arXiv 2204.02311, Table 3; counted as in its appendix B)",
-    "link_efficiency": "of the data sheet's bandwidths; a round assumption",
-    "host_GB_per_s": "between a GPU and the host, for offloading and copies of checkpoints; an assumption",
-    "reserved_GiB": "of a GPU for the CUDA context, cuBLAS and NCCL; an assumption, not measured",
-    "fragmentation": "of what is allocated, lost by the allocator; an assumption, not measured",
+    "mfu": "of a GPU that never waits and recomputes nothing; Llama 3 reached 0.38 to 0.43 (arXiv 2407.21783, Table 4),"
+    " PaLM 0.46 (arXiv 2204.02311, Table 3; counted as in its appendix B)",
+    "link_efficiency": "share of the data sheet's bandwidths that is reached; a round assumption",
+    "host_GB_per_s": "between a GPU and its host, for offloading and copies of checkpoints; an assumption",
+    "reserved_GiB": "on each GPU for the CUDA context, cuBLAS and NCCL; an assumption, not measured",
+    "fragmentation": "lost by the allocator, as a share of the memory in use; an assumption, not measured",
     "mtbf_gpu_hours": "GPU-hours between unexpected interruptions: 54 days x 16,384 H100 / 419 = 50,700 (Llama 3, arXiv"
     " 2407.21783, section 3.3.4); OPT-175B on 992 A100: at least 35 manual restarts in two months (arXiv 2205.01068)",
-    "restart_s": "from a failure to the first step after it: noticed, scheduled, started, loaded; an assumption",
-    "checkpoint_GB_per_s_per_node": "writes and reads of checkpoints by each node; an assumption",
-    "usd_per_gpu_hour": "a round assumption; give your own",
-    "usd_per_kwh": "0: in the GPU-hour's price",
-    "pue": "of the data centre, over the nodes' own power; an assumption",
+    "restart_s": "from a failure to the next step: detecting, scheduling, starting and loading; an assumption",
+    "checkpoint_GB_per_s_per_node": "rate at which each node writes and reads checkpoints; an assumption",
+    "usd_per_gpu_hour": "a round assumption; give your own price",
+    "usd_per_kwh": "0 means that the price of a GPU-hour includes the power",
+    "pue": "power of the data centre divided by that of its nodes; an assumption",
 }
 assert set(SOURCES) == {field.name for field in fields(Assumptions)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Machines that are all alike."""
+    """A number of equal machines."""
 
     n_nodes: int
     gpus_per_node: int
@@ -90,7 +85,7 @@ class Cluster:
 
     @property
     def world_size(self) -> int:
-        """GPUs in all."""
+        """Number of GPUs."""
         return self.n_nodes * self.gpus_per_node
 
     def peak_flops(self, precision: Precision) -> float:
@@ -100,11 +95,11 @@ class Cluster:
         return peak
 
     def ring_bytes_per_s(self, ranks: int, *, neighbours: bool = False) -> float:
-        """Return what a rank can send in a collective of `ranks`: all of a node's adapters carry rings at once.
+        """Return the rate at which a rank can send in a collective; all adapters of a node carry rings at once.
 
         Args:
-            ranks: in the collective.
-            neighbours: whether they are consecutive, so that a node may hold all of them.
+            ranks: number of ranks in the collective.
+            neighbours: True if these ranks are consecutive, so that one node may hold all of them.
         """
         gpu = self.gpu
         within = self.n_nodes == 1 or (neighbours and ranks <= self.gpus_per_node)
@@ -113,17 +108,18 @@ class Cluster:
 
 
 def assumptions_from(given: list[str]) -> Assumptions:
-    """Return the defaults with `name=value` in place of some.
+    """Return the default assumptions, with the given `name=value` replacing some.
 
     Raises:
-        UserError: a name is unknown, or a value is no number above 0 (0 where that means none); names all of them.
+        UserError: a name is unknown, or a value is not a number above 0 (or 0 where that means none); the message lists
+            all mistakes.
     """
     known, values, problems = asdict(Assumptions()), {}, []
     may_be_zero = ("reserved_GiB", "fragmentation", "restart_s", "usd_per_gpu_hour", "usd_per_kwh")
     for text in given:
         name, _, value = text.partition("=")
         if name not in known:
-            problems.append(f"--assume {text}: there is no {name!r}; known: {', '.join(known)}")
+            problems.append(f"--assume {text}: there is no assumption {name!r}; known: {', '.join(known)}")
             continue
         try:
             values[name] = float(value)
@@ -135,17 +131,17 @@ def assumptions_from(given: list[str]) -> Assumptions:
         elif name in ("mfu", "link_efficiency") and values[name] > 1:
             problems.append(f"--assume {text}: must be at most 1")
         elif name == "pue" and values[name] < 1:
-            problems.append(f"--assume {text}: must be at least 1; it is the data centre's power over its nodes'")
+            problems.append(f"--assume {text}: must be at least 1: it is a data centre's power over that of its nodes")
     if problems:
         raise UserError("; ".join(problems))
     return replace(Assumptions(), **values)
 
 
 def reserved_bytes(assumed: Assumptions) -> int:
-    """Return what context and libraries take of a GPU."""
+    """Return the bytes of a GPU that the CUDA context and libraries take."""
     return int(assumed.reserved_GiB * GIB)
 
 
 def usable_bytes(gpu: Gpu, assumed: Assumptions) -> int:
-    """Return what tensors may take of a GPU."""
+    """Return the bytes of a GPU that tensors may take."""
     return max(0, int((gpu.memory_bytes - reserved_bytes(assumed)) / (1 + assumed.fragmentation)))

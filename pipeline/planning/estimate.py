@@ -1,10 +1,11 @@
-"""The whole answer: memory, time, money, checkpoints and storage of a run on a cluster, and its alternatives."""
+"""The estimate for a run on a cluster: time, cost, energy, checkpoints, failures, storage; and the plan as a dict."""
 
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.command_line import UserError
+from common.wording import counted
 from pipeline.config.model import ModelConfig
 from pipeline.model.formulas import Flops, parameter_count, training_flops
 from pipeline.planning.alternatives import Setup
@@ -12,16 +13,16 @@ from pipeline.planning.clusters import SOURCES, Cluster, usable_bytes
 from pipeline.planning.failures import FailureModel, best_interval_s, expected_goodput
 from pipeline.planning.memory import Memory
 
-STATE_BYTES = 12  # of a checkpoint, per parameter: the fp32 value and Adam's two moments
-TOKEN_BYTES = 2  # in a shard: uint16
+STATE_BYTES = 12  # of a checkpoint, per parameter: fp32 value and Adam's two moments
+TOKEN_BYTES = 2  # in a shard, as uint16
 DEFAULT_LOOKAHEAD = 8
 HOUR_S, DAY_S = 3600, 86_400
-LEAST_GOODPUT = 0.01  # below it a run's days and costs say nothing
+LEAST_GOODPUT = 0.01  # below this, the days and the cost of a run are meaningless
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run needs and costs. Seconds, bytes, USD; goodput is the part of the wall clock that makes progress."""
+    """What a run needs and costs. Goodput is the share of the wall time that makes progress."""
 
     parameters: int
     flops_per_token: Flops
@@ -48,22 +49,22 @@ class Estimate:
 
 
 def estimate(setup: Setup, cluster: Cluster) -> Estimate:
-    """Return what a run costs that goes this setup and saves at the best interval.
+    """Return the estimate for a run with this setup that saves checkpoints at the best interval.
 
     Raises:
-        UserError: by the assumptions it fails so often that it gets nowhere.
+        UserError: under the assumptions, the run fails so often that it makes no progress.
     """
     config, assumed = setup.config, cluster.assumed
     step_s, world = setup.time.total_s, cluster.world_size
     run = failure_model(config.model, cluster, asynchronous=config.checkpoint.asynchronous)
-    interval_s = max(best_interval_s(run), run.lag_s)  # a save waits for the one before it
+    interval_s = max(best_interval_s(run), run.lag_s)  # a save waits for the previous one
     every_steps = max(1, round(interval_s / step_s))
     goodput = expected_goodput(run, interval_s=every_steps * step_s)
     if goodput < LEAST_GOODPUT:
         raise UserError(
-            f"a failure every {run.mtbf_s:,.3g} s on {world:,} GPUs, {run.restart_s:,.3g} s from each to the next step,"
-            f" {step_s:,.3g} s a step: such a run gets nowhere; look at --assume mtbf_gpu_hours, restart_s and"
-            " checkpoint_GB_per_s_per_node, or take fewer GPUs"
+            f"the run makes no progress: on {counted(world, 'GPU')} it fails every {run.mtbf_s:,.3g} s, each failure"
+            f" costs {run.restart_s:,.3g} s until the next step, and a step takes {step_s:,.3g} s; check --assume"
+            " mtbf_gpu_hours, restart_s and checkpoint_GB_per_s_per_node, or use fewer GPUs"
         )
     tokens_per_s = setup.tokens_per_s
     wall_s = config.total_steps * step_s / goodput
@@ -99,25 +100,25 @@ def estimate(setup: Setup, cluster: Cluster) -> Estimate:
 
 
 def write_s(model: ModelConfig, cluster: Cluster) -> float:
-    """Return the seconds in which all nodes together write a checkpoint."""
+    """Return the seconds that all nodes together take to write a checkpoint."""
     rate = cluster.assumed.checkpoint_GB_per_s_per_node * 1e9 * cluster.n_nodes
     return STATE_BYTES * parameter_count(model) / rate
 
 
 def failure_model(model: ModelConfig, cluster: Cluster, *, asynchronous: bool) -> FailureModel:
-    """Return how the run fails: an asynchronous save stands still for the copy to the host alone."""
+    """Return how the run fails and saves; an asynchronous save interrupts training only for the copy to the host."""
     assumed, writing = cluster.assumed, write_s(model, cluster)
     copying = STATE_BYTES * parameter_count(model) / cluster.world_size / (assumed.host_GB_per_s * 1e9)
     return FailureModel(
         mtbf_s=assumed.mtbf_gpu_hours * HOUR_S / cluster.world_size,
         stall_s=copying if asynchronous else copying + writing,
         lag_s=writing if asynchronous else 0.0,
-        restart_s=assumed.restart_s + writing,  # what was written is read again
+        restart_s=assumed.restart_s + writing,  # reading takes as long as writing
     )
 
 
 def shortage_advice(setup: Setup, cluster: Cluster, setups: list[Setup]) -> str:
-    """Return by how much a setup does not fit, and what would."""
+    """Return by how much a setup does not fit, and which setup would fit."""
     usable = usable_bytes(cluster.gpu, cluster.assumed)
     memory = setup.memory
     short = (
@@ -128,11 +129,11 @@ def shortage_advice(setup: Setup, cluster: Cluster, setups: list[Setup]) -> str:
     fitting = [other for other in setups if other.fits]
     if fitting:
         return f"{short}; the fastest setup that fits: {command_of(fitting[0])}"
-    return f"{short}; no setup in the table fits: take more or larger GPUs, or a smaller model"
+    return f"{short}; no setup in the table fits: use more or larger GPUs, or a smaller model"
 
 
 def command_of(setup: Setup) -> str:
-    """Return what to change on the command line for a setup."""
+    """Return the options and overrides that select a setup on the command line."""
     train, parallel = setup.config.train, setup.config.parallel
     return (
         f"--deepspeed_config ds_configs/{setup.json}.json train.micro_batch_size={train.micro_batch_size} "
@@ -142,7 +143,7 @@ def command_of(setup: Setup) -> str:
 
 
 def as_dict(setup: Setup, setups: list[Setup], found: Estimate, cluster: Cluster) -> dict[str, Any]:
-    """Return everything as plain values, for machines."""
+    """Return the whole plan as plain values for JSON."""
     return {
         "fits": setup.fits,
         "usable_bytes": usable_bytes(cluster.gpu, cluster.assumed),

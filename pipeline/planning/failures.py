@@ -1,8 +1,9 @@
-"""What failures cost: the interval between checkpoints that loses least, the goodput to expect, a simulation of both.
+"""What failures cost: the best interval between checkpoints, the expected goodput, and a simulation that checks both.
 
-A run takes a checkpoint each `interval_s` of training and stands still `stall_s` for it; `lag_s` later it is whole
-(asynchronous saves; 0 is a save that is waited for). A failure throws it back to the last whole checkpoint, and
-`restart_s` pass before it trains again. Failures are independent of each other (exponential times between them).
+A run saves a checkpoint after every `interval_s` of training, which stops for `stall_s`. The checkpoint is complete
+`lag_s` later (asynchronous saves; 0 if training waits for the whole save). A failure sets the run back to its last
+complete checkpoint, and `restart_s` pass before it trains again. Failures are independent: the times between them are
+exponentially distributed.
 
 Formulas: J. T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps", Future Generation
 Computer Systems 22 (2006), whose first term is J. W. Young's (Communications of the ACM 17, 1974).
@@ -15,19 +16,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class FailureModel:
-    """A run that fails.
+    """How a run fails and saves; the module's docstring explains the fields."""
 
-    mtbf_s: mean time between failures of the whole run.  stall_s, lag_s, restart_s: see above.
-    """
-
-    mtbf_s: float
+    mtbf_s: float  # mean time between failures of the whole run
     stall_s: float
     restart_s: float
     lag_s: float = 0.0
 
 
 def best_interval_s(run: FailureModel) -> float:
-    """Return the seconds of training between checkpoints that lose least (Daly's equation 37)."""
+    """Return the seconds of training between checkpoints that lose the least time (Daly's equation 37)."""
     stall, mtbf = run.stall_s, run.mtbf_s
     if stall >= 2 * mtbf:
         return mtbf
@@ -36,9 +34,9 @@ def best_interval_s(run: FailureModel) -> float:
 
 
 def expected_goodput(run: FailureModel, *, interval_s: float) -> float:
-    """Return the part of the wall clock that is training which was not done again (Daly's equation 20).
+    """Return the share of the wall time that is training which no failure undid (Daly's equation 20).
 
-    A save that lags is lost work as a longer restart would be: what was trained since it began is done again.
+    The lag of a save counts like a longer restart: a failure also undoes the training since that save began.
     """
     try:
         restart = math.exp((run.restart_s + run.lag_s) / run.mtbf_s)
@@ -50,14 +48,14 @@ def expected_goodput(run: FailureModel, *, interval_s: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a simulated time: the part that was training not done again, and how many failures there were."""
+    """The result of a simulation."""
 
-    goodput: float
+    goodput: float  # share of the time that was training which no failure undid
     failures: int
 
 
 def simulate(run: FailureModel, *, interval_s: float, wall_s: float, seed: int) -> Outcome:
-    """Live through `wall_s` seconds, failure by failure."""
+    """Simulate `wall_s` seconds of a run, failure by failure."""
     draw = random.Random(seed)
     now = trained = 0.0
     failures = 0
@@ -71,17 +69,17 @@ def simulate(run: FailureModel, *, interval_s: float, wall_s: float, seed: int) 
 
 
 def _kept(run: FailureModel, *, span_s: float, interval_s: float, failed: bool) -> float:
-    """Return the training within a span that is not lost at its end."""
+    """Return the seconds of training within a span between failures that are kept after it."""
     period = interval_s + run.stall_s
     if not failed:
         periods, rest = divmod(span_s, period)
         return periods * interval_s + min(rest, interval_s)
-    whole = int((span_s - run.lag_s) // period)  # checkpoints whose writing had time to end
+    whole = int((span_s - run.lag_s) // period)  # checkpoints that were complete before the failure
     return max(0, whole) * interval_s
 
 
 def _restarted(run: FailureModel, failed_at: float, *, draw: random.Random) -> float:
-    """Return when training goes on; a failure during the restart begins it anew."""
+    """Return the time at which training continues; a failure during a restart makes it start over."""
     now = failed_at
     while (until_next := draw.expovariate(1 / run.mtbf_s)) < run.restart_s:
         now += until_next

@@ -1,15 +1,17 @@
-"""What one rank holds at its fullest moments, by part: this project's engine, DeepSpeed 0.19.8's buffers.
+"""Memory of one rank by part, at each moment that may be its fullest, with DeepSpeed 0.19.8's buffers.
 
-E elements of weights lie on the rank, D replicas share what ZeRO divides, w is 4 bytes in fp32 and 2 in bf16. Adam is
-torch's: the fp32 value (a second one in fp32, too) and two moments. The moments that can be the fullest:
+E is the number of weight elements on the rank, D the number of replicas among which ZeRO divides, and w the bytes of a
+weight: 4 in fp32, 2 in bf16. Adam is torch's: the fp32 value (in fp32 too, as a second copy) and two moments. The
+moments that may be the fullest:
 
-    start        the model is built whole in fp32 on every rank, whatever ZeRO divides later
-    loss         a later micro batch is at its last head (activations.py); gradients of earlier ones are there
-    backward     its backward begins: all that was kept, and the op's stored gradients handed out
-    reduction    the last backward's gradients go through DeepSpeed's buckets
-    step         gradients as the optimizer wants them, beside those that they are made of
+    start        every rank builds the whole model in fp32, even if ZeRO divides it later
+    loss         a later micro batch computes its last head (activations.py), beside the gradients of earlier ones
+    head         the same head a moment later, when its own gradients have replaced the logits
+    backward     the backward of that micro batch begins, with everything that was kept and the loss op's gradients
+    reduction    the last backward's gradients pass through DeepSpeed's buckets
+    step         the gradients in the form that the optimizer needs, beside those that they are made from
 
-Per ZeRO stage (`stage_1_and_2.py`, `stage3.py`, `bf16_optimizer.py`, `engine.py` of DeepSpeed):
+For each ZeRO stage (`stage_1_and_2.py`, `stage3.py`, `bf16_optimizer.py` and `engine.py` of DeepSpeed):
 
     mode       weights  optimizer  gradients                      buckets
     0, fp32    4E       8E         4E                             a flat copy of up to 5e8 elements
@@ -19,8 +21,8 @@ Per ZeRO stage (`stage_1_and_2.py`, `stage3.py`, `bf16_optimizer.py`, `engine.py
     2, bf16    2E       12E/D      4E/D                           two
     3          wE/D     12E/D      4E/D                           one; weights gathered up to max_live_parameters
 
-Its unit test and `benchmarks/plan_memory.py` hold this against what is allocated on real ranks of CPUs. That a GPU's
-allocator rounds and fragments, and its context and NCCL take memory of their own, is in `clusters`.
+A unit test and `benchmarks/plan_memory.py` compare these figures with the allocations of real CPU ranks. What a GPU's
+allocator loses, and what the CUDA context and NCCL take, is in clusters.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +39,7 @@ FP32, FP64 = 4, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one rank at one moment; `host` is what offloading puts into the machine's memory instead."""
+    """Bytes of one rank at one moment; `host` is the part that offloading puts into the host's memory."""
 
     moment: str
     weights: int = 0
@@ -60,7 +62,7 @@ class Memory:
 
 
 def moments_of_fullest_rank(config: Config, mode: Mode, *, world_size: int, device: str) -> tuple[Memory, ...]:
-    """Return the moments, in their order, of the pipeline stage whose fullest one is the fullest; see `moments`."""
+    """Return the moments of the pipeline stage that needs the most memory, in the order of time; see `moments`."""
     ranks = (
         tuple(moments(config, mode, world_size=world_size, device=device, pipeline_stage=index))
         for index in range(config.parallel.pipeline_stages)
@@ -69,19 +71,19 @@ def moments_of_fullest_rank(config: Config, mode: Mode, *, world_size: int, devi
 
 
 def fullest_of(moments: Sequence[Memory]) -> Memory:
-    """Return the moment at which most lies on the device."""
+    """Return the moment that takes the most memory on the device."""
     return max(moments, key=lambda memory: memory.device)
 
 
 def moments(config: Config, mode: Mode, *, world_size: int, device: str, pipeline_stage: int = 0) -> list[Memory]:
-    """Return what a rank of one pipeline stage holds at each moment that may be the fullest.
+    """Return the memory of a rank of one pipeline stage at each moment that may be the fullest.
 
     Args:
-        config: the run, checked.
+        config: the run's config, checked.
         mode: of its DeepSpeed JSON.
-        world_size: ranks in all.
+        world_size: number of all ranks.
         device: "cpu" or "cuda".
-        pipeline_stage: 0 without a pipeline.
+        pipeline_stage: 0-based; 0 without a pipeline.
     """
     replicas = world_size // config.parallel.ranks_per_replica
     accumulation = config.accumulation_steps(replicas)
@@ -113,24 +115,24 @@ def moments(config: Config, mode: Mode, *, world_size: int, device: str, pipelin
 @dataclass(frozen=True, kw_only=True)
 class _Rank:
     mode: Mode
-    elements: int
-    leaf: int  # of the heads' module, which ZeRO-3 gathers whole
-    largest: int
-    divided_by: int
-    accumulation: int
-    under_way: int
+    elements: int  # of all weights
+    leaf: int  # elements of the heads' module, which ZeRO-3 gathers whole
+    largest: int  # elements of the largest matrix
+    divided_by: int  # ranks among which ZeRO divides
+    accumulation: int  # micro batches per step
+    under_way: int  # micro batches whose backward is still to come
     n_stages: int
-    is_last: bool
-    received: int
+    is_last: bool  # the last pipeline stage
+    received: int  # bytes of the hidden states that the previous stage passes on
 
     @property
     def part(self) -> int:
-        """Elements of what ZeRO divides."""
+        """Elements of the part that ZeRO leaves on this rank."""
         return -(-self.elements // self.divided_by)
 
     def moments(self, batch: Activations) -> Iterator[Memory]:
         standing = self._standing()
-        kept = batch.kept * self.under_way + self._handed_on(batch)
+        kept = batch.kept * self.under_way + self._passed_on(batch)
         yield self._start()
         yield replace(
             standing,
@@ -156,11 +158,11 @@ class _Rank:
         yield self._step(standing)
 
     def _start(self) -> Memory:
-        """The whole model in fp32, and while a matrix is drawn three times its size (`model.initialise`)."""
+        """The whole model in fp32, and three times the largest matrix while that is drawn (`network.initialise`)."""
         return Memory(moment="start", weights=FP32 * self.elements, buffers=3 * FP32 * self.largest)
 
     def _standing(self) -> Memory:
-        """What is there while a later micro batch runs: weights, optimizer, gradients of those before, buckets."""
+        """The memory while a later micro batch runs: weights, optimizer state, gradients of earlier ones, buckets."""
         mode, E, part, w = self.mode, self.elements, self.part, self.mode.weight_bytes
         later = self.accumulation > 1
         bucket = mode.zero["reduce_bucket_size"]
@@ -186,7 +188,7 @@ class _Rank:
         return Memory(moment="", weights=w * E, optimizer=optimizer, gradients=FP32 * part * later)
 
     def _offloaded(self, memory: Memory) -> Memory:
-        """ZeRO-3's offloading moves the optimizer and its gradients, and the divided weights, to the host."""
+        """Move to the host what ZeRO-3 offloads: the optimizer state with its gradients, and the divided weights."""
         host = 0
         if self.mode.offload_optimizer:
             host = memory.optimizer + 2 * FP32 * self.part
@@ -196,8 +198,8 @@ class _Rank:
             memory = replace(memory, weights=0)
         return replace(memory, host=host)
 
-    def _handed_on(self, batch: Activations) -> int:
-        """What DeepSpeed's pipeline keeps of what stages hand on: two receive buffers with gradients, one in use."""
+    def _passed_on(self, batch: Activations) -> int:
+        """Bytes of hidden states between stages: DeepSpeed keeps two receive buffers with gradients, and one in use."""
         if self.n_stages == 1:
             return 0
         sent = 0 if self.is_last else batch.boundary
@@ -219,10 +221,10 @@ class _Rank:
                 moment="reduction",
                 gradients=w * E + w * part,
                 buffers=n_buckets * w * bucket,
-                activations=kept + recomputed if in_backward else self._handed_on_only(kept),
+                activations=kept + recomputed if in_backward else 5 * self.received,
             )
         elif mode.stage == 2:
-            # the gradients of the heads leave through the buckets while the trunk's activations are still there
+            # the heads' gradients pass through the buckets while the trunk's activations are still in memory
             twice = w == FP32 and self.accumulation > 1
             yield replace(
                 backward,
@@ -232,9 +234,6 @@ class _Rank:
             )
         else:
             yield replace(backward, moment="reduction")
-
-    def _handed_on_only(self, kept: int) -> int:
-        return 5 * self.received if self.received else 0
 
     def _step(self, standing: Memory) -> Memory:
         mode, E, part, w = self.mode, self.elements, self.part, self.mode.weight_bytes
@@ -249,5 +248,5 @@ class _Rank:
             return replace(standing, moment="step", gradients=FP32 * (part + group), buffers=gathered)
         if w == FP32:
             return replace(standing, moment="step", gradients=2 * FP32 * part, buffers=0)
-        norm = FP64 * min(part, self.largest)  # of one gradient at a time, in fp64
+        norm = FP64 * min(part, self.largest)  # the norm is computed in fp64, one gradient at a time
         return replace(standing, moment="step", gradients=FP32 * part, buffers=norm)

@@ -1,11 +1,11 @@
-"""What a DeepSpeed JSON says about memory and communication: ZeRO stage, precision, offloading and bucket sizes."""
+"""The settings of a DeepSpeed JSON that decide memory and communication: stage, precision, offloading, bucket sizes."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.deepspeed import Precision, precision, zero_stage
 
-# DeepSpeed's defaults of what a JSON may leave out
+# DeepSpeed's defaults for sizes that a JSON may leave out, in elements
 ZERO_DEFAULTS = {
     "reduce_bucket_size": 500_000_000,
     "stage3_prefetch_bucket_size": 50_000_000,
@@ -16,14 +16,14 @@ ZERO_DEFAULTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
-    """What of a DeepSpeed JSON matters for memory."""
+    """The settings of a DeepSpeed JSON that decide memory and communication."""
 
-    stage: int
+    stage: int  # of ZeRO
     precision: Precision
     offload_optimizer: bool
     offload_weights: bool
-    overlap: bool
-    zero: dict[str, int]
+    overlap: bool  # communication overlaps the backward
+    zero: dict[str, int]  # the sizes in `ZERO_DEFAULTS`, in elements
 
     @property
     def weight_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""The weights of each pipeline stage: the balanced stages of a model, and how many elements one rank holds."""
+"""The weights of each pipeline stage: the balanced stages of a model, and the number of elements on one rank."""
 
 from functools import cache
 
@@ -10,12 +10,12 @@ from pipeline.model.partition import Stage, balanced_stages
 
 @cache
 def stages_of(config: Config) -> tuple[Stage, ...]:
-    """Return the balanced stages, once for each config: cutting a model takes tenths of a second."""
+    """Return the balanced stages. Cached, because cutting a model takes tenths of a second."""
     return tuple(balanced_stages(config))
 
 
 def share_elements(model: ModelConfig, share: Share, *, tensor_parallel_size: int) -> int:
-    """Return how many elements of weights lie on a rank that holds `share`, before ZeRO divides them."""
+    """Return the number of weight elements on a rank that holds `share`, before ZeRO divides them."""
     matrix = model.vocab_size * model.dim
 
     def divided(parameters: int) -> int:  # tensor parallelism leaves the norms whole

@@ -1,18 +1,20 @@
-"""How long a step takes on a cluster, by formula: computing, recomputing, pipeline bubbles, communication.
+"""The time of a step on a cluster by formula: computing, recomputation, pipeline imbalance and communication.
 
-    computing       FLOPs per token (model/formulas.py, PaLM's count) over the precision's peak x MFU; recomputation
+    computing       FLOPs per token (model/formulas.py, PaLM's count) / (peak of the precision x MFU); recomputation
                     adds most of a forward
-    pipeline        times the slowest stage over the mean, and the bubble (model/partition.py)
-    communication   bytes that a rank sends in rings over the bandwidth, less what hides behind the backward:
+    pipeline        multiplies this by the slowest stage over the mean, and adds the bubble (model/partition.py)
+    communication   the bytes that a rank sends in rings / bandwidth, minus what overlaps the backward. With w bytes per
+                    weight and E elements on a rank (memory.py):
 
-        ZeRO 0, 1   gradients reduced once a step, after the last backward: 2 wE; weights gathered (1): wE
-        ZeRO 2      2 wE for each micro batch, during its backward (DeepSpeed reduces whole buckets); wE once
-        ZeRO 3      3 wE for each micro batch: weights for the forward, for the backward, and gradients
-        offloading  fp32 gradients to the host for each micro batch, weights back; 28 bytes an element for Adam there
-        pipeline    hidden states to the next stage and gradients back
+        ZeRO 0, 1   2 wE per step, to reduce the gradients after the last backward; ZeRO-1 gathers the weights: wE
+        ZeRO 2      2 wE per micro batch, during its backward (DeepSpeed reduces whole buckets); wE per step
+        ZeRO 3      3 wE per micro batch: weights for the forward, weights for the backward, and gradients
+        offloading  per micro batch, fp32 gradients to the host; weights back; Adam there reads and writes 28 bytes per
+                    element
+        pipeline    hidden states to the next stage, and their gradients back
         Ulysses, tensor parallelism     hidden states within each layer
 
-Not in it: latency, stragglers, loading, validation. No figure of this has been measured on GPUs.
+Latency, stragglers, data loading and validation are left out. None of these times has been measured on GPUs.
 """
 
 from dataclasses import dataclass
@@ -24,13 +26,13 @@ from pipeline.planning.clusters import Cluster
 from pipeline.planning.mode import Mode
 from pipeline.planning.stage_weights import share_elements, stages_of
 
-ADAM_BYTES_ON_HOST = 28  # read: gradient, value, moments; written: value, moments
-BACKWARD = 2 / 3  # of a micro batch's time
+ADAM_BYTES_ON_HOST = 28  # per element; reads gradient, value and moments, writes value and moments
+BACKWARD = 2 / 3  # the backward's share of a micro batch's time
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of one optimizer step: the sum of all but `hidden_s`, communication that goes on behind computing."""
+    """Seconds of one optimizer step by cause; the total excludes `hidden_s`, communication that overlaps computing."""
 
     compute_s: float
     recompute_s: float
@@ -40,11 +42,11 @@ class StepTime:
 
     @property
     def total_s(self) -> float:
-        """Seconds of the step."""
+        """Seconds of the whole step."""
         return self.compute_s + self.recompute_s + self.pipeline_s + self.communication_s
 
     def limit(self) -> str:
-        """Return what takes most beside computing itself."""
+        """Return what takes the most time beside computing itself."""
         rest = {"recomputation": self.recompute_s, "pipeline": self.pipeline_s, "communication": self.communication_s}
         return max(rest, key=lambda name: rest[name]) if any(rest.values()) else "computing"
 
@@ -71,7 +73,7 @@ def step_time(config: Config, mode: Mode, cluster: Cluster) -> StepTime:
 def _communication(
     config: Config, mode: Mode, cluster: Cluster, *, accumulation: int, busy_s: float
 ) -> tuple[float, float]:
-    """Return the seconds of communication that no computing hides, and of that which it hides."""
+    """Return the seconds of communication that lengthen the step, and of those that overlap computing."""
     parallel, world = config.parallel, cluster.world_size
     shared = world // (parallel.pipeline_stages * parallel.tensor_parallel_size)
     elements = max(
@@ -101,7 +103,7 @@ def _offloading(mode: Mode, cluster: Cluster, elements: float, accumulation: int
 
 
 def _inside(config: Config, cluster: Cluster, mode: Mode) -> float:
-    """Return the seconds that ranks of one replica take to hand hidden states to each other."""
+    """Return the seconds that the ranks of a replica need to pass hidden states to each other."""
     parallel, model = config.parallel, config.model
     tokens = config.train.batch_tokens / (cluster.world_size // parallel.ranks_per_replica)
     hidden = tokens * model.dim * mode.weight_bytes

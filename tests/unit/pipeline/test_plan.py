@@ -1,4 +1,4 @@
-"""The command: its answer and exit codes, and where its numbers come from."""
+"""The plan command: its output, its exit codes, and the sources of its numbers."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     return json.loads(capsys.readouterr().out)
 
 
-def test_the_answer_names_every_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_plan_names_every_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     picture = tmp_path / "memory.png"
     plan.main([*ON_TWO, "--plot", str(picture), "--assume", "mfu=0.5"])
     text = capsys.readouterr().out
@@ -34,7 +34,7 @@ def test_the_answer_names_every_part(capsys: pytest.CaptureFixture[str], tmp_pat
 
 
 def test_each_moment_has_its_parts_and_the_fullest_decides(capsys: pytest.CaptureFixture[str]) -> None:
-    """Also where the start is the fullest, at which there is nothing but weights."""
+    """Also if the start is the fullest, when the memory holds nothing but weights."""
     cluster = ["--num_nodes", "8", "--gpus_per_node", "8"]
     recipe = REPOSITORY / "pipeline" / "recipes" / "7B_200B.yaml"
     arguments = ["--config", str(recipe), *SMALL[2:], *cluster]
@@ -53,7 +53,7 @@ def test_each_moment_has_its_parts_and_the_fullest_decides(capsys: pytest.Captur
     assert float(rows["optimizer"][1]) > 0
 
 
-def test_numbers_are_those_of_their_owners(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_agree_with_the_functions_they_come_from(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, *ON_TWO)
     config = load_config(DEMO)
     estimate = found["estimate"]
@@ -65,8 +65,8 @@ def test_numbers_are_those_of_their_owners(capsys: pytest.CaptureFixture[str]) -
     assert estimate["gpu_hours"] == pytest.approx(2 * seconds / 3600)
 
 
-def test_communication_is_hidden_or_lengthens_the_step_but_not_both(capsys: pytest.CaptureFixture[str]) -> None:
-    """ZeRO-2 reduces during backwards; over links a thousand times slower more of the same bytes does not fit there."""
+def test_communication_either_overlaps_or_lengthens_the_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """ZeRO-2 reduces during the backward; on links that are a thousand times slower, less of this overlaps."""
     fast, slow = (
         planned(capsys, *ON_TWO, "--assume", f"link_efficiency={efficiency}")["chosen"]["step"]
         for efficiency in ("1", "0.001")
@@ -77,17 +77,17 @@ def test_communication_is_hidden_or_lengthens_the_step_but_not_both(capsys: pyte
     assert slow["hidden_s"] <= slow["compute_s"]
 
 
-def test_what_fits_comes_first_and_the_fastest_of_it(capsys: pytest.CaptureFixture[str]) -> None:
-    ways = planned(capsys, *ON_TWO)["alternatives"]
-    fits = [way["fits"] for way in ways]
+def test_the_fastest_setup_that_fits_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    setups = planned(capsys, *ON_TWO)["alternatives"]
+    fits = [setup["fits"] for setup in setups]
     assert fits == sorted(fits, reverse=True)
-    speeds = [way["tokens_per_s"] for way in ways if way["fits"]]
+    speeds = [setup["tokens_per_s"] for setup in setups if setup["fits"]]
     assert speeds == sorted(speeds, reverse=True)
-    assert {way["pipeline_stages"] for way in ways} == {1, 2}
-    assert {way["json"] for way in ways} == {"zero1_bf16", "zero2_bf16", "zero3_bf16", "zero3_bf16_offload"}
+    assert {setup["pipeline_stages"] for setup in setups} == {1, 2}
+    assert {setup["json"] for setup in setups} == {"zero1_bf16", "zero2_bf16", "zero3_bf16", "zero3_bf16_offload"}
 
 
-def test_what_does_not_fit_is_an_answer_with_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_does_not_fit_gets_a_plan_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     # the 13B on one GPU: its fp32 weights alone are 52 GB, and its optimizer 156
     with pytest.raises(SystemExit) as end:
         plan.main([*SMALL, "--gpus_per_node", "1", "model.dim=5120", "model.n_layers=40", "model.n_heads=40"])
@@ -101,26 +101,26 @@ def test_what_does_not_fit_is_an_answer_with_code_1(capsys: pytest.CaptureFixtur
     [
         ([*SMALL, "--gpus_per_node", "3"], "not a multiple"),
         ([*SMALL, "--gpus_per_node", "0"], "--gpus_per_node must be at least 1, not 0"),
-        ([*ON_TWO, "--assume", "price=3"], "there is no 'price'"),
+        ([*ON_TWO, "--assume", "price=3"], "there is no assumption 'price'"),
         ([*ON_TWO, "--assume", "mfu=high"], "not a number"),
         ([*ON_TWO, "--assume", "mfu=1.5"], "at most 1"),
         ([*ON_TWO, "train.micro_batch=3"], "unknown key"),
         ([*ON_TWO, "--assume", "pue=0.9"], "at least 1"),
         ([*ON_TWO, "--assume", "fragmentation=-0.1"], "above 0, or 0"),
-        ([*ON_TWO, "--assume", "mtbf_gpu_hours=0.001"], "gets nowhere"),
-        ([*ON_TWO, "--assume", "mtbf_gpu_hours=0.1"], "gets nowhere"),
-        ([*ON_TWO, "--assume", "restart_s=1e12"], "gets nowhere"),
-        ([*ON_TWO, "--plot", "absent/memory.png"], "no folder"),
+        ([*ON_TWO, "--assume", "mtbf_gpu_hours=0.001"], "makes no progress"),
+        ([*ON_TWO, "--assume", "mtbf_gpu_hours=0.1"], "makes no progress"),
+        ([*ON_TWO, "--assume", "restart_s=1e12"], "makes no progress"),
+        ([*ON_TWO, "--plot", "absent/memory.png"], "does not exist"),
         ([*ON_TWO, "--plot", "memory.xyz"], "a .png file"),
         ([*ON_TWO, "--plot", "docs"], "a .png file"),
     ],
 )
-def test_mistakes_are_told(arguments: list[str], message: str) -> None:
+def test_mistakes_are_reported(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan.main(arguments)
 
 
-def test_more_gpus_are_faster_and_fuller_rows_are_divided(capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_gpus_are_faster_and_each_holds_less(capsys: pytest.CaptureFixture[str]) -> None:
     one, many = (
         planned(capsys, *SMALL, "--num_nodes", nodes, "train.batch_tokens=20971520", "train.total_tokens=2097152000")
         for nodes in ("1", "1280")

@@ -1,4 +1,4 @@
-"""The interval between checkpoints and the goodput: formulas against search, against limits, and against simulation."""
+"""The best checkpoint interval and the goodput: formulas compared with a search, a limit and a simulation."""
 
 from dataclasses import replace
 from statistics import mean
@@ -34,6 +34,6 @@ def test_a_simulation_agrees_with_the_formula(interval_s: float, lag_s: float) -
     assert mean(year.failures for year in years) == pytest.approx(365 * 86_400 / (6 * 3600 + 600), rel=0.05)
 
 
-def test_a_seed_gives_the_same_month_again() -> None:
+def test_the_same_seed_gives_the_same_simulation() -> None:
     months = [simulate(RUN, interval_s=1800, wall_s=30 * 86_400, seed=seed) for seed in (1, 1, 2)]
     assert months[0] == months[1] != months[2]

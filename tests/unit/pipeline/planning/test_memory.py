@@ -1,4 +1,4 @@
-"""The memory model against what real DeepSpeed engines allocate on two CPU ranks; the whole matrix is a benchmark."""
+"""The memory model compared with real DeepSpeed engines on two CPU ranks; a benchmark covers all modes."""
 
 import pytest
 
@@ -12,7 +12,7 @@ CASES = [
 ]
 
 
-def test_the_plan_is_within_a_tenth_of_what_is_allocated() -> None:
+def test_predicted_memory_is_within_a_tenth_of_the_allocated() -> None:
     for case, n_bytes in zip(CASES, measured(CASES), strict=True):
         assert predicted(case) == pytest.approx(n_bytes, rel=0.1), case
 
