@@ -1,9 +1,9 @@
-"""pass@k of a converted model on HumanEval or MBPP: samples of every problem, executed in a sandbox.
+"""Measure pass@k of an exported model on HumanEval or MBPP: draw completions, run them in a sandbox, and count.
 
-What is drawn and what came of it is kept in the output folder as it comes: the same command continues where a killed
-one stopped, and what a finished one keeps serves any --k up to --n_samples. Generated programs run without network, in
-a file system that they cannot change, with limits on time, memory and processes; where Linux does not allow this,
-nothing runs unless --allow_weak_sandbox.
+Completions and their results are written to the output folder as they come. If the command is killed, run it again to
+continue where it stopped; a finished evaluation can be read again with any --k up to --n_samples. Generated programs
+run without network, in a file system that they cannot change, with limits on time, memory and processes. Where Linux
+does not allow this, no program is run unless you pass --allow_weak_sandbox.
 """
 
 import argparse
@@ -21,16 +21,21 @@ from typing import Any
 from common.command_line import UserError, below_one, command_parser, exit_on_user_error, raise_if_any
 from common.files import sha256_of_file, write_json
 from common.tokenizers import Tokenizer
-from pipeline.inference.decoding.prompts import FIRST_TOKENS, Prompt, encode_prompts, matching_tokenizer
-from pipeline.inference.decoding.session import DECODINGS, Decoding, Session, choose_heads, choose_precision
+from pipeline.inference.decoding.prompts import Prompt, encode_prompts, matching_tokenizer
+from pipeline.inference.decoding.session import Decoding, Session, choose_heads, choose_precision
+from pipeline.inference.evaluation.completion_log import CompletionId, CompletionLog, open_folder
 from pipeline.inference.evaluation.pass_at_k import best, scores, table
 from pipeline.inference.evaluation.problems import FORMATS, Problem, load_problems
-from pipeline.inference.evaluation.sample_log import SampleId, SampleLog, open_folder
-from pipeline.inference.evaluation.sandbox import Isolation, Limits, Verdict, find_isolation, run_program
+from pipeline.inference.evaluation.sandbox import Isolation, Limits, ProgramResult, find_isolation, run_program
+from pipeline.inference.options import (
+    add_decoding_options,
+    add_first_token_option,
+    add_model_options,
+    decoding_problems,
+)
 from pipeline.weights.formats.detect import EXPORTS, format_of
-from pipeline.weights.formats.export import DTYPES
 
-_EXAMPLES = """example, the paper's measure:
+_EXAMPLES = """example, with the paper's settings:
   python -m pipeline.evaluate --ckpt_dir exports/7B_200B --first_token eos --problems HumanEval.jsonl.gz \\
       --output evaluations/7B_200B --max_batch_size 200"""
 
@@ -39,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Raises:
-        UserError: the arguments, the folders, the problems or this machine do not allow it; says which and why.
+        UserError: an argument, a folder or the problems are wrong, or this machine cannot run them safely.
     """
     arguments = _parse(argv)
     _check(arguments)
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_gen_len=arguments.max_gen_len,
         top_p=arguments.top_p,
         seed=arguments.seed,
-        stops=problems[0].stops,  # all are of one format
+        stops=problems[0].stops,  # a file has one format, so all have the same
     )
     tokenizer = matching_tokenizer(arguments.tokenizer_path, arguments.ckpt_dir, config)
     prompts = _prompts(problems, tokenizer, arguments)
@@ -59,30 +64,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.device, arguments.dtype = choose_precision(arguments.device, arguments.dtype)
     open_folder(arguments.output, _settings(arguments, tokenizer, decoding, isolation))
 
-    samples_path, results_path = (arguments.output / name for name in ("samples.jsonl", "results.jsonl"))
-    with SampleLog(samples_path) as samples, SampleLog(results_path) as results:
-        _draw(samples, prompts, tokenizer, decoding, arguments)
-        _execute(samples, results, problems, isolation=isolation, arguments=arguments)
-        report = _report(samples, results, list(prompts), arguments)
+    completions_path, results_path = (arguments.output / name for name in ("samples.jsonl", "results.jsonl"))
+    with CompletionLog(completions_path) as completions, CompletionLog(results_path) as results:
+        _draw(completions, prompts, tokenizer, decoding, arguments)
+        _execute(completions, results, problems, isolation=isolation, arguments=arguments)
+        report = _report(completions, results, list(prompts), arguments)
     write_json(arguments.output / "results.json", {"isolation": isolation.value, **report})
-    print(f"{len(problems)} problems, {arguments.n_samples} samples each, pass@k in %\n{table(report['pass_at_k'])}")
+    header = f"{len(problems)} problems, {arguments.n_samples} completions each per temperature, pass@k in %"
+    print(f"{header}\n{table(report['pass_at_k'])}")
 
 
 def _draw(
-    samples: SampleLog,
+    completions: CompletionLog,
     prompts: dict[str, Prompt],
     tokenizer: Tokenizer,
     decoding: Decoding,
     arguments: argparse.Namespace,
 ) -> None:
-    """Draw the samples that are missing; without any, the model is not loaded."""
+    """Draw the missing completions; if there are none, the model is not loaded."""
     from pipeline.inference.evaluation.completions import deal_batches, draw_missing
 
     dealt = deal_batches(
         list(prompts), arguments.temperatures, n_samples=arguments.n_samples, batch_size=arguments.max_batch_size
     )
     batches = list(dealt)
-    if all(sample in samples.entries for batch in batches for sample in batch):
+    if all(completion_id in completions.entries for batch in batches for completion_id in batch):
         return
     session = Session(
         arguments.ckpt_dir,
@@ -93,36 +99,37 @@ def _draw(
         max_seq_len=arguments.max_seq_len,
         n_heads_used=decoding.n_heads_used,
     )
-    draw_missing(session, tokenizer, decoding, samples=samples, batches=batches, prompts=prompts)
+    draw_missing(session, tokenizer, decoding, completions=completions, batches=batches, prompts=prompts)
 
 
 def _execute(
-    samples: SampleLog,
-    results: SampleLog,
+    completions: CompletionLog,
+    results: CompletionLog,
     problems: Sequence[Problem],
     *,
     isolation: Isolation,
     arguments: argparse.Namespace,
 ) -> None:
-    """Execute the samples whose results are missing."""
+    """Execute the completions whose results are missing."""
     from tqdm import tqdm
 
     by_task = {problem.task_id: problem for problem in problems}
     limits = Limits(timeout_s=arguments.timeout_s)
 
-    def executed(sample: SampleId) -> Verdict:
-        problem = by_task[sample.task_id]
-        program = problem.head + samples.entries[sample]["completion"]
+    def executed(completion_id: CompletionId) -> ProgramResult:
+        problem = by_task[completion_id.task_id]
+        program = problem.head + completions.entries[completion_id]["completion"]
         return run_program(program, problem.checks, isolation=isolation, limits=limits)
 
-    missing = [sample for sample in samples.entries if sample not in results.entries]
-    bar = tqdm(desc="executing", unit="program", total=len(samples.entries), initial=len(results.entries), disable=None)
+    missing = [completion_id for completion_id in completions.entries if completion_id not in results.entries]
+    n_programs, n_done = len(completions.entries), len(results.entries)
+    bar = tqdm(desc="executing", unit="program", total=n_programs, initial=n_done, disable=None)
     with bar, ThreadPoolExecutor(arguments.num_workers) as pool:
-        futures = {pool.submit(executed, sample): sample for sample in missing}
+        futures = {pool.submit(executed, completion_id): completion_id for completion_id in missing}
         try:
             for future in as_completed(futures):
-                verdict = future.result()
-                results.add([(futures[future], {"outcome": verdict.outcome, "detail": verdict.detail})])
+                result = future.result()
+                results.add([(futures[future], {"outcome": result.outcome, "detail": result.detail})])
                 bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -130,15 +137,15 @@ def _execute(
 
 
 def _report(
-    samples: SampleLog, results: SampleLog, task_ids: Sequence[str], arguments: argparse.Namespace
+    completions: CompletionLog, results: CompletionLog, task_ids: Sequence[str], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Return what `results.json` holds: pass@k, by temperature and at the best one, and the counts behind it."""
-    n_cut = Counter(sample.temperature for sample, fields in samples.entries.items() if fields["ended"] == "length")
+    """Return the contents of `results.json`: pass@k at each temperature and at the best, and the counts behind it."""
+    n_cut = Counter(which.temperature for which, fields in completions.entries.items() if fields["ended"] == "length")
     outcomes = {temperature: Counter[str]() for temperature in arguments.temperatures}
     n_passed = {temperature: dict.fromkeys(task_ids, 0) for temperature in arguments.temperatures}
-    for sample, fields in results.entries.items():
-        outcomes[sample.temperature][fields["outcome"]] += 1
-        n_passed[sample.temperature][sample.task_id] += fields["outcome"] == "passed"
+    for which, fields in results.entries.items():
+        outcomes[which.temperature][fields["outcome"]] += 1
+        n_passed[which.temperature][which.task_id] += fields["outcome"] == "passed"
     counts = {temperature: list(by_task.values()) for temperature, by_task in n_passed.items()}
     by_temperature = scores(counts, n_samples=arguments.n_samples, ks=arguments.k)
     return {
@@ -153,10 +160,10 @@ def _report(
 
 
 def _prompts(problems: Sequence[Problem], tokenizer: Tokenizer, arguments: argparse.Namespace) -> dict[str, Prompt]:
-    """Return the prompts as tokens, by task_id.
+    """Return the problems' prompts as tokens, by task_id.
 
     Raises:
-        UserError: one is no text, or does not leave room for a whole completion; names the longest.
+        UserError: a prompt is not text, or the longest one leaves no room for a whole completion.
     """
     encoded = encode_prompts([problem.prompt for problem in problems], tokenizer, first_token=arguments.first_token)
     prompts = {problem.task_id: prompt for problem, prompt in zip(problems, encoded, strict=True)}
@@ -164,8 +171,8 @@ def _prompts(problems: Sequence[Problem], tokenizer: Tokenizer, arguments: argpa
     n_tokens = len(prompts[longest].ids)
     if n_tokens + arguments.max_gen_len > arguments.max_seq_len:
         raise UserError(
-            f"the longest prompt, {longest!r}, has {n_tokens} tokens, which with --max_gen_len "
-            f"{arguments.max_gen_len} is more than --max_seq_len {arguments.max_seq_len}; raise --max_seq_len to "
+            f"the longest prompt, {longest!r}, has {n_tokens} tokens; together with --max_gen_len "
+            f"{arguments.max_gen_len} that is more than --max_seq_len {arguments.max_seq_len}; raise --max_seq_len to "
             f"{n_tokens + arguments.max_gen_len}, or lower --max_gen_len"
         )
     return prompts
@@ -174,7 +181,7 @@ def _prompts(problems: Sequence[Problem], tokenizer: Tokenizer, arguments: argpa
 def _settings(
     arguments: argparse.Namespace, tokenizer: Tokenizer, decoding: Decoding, isolation: Isolation
 ) -> dict[str, Any]:
-    """Return all that decides what is drawn and what comes of it."""
+    """Return everything that decides which completions are drawn and whether they pass."""
     names = ("format", "n_samples", "temperatures", "top_p", "seed", "first_token", "decoding", "max_batch_size",
              "max_seq_len", "max_gen_len", "dtype", "timeout_s")  # fmt: skip
     patterns = format_of(arguments.ckpt_dir, among=EXPORTS).files
@@ -182,7 +189,7 @@ def _settings(
     stats = {path.name: path.stat() for path in files}
     return {
         "ckpt_dir": str(arguments.ckpt_dir.resolve()),
-        # to hash the weights would take as long as to read them; an export written anew has new times
+        # sizes and times instead of hashes, which would take as long as reading the weights; a new export has new times
         "files": {
             name: f"{stat.st_size} bytes of {datetime.fromtimestamp(stat.st_mtime, UTC).isoformat()}"
             for name, stat in stats.items()
@@ -196,60 +203,49 @@ def _settings(
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise what is wrong with the arguments alone, all at once."""
-    names = ("n_samples", "max_seq_len", "max_batch_size", "max_gen_len", "n_heads_used", "num_workers")
-    problems = below_one(arguments, *names) + [f"--k must be at least 1, not {k}" for k in arguments.k if k < 1]
+    """Check what can be checked from the arguments alone.
+
+    Raises:
+        UserError: lists every problem.
+    """
+    problems = decoding_problems(arguments) + below_one(arguments, "n_samples", "num_workers")
+    problems += [f"--k must be at least 1, not {k}" for k in arguments.k if k < 1]
     for k in arguments.k:
         if k > arguments.n_samples:
             problems.append(f"--k {k} cannot be estimated from --n_samples {arguments.n_samples}; draw at least {k}")
     for temperature in arguments.temperatures:
         if not 0 <= temperature < math.inf:
             problems.append(f"--temperatures must be 0 (greedy) or positive numbers, not {temperature}")
-    if not 0 < arguments.top_p <= 1:
-        problems.append(f"--top_p must be above 0 and at most 1, not {arguments.top_p}")
-    if not 0 <= arguments.seed < 2**63:
-        problems.append(f"--seed must be 0 to 2^63 - 1, not {arguments.seed}")
     if not 0 < arguments.timeout_s < math.inf:
         problems.append(f"--timeout_s must be a positive number of seconds, not {arguments.timeout_s}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problems.append(f"one process evaluates, not {os.environ['WORLD_SIZE']}; take torchrun --nproc_per_node 1")
     raise_if_any(problems, heading="bad arguments")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("pipeline.evaluate", description=__doc__, epilog=_EXAMPLES)
-    add = parser.add_argument_group("model").add_argument
-    add("--ckpt_dir", required=True, type=Path, metavar="DIR", help="an export, in Meta's or Hugging Face's format")
-    tokenizer_help = "a SentencePiece model, or the word 'bytes' (default: DIR's own tokenizer.model)"
-    add("--tokenizer_path", metavar="FILE", help=tokenizer_help)
-    add("--device", help="for instance cpu or cuda:1 (default: cuda if there is one)")
-    add("--dtype", choices=list(DTYPES), help="precision of weights and caches (default: bf16 on cuda, else fp32)")
+    add_model_options(parser.add_argument_group("model").add_argument)
     add = parser.add_argument_group("problems").add_argument
     problems_help = "HumanEval or MBPP (whose test split is task_id 11 to 510), .jsonl or .jsonl.gz"
     add("--problems", required=True, type=Path, metavar="FILE", help=problems_help)
-    add("--format", choices=FORMATS, help="of the problems (default: told by their keys)")
-    first_help = "what precedes a prompt; as in pipeline.generate (default: bos; eos for bytes)"
-    add("--first_token", choices=FIRST_TOKENS, help=first_help)
-    add = parser.add_argument_group("samples").add_argument
-    add("--n_samples", type=int, default=200, metavar="N", help="per problem and temperature (default: %(default)s)")
-    temperatures_help = "0 is greedy; the best counts, for each k (default: 0.1 0.8)"
+    add("--format", choices=FORMATS, help="format of the problems (default: recognised by their keys)")
+    add_first_token_option(add)
+    add = parser.add_argument_group("completions").add_argument
+    samples_help = "completions per problem and temperature (default: %(default)s)"
+    add("--n_samples", type=int, default=200, metavar="N", help=samples_help)
+    temperatures_help = "sampling temperatures; 0 is greedy; for each k the best one counts (default: 0.1 0.8)"
     add("--temperatures", type=float, nargs="+", default=[0.1, 0.8], metavar="T", help=temperatures_help)
-    add("--k", type=int, nargs="+", default=[1, 10, 100], help="of pass@k (default: 1 10 100)")
-    top_p_help = "sample from the most probable tokens that hold this probability (default: %(default)s, as Codex)"
-    add("--top_p", type=float, default=0.95, metavar="P", help=top_p_help)
-    add("--seed", type=int, default=1, metavar="N", help="of the sampling (default: %(default)s)")
-    add("--max_batch_size", type=int, default=16, metavar="N", help="samples drawn at once (default: %(default)s)")
-    length_help = "most tokens of a prompt and its completion (default: %(default)s)"
-    add("--max_seq_len", type=int, default=1024, metavar="N", help=length_help)
-    add("--max_gen_len", type=int, default=512, metavar="N", help="most tokens to generate (default: %(default)s)")
-    add("--decoding", choices=DECODINGS, default="self_speculative", help="how (default: %(default)s)")
-    add("--n_heads_used", type=int, metavar="K", help="heads that speculate, next-token head included (default: all)")
+    add("--k", type=int, nargs="+", default=[1, 10, 100], help="the k of pass@k (default: 1 10 100)")
+    codex_top_p = 0.95  # as Codex's evaluation has it
+    add_decoding_options(add, max_seq_len=1024, max_batch_size=16, max_gen_len=512, top_p=codex_top_p)
     add = parser.add_argument_group("execution").add_argument
-    add("--num_workers", type=int, default=os.cpu_count(), metavar="N", help="programs at once (default: the CPUs)")
-    add("--timeout_s", type=float, default=Limits.timeout_s, metavar="S", help="per program (default: %(default)s)")
-    add("--allow_weak_sandbox", action="store_true", help=f"make do with {Isolation.WEAK.value}")
+    workers_help = "programs run at once (default: the number of CPUs)"
+    add("--num_workers", type=int, default=os.cpu_count(), metavar="N", help=workers_help)
+    timeout_help = "seconds that each program may run (default: %(default)s)"
+    add("--timeout_s", type=float, default=Limits.timeout_s, metavar="S", help=timeout_help)
+    weak_help = f"if full isolation is not possible, run the programs with {Isolation.WEAK.value}"
+    add("--allow_weak_sandbox", action="store_true", help=weak_help)
     add = parser.add_argument_group("output").add_argument
-    output_help = "samples.jsonl, results.jsonl and results.json; an unfinished evaluation there is continued"
+    output_help = "folder of samples.jsonl, results.jsonl and results.json; an unfinished evaluation there is continued"
     add("--output", required=True, type=Path, metavar="DIR", help=output_help)
     arguments = parser.parse_args(argv)
     arguments.temperatures, arguments.k = sorted(set(arguments.temperatures)), sorted(set(arguments.k))

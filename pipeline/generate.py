@@ -15,20 +15,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import below_one, command_parser, exit_on_user_error, raise_if_any
+from common.command_line import command_parser, exit_on_user_error, raise_if_any
 from pipeline.inference.decoding.interactive import complete_lines, write
 from pipeline.inference.decoding.prompts import (
     DEFAULT_PROMPTS,
-    FIRST_TOKENS,
     Prompt,
     check_lengths,
     encode_prompts,
     matching_tokenizer,
     read_prompts,
 )
-from pipeline.inference.decoding.session import DECODINGS, Batch, Completion, Decoding, Session, choose_heads
+from pipeline.inference.decoding.session import CompletedBatch, Completion, Decoding, Session, choose_heads
+from pipeline.inference.options import (
+    add_decoding_options,
+    add_first_token_option,
+    add_model_options,
+    decoding_problems,
+)
 from pipeline.weights.formats.detect import EXPORTS, format_of
-from pipeline.weights.formats.export import DTYPES
 
 _WARM_UP_TOKENS = 8
 _EXAMPLES = """examples:
@@ -100,7 +104,9 @@ def _print_stream(session: Session, prompt: Prompt, decoding: Decoding) -> None:
     print(_after(completion))
 
 
-def _print_batches(session: Session, prompts: Sequence[Prompt], decoding: Decoding, *, as_json: bool) -> list[Batch]:
+def _print_batches(
+    session: Session, prompts: Sequence[Prompt], decoding: Decoding, *, as_json: bool
+) -> list[CompletedBatch]:
     """Print each batch's completions once it is finished; return all of them."""
     batches = []
     for batch in session.batches(prompts, decoding):
@@ -129,7 +135,7 @@ def _compare(session: Session, prompts: Sequence[Prompt], decoding: Decoding, *,
     print(_comparison(fast, baseline, is_greedy=decoding.temperature == 0), file=sys.stderr if as_json else sys.stdout)
 
 
-def _comparison(fast: Sequence[Batch], baseline: Sequence[Batch], *, is_greedy: bool) -> str:
+def _comparison(fast: Sequence[CompletedBatch], baseline: Sequence[CompletedBatch], *, is_greedy: bool) -> str:
     """Return the speed-up over autoregressive decoding, and, if greedy, whether the tokens are the same."""
     token_ids = [
         [completion.token_ids for batch in way for completion in batch.completions] for way in (fast, baseline)
@@ -151,19 +157,13 @@ def _comparison(fast: Sequence[Batch], baseline: Sequence[Batch], *, is_greedy: 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise what is wrong with the arguments alone, all at once."""
-    problems = below_one(arguments, "max_seq_len", "max_batch_size", "max_gen_len", "n_heads_used")
+    problems = decoding_problems(arguments)
     if not 0 <= arguments.temperature < math.inf:
         problems.append(f"--temperature must be 0 (greedy) or a positive number, not {arguments.temperature}")
-    if not 0 < arguments.top_p <= 1:
-        problems.append(f"--top_p must be above 0 and at most 1, not {arguments.top_p}")
-    if not 0 <= arguments.seed < 2**63:
-        problems.append(f"--seed must be 0 to 2^63 - 1, not {arguments.seed}")
     if "" in arguments.stop:
         problems.append("--stop '' would end every completion before it begins; give a text, or leave it out")
     if arguments.compare and arguments.decoding == "autoregressive":
         problems.append("--compare compares self_speculative decoding with autoregressive; drop --decoding")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problems.append(f"one process generates, not {os.environ['WORLD_SIZE']}; take torchrun --nproc_per_node 1")
     if arguments.interactive:
         taken = [name for name in ("prompt", "prompt_file", "json", "compare") if getattr(arguments, name)]
         problems += [f"--interactive reads prompts and prints text; drop --{name}" for name in taken]
@@ -174,44 +174,26 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("pipeline.generate", description=__doc__, epilog=_EXAMPLES)
-    add = parser.add_argument_group("model").add_argument
-    add("--ckpt_dir", required=True, type=Path, metavar="DIR", help="an export, in Meta's or Hugging Face's format")
-    tokenizer_help = "a SentencePiece model, or the word 'bytes' (default: DIR's tokenizer.model; bytes for 258 ids)"
-    add("--tokenizer_path", metavar="FILE", help=tokenizer_help)
-    add("--device", help="for instance cpu or cuda:1 (default: cuda if there is one)")
-    add("--dtype", choices=list(DTYPES), help="precision of weights and caches (default: bf16 on cuda, else fp32)")
+    add_model_options(parser.add_argument_group("model").add_argument)
     add = parser.add_argument_group("prompts").add_argument
     add("--prompt", action="append", default=[], metavar="TEXT", help="a text to continue; may be repeated")
     file_help = (
-        'one prompt per line, or, named .jsonl, one object with a "prompt" per line; - is standard input, all of it '
-        "one prompt"
+        'a file with one prompt per line, or, if named .jsonl, one object with a "prompt" per line; - reads standard '
+        "input, the whole of it as one prompt"
     )
     add("--prompt_file", type=Path, metavar="FILE", help=file_help)
-    add("--interactive", action="store_true", help="ask for one prompt after the other; each is continued for itself")
-    first_help = (
-        "what precedes a prompt: bos as in Meta's models, eos as in those trained on data_prep's shards, where "
-        "it joins documents (default: bos; eos for bytes)"
-    )
-    add("--first_token", choices=FIRST_TOKENS, help=first_help)
+    add("--interactive", action="store_true", help="ask for prompts one after the other; each is continued on its own")
+    add_first_token_option(add)
     add = parser.add_argument_group("decoding").add_argument
-    length_help = "most tokens of a prompt and its completion (default: %(default)s)"
-    add("--max_seq_len", type=int, default=256, metavar="N", help=length_help)
-    batch_help = "prompts decoded at once; more make several batches (default: %(default)s)"
-    add("--max_batch_size", type=int, default=4, metavar="N", help=batch_help)
-    add("--max_gen_len", type=int, metavar="N", help="most tokens to generate (default: as max_seq_len allows)")
+    temperature_help = "sampling temperature; 0 is greedy (default: %(default)s)"
+    add("--temperature", type=float, default=0.0, metavar="T", help=temperature_help)
     stop_help = "a text that ends a completion, and is not part of it; may be repeated"
     add("--stop", action="append", default=[], metavar="TEXT", help=stop_help)
-    add("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: %(default)s)")
-    top_p_help = "sample from the most probable tokens that hold this probability (default: %(default)s)"
-    add("--top_p", type=float, default=0.9, metavar="P", help=top_p_help)
-    seed_help = "of the sampling; the same command gives the same text (default: %(default)s)"
-    add("--seed", type=int, default=1, metavar="N", help=seed_help)
-    add("--decoding", choices=DECODINGS, default="self_speculative", help="how (default: %(default)s)")
-    add("--n_heads_used", type=int, metavar="K", help="heads that speculate, next-token head included (default: all)")
+    add_decoding_options(add, max_seq_len=256, max_batch_size=4, max_gen_len=None, top_p=0.9)
     add = parser.add_argument_group("output").add_argument
     names = ", ".join(field.name for field in dataclasses.fields(Completion))
     add("--json", action="store_true", help=f"print one JSON object per prompt: {names}")
-    add("--compare", action="store_true", help="decode autoregressively, too, and print the speed-up")
+    add("--compare", action="store_true", help="also decode autoregressively, and print the speed-up")
     return parser.parse_args(argv)
 
 

@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from common.command_line import UserError
-from pipeline.inference.evaluation.sandbox import Isolation, Limits, Verdict, find_isolation, run_program
+from pipeline.inference.evaluation.sandbox import Isolation, Limits, ProgramResult, find_isolation, run_program
 
 SLEEPER = "import os, sys\nARGUMENTS = [sys.executable, '-S', '-c', 'import time; time.sleep(600)', {token!r}]\n"
 DAEMON = (
@@ -60,12 +60,12 @@ def namespaces_are_missing() -> str:
 needs_namespaces = pytest.mark.skipif(bool(missing := namespaces_are_missing()), reason=missing)
 
 
-def run(program: str, checks: str = "", *, timeout_s: float = 30, **limits: int) -> Verdict:
+def run(program: str, checks: str = "", *, timeout_s: float = 30, **limits: int) -> ProgramResult:
     return run_program(program, checks, isolation=Isolation.FULL, limits=Limits(timeout_s=timeout_s, **limits))
 
 
 def assert_passes(program: str, checks: str = "", **limits: int) -> None:
-    assert run(program, checks, **limits) == Verdict(outcome="passed")
+    assert run(program, checks, **limits) == ProgramResult(outcome="passed")
 
 
 def alive(token: str) -> list[int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, run_module
+from tests.helpers.heavy import HEAVY
 
 # Each package, and the packages that it may import. Every package may also import itself and `common`.
 ALLOWED: dict[str, set[str]] = {
@@ -56,7 +57,6 @@ COMMANDS = (
 )
 MOST_MODULES_IN_A_FOLDER = 10
 TORCH_FREE = ("pipeline/config/", "pipeline/planning/", "pipeline/model/formulas.py", "pipeline/model/partition.py")
-HEAVY = {"torch", "streaming", "deepspeed", "transformers"}
 PACKAGES = ("common", "data_prep", "pipeline")
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -183,7 +183,7 @@ def test_the_model_does_not_import_distribution() -> None:
 
 
 def test_modules_that_execute_programs_do_not_import_torch() -> None:
-    for name in ("problems", "sample_log", "pass_at_k", "sandbox", "sandbox_init", "sandbox_program"):
+    for name in ("problems", "completion_log", "pass_at_k", "sandbox", "sandbox_init", "sandbox_program"):
         assert f"pipeline/inference/evaluation/{name}.py" not in importers("torch")
 
 

@@ -65,7 +65,7 @@ class Completion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class CompletedBatch:
     """What became of prompts that were decoded together, in so many seconds."""
 
     completions: list[Completion]
@@ -118,7 +118,7 @@ class Session:
                 n_heads_used=n_heads_used,
             )
 
-    def batches(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[Batch]:
+    def batches(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[CompletedBatch]:
         """Continue prompts, max_batch_size at a time, with a progress bar of tokens.
 
         Raises:
@@ -167,7 +167,7 @@ class Session:
         sampling: "Sampling",
         *,
         on_tokens: Callable[[CompletionText, int], object],
-    ) -> Batch:
+    ) -> CompletedBatch:
         """Continue a batch; tell of each sequence's text, as they come, that it has so many new tokens."""
         from pipeline.inference.decoding.decode import decode
 
@@ -200,7 +200,7 @@ class Session:
             )
             for prompt, text, (tokens_per_forward, tokens_per_s) in zip(prompts, texts, figures, strict=True)
         ]
-        return Batch(completions=completions, seconds=generation.seconds)
+        return CompletedBatch(completions=completions, seconds=generation.seconds)
 
 
 def choose_precision(device: str | None, dtype: str | None) -> tuple[str, str]:

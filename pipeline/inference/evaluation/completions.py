@@ -1,8 +1,8 @@
-"""Drawing many samples of many problems in batches, such that a killed run continues as if it had not been.
+"""Drawing many completions of every problem in batches; an interrupted run draws the same ones when it is continued.
 
-The samples are dealt to batches once and for all, in order, and each batch draws from a seed of its own. A batch of
-which samples are missing is drawn again, whole: those that were there come out as they did, and the others join them.
-So no draws serve twice, and what is drawn does not depend on where a run was interrupted.
+All completions are dealt to batches in a fixed order, and each batch has its own seed. If some completions of a batch
+are missing, the whole batch is drawn again: the ones already known come out the same, and the missing ones are added.
+So no random draw is used twice, and the results do not depend on where a run was interrupted.
 """
 
 import hashlib
@@ -15,21 +15,28 @@ from tqdm import tqdm
 from common.tokenizers import Tokenizer
 from pipeline.inference.decoding.prompts import Prompt
 from pipeline.inference.decoding.session import Completion, Decoding, Session
-from pipeline.inference.evaluation.sample_log import SampleId, SampleLog
+from pipeline.inference.evaluation.completion_log import CompletionId, CompletionLog
 
 
 def deal_batches(
     task_ids: Sequence[str], temperatures: Sequence[float], *, n_samples: int, batch_size: int
-) -> Iterator[list[SampleId]]:
-    """Yield all samples in batches of one temperature each, since all sequences of a batch are decoded alike."""
+) -> Iterator[list[CompletionId]]:
+    """Yield all completions in batches; each batch has one temperature, since a batch is decoded with one.
+
+    Args:
+        task_ids: the problems.
+        temperatures: each problem is completed at each of them.
+        n_samples: completions per problem and temperature.
+        batch_size: maximum number of completions in a batch.
+    """
     for temperature in temperatures:
-        samples = [SampleId(task_id, temperature, number) for task_id in task_ids for number in range(n_samples)]
-        for first in range(0, len(samples), batch_size):
-            yield samples[first : first + batch_size]
+        ids = [CompletionId(task_id, temperature, number) for task_id in task_ids for number in range(n_samples)]
+        for first in range(0, len(ids), batch_size):
+            yield ids[first : first + batch_size]
 
 
-def batch_seed(seed: int, batch: Sequence[SampleId]) -> int:
-    """Return 63 bits that depend on the seed and on which samples these are."""
+def batch_seed(seed: int, batch: Sequence[CompletionId]) -> int:
+    """Return a seed of 63 bits, hashed from `seed` and the completions of the batch."""
     digest = hashlib.sha256(json.dumps([seed, batch]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -39,42 +46,45 @@ def draw_missing(
     tokenizer: Tokenizer,
     decoding: Decoding,
     *,
-    samples: SampleLog,
-    batches: Sequence[list[SampleId]],
+    completions: CompletionLog,
+    batches: Sequence[list[CompletionId]],
     prompts: Mapping[str, Prompt],
 ) -> None:
-    """Complete the batches of which samples are missing, and log those: the completion, and what ended it.
+    """Decode every batch with missing completions, and log the missing ones with what ended them.
 
     Args:
-        session: takes a batch at once.
-        tokenizer: the session's.
-        decoding: its seed is that of all batches, and its temperature is not used.
-        samples: what was drawn already; grows.
-        batches: all of them, as `deal_batches` deals them.
+        session: must hold a whole batch.
+        tokenizer: the session's tokenizer.
+        decoding: its seed is the seed of the whole evaluation; its temperature is ignored.
+        completions: the completions drawn so far; the new ones are added.
+        batches: all batches, from `deal_batches`.
         prompts: by task_id.
 
     Raises:
-        UserError: the device's memory or the disk's space does not suffice.
+        UserError: the device's memory or the disk's space is too small.
     """
-    n_samples, n_drawn = sum(map(len, batches)), len(samples.entries)
-    with tqdm(desc="completing", total=n_samples, initial=n_drawn, unit="sample", disable=None) as bar:
+    n_completions, n_drawn = sum(map(len, batches)), len(completions.entries)
+    with tqdm(desc="completing", total=n_completions, initial=n_drawn, unit="completion", disable=None) as bar:
         for batch in batches:
-            missing = [sample not in samples.entries for sample in batch]
+            missing = [completion_id not in completions.entries for completion_id in batch]
             if not any(missing):
                 continue
             of_batch = replace(decoding, temperature=batch[0].temperature, seed=batch_seed(decoding.seed, batch))
-            (drawn,) = session.batches([prompts[sample.task_id] for sample in batch], of_batch)
+            (drawn,) = session.batches([prompts[completion_id.task_id] for completion_id in batch], of_batch)
             rows = zip(batch, drawn.completions, missing, strict=True)
-            samples.add(
-                (sample, {"completion": completion.completion, "ended": _end(completion, tokenizer, decoding)})
-                for sample, completion, is_missing in rows
+            completions.add(
+                (completion_id, {"completion": completion.completion, "ended": _end(completion, tokenizer, decoding)})
+                for completion_id, completion, is_missing in rows
                 if is_missing
             )
             bar.update(sum(missing))
 
 
 def _end(completion: Completion, tokenizer: Tokenizer, decoding: Decoding) -> str:
-    """Return what ended a completion: eos, length, or stop (a stop text that takes the last token counts as length)."""
+    """Return what ended a completion: "eos", "length" or "stop".
+
+    A stop text that is completed by the last token that max_gen_len allows counts as "length".
+    """
     if completion.token_ids[-1] == tokenizer.eos_id:
         return "eos"
     return "length" if len(completion.token_ids) == decoding.max_gen_len else "stop"

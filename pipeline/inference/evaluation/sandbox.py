@@ -58,7 +58,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class ProgramResult:
     """What became of a program.
 
     outcome: passed, failed (an exception, or it exited early), timed out, out of memory, or killed (by a signal).
@@ -82,13 +82,13 @@ def find_isolation(*, allow_weak: bool) -> Isolation:
     problems = []
     for isolation in (Isolation.FULL, Isolation.WEAK) if allow_weak else (Isolation.FULL,):
         try:
-            verdict = run_program("x = 1", "assert x == 1", isolation=isolation, limits=Limits(timeout_s=_FINISH_S))
+            result = run_program("x = 1", "assert x == 1", isolation=isolation, limits=Limits(timeout_s=_FINISH_S))
         except SandboxError as error:
             problems.append(str(error).splitlines()[-1])
             continue
-        if verdict.outcome == "passed":
+        if result.outcome == "passed":
             return isolation
-        problems.append(f"a trivial program {verdict.outcome} ({verdict.detail})")
+        problems.append(f"a trivial program {result.outcome} ({result.detail})")
     advice = "" if allow_weak else (
         "; Linux 5.12 or newer and the right to make namespaces (root, or user namespaces) are needed; in a container "
         "or virtual machine that you can afford to lose, --allow_weak_sandbox runs generated programs within "
@@ -97,7 +97,7 @@ def find_isolation(*, allow_weak: bool) -> Isolation:
     raise UserError(f"generated programs cannot be isolated here: {'; '.join(problems)}{advice}")
 
 
-def run_program(program: str, checks: str, *, isolation: Isolation, limits: Limits) -> Verdict:
+def run_program(program: str, checks: str, *, isolation: Isolation, limits: Limits) -> ProgramResult:
     """Run a program, then its checks in the same module, and return what became of them when nothing of it is left.
 
     Raises:
@@ -115,7 +115,7 @@ def run_program(program: str, checks: str, *, isolation: Isolation, limits: Limi
             message = ours.recv(4096)
         except BlockingIOError:
             message = b""
-        return _verdict(message, proof=proof, report=report)
+        return _result(message, proof=proof, report=report)
 
 
 def _supervised(source: BinaryIO, channel: socket.socket, isolation: Isolation, limits: Limits) -> dict[str, int]:
@@ -174,16 +174,16 @@ def _hidden_folders(home: Path) -> list[str]:
     return [*_HIDDEN] if is_hidden_already or home == Path("/") else [*_HIDDEN, str(home)]
 
 
-def _verdict(message: bytes, *, proof: bytes, report: dict[str, int]) -> Verdict:
+def _result(message: bytes, *, proof: bytes, report: dict[str, int]) -> ProgramResult:
     """Return what the program's message and the supervisor's report, empty if it was killed, mean."""
     if message == proof:
-        return Verdict(outcome="passed")
+        return ProgramResult(outcome="passed")
     if report.get("timed_out"):
-        return Verdict(outcome="timed out")
+        return ProgramResult(outcome="timed out")
     raised = " ".join(message.decode("utf-8", "replace").split())[:300]
     if raised:
-        return Verdict(outcome="out of memory" if raised.startswith("MemoryError") else "failed", detail=raised)
+        return ProgramResult(outcome="out of memory" if raised.startswith("MemoryError") else "failed", detail=raised)
     exit_code = report.get("exit_code", -signal.SIGKILL)
     if exit_code < 0:
-        return Verdict(outcome="killed", detail=signal.Signals(-exit_code).name)
-    return Verdict(outcome="failed", detail=f"exited with code {exit_code} before its checks ended")
+        return ProgramResult(outcome="killed", detail=signal.Signals(-exit_code).name)
+    return ProgramResult(outcome="failed", detail=f"exited with code {exit_code} before its checks ended")

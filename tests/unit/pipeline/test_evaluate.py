@@ -92,8 +92,8 @@ def test_right_solutions_pass_and_wrong_ones_fail(
         for solution, outcome in ((row[right], "passed"), (row[wrong], "failed"), ("", "failed")):
             for rest in ("", "\nprint(1 / 0)", "\nif True:\n  x = '''"):
                 program = problem.head + cut_at_stop(solution + rest, problem.stops)
-                verdict = run_program(program, problem.checks, isolation=Isolation.FULL, limits=Limits(timeout_s=30))
-                assert verdict.outcome == outcome, verdict
+                result = run_program(program, problem.checks, isolation=Isolation.FULL, limits=Limits(timeout_s=30))
+                assert result.outcome == outcome, result
 
 
 def test_the_report_counts_what_was_executed(
@@ -182,8 +182,8 @@ def test_a_killed_evaluation_continues_as_if_it_had_not_been(command: Callable[.
     evaluate.main(command(*flags, "--output", tmp_path / "whole"))
 
     out = tmp_path / "out"
-    in_samples = "pipeline.inference.evaluation.sample_log:SampleLog.add"
-    killed_when(out / "samples.jsonl", 9, *command(*flags), at=in_samples, after=3)  # of 80, in batches of 3
+    in_completions = "pipeline.inference.evaluation.completion_log:CompletionLog.add"
+    killed_when(out / "samples.jsonl", 9, *command(*flags), at=in_completions, after=3)  # of 80, in batches of 3
     assert not lines_so_far(out / "results.jsonl")
     executing, alone = "pipeline.inference.evaluation.sandbox:run_program", ("--num_workers", 1)
     # the first execution finds out what this machine can isolate

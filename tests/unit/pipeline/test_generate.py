@@ -20,9 +20,9 @@ from pipeline.inference.decoding.prompts import DEFAULT_PROMPTS
 from pipeline.inference.decoding.session import Decoding, Session
 from tests.conftest import REPOSITORY, run_module
 from tests.helpers.exports import exported
+from tests.helpers.heavy import HEAVY
 from tests.helpers.references import naive_greedy, tiny_model
 from tests.helpers.scripted import scripted_model
-from tests.rules.test_boundaries import HEAVY
 
 QUICKSTART = (
     "torchrun --nproc_per_node 1 -m pipeline.generate --ckpt_dir 7B_200B_4/ --tokenizer_path tokenizer.model "
@@ -218,7 +218,7 @@ def test_launchers_are_refused_where_they_stand_in_the_way(ckpt_dir: Path, monke
     with pytest.raises(UserError, match=r"--interactive needs the terminal; start python"):
         generate.main(arguments(ckpt_dir, "--interactive"))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="one process generates, not 2"):
+    with pytest.raises(UserError, match="this command runs in 1 process, not 2"):
         generate.main(arguments(ckpt_dir))
 
 

@@ -6,7 +6,7 @@ import threading
 import psutil
 import pytest
 
-from pipeline.inference.evaluation.sandbox import SandboxError, Verdict
+from pipeline.inference.evaluation.sandbox import ProgramResult, SandboxError
 from tests.conftest import is_alive
 from tests.helpers.hostile import (
     FORK_FOREVER,
@@ -50,10 +50,10 @@ def test_right_programs_pass() -> None:
     ],
 )
 def test_wrong_programs_fail_with_what_they_raised(program: str, checks: str, detail: str) -> None:
-    verdict = run(program, checks)
-    assert verdict.outcome == "failed"
-    assert verdict.detail.startswith(detail)
-    assert len(verdict.detail) <= 300
+    result = run(program, checks)
+    assert result.outcome == "failed"
+    assert result.detail.startswith(detail)
+    assert len(result.detail) <= 300
 
 
 @pytest.mark.parametrize(
@@ -83,14 +83,14 @@ def test_a_program_that_breaks_the_interpreter_under_itself_may_pass() -> None:
     "program", ["while True:\n    pass", IGNORE_ALL, "while True:\n    print('x' * 1_000_000)", FORK_FOREVER]
 )
 def test_time_is_limited(program: str) -> None:
-    assert run(program, timeout_s=1) == Verdict(outcome="timed out")
+    assert run(program, timeout_s=1) == ProgramResult(outcome="timed out")
 
 
 @pytest.mark.parametrize(
     ("program", "name"), [("import os; os.abort()", "SIGABRT"), ("import ctypes; ctypes.string_at(0)", "SIGSEGV")]
 )
 def test_a_crash_is_told(program: str, name: str) -> None:
-    assert run(program) == Verdict(outcome="killed", detail=name)
+    assert run(program) == ProgramResult(outcome="killed", detail=name)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_results_do_not_depend_on_the_hash_seed() -> None:
 
 
 @pytest.mark.parametrize("generation", ["supervisor", "init"])
-def test_what_befalls_the_sandbox_itself_is_no_verdict(generation: str) -> None:
+def test_a_broken_sandbox_is_an_error_and_not_a_result(generation: str) -> None:
     told: list[SandboxError] = []
 
     def run_until_killed() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.inference.evaluation.sandbox import Verdict
+from pipeline.inference.evaluation.sandbox import ProgramResult
 from tests.conftest import REPOSITORY, is_alive
 from tests.helpers.hostile import DAEMON, FORK_BOMB, alive, assert_passes, needs_namespaces, run, wait_until
 
@@ -45,15 +45,15 @@ def test_a_fork_bomb_fizzles_out(token: str) -> None:
 
 def test_a_daemon_does_not_outlive_its_program(token: str) -> None:
     program = DAEMON.format(token=token) + "import time\ntime.sleep(600)"
-    verdicts: list[Verdict] = []
+    results: list[ProgramResult] = []
     began_s = time.monotonic()
     assert_passes("")
     timeout_s = max(3.0, 10 * (time.monotonic() - began_s))  # the daemon must have come to life
-    runner = threading.Thread(target=lambda: verdicts.append(run(program, timeout_s=timeout_s)))
+    runner = threading.Thread(target=lambda: results.append(run(program, timeout_s=timeout_s)))
     runner.start()
     wait_until(lambda: alive(token))
     runner.join()
-    assert verdicts == [Verdict(outcome="timed out")]
+    assert results == [ProgramResult(outcome="timed out")]
     assert not alive(token)
 
 

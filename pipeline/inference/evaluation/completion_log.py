@@ -1,10 +1,10 @@
-"""An evaluation's folder: what is known of each sample so far, kept so that a killed run loses nothing of it.
+"""The folder of an evaluation: what is known about each completion so far, so that a killed run loses nothing.
 
-    settings.json    what decides the samples and their results; a folder holds those of one evaluation only
-    samples.jsonl    one object per completion, as they come
-    results.jsonl    one object per executed completion, as they come
+    settings.json    everything that decides the completions and their results; one evaluation per folder
+    samples.jsonl    one object per completion, in the order they were drawn
+    results.jsonl    one object per executed completion, in the order they finished
 
-A file only ever grows by whole lines. What a kill left of a last line is cut off before the next one is written.
+A log only ever grows by whole lines. If a kill left part of a line at the end, it is cut off before the next write.
 """
 
 import fcntl
@@ -22,22 +22,22 @@ from common.files import write_json
 SETTINGS = "settings.json"
 
 
-class SampleId(NamedTuple):
-    """Which sample of a problem at a temperature, from 0 up."""
+class CompletionId(NamedTuple):
+    """Which completion: of which problem, at which temperature, and its number there, from 0."""
 
     task_id: str
     temperature: float
     number: int
 
 
-class SampleLog:
-    """What a file says of each sample, and the way to say more; one process at a time holds it."""
+class CompletionLog:
+    """A file of one line per completion, read into `entries` and extended by `add`; only one process may open it."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file, and read it.
+        """Open or create the file, lock it, and read it.
 
         Raises:
-            UserError: another process holds it, it cannot be opened, or something else was written into it.
+            UserError: another process holds the file, it cannot be opened, or it has a line of something else.
         """
         self._path = path
         try:
@@ -52,20 +52,21 @@ class SampleLog:
             pass
         self.entries = self._read()
 
-    def add(self, rows: Iterable[tuple[SampleId, dict[str, str]]]) -> None:
-        """Append what is now known of some samples.
+    def add(self, rows: Iterable[tuple[CompletionId, dict[str, str]]]) -> None:
+        """Append the fields of some completions.
 
         Raises:
-            UserError: the disk is full, or will not take it for another reason.
+            UserError: the disk is full, or the file cannot be written for another reason.
         """
         rows = list(rows)
-        lines = "".join(json.dumps({**sample._asdict(), **fields}) + "\n" for sample, fields in rows)
+        lines = "".join(json.dumps({**completion_id._asdict(), **fields}) + "\n" for completion_id, fields in rows)
         try:
             self._file.write(lines.encode())
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"{self._path} cannot be written ({error.strerror}); make room, and the same command continues"
+                f"{self._path} cannot be written ({error.strerror}); free some space, and run the same command to"
+                " continue"
             ) from error
         self.entries.update(rows)
 
@@ -75,11 +76,15 @@ class SampleLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # what add could not write, it has told
+        with suppress(OSError):  # `add` has already reported what could not be written
             self._file.close()
 
-    def _read(self) -> dict[SampleId, dict[str, str]]:
-        """Return what whole lines say, and cut off the rest."""
+    def _read(self) -> dict[CompletionId, dict[str, str]]:
+        """Return what the file holds, and cut off an unfinished last line.
+
+        Raises:
+            UserError: a line is not one that `add` writes.
+        """
         self._file.seek(0)
         contents = self._file.read()
         whole = contents[: contents.rfind(b"\n") + 1]
@@ -89,18 +94,18 @@ class SampleLog:
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
                 row = json.loads(line)
-                sample = SampleId(*(row.pop(name) for name in SampleId._fields))
+                completion_id = CompletionId(*(row.pop(name) for name in CompletionId._fields))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{self._path}: line {number} is not one that an evaluation writes") from error
-            entries[sample] = row
+                raise UserError(f"{self._path}: line {number} was not written by an evaluation") from error
+            entries[completion_id] = row
         return entries
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Make an evaluation's folder, or check that the one which is there has the same settings.
+    """Create an evaluation's folder, or check that an existing one has the same settings.
 
     Raises:
-        UserError: it has others, it holds something else, or it cannot be made.
+        UserError: the folder has other settings, holds something else, or cannot be created.
     """
     path = folder / SETTINGS
     try:
@@ -117,7 +122,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
         raise UserError(f"--output {folder} holds {names[0]!r}, but no evaluation; give a new folder") from None
     except ValueError as error:
         raise UserError(f"{path} cannot be read as JSON ({error})") from error
-    now = json.loads(json.dumps(settings))  # as they read once written
+    now = json.loads(json.dumps(settings))  # so that both sides have JSON's types
     different = [
         f"{name} was {earlier.get(name)!r}, and is now {now.get(name)!r}"
         for name in {**earlier, **now}

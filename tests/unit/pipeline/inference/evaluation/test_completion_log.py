@@ -1,0 +1,85 @@
+"""The log of completions, and the folder of an evaluation that holds it."""
+
+import json
+import resource
+from pathlib import Path
+
+import pytest
+
+from common.command_line import UserError
+from pipeline.inference.evaluation.completion_log import CompletionId, CompletionLog, open_folder
+
+FIRST = CompletionId("a/0", 0.1, 0)
+
+
+def test_the_log_returns_what_was_added(tmp_path: Path) -> None:
+    with CompletionLog(tmp_path / "log.jsonl") as log:
+        assert log.entries == {}
+        log.add([(FIRST, {"completion": "é\n\u2028\0"}), (FIRST._replace(number=1), {"completion": ""})])
+        assert len(log.entries) == 2
+    with CompletionLog(tmp_path / "log.jsonl") as log:
+        assert log.entries == {FIRST: {"completion": "é\n\u2028\0"}, FIRST._replace(number=1): {"completion": ""}}
+
+
+@pytest.mark.parametrize(
+    "torn", ['{"task_id": "a/0", "tempe', '{"task_id": "a/0", "temperature": 0.1, "number": 1}', "{"]
+)
+def test_a_torn_last_line_is_cut_off(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "log.jsonl"
+    with CompletionLog(path) as log:
+        log.add([(FIRST, {"outcome": "passed"})])
+    with path.open("a") as file:
+        file.write(torn)
+    with CompletionLog(path) as log:
+        assert list(log.entries) == [FIRST]
+        log.add([(FIRST._replace(number=1), {"outcome": "failed"})])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["outcome"] for row in rows] == ["passed", "failed"]
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "text", '{"task_id": "a"}'])
+def test_a_line_of_something_else_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "log.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"log.jsonl: line 1 was not written by an evaluation"):
+        CompletionLog(tmp_path / "log.jsonl")
+
+
+def test_only_one_process_may_open_a_log(tmp_path: Path) -> None:
+    with (
+        CompletionLog(tmp_path / "log.jsonl"),
+        pytest.raises(UserError, match="is being written by another evaluation"),
+    ):
+        CompletionLog(tmp_path / "log.jsonl")
+    with CompletionLog(tmp_path / "log.jsonl"):
+        pass
+
+
+def test_a_full_disk_is_reported_and_earlier_lines_survive(tmp_path: Path) -> None:
+    path, unlimited = tmp_path / "log.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    with CompletionLog(path) as log:
+        log.add([(FIRST, {"outcome": "passed"})])
+    size = path.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 9, unlimited[1]))
+    try:
+        with (
+            CompletionLog(path) as log,
+            pytest.raises(UserError, match=r"log.jsonl cannot be written \(File too large\)"),
+        ):
+            log.add([(FIRST._replace(number=1), {"outcome": "failed"})])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert path.stat().st_size == size + 9
+    with CompletionLog(path) as log:
+        assert list(log.entries) == [FIRST]
+    assert path.stat().st_size == size
+
+
+def test_a_folder_keeps_its_settings(tmp_path: Path) -> None:
+    settings = {"seed": 1, "temperatures": (0.1, 0.8), "first_token": None}
+    open_folder(tmp_path / "new" / "out", settings)
+    open_folder(tmp_path / "new" / "out", settings)
+    with pytest.raises(UserError, match=r"other settings; give another folder: seed was 1, and is now 2$"):
+        open_folder(tmp_path / "new" / "out", {**settings, "seed": 2})
+    (tmp_path / "new" / "out" / "settings.json").write_text("{")
+    with pytest.raises(UserError, match=r"settings.json cannot be read as JSON"):
+        open_folder(tmp_path / "new" / "out", settings)
