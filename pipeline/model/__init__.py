@@ -1,1 +1,1 @@
-"""The multi-token model: layers, heads and the head-sequential loss, and what they cost by formula."""
+"""The multi-token model: layers, heads, the head-sequential loss, and formulas for parameters and FLOPs."""

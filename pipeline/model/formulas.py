@@ -1,10 +1,11 @@
-"""What follows from a model's config without building it: its parts, their order, and what they cost by formula.
+"""Formulas over a model's config: the order of its heads, the parts of it, parameters, FLOPs and saved activations.
 
-Model FLOPs are those of forward and backward, counted PaLM's way (arXiv 2204.02311, appendix B): 6 per weight that
-multiplies each token (the embedding does not; the unembedding does, once per head), plus 12 x heads x head_dim x
-seq_len for each layer's attention: all positions with all, although the causal mask needs only half of them. PaLM,
-torchtitan and nanoGPT count so; Megatron-LM counts half of it. Norms, rotations and the softmax are not counted, and
-model FLOPs do not count what activation checkpointing computes twice; hardware FLOPs do. Nothing here imports torch.
+Model FLOPs are those of forward and backward, counted as in PaLM (arXiv 2204.02311, appendix B): 6 for each weight that
+multiplies a token (the embedding does not; the unembedding does, once per head), plus 12 x heads x head_dim x seq_len
+for the attention of each layer, which counts every pair of positions, although the causal mask needs only half of them.
+PaLM, torchtitan and nanoGPT count this way; Megatron-LM counts half of the pairs. Norms, rotations and the softmax are
+not counted. Hardware FLOPs also count what activation checkpointing computes again; model FLOPs do not. Nothing here
+imports torch.
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ MIN_CHUNK_POSITIONS = 256  # with fewer, matrix products are too thin to be fast
 
 
 def head_inputs(config: ModelConfig, n_heads: int | None = None) -> dict[int, int | None]:
-    """Return each head, in the order of computing, and the head whose output it reads (None: the trunk's).
+    """Return the heads in the order of computation, each with the head whose output it reads (None: the trunk's).
 
-    With `n_heads`, only what the first of them need (paper, appendix B: parallel, causal, anticausal heads).
+    The order is that of parallel, causal or anticausal heads (paper, appendix B). With `n_heads`, the result has only
+    the heads that are needed for the first `n_heads` of them.
     """
     n_all = config.n_future_tokens
     heads = range(n_all if n_heads is None else n_heads)
@@ -30,28 +32,27 @@ def head_inputs(config: ModelConfig, n_heads: int | None = None) -> dict[int, in
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """The part of a model that one process holds.
-
-    embedding: whether the token embedding is in it.
-    trunk_layers, heads: indices of the layers; a head's index is its place among the predictions.
-    unembedding: whether norm and unembedding are in it.
-    """
+    """The part of a model that one process holds."""
 
     embedding: bool
+    """Whether it has the token embedding."""
     trunk_layers: range
+    """Indices of its trunk layers."""
     heads: tuple[int, ...]
+    """Indices of its heads: head i predicts the token i + 1 ahead."""
     unembedding: bool
+    """Whether it has the norm and the unembedding."""
 
 
 def whole(config: ModelConfig) -> Share:
-    """Return the share that is all of the model."""
+    """Return the share that is the whole model."""
     return Share(
         embedding=True, trunk_layers=range(config.n_trunk_layers), heads=tuple(head_inputs(config)), unembedding=True
     )
 
 
 def layer_parameters(config: ModelConfig) -> int:
-    """Return the number of parameters of one transformer layer, its two norms included."""
+    """Return the number of parameters of one transformer layer, including its two norms."""
     attention = 2 * config.dim * config.head_dim * (config.n_heads + config.kv_heads)
     return attention + 3 * config.dim * config.ffn_dim + 2 * config.dim
 
@@ -62,13 +63,13 @@ def head_parameters(config: ModelConfig) -> int:
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Return the number of parameters; with the paper's heads the same for every n (heads replace trunk layers)."""
+    """Return the number of parameters; the paper's models have the same for every n (heads replace trunk layers)."""
     layers = config.n_trunk_layers * layer_parameters(config) + config.n_future_tokens * head_parameters(config)
     return (1 + config.n_unembeddings) * config.vocab_size * config.dim + layers + config.dim
 
 
 def attention_flops_per_token(config: ModelConfig, *, seq_len: int) -> int:
-    """Return the FLOPs of one layer's scores and their products with the values, forward and backward."""
+    """Return the FLOPs of one layer's attention scores and of their products with the values, forward and backward."""
     return 12 * config.n_heads * config.head_dim * seq_len
 
 
@@ -92,20 +93,20 @@ def unembedding_flops_per_token(config: ModelConfig) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """Model FLOPs per token by part, forward and backward.
-
-    trunk: all its layers.  heads: all n, without unembedding.  unembedding: once for each head.
-    attention: scores and their products with the values; a part of trunk and heads, not a fourth one beside them.
-    """
+    """Model FLOPs per token by part, forward and backward."""
 
     trunk: int
+    """All trunk layers."""
     heads: int
+    """All n heads, without the unembedding."""
     unembedding: int
+    """The unembedding, once for each head."""
     attention: int
+    """Attention scores and their products with the values; included in `trunk` and `heads`."""
 
     @property
     def total(self) -> int:
-        """All of the model's."""
+        """FLOPs of the whole model."""
         return self.trunk + self.heads + self.unembedding
 
 
@@ -121,15 +122,16 @@ def training_flops(config: ModelConfig, *, seq_len: int) -> Flops:
 
 
 def training_flops_per_token(config: ModelConfig, *, seq_len: int) -> int:
-    """Return the model FLOPs per token: what model FLOPs utilisation (MFU) is computed from."""
+    """Return the model FLOPs per token, from which model FLOPs utilisation (MFU) is computed."""
     return training_flops(config, seq_len=seq_len).total
 
 
 def recomputed_flops_per_token(config: ModelConfig, *, seq_len: int) -> int:
-    """Return what activation checkpointing adds to the model FLOPs; both together give hardware utilisation (HFU).
+    """Return the FLOPs that activation checkpointing adds; model FLOPs plus these give hardware utilisation (HFU).
 
-    It computes the forward of each trunk layer again, and of heads that read each other; heads that read the trunk are
-    not kept in the first place. Torch stops as soon as it has what the backward needs, before a layer's last product.
+    It recomputes the forward of each trunk layer, and of heads that read each other. Heads that read the trunk have no
+    saved activations to begin with. Torch stops recomputing when it has all that the backward needs, which is before a
+    layer's last matrix product.
     """
     is_chained = config.head_order != "parallel" and config.head_type == "transformer"
     n_layers = config.n_trunk_layers + (config.n_future_tokens if is_chained else 0)
@@ -138,10 +140,10 @@ def recomputed_flops_per_token(config: ModelConfig, *, seq_len: int) -> int:
 
 
 def saved_elements_per_token(config: ModelConfig) -> int:
-    """Return what one bf16 transformer layer keeps per token from forward to backward, in bf16 elements.
+    """Return the size of the activations that one bf16 transformer layer saves for the backward, in bf16 elements.
 
-    Each of the two norms keeps its input in fp32 and its output twice (before and after the gain); attention its
-    queries, keys, values and output; the feed-forward its two projections, the gate and their product.
+    Each of the two norms saves its input in fp32 and its output twice (before and after the gain); attention saves its
+    queries, keys, values and output; the feed-forward saves its two projections, the gate and their product.
     """
     keys_and_values = 2 * config.kv_heads * config.head_dim
     return 2 * 4 * config.dim + 2 * config.dim + keys_and_values + 4 * config.ffn_dim

@@ -1,6 +1,6 @@
 """The transformer layer, Llama 2's: RMSNorm, rotary positions on interleaved pairs, SwiGLU, no biases.
 
-Shape suffixes as in `model.py`.
+Shape suffixes as in `network.py`.
 """
 
 from typing import Protocol
@@ -14,20 +14,20 @@ from pipeline.config.model import ModelConfig
 
 
 class KeyValueCache(Protocol):
-    """What attention asks of a decoding cache: store new keys and values, return all visible ones."""
+    """The interface of a decoding cache for attention: it stores new keys and values, and returns all visible ones."""
 
     def update(self, key_BKTE: Tensor, value_BKTE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the block's keys and values; return those of all cached positions, (B, K, S, E) each."""
+        """Store keys and values of the new positions; return those of all cached positions, each (B, K, S, E)."""
         ...
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Return `x` in fp32, or in fp64 if it is that already."""
+    """Return `x` in fp32, or unchanged if it is fp64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in fp32 for low-precision inputs (as Llama does)."""
+    """Root-mean-square norm, computed in fp32 for low-precision inputs, as in Llama."""
 
     def __init__(self, dim: int, *, eps: float) -> None:
         super().__init__()
@@ -40,10 +40,10 @@ class RMSNorm(nn.Module):
 
 
 def rotary_factors(positions: Tensor, *, head_dim: int, theta: float) -> Tensor:
-    """Return the rotary embedding's e^(i angle), complex64, shape `positions.shape + (head_dim / 2,)`.
+    """Return the factors e^(i angle) of the rotary embedding, complex64, shape `positions.shape + (head_dim / 2,)`.
 
-    Computed where it is used instead of kept as a buffer: a buffer would be cast with the model to bf16,
-    which garbles the angles of late positions.
+    They are computed on use and not kept as a buffer, because a buffer would be cast to bf16 with the model, which
+    corrupts the angles of late positions.
     """
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angles = positions.unsqueeze(-1).float() * theta**-exponents
@@ -53,7 +53,8 @@ def rotary_factors(positions: Tensor, *, head_dim: int, theta: float) -> Tensor:
 def rotate(x_BTHE: Tensor, rotary: Tensor) -> Tensor:
     """Rotate adjacent pairs of the last dimension (Meta's layout, not Hugging Face's halves) in fp32.
 
-    One complex product: what four real ones give, and on a CPU 2.5 (1 token) to 9 times (256) as fast.
+    One complex product gives the same result as four real ones, 2.5 times (1 token) to 9 times (256 tokens) as fast on
+    a CPU.
     """
     pairs = torch.view_as_complex(at_least_fp32(x_BTHE).unflatten(-1, (-1, 2)))
     rotated = torch.view_as_real(pairs * rotary.unsqueeze(-2))  # one axis for the attention heads
@@ -71,7 +72,7 @@ class Attention(nn.Module):
         self.wk = nn.Linear(config.dim, config.kv_heads * self.head_dim, bias=False)
         self.wv = nn.Linear(config.dim, config.kv_heads * self.head_dim, bias=False)
         self.wo = nn.Linear(config.n_heads * self.head_dim, config.dim, bias=False)
-        self.attend = F.scaled_dot_product_attention  # sequence parallelism puts its own in this place
+        self.attend = F.scaled_dot_product_attention  # sequence parallelism replaces this function
 
     def forward(
         self,
@@ -82,7 +83,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend causally, or, with a cache, to the cached positions that `mask` (B, 1, T, S) allows.
 
-        The mask is boolean, or added to the scores. Without one a single query attends to everything cached.
+        The mask is boolean or is added to the scores. Without a mask, a single query attends to everything cached.
         """
         query, key, value = (
             project(hidden_BTD).unflatten(-1, (-1, self.head_dim)) for project in (self.wq, self.wk, self.wv)
@@ -110,7 +111,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """One pre-norm layer; the trunk is a stack of these, and so is each head, one deep."""
+    """One pre-norm transformer layer. The trunk is a stack of these; each head is one of them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -131,13 +132,13 @@ class TransformerBlock(nn.Module):
 
 
 def run_layer(layer: nn.Module, hidden_BTD: Tensor, rotary: Tensor, *, recompute: bool) -> Tensor:
-    """Return the layer's output; with `recompute` its activations are not kept but computed again in the backward."""
+    """Return the layer's output. With `recompute`, its activations are not saved but recomputed in the backward."""
     if recompute:
         return checkpoint(layer, hidden_BTD, rotary, use_reentrant=False)
     return layer(hidden_BTD, rotary)
 
 
 def training_rotary(n_positions: int, config: ModelConfig, *, device: torch.device, first: int = 0) -> Tensor:
-    """Rotary factors of the positions from `first` on."""
+    """Return the rotary factors of `n_positions` positions from `first` on."""
     positions = torch.arange(first, first + n_positions, device=device)
     return rotary_factors(positions, head_dim=config.head_dim, theta=config.rope_theta)

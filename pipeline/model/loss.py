@@ -1,16 +1,15 @@
 """The head-sequential loss: n heads for the peak memory of one (paper §2, "memory-efficient implementation").
 
-The paper's Figure 2 calls backward once per head. Here the same order runs inside the forward of one
-autograd Function: for each head in turn, its forward on a detached z, its cross-entropy, and its gradients;
-the logits are freed before the next head begins. The Function returns the summed loss, and its backward
-hands every input the gradient it already has, times the incoming one. So the outside sees one ordinary loss
-and one ordinary backward, which is what DeepSpeed's ZeRO and pipeline engines can digest, and the peak is
-O(V + d) instead of O(nV + d).
+In the paper's Figure 2, backward is called once per head. Here the same order runs inside the forward of one autograd
+Function: for each head in turn, it computes the head's forward on a detached z, its cross-entropy, and its gradients;
+the logits are freed before the next head begins. The Function returns the summed loss, and its backward returns the
+stored gradient of every input times the incoming gradient. So callers see one ordinary loss and one ordinary backward,
+which DeepSpeed's ZeRO and pipeline engines can handle, and peak memory is O(V + d) instead of O(nV + d).
 
-Within one head the same Function walks over chunks of positions, so that even one head's logits are never
-held whole: with heads, and with chunks, a loss is a sum of pieces whose graphs need not live together.
+Within one head, the same Function goes through chunks of positions, so that even one head's logits are never in memory
+as a whole. Over heads and over chunks alike, a loss is a sum of pieces whose graphs need not exist at the same time.
 
-Shape suffixes as in `model.py`; X is B x T flattened.
+Shape suffixes as in `network.py`; X is B x T flattened.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,13 +36,13 @@ def sum_of_pieces(
 
     Args:
         piece: computes one summand; called once for each index, in order; need not use every input.
-        inputs: what the pieces read, for instance the trunk's output z. They get them cut off from their history.
-        n_pieces: how many summands.
-        parameters: every other tensor that `piece` uses and that may want a gradient; explicit, so that
-            autograd, and the hooks that ZeRO hangs on parameters, see them as inputs of one op.
+        inputs: tensors that the pieces read, for instance the trunk's output z; pieces get them detached.
+        n_pieces: number of summands.
+        parameters: every other tensor that `piece` uses and that may need a gradient. They are explicit so that
+            autograd, and ZeRO's hooks on parameters, see them as inputs of one op.
 
     Raises:
-        RuntimeError: on a second backward; the gradients are handed out once, to save their copies.
+        RuntimeError: on a second backward, because the gradients are stored once and not copied.
     """
     if not torch.is_grad_enabled():
         values = torch.stack([piece(index, *inputs) for index in range(n_pieces)])
@@ -52,11 +51,11 @@ def sum_of_pieces(
 
 
 def cross_entropy(hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor) -> Tensor:
-    """Return the mean cross-entropy () of one head in nats per token, fp32 whatever the weights' dtype.
+    """Return the mean cross-entropy () of one head in nats per token, in fp32 whatever the dtype of the weights.
 
-    A chunk's logits take about as much room as `hidden_BTD` itself (chunk x V = X x D). Not torch's chunked
-    `F.linear_cross_entropy`: for bf16 inputs (torch 2.13) it sums the loss itself in bf16, which was seen to
-    be off by 0.17 nats.
+    A chunk's logits take about as much memory as `hidden_BTD` itself (chunk x V = X x D). Torch's own chunked
+    `F.linear_cross_entropy` is not used because for bf16 inputs (torch 2.13) it sums the loss in bf16; errors of 0.17
+    nats were measured.
     """
     hidden_XD, targets_X = hidden_BTD.flatten(0, -2), targets_BT.flatten()
     n_positions, (vocab_size, dim) = len(hidden_XD), unembedding_VD.shape
@@ -73,7 +72,7 @@ def cross_entropy(hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor
 
 
 class _SumOfPieces(torch.autograd.Function):
-    """Forward computes the pieces and their gradients one by one; backward scales the summed gradients."""
+    """Forward computes the pieces and their gradients one by one. Backward scales the summed gradients."""
 
     @staticmethod
     def forward(ctx: Any, piece: Piece, n_pieces: int, n_inputs: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +91,7 @@ class _SumOfPieces(torch.autograd.Function):
                     sums[slot] = gradient
                 elif gradient is not None:
                     total.add_(gradient)
-            del gradient, total  # or the last one, as large as the unembedding, lives through the next piece
+            del gradient, total  # otherwise the last one, as large as the unembedding, lives through the next piece
             values.append(value.detach())
         remaining = iter(sums)
         ctx.gradients = [next(remaining) if needed else None for needed in needs_gradient]
@@ -103,7 +102,7 @@ class _SumOfPieces(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the head-sequential loss was back-propagated twice; its gradients are handed out once")
+            raise RuntimeError("the head-sequential loss stores its gradients for one backward only, not for two")
         gradients, ctx.gradients = ctx.gradients, None
-        # In place: the stored gradients are as large as the heads, and nobody else holds them.
+        # In place: the stored gradients are as large as the heads, and nothing else refers to them.
         return None, None, None, *(g if g is None else g.mul_(output_gradients[0]) for g in gradients)

@@ -2,13 +2,12 @@
 
     tokens_BT -> Trunk -> z_BTD -> head i (one layer) -> norm -> unembedding -> logits of token t + 1 + i
 
-Head 0 is the next-token head. Every head reads the same z; norm and unembedding are shared; embedding
-and unembedding are not tied (paper §2, footnote 1). `n_layers` counts the heads, so that models with
-different n have the same number of parameters. The paper's other heads (appendix B) differ in what
-`head_inputs`, `LinearHead` and `Heads.unembedding` say.
+Head 0 is the next-token head. All heads read the same z and share norm and unembedding; embedding and unembedding are
+not tied (paper §2, footnote 1). `n_layers` counts the heads, so that models with different n have the same number of
+parameters. For the paper's other kinds of heads (appendix B) see `head_inputs`, `LinearHead` and `Heads.unembedding`.
 
-Architecture only: distribution is applied from outside. A model may hold a `Share` of the layers, under the
-names that they have in the whole; the others are None.
+This module is architecture only: distribution is applied from outside. A model may hold only a `Share` of the layers;
+they keep the names that they have in the whole model, and the other layers are None.
 
 Shape suffixes: B sequences, T positions, S cached positions, D model width, H query heads,
 K key/value heads, E head width, N prediction heads, V vocabulary, P hidden states (z and heads' outputs).
@@ -28,7 +27,7 @@ from pipeline.runtime.ranges import profiler_range
 
 
 class LinearHead(nn.Linear):
-    """A head of one matrix and no nonlinearity (paper, appendix B); called like a layer."""
+    """A head that is one matrix, without nonlinearity (paper, appendix B). It is called like a transformer layer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.dim, config.dim, bias=False)
@@ -44,13 +43,13 @@ HEAD_TYPES: dict[str, type[TransformerBlock] | type[LinearHead]] = {
 
 
 class Trunk(nn.Module):
-    """Token embedding and the layers that all heads share."""
+    """The token embedding and the layers that all heads share."""
 
     def __init__(self, config: ModelConfig, share: Share, *, activation_checkpointing: bool) -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
-        self.first_position = 0  # of the tokens given; more where several ranks share a sequence
+        self.first_position = 0  # of the tokens that `forward` gets; above 0 if several ranks share a sequence
         self.tok_embeddings: nn.Embedding = (
             nn.Embedding(config.vocab_size, config.dim) if share.embedding else None  # type: ignore[assignment]
         )
@@ -60,7 +59,7 @@ class Trunk(nn.Module):
         )
 
     def forward(self, tokens_or_hidden: Tensor) -> Tensor:
-        """Return z (B, T, D) for token ids (B, T), int64, or for what the layers before this share gave (B, T, D)."""
+        """Return z (B, T, D) from token ids (B, T), int64, or the hidden state (B, T, D) before this share."""
         with profiler_range("trunk"):
             hidden_BTD = tokens_or_hidden if self.tok_embeddings is None else self.tok_embeddings(tokens_or_hidden)
             n_positions, device = hidden_BTD.shape[1], hidden_BTD.device
@@ -72,9 +71,9 @@ class Trunk(nn.Module):
 
 
 class Heads(nn.Module):
-    """The n prediction heads with their norm and unembedding, and their loss.
+    """The n prediction heads with their norm, unembedding and loss.
 
-    One module, because the loss runs all of them inside one op: under ZeRO-3 it is gathered as a whole.
+    They are one module because the loss computes all of them inside one op: ZeRO-3 gathers the module as a whole.
     """
 
     def __init__(self, config: ModelConfig, share: Share, *, activation_checkpointing: bool) -> None:
@@ -95,28 +94,28 @@ class Heads(nn.Module):
             )
 
     def unembedding(self, head: int) -> nn.Linear:
-        """Return the unembedding of one head: the shared one, or its own."""
+        """Return the unembedding of one head: the shared one or its own."""
         own = self.extra_outputs[head - 1] if head and self.config.replicated_unembedding else self.output
         assert isinstance(own, nn.Linear)
         return own
 
     def advance(self, hidden_PBTD: Tensor) -> Tensor:
-        """Append the outputs of the heads that this share holds; for a pipeline stage that hands them on.
+        """Append the outputs of the heads in this share; for a pipeline stage that is not the last.
 
-        `hidden_PBTD` is the trunk's output z and the outputs of the heads before, in the order of `head_inputs`.
+        `hidden_PBTD` is the trunk's output z and the outputs of earlier heads, in the order of `head_inputs`.
         """
         return torch.stack(self._run(list(hidden_PBTD.unbind())))
 
     def forward(self, hidden_PBTD: Tensor, targets_BTN: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the summed loss () and the per-head losses (N,), nats per token, fp32; or predictions (`_predict`).
 
-        Heads that read the trunk's output are computed inside the head-sequential op. Heads that read each other
-        keep their activations as any layer does (n = 1 has as many), and only what comes after them, the logits,
-        is computed inside the op; the backward then runs from the head furthest from the trunk (appendix B).
+        Heads that read the trunk's output are computed inside the head-sequential op. Heads that read each other save
+        their activations like any other layer (the n = 1 model saves as many); only their logits are computed inside
+        the op, and the backward then starts at the head furthest from the trunk (appendix B).
 
         Args:
             hidden_PBTD: z, and the outputs of the heads that earlier pipeline stages have computed (see `advance`).
-            targets_BTN: `targets_BTN[b, t, i]` is the id of token t + 1 + i; or None to predict them.
+            targets_BTN: `targets_BTN[b, t, i]` is the id of token t + 1 + i; None asks for predictions.
         """
         hidden = list(hidden_PBTD.unbind())
         if targets_BTN is None:
@@ -136,11 +135,11 @@ class Heads(nn.Module):
             loss, losses_N = sum_of_pieces(
                 head_loss, hidden, n_pieces=self.config.n_future_tokens, parameters=list(self.parameters())
             )
-        # A loss that is not finite leaves no gradient finite (times NaN), so that every rank skips the step.
+        # If the loss is not finite, this makes every gradient NaN, so that every rank skips the step.
         return loss * (1 + 0 * loss.detach()), losses_N
 
     def _run(self, hidden: list[Tensor]) -> list[Tensor]:
-        """Append the outputs of the heads that are here and not yet computed."""
+        """Append the outputs of the heads of this share that are not in `hidden` yet."""
         rotary = self._rotary(hidden[0])
         order = list(head_inputs(self.config).items())
         for head, source in order[len(hidden) - 1 :]:
@@ -152,7 +151,7 @@ class Heads(nn.Module):
         return hidden
 
     def _predict(self, hidden: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the likeliest token of each head at each position (B, T, N), and its probability (B, T, N), fp32."""
+        """Return each head's most likely token at each position (B, T, N), and its probability (B, T, N), fp32."""
         outputs = dict(zip(head_inputs(self.config), self._run(hidden)[1:], strict=True))
         of_heads = []
         for head in sorted(outputs):
@@ -165,9 +164,9 @@ class Heads(nn.Module):
 
 
 class MultiTokenModel(nn.Module):
-    """Trunk and heads. Called with tokens and targets it returns the loss, without targets what the heads predict.
+    """Trunk and heads. Called with targets it returns the loss, without targets the predictions of the heads.
 
-    Decoding uses the parts.
+    Decoding calls trunk and heads separately.
     """
 
     def __init__(
@@ -185,13 +184,13 @@ class MultiTokenModel(nn.Module):
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Return every weight of the whole model by name, with its shape."""
+    """Return the shape of every weight of the whole model by name."""
     with torch.device("meta"):
         return {name: weight.shape for name, weight in MultiTokenModel(config).state_dict().items()}
 
 
 def block_of(name: str) -> str:
-    """Return the block that a weight belongs to: embedding, layer_000, head_1 or unembedding (its norm included)."""
+    """Return the block of a weight: embedding, layer_000, head_1 or unembedding (which includes the norm)."""
     module, part, index, *_ = name.split(".")
     if part == "tok_embeddings":
         return "embedding"
@@ -202,13 +201,12 @@ def block_of(name: str) -> str:
 
 @torch.no_grad()
 def initialise(model: MultiTokenModel, *, seed: int) -> None:
-    """Fill the weights: normal with std 1/sqrt(dim), cut at 3 std; residual outputs scaled down with depth.
+    """Draw the weights: normal with std 1/sqrt(fan-in), truncated at 3 std, residual outputs scaled down with depth.
 
-    The paper does not print its initialisation. This is that of facebookresearch/lingua, the same lab's
-    pretraining code (`BaseTransformer.reset_parameters`: std 1/sqrt(fan-in), truncated at 3 std), with its
-    "current depth" factor: the matrices that write into the residual stream (wo, w2) are divided by
-    sqrt(2 (depth + 1)), as in GPT-2. A weight depends on the seed and on its name alone, so that a share of the
-    model begins as the same share of the whole does.
+    The paper does not describe its initialisation. This is the one of facebookresearch/lingua, the same lab's
+    pretraining code (`BaseTransformer.reset_parameters`), with its "current depth" factor: the matrices that write into
+    the residual stream (wo, w2) are divided by sqrt(2 (depth + 1)), as in GPT-2. The embedding's fan-in is dim. Each
+    weight depends only on the seed and its name, so that a share starts with the same weights as in the whole model.
     """
     generator = torch.Generator(device=next(model.parameters()).device)
     for name, weight in model.named_parameters():
@@ -223,7 +221,7 @@ def initialise(model: MultiTokenModel, *, seed: int) -> None:
 
 
 def _depth(name: str, config: ModelConfig) -> int:
-    """Return how many transformer layers lie below the one that holds the weight `name`."""
+    """Return the number of transformer layers below the layer of the weight `name`."""
     module, _, index, *_ = name.split(".")
     if module == "trunk":
         return int(index)

@@ -1,17 +1,17 @@
-"""Which layers each pipeline stage holds: balanced by FLOPs, then by memory. Pure; needs no torch.
+"""Partition of a model into pipeline stages, balanced by FLOPs, then by memory. Pure functions; needs no torch.
 
-    stage 0      embedding, trunk layers 0 ..             hands on the hidden state
+    stage 0      embedding, trunk layers 0 ..             sends the hidden state
     ...
-    stage S - 2  last trunk layers, perhaps first heads   hands on z and these heads' outputs
-    stage S - 1  other heads, norm, unembedding           the head-sequential loss
+    stage S - 2  last trunk layers, perhaps first heads   sends z and the outputs of these heads
+    stage S - 1  other heads, norm, unembedding           computes the head-sequential loss
 
-A head's layer weighs as much as a trunk layer, but the n unembeddings burden the last stage, and n heads with them can
-be more than a stage's fair share. So the layers of the first heads may lie on earlier stages: there they are layers
-like any other, and their outputs are handed on beside z. Norm, unembedding and loss stay on the last stage, so that no
-weight is on two stages, and logits of one head at a time are alive.
+A head's layer costs as much as a trunk layer, but the n unembeddings add to the last stage, and together with n heads
+they can exceed a stage's fair share. So the layers of the first heads may be on earlier stages: there they are ordinary
+layers, and their outputs are sent along with z. Norm, unembedding and loss stay on the last stage, so that no weight is
+on two stages, and the logits of only one head exist at a time.
 
-The boundaries are the best there are for whole layers: first the least FLOPs of the slowest stage, then, among those,
-the least memory of the fullest.
+The boundaries are optimal for whole layers: they minimise the FLOPs of the slowest stage and, among the cuts that do,
+the memory of the fullest stage.
 """
 
 from collections.abc import Callable
@@ -32,28 +32,27 @@ from pipeline.model.formulas import (
     unembedding_flops_per_token,
 )
 
-# Mixed-precision Adam: a bf16 weight and gradient, and in fp32 the summed gradient, the weight and two moments
-# (ZeRO, arXiv 1910.02054, section 3.1). ZeRO-1 divides the last three over the replicas, of every stage alike.
+# Mixed-precision Adam: weight and gradient in bf16; accumulated gradient, weight and two moments in fp32 (ZeRO, arXiv
+# 1910.02054, section 3.1). ZeRO-1 divides the last three over the replicas, in every stage by the same factor.
 BYTES_PER_PARAMETER = 20
 BYTES_PER_ELEMENT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What one stage holds and what it costs.
-
-    flops_per_token: forward and backward.
-    bytes: weights, gradients, optimizer state, and the activations of the micro batches that are under way.
-    """
+    """The layers of one pipeline stage and their cost."""
 
     share: Share
+    """The layers."""
     flops_per_token: int
+    """Forward and backward."""
     bytes: int
+    """Weights, gradients, optimizer state, and the activations of the micro batches in flight."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
-    """One layer that cannot be divided."""
+    """One layer, which cannot be divided between stages."""
 
     flops_per_token: int
     parameters: int
@@ -61,7 +60,7 @@ class _Piece:
 
 
 def balanced_stages(config: Config) -> list[Stage]:
-    """Return the stages of a checked config, first to last; with one stage, the whole model."""
+    """Return the stages of a checked config, first to last; one stage holds the whole model."""
     model, n_stages = config.model, config.parallel.pipeline_stages
     micro_batch_tokens = config.train.micro_batch_size * config.data.seq_len
     pieces = _pieces(config)
@@ -71,12 +70,12 @@ def balanced_stages(config: Config) -> list[Stage]:
         embedding = model.vocab_size * model.dim * ((index == 0) + is_last * model.n_unembeddings)
         parameters = sum(piece.parameters for piece in held) + embedding
         saved_elements = sum(piece.saved_elements for piece in held) * micro_batch_tokens
-        under_way = n_stages - index  # micro batches whose backward is still to come (1F1B schedule)
+        in_flight = n_stages - index  # micro batches between their forward and their backward (1F1B schedule)
         unembedding_flops = model.n_future_tokens * unembedding_flops_per_token(model) if is_last else 0
         return Stage(
             share=_share(model, start, stop, is_first=index == 0, is_last=is_last),
             flops_per_token=sum(piece.flops_per_token for piece in held) + unembedding_flops,
-            bytes=BYTES_PER_PARAMETER * parameters + BYTES_PER_ELEMENT * saved_elements * under_way,
+            bytes=BYTES_PER_PARAMETER * parameters + BYTES_PER_ELEMENT * saved_elements * in_flight,
         )
 
     least_flops, _ = _cut(len(pieces), n_stages, lambda *cut: stage(*cut).flops_per_token)
@@ -90,19 +89,19 @@ def balanced_stages(config: Config) -> list[Stage]:
 
 
 def imbalance(config: Config) -> float:
-    """Return the FLOPs of the slowest stage over the mean; 1 is perfect."""
+    """Return the ratio of the slowest stage's FLOPs to the mean; 1 is perfect balance."""
     total = training_flops_per_token(config.model, seq_len=config.data.seq_len)
     stages = balanced_stages(config)
     return max(stage.flops_per_token for stage in stages) * len(stages) / total
 
 
 def bubble_fraction(n_stages: int, micro_batches: int) -> float:
-    """Return the part of a step that each stage of a balanced 1F1B pipeline waits (arXiv 2104.04473, section 2.2)."""
+    """Return the fraction of a step that stages of a balanced 1F1B pipeline idle (arXiv 2104.04473, section 2.2)."""
     return (n_stages - 1) / (micro_batches + n_stages - 1)
 
 
 def describe(config: Config, *, micro_batches: int) -> str:
-    """Return a table of the stages, and what imbalance and bubble cost; for people."""
+    """Return a table of the stages, with imbalance and bubble fraction below it, for people to read."""
     stages = balanced_stages(config)
     total = sum(stage.flops_per_token for stage in stages)
     lines = [f"{'stage':>5}  {'trunk layers':>12}  {'heads':>8}  {'FLOPs':>6}  {'memory':>8}"]
@@ -115,14 +114,14 @@ def describe(config: Config, *, micro_batches: int) -> str:
         )
     bubble = bubble_fraction(len(stages), micro_batches)
     lines.append(
-        f"slowest stage over the mean {imbalance(config):.3f}; bubble {bubble:.1%} with {micro_batches} micro batches a"
-        " step. Memory: weights, gradients, Adam (not divided by ZeRO) and activations"
+        f"slowest stage at {imbalance(config):.3f} times the mean; bubble {bubble:.1%} with {micro_batches} micro"
+        " batches per step. Memory: weights, gradients, Adam (not divided by ZeRO) and activations"
     )
     return "\n".join(lines)
 
 
 def _pieces(config: Config) -> list[_Piece]:
-    """Return the layers of trunk and heads in the order in which a pipeline runs them."""
+    """Return the layers of trunk and heads in the order of computation."""
     model, seq_len = config.model, config.data.seq_len
     kept = model.dim if config.train.activation_checkpointing else saved_elements_per_token(model)
     layer = _Piece(
@@ -150,14 +149,15 @@ def _share(model: ModelConfig, start: int, stop: int, *, is_first: bool, is_last
 
 
 def _cut(n_pieces: int, n_stages: int, cost: Callable[[int, int, int], float]) -> tuple[float, list[int]]:
-    """Cut pieces into contiguous stages such that the largest `cost(stage, start, stop)` is least.
+    """Cut pieces into contiguous stages so that the largest `cost(stage, start, stop)` is as small as possible.
 
-    Every stage holds at least one piece, but the last may hold none. Returns that cost and the n_stages + 1 bounds.
+    Every stage holds at least one piece, except that the last may be empty. Return the largest cost, and the bounds
+    (n_stages + 1 of them).
     """
 
     @cache
     def best(stage: int, start: int) -> tuple[float, tuple[int, ...]]:
-        """The least largest cost of stages `stage` .. last over the pieces from `start`, and where they stop."""
+        """Return the smallest largest cost of stages `stage` .. last on the pieces from `start`, and their stops."""
         if stage == n_stages - 1:
             return cost(stage, start, n_pieces), (n_pieces,)
         candidates = []

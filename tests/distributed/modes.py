@@ -106,6 +106,17 @@ def config_of(case: Case) -> Config:
     )
 
 
+def deepspeed_config_of(case: Case) -> dict[str, Any]:
+    """Return the filled DeepSpeed JSON of a case."""
+    config, values = config_of(case), read_deepspeed_config(Path("ds_configs") / f"{case.json}.json")
+    if "zero3" in case.json:  # with the shipped threshold, weights as small as these would stay on every rank
+        values["zero_optimization"]["stage3_param_persistence_threshold"] = 100
+    filled, problems = fill_deepspeed_config(values, config, data_ranks=case.replicas)
+    problems += deepspeed_problems(values, config.parallel)
+    assert not problems, problems
+    return filled
+
+
 def batch_of(step: int, model: ModelConfig) -> Batch:
     """All sequences of one step; they depend on the step alone."""
     generator = torch.Generator().manual_seed(1000 + step)
@@ -146,12 +157,7 @@ def naive_forward(heads: Heads, hidden_PBTD: Tensor, targets_BTN: Tensor) -> tup
 def train(case: Case, folder: Path) -> None:
     """Train one case, from the state of another if it says so; leave checkpoints and result in its folder."""
     config, world, own_folder = config_of(case), world_from_environment(), folder / case.name
-    values = read_deepspeed_config(Path("ds_configs") / f"{case.json}.json")
-    if "zero3" in case.json:  # by the shipped threshold every weight this small would stay on every rank
-        values["zero_optimization"]["stage3_param_persistence_threshold"] = 100
-    deepspeed_config, problems = fill_deepspeed_config(values, config, data_ranks=case.replicas)
-    assert not (problems + deepspeed_problems(values, config.parallel)), problems
-    engine = build_engine(config, deepspeed_config, device=torch.device("cpu"))
+    engine = build_engine(config, deepspeed_config_of(case), device=torch.device("cpu"))
     if case.resume:
         engine.load(folder / case.resume / f"step_{case.first_step - 1}", updates=case.first_step - 2)  # one skipped
     batches = micro_batches(case, replica=world.rank // config.parallel.ranks_per_replica)

@@ -4,35 +4,24 @@ usage: observed.py RESULT.pt JSON...     each as in ds_configs/, with sequence2 
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.monitoring.previews import continued
 from pipeline.runtime.collectives import mean_over_ranks
 from pipeline.runtime.world import world_from_environment
-from pipeline.training.engine import Engine, build_engine
+from pipeline.training.engine import build_engine
 from pipeline.training.process_group import process_group
-from tests.distributed.modes import Case, config_of, micro_batches
+from tests.distributed.modes import Case, config_of, deepspeed_config_of, micro_batches
 
 STEPS = 3
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8]]
 
 
-def engine_of(case: Case) -> Engine:
-    """A fresh engine of a case."""
-    values = read_deepspeed_config(Path("ds_configs") / f"{case.json}.json")
-    if "zero3" in case.json:  # by the shipped threshold every weight this small would stay on every rank
-        values["zero_optimization"]["stage3_param_persistence_threshold"] = 100
-    deepspeed_config, _ = fill_deepspeed_config(values, config_of(case), data_ranks=case.replicas)
-    return build_engine(config_of(case), deepspeed_config, device=torch.device("cpu"))
-
-
 def train(case: Case, *, rank: int, watched: bool) -> dict[str, Any]:
     """Some steps of a case: losses, and, of a watched run, what was seen in between."""
-    engine = engine_of(case)
+    engine = build_engine(config_of(case), deepspeed_config_of(case), device=torch.device("cpu"))
     batches = micro_batches(case, replica=rank // (case.sequence * case.tensor))
     losses, norms, texts, seen = [], [], [], []
     for _ in range(STEPS):

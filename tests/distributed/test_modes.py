@@ -8,23 +8,19 @@ A small set of cases runs always; the whole matrix with `make test-all`.
 import functools
 import itertools
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from pipeline.config.model import ModelConfig
-from pipeline.data.batches import Batch
-from pipeline.model.layers import training_rotary
 from pipeline.model.network import MultiTokenModel, initialise
 from pipeline.training.optim import learning_rate, parameter_groups
-from tests.conftest import REPOSITORY, free_port
+from tests.conftest import REPOSITORY
 from tests.distributed.modes import INFINITE_STEP, STEPS, Case, as_json, batch_of, config_of
+from tests.helpers.ranks import run_on_ranks
+from tests.helpers.references import plain_losses
 
 JSONS = sorted(path.stem for path in (REPOSITORY / "ds_configs").glob("*.json"))
 PIPELINE_JSONS = ("zero0_fp32", "zero1_fp32", "zero1_bf16")
@@ -155,12 +151,7 @@ def _launch(cases: list[Case], folder: Path) -> None:
     (ranks,) = {case.ranks for case in cases}
     cases_json = folder / f"{ranks}_ranks.json"
     cases_json.write_text(as_json(cases))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
-    worker = ["--master_port", str(free_port()), "-m", "tests.distributed.modes", str(folder), str(cases_json)]
-    done = subprocess.run(
-        [*launcher, *worker], cwd=REPOSITORY, capture_output=True, text=True, timeout=300 + 40 * len(cases), check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    run_on_ranks("tests.distributed.modes", folder, cases_json, ranks=ranks, timeout_s=300 + 40 * len(cases))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +208,8 @@ def reference(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
             group["lr"] = learning_rate(step, optim=optim, total_steps=STEPS)
         computing.load_state_dict(master.state_dict())
         computing.zero_grad()
-        losses = plain_losses(computing, batch_of(step, model))
+        batch = batch_of(step, model)
+        losses = plain_losses(computing, batch.tokens_BT, batch.targets_BTN)
         losses.sum().backward()
         for weight, computed in zip(master.parameters(), computing.parameters(), strict=True):
             assert computed.grad is not None
@@ -227,19 +219,3 @@ def reference(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
             optimizer.step()
         all_losses.append(losses.detach())
     return {"losses": all_losses, "norms": norms, "weights": master.state_dict()}
-
-
-def plain_losses(model: MultiTokenModel, batch: Batch) -> Tensor:
-    """The per-head losses (N,) as the paper writes them (section 2, and appendix B for heads in a chain)."""
-    config, heads = model.config, model.heads
-    rotary = training_rotary(batch.tokens_BT.shape[1], config, device=batch.tokens_BT.device)
-    z_BTD = model.trunk(batch.tokens_BT)
-    outputs = [z_BTD] * config.n_future_tokens
-    order = range(config.n_future_tokens)
-    below = z_BTD
-    for head in reversed(order) if config.head_order == "anticausal" else order:
-        outputs[head] = heads.layers[head](z_BTD if config.head_order == "parallel" else below, rotary)
-        below = outputs[head]
-    matrices = [heads.output, *(heads.extra_outputs if config.replicated_unembedding else [heads.output] * 7)]
-    logits = [matrix(heads.norm(output)).float() for matrix, output in zip(matrices, outputs, strict=False)]
-    return torch.stack([F.cross_entropy(x.mT, batch.targets_BTN[..., head]) for head, x in enumerate(logits)])

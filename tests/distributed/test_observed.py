@@ -1,8 +1,6 @@
 """A run that is looked at, previews and norms of blocks, trains as one that is not, and what is seen is true."""
 
 import math
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -10,12 +8,11 @@ import torch
 from torch import Tensor
 
 from pipeline.model.network import MultiTokenModel, initialise
-from pipeline.monitoring.previews import as_batch
 from pipeline.training.optim import parameter_groups
-from tests.conftest import REPOSITORY, free_port
 from tests.distributed.modes import Case, batch_of, config_of
 from tests.distributed.observed import PROMPTS, STEPS
-from tests.distributed.test_modes import plain_losses
+from tests.helpers.ranks import run_on_ranks
+from tests.helpers.references import all_logits, naive_greedy, plain_losses
 
 CONFIG = config_of(Case(json=""))
 WAYS = ("zero0_fp32", "zero1_bf16", "zero2_fp32", "zero3_fp32", "zero2_fp32-sequence2", "zero1_fp32-tensor2")
@@ -26,10 +23,7 @@ WITH_PREVIEWS = [way for way in WAYS if "sequence" not in way]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     path = tmp_path_factory.mktemp("observed") / "results.pt"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-    command = [*launcher, str(free_port()), "-m", "tests.distributed.observed", str(path), *WAYS]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    run_on_ranks("tests.distributed.observed", path, *WAYS, ranks=2, timeout_s=900)
     return torch.load(path)
 
 
@@ -42,7 +36,8 @@ def plain() -> list[tuple[dict[str, Tensor], MultiTokenModel]]:
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(optim.beta1, optim.beta2), eps=optim.eps)
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
-        plain_losses(model, batch_of(step, CONFIG.model)).sum().backward()
+        batch = batch_of(step, CONFIG.model)
+        plain_losses(model, batch.tokens_BT, batch.targets_BTN).sum().backward()
         blocks: dict[str, list[torch.nn.Module]] = {"embedding": [model.trunk.tok_embeddings]}
         blocks |= {f"layer_{index:03d}": [layer] for index, layer in enumerate(model.trunk.layers)}
         blocks |= {f"head_{index}": [head] for index, head in enumerate(model.heads.layers, start=1)}
@@ -87,31 +82,16 @@ def test_norms_of_rows_are_plain_pytorchs(
         assert whole == pytest.approx(total, rel=1e-2 if "bf16" in way else 1e-5)
 
 
-def by_hand(model: MultiTokenModel, prompt: list[int], n_tokens: int) -> list[int]:
-    """Continue one prompt, with nothing behind it."""
-    text = list(prompt)
-    for _ in range(n_tokens):
-        text.append(int(probabilities(model, text)[0, -1, 0].argmax()))
-    return text
-
-
-@torch.no_grad()
-def probabilities(model: MultiTokenModel, text: list[int]) -> Tensor:
-    """(B, T, N, V)."""
-    heads, z_PBTD = model.heads, model.trunk(as_batch([text])).unsqueeze(0)
-    outputs = heads.advance(z_PBTD)[1:]
-    return torch.stack([heads.unembedding(i)(heads.norm(x)).softmax(-1) for i, x in enumerate(outputs)], dim=2)
-
-
 @pytest.mark.parametrize("way", WITH_PREVIEWS)
 def test_previews_are_what_the_trained_model_says(
     results: dict[str, list[dict[str, Any]]], plain: list[tuple[dict[str, Tensor], MultiTokenModel]], way: str
 ) -> None:
     watched = results[way][1]
     for texts, (ids_BTN, best_BTN), (_, model) in zip(watched["texts"], watched["seen"], plain, strict=True):
-        expected = probabilities(model, PROMPTS[1])
+        with torch.no_grad():
+            expected = all_logits(model, torch.tensor([PROMPTS[1]])).softmax(-1)
         rel, abs_ = (0, 2e-2) if "bf16" in way else (1e-3, 1e-5)
         torch.testing.assert_close(best_BTN, expected.amax(-1), rtol=rel, atol=abs_)
         if "bf16" not in way:  # which rounds near-ties otherwise
             assert torch.equal(ids_BTN, expected.argmax(-1))
-            assert texts == [by_hand(model, prompt, 4) for prompt in PROMPTS]
+            assert texts == [[*prompt, *naive_greedy(model, prompt, n_tokens=4)] for prompt in PROMPTS]

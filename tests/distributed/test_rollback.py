@@ -9,9 +9,7 @@ from pipeline import report
 from pipeline.data.sample_record import samples_by_step
 from pipeline.runtime.stop import ExitCode
 from tests.conftest import run_module
-from tests.distributed.test_train import curves, history, metrics, recipe
-
-__all__ = ["recipe"]  # a fixture
+from tests.helpers.run_results import curves, history, metrics
 
 # So few deviations that ordinary noise is a spike.
 NERVOUS = ("faults.spike=roll_back", "faults.spike_window=32", "faults.spike_deviations=1", "checkpoint.every_steps=5")

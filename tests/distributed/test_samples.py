@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.sample_record import samples_by_step
-from tests.conftest import REPOSITORY, free_port, run_module
+from tests.conftest import run_module
 from tests.distributed.samples import LOOKAHEAD, SEQ_LEN, SEQUENCES, Reading
+from tests.helpers.ranks import run_on_ranks
 
 N_WINDOWS, STEPS = 150, 12  # 12 steps of 16 windows go into the second epoch
 LAYOUTS = [(1, 1, 0), (1, 1, 2), (2, 1, 0), (2, 2, 2), (4, 1, 0), (4, 2, 0), (4, 2, 2), (4, 4, 0)]
@@ -36,15 +35,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def launch(ranks: int, readings: list[Reading], folder: Path) -> list[dict[str, Any]]:
     jobs, out = folder / f"{ranks}.readings.json", folder / f"{ranks}.out.json"
     jobs.write_text(json.dumps([asdict(reading) for reading in readings]))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
-    worker = ["--master_port", str(free_port()), "-m", "tests.distributed.samples", str(out), str(jobs)]
-    command = [*launcher, *worker]
     out.unlink(missing_ok=True)
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900, check=False)
-    if readings[-1].killed:
+    killed = readings[-1].killed
+    done = run_on_ranks("tests.distributed.samples", out, jobs, ranks=ranks, timeout_s=900, check=not killed)
+    if killed:
         assert "SIGKILL" in done.stderr or "Signal 9" in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
         return []
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(out.read_text())
 
 

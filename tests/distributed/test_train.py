@@ -7,38 +7,16 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import yaml
-from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
-from tensorboard.util import tensor_util
 
 from pipeline.runtime.stop import ExitCode
 from tests.conftest import REPOSITORY, launch_deepspeed, run_module
+from tests.distributed.conftest import EVERY_STEPS, STEPS
 from tests.helpers.held import Hold, wait_until
-
-STEPS, EVERY = 80, 20
-Metrics = dict[int, dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, byte_shards: Path) -> Path:
-    folder = tmp_path_factory.mktemp("train")
-    path = folder / "tiny.yaml"
-    values = {
-        "run": {"dir": str(folder / "runs"), "name": "tiny"},
-        "model": {"dim": 32, "n_layers": 6, "n_heads": 4, "vocab_size": 258, "n_future_tokens": 4, "multiple_of": 16},
-        "data": {"shards": str(byte_shards), "seq_len": 32, "num_workers": 1, "num_canonical_nodes": 2},
-        "train": {"total_tokens": STEPS * 256, "batch_tokens": 256, "micro_batch_size": 2,
-                  "eval_every_steps": EVERY, "eval_tokens": 1024},
-        "optim": {"lr": 1e-2, "warmup_steps": 2},
-        "checkpoint": {"every_steps": EVERY, "keep": 2},
-        "log": {"every_steps": 1},
-    }  # fmt: skip
-    path.write_text(yaml.safe_dump(values))
-    return path
+from tests.helpers.run_results import Metrics, curves, event_files, history, metrics, validations, without_times
 
 
 def start(
@@ -60,50 +38,6 @@ def before_line(number: int, *, file: Path) -> Hold:
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     output, _ = process.communicate(timeout=600)
     return process.returncode, output
-
-
-def metrics(run_dir: Path) -> Metrics:
-    """Training lines of metrics.jsonl by step; each step must be there once."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    training = [line for line in lines if "loss/total" in line]
-    assert len({line["step"] for line in training}) == len(training)
-    return {line["step"]: line for line in training}
-
-
-def event_files(run_dir: Path) -> EventAccumulator:
-    """What TensorBoard's server makes of a run."""
-    return EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"tensors": 0}).Reload()
-
-
-def curves(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard's server shows of each scalar: steps and values."""
-    files = event_files(run_dir)
-    scalars = files.PluginTagToContent("scalars")
-    return {
-        tag: [(e.step, float(tensor_util.make_ndarray(e.tensor_proto))) for e in files.Tensors(tag)] for tag in scalars
-    }
-
-
-def validations(run_dir: Path) -> Metrics:
-    """Validation lines of metrics.jsonl by step; each step must be there once."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    validation = [line for line in lines if "val/loss_head_1" in line]
-    assert len({line["step"] for line in validation}) == len(validation)
-    return {line["step"]: line for line in validation}
-
-
-def history(run_dir: Path) -> list[dict[str, Any]]:
-    """Events of history.jsonl but for their times."""
-    events = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
-    assert all(event.pop("time") for event in events)
-    return events
-
-
-def exact(line: dict[str, Any]) -> dict[str, Any]:
-    """What must not depend on interruptions: everything but times and memory."""
-    return {
-        tag: value for tag, value in line.items() if not tag.startswith(("throughput/", "memory/", "data/", "time/"))
-    }
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +79,7 @@ def test_kill_9_and_restart_is_bit_identical(recipe: Path, uninterrupted: Path, 
     hold = before_line(lines + 1, file=tmp_path / "held")
     process = start(recipe, "killed", *watched, hold=hold)
     hold.reached(process)
-    wait_until((run_dir / "checkpoints" / f"step_{EVERY:08d}").exists, process)  # written in the background
+    wait_until((run_dir / "checkpoints" / f"step_{EVERY_STEPS:08d}").exists, process)  # written in the background
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     killed_at = max(metrics(run_dir))
@@ -154,10 +88,12 @@ def test_kill_9_and_restart_is_bit_identical(recipe: Path, uninterrupted: Path, 
     assert returncode == 0, output
     assert "resumed from" in output
     assert [event["event"] for event in history(run_dir)] == ["launch", "launch", "end"]  # killed, it has no end
-    assert history(run_dir)[1]["step"] == killed_at // EVERY * EVERY
+    assert history(run_dir)[1]["step"] == killed_at // EVERY_STEPS * EVERY_STEPS
     expected, actual = metrics(uninterrupted), metrics(run_dir)
-    assert {step: exact(line) for step, line in actual.items()} == {s: exact(line) for s, line in expected.items()}
-    usual, resumed = exact(curves(uninterrupted)), exact(curves(run_dir))
+    assert {step: without_times(line) for step, line in actual.items()} == {
+        s: without_times(line) for s, line in expected.items()
+    }
+    usual, resumed = without_times(curves(uninterrupted)), without_times(curves(run_dir))
     assert {tag: resumed[tag] for tag in usual} == usual
     norms = resumed.keys() - usual
     assert {"grad_norms/embedding", "grad_norms/head_4"} <= norms
@@ -165,7 +101,7 @@ def test_kill_9_and_restart_is_bit_identical(recipe: Path, uninterrupted: Path, 
     files = event_files(run_dir)
     assert [event.step for event in files.Tensors("previews/prompt_1/text_summary")] == list(range(10, STEPS + 1, 10))
     assert [event.step for event in files.Tensors("grad_norms_log10/head_4")] == list(range(5, STEPS + 1, 5))
-    first_of_start = killed_at // EVERY * EVERY + 1
+    first_of_start = killed_at // EVERY_STEPS * EVERY_STEPS + 1
     assert [event.step for event in files.Tensors("config/text_summary")] == [1, first_of_start]
 
 
@@ -180,7 +116,7 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_used(recipe: Path, unin
     assert returncode == 0, output
     assert "step_00000080 is damaged (weights_and_moments/__1_0.distcp has another hash" in output
     assert "resumed from" in output
-    assert exact(metrics(run_dir)[STEPS]) == exact(metrics(uninterrupted)[STEPS])
+    assert without_times(metrics(run_dir)[STEPS]) == without_times(metrics(uninterrupted)[STEPS])
 
 
 def test_a_signal_to_one_rank_stops_all_and_the_same_command_goes_on(

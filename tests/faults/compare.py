@@ -7,9 +7,9 @@ from typing import Any
 
 from tests.conftest import run_module
 from tests.faults.runs import checkpoints_of
+from tests.helpers.run_results import without_times
 
 Line = tuple[int, str]  # a step, and "training" or "validation"
-TIMES = ("throughput/", "memory/", "data/", "time/")
 
 
 def lines_of(run_dir: Path) -> list[tuple[Line, dict[str, Any]]]:
@@ -17,11 +17,7 @@ def lines_of(run_dir: Path) -> list[tuple[Line, dict[str, Any]]]:
     text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [
-        (
-            (line["step"], "training" if "loss/total" in line else "validation"),
-            {tag: value for tag, value in line.items() if not tag.startswith(TIMES)},
-        )
-        for line in lines
+        ((line["step"], "training" if "loss/total" in line else "validation"), without_times(line)) for line in lines
     ]
 
 

@@ -1,10 +1,11 @@
-"""Independent references for the model: the whole prefix at once without a cache, and transformers' Llama."""
+"""Tiny models, and independent references for the model: logits of whole sequences, and transformers' Llama."""
 
 import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.model import ModelConfig
@@ -16,7 +17,7 @@ if TYPE_CHECKING:  # takes seconds to import
     from transformers import LlamaForCausalLM
 
 
-# Every kind of heads; linear ones take no layer from the trunk that could be given back.
+# Every kind of heads. Linear heads take no layer from the trunk, so they have no variant with the longer trunk.
 KINDS_OF_HEADS: list[dict[str, Any]] = [
     {"head_order": order, "head_type": kind, "replicated_unembedding": replicated, "shorten_trunk": shorten}
     for order, kind, replicated, shorten in itertools.product(
@@ -32,7 +33,7 @@ every_kind_of_heads = pytest.mark.parametrize(
 def tiny_config(
     *, n_future_tokens: int = 4, n_kv_heads: int = 2, vocab_size: int = 97, n_layers: int = 6, **heads: Any
 ) -> ModelConfig:
-    """Return a model of width 32; `heads` are other fields."""
+    """Return the config of a model of width 32; `heads` are further fields."""
     return ModelConfig(
         dim=32, n_layers=n_layers, n_heads=4, n_kv_heads=n_kv_heads, vocab_size=vocab_size,
         n_future_tokens=n_future_tokens, multiple_of=16, **heads,
@@ -40,14 +41,14 @@ def tiny_config(
 
 
 def tiny_model(*, seed: int = 1, **fields: Any) -> MultiTokenModel:
-    """Return a random model of width 32 with sharp enough logits that greedy choices are no ties."""
+    """Return a random model of width 32, whose logits differ enough that greedy decoding has no ties."""
     model = MultiTokenModel(tiny_config(**fields))
     initialise(model, seed=seed)
     return model.eval()
 
 
 def every_cut(model: ModelConfig, n_stages: int) -> list[list[Share]]:
-    """Return all ways to deal the layers, in the order of computing, to stages; only the last may stay empty."""
+    """Return all ways to split the layers, in order of computation, into stages; only the last stage may be empty."""
     chain = list(range(model.n_future_tokens))[:: -1 if model.head_order == "anticausal" else 1]
     n_trunk, n_layers = model.n_trunk_layers, model.n_trunk_layers + len(chain)
     return [
@@ -65,7 +66,7 @@ def every_cut(model: ModelConfig, n_stages: int) -> list[list[Share]]:
 
 
 def head_outputs(model: MultiTokenModel, tokens_BT: Tensor) -> list[Tensor]:
-    """Return what each head gives to the norm, the nearest token's first; the paper's appendix B line by line."""
+    """Return each head's output before the norm, head 0 first, written as in the paper's appendix B."""
     z_BTD, layers, last = model.trunk(tokens_BT), model.heads.layers, model.config.n_future_tokens - 1
     rotary = training_rotary(tokens_BT.shape[1], model.config, device=tokens_BT.device)
     if model.config.head_order == "parallel":
@@ -81,7 +82,7 @@ def head_outputs(model: MultiTokenModel, tokens_BT: Tensor) -> list[Tensor]:
 
 
 def all_logits(model: MultiTokenModel, tokens_BT: Tensor) -> Tensor:
-    """Return every head's logits (B, T, N, V) of whole sequences, all at once."""
+    """Return every head's logits (B, T, N, V) for whole sequences."""
     heads, outputs = model.heads, head_outputs(model, tokens_BT)
     matrices = [heads.output, *heads.extra_outputs]
     if not model.config.replicated_unembedding:
@@ -90,9 +91,19 @@ def all_logits(model: MultiTokenModel, tokens_BT: Tensor) -> Tensor:
     return torch.stack(logits, dim=2)
 
 
+def plain_losses(model: MultiTokenModel, tokens_BT: Tensor, targets_BTN: Tensor) -> Tensor:
+    """Return the per-head losses (N,), fp32 or more, with torch's cross-entropy on all logits at once: O(nV) memory."""
+    logits_BTNV = all_logits(model, tokens_BT)
+    logits_BTNV = logits_BTNV.to(torch.promote_types(logits_BTNV.dtype, torch.float32))
+    losses = [
+        F.cross_entropy(logits_BTNV[:, :, head].mT, targets_BTN[..., head]) for head in range(logits_BTNV.shape[2])
+    ]
+    return torch.stack(losses)
+
+
 @torch.no_grad()
 def naive_greedy(model: MultiTokenModel, prompt: list[int], *, n_tokens: int) -> list[int]:
-    """Return the next `n_tokens` ids, running the whole model on the whole prefix for each."""
+    """Return the next `n_tokens` ids by greedy decoding, running the model on the whole prefix for each."""
     tokens = list(prompt)
     for _ in range(n_tokens):
         tokens.append(int(all_logits(model, torch.tensor([tokens]))[0, -1, 0].argmax()))
@@ -100,10 +111,10 @@ def naive_greedy(model: MultiTokenModel, prompt: list[int], *, n_tokens: int) ->
 
 
 def as_transformers_llama(model: MultiTokenModel) -> "LlamaForCausalLM":
-    """Return trunk and next-token head as transformers' Llama, with the rotary pairs rearranged into halves."""
+    """Return trunk and next-token head as transformers' Llama, with the rotary pairs rearranged as halves."""
     from transformers.utils import import_utils
 
-    # torchvision's wheel does not import beside a CPU build of torch, and transformers' Llama would import it.
+    # torchvision's wheel does not import with a CPU build of torch, and transformers' Llama would import it.
     import_utils._torchvision_available = False
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,7 +1,6 @@
 """A project on a cluster, as its user sees it: a folder with this repository's code and its own site.env."""
 
 import contextlib
-import json
 import re
 import shutil
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.helpers.run_results import Metrics, metrics
 from tests.slurm.cluster import SCRATCH, Cluster, wait_for
 
 # make demo's recipe, with a smaller model on bytes, and fewer steps.
@@ -57,13 +57,9 @@ class Project:
     def run_dir(self, run_name: str) -> Path:
         return self.root / "runs" / run_name
 
-    def metrics(self, run_name: str) -> dict[int, dict[str, Any]]:
-        """Training lines of metrics.jsonl by step; each step must be there once."""
-        path = self.run_dir(run_name) / "metrics.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        training = [line for line in lines if "loss/total" in line]
-        assert len({line["step"] for line in training}) == len(training)
-        return {line["step"]: line for line in training}
+    def metrics(self, run_name: str) -> Metrics:
+        """Return the run's training lines of metrics.jsonl by step."""
+        return metrics(self.run_dir(run_name))
 
     def losses(self, run_name: str) -> dict[int, list[float]]:
         """Every head's loss, by step."""

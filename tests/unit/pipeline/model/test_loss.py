@@ -1,4 +1,4 @@
-"""The head-sequential loss equals the naive sum: losses, and every gradient; with one head's logits at a time."""
+"""The head-sequential loss equals the naive sum in losses and gradients, with the logits of one head at a time."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipeline.model import loss as loss_module
 from pipeline.model.loss import cross_entropy, sum_of_pieces
 from pipeline.model.network import MultiTokenModel
 from tests.helpers import references
-from tests.helpers.references import all_logits, every_kind_of_heads
+from tests.helpers.references import every_kind_of_heads, plain_losses
 
 B, T, V = 3, 17, 300
 
@@ -29,23 +29,16 @@ def random_batch(n_future_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
     return tokens, torch.randint(V, (B, T, n_future_tokens), generator=generator)
 
 
-def naive_losses(model: MultiTokenModel, tokens_BT: Tensor, targets_BTN: Tensor) -> list[Tensor]:
-    """All heads' logits at once and torch's own cross-entropy: the O(nV) way."""
-    logits = all_logits(model, tokens_BT).unbind(2)
-    widened = [x if x.dtype == torch.float64 else x.float() for x in logits]
-    return [F.cross_entropy(x.flatten(0, 1), targets_BTN[..., i].flatten()) for i, x in enumerate(widened)]
-
-
 def accumulated_gradients(
     model: MultiTokenModel, *, naive: bool, scale: float
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Two micro batches accumulated, each loss scaled; return the per-head losses and all gradients."""
+    """Accumulate two micro batches, each loss scaled; return the per-head losses and all gradients."""
     model.zero_grad()
     all_losses = []
     for seed in (0, 1):
         tokens, targets = random_batch(model.config.n_future_tokens, seed)
         if naive:
-            losses = torch.stack(naive_losses(model, tokens, targets))
+            losses = plain_losses(model, tokens, targets)
             total = losses.sum()
         else:
             total, losses = model(tokens, targets)
@@ -83,7 +76,7 @@ def test_equals_naive_sum_in_fp64(n_future_tokens: int) -> None:
 @pytest.mark.parametrize("activation_checkpointing", [False, True], ids=["keep", "recompute"])
 @pytest.mark.parametrize("n_future_tokens", [1, 4])
 @every_kind_of_heads
-def test_every_kind_of_heads_equals_its_naive_sum(
+def test_every_kind_of_heads_equals_the_naive_sum(
     heads: dict[str, Any], n_future_tokens: int, activation_checkpointing: bool
 ) -> None:
     naive_model = tiny_model(n_future_tokens, torch.float64, **heads)
@@ -94,8 +87,8 @@ def test_every_kind_of_heads_equals_its_naive_sum(
 
 @pytest.mark.parametrize("n_future_tokens", [1, 2, 4, 8])
 @pytest.mark.usefixtures("_chunk_size")
-def test_is_as_exact_as_naive_bf16(n_future_tokens: int) -> None:
-    """Against the fp64 truth of the same bf16 weights, our bf16 gradients err no more than naive bf16 ones."""
+def test_bf16_gradients_are_as_exact_as_naive_ones(n_future_tokens: int) -> None:
+    """The errors against fp64 gradients of the same bf16 weights are no larger than those of naive bf16 gradients."""
     model = tiny_model(n_future_tokens, torch.bfloat16)
     truth_model = tiny_model(n_future_tokens, torch.float64)
     truth_model.load_state_dict({name: p.double() for name, p in model.state_dict().items()})
@@ -142,12 +135,12 @@ def test_evaluation_gives_the_training_losses_without_a_graph() -> None:
 def test_second_backward_is_refused() -> None:
     total, _ = tiny_model(2, torch.float32)(*random_batch(2, 0))
     total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="handed out once"):
+    with pytest.raises(RuntimeError, match="for one backward only"):
         total.backward()
 
 
-def test_one_head_at_a_time_is_alive() -> None:
-    """Before head i starts, nothing that head i - 1 allocated for its graph may be left."""
+def test_only_one_heads_graph_exists_at_a_time() -> None:
+    """Before head i starts, everything that head i - 1 allocated for its graph must be freed."""
     alive = 0
     most_alive = 0
 
@@ -173,7 +166,7 @@ def test_one_head_at_a_time_is_alive() -> None:
 
 
 class LogitsCount(TorchDispatchMode):
-    """The most tensors of one head's logits' size, (B, T, V) of fp32, that were alive at once."""
+    """Counts the tensors alive at once that have the size of one head's logits, (B, T, V) in fp32; keeps the most."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,7 +187,9 @@ class LogitsCount(TorchDispatchMode):
 @pytest.mark.parametrize("activation_checkpointing", [False, True], ids=["keep", "recompute"])
 @pytest.mark.parametrize("head_type", ["transformer", "linear"])
 @pytest.mark.parametrize("head_order", ["parallel", "causal", "anticausal"])
-def test_any_heads_hold_the_logits_of_one(head_order: str, head_type: str, activation_checkpointing: bool) -> None:
+def test_every_kind_of_heads_holds_one_heads_logits(
+    head_order: str, head_type: str, activation_checkpointing: bool
+) -> None:
     most_alive = {}
     for n_future_tokens in (1, 4):
         model = tiny_model(n_future_tokens, torch.float32, head_order=head_order, head_type=head_type)
@@ -202,7 +197,7 @@ def test_any_heads_hold_the_logits_of_one(head_order: str, head_type: str, activ
         with LogitsCount() as count:
             recomputing(*random_batch(n_future_tokens, 0))[0].backward()
         with LogitsCount() as naive_count:
-            sum(naive_losses(model, *random_batch(n_future_tokens, 0)), torch.zeros(())).backward()
+            plain_losses(model, *random_batch(n_future_tokens, 0)).sum().backward()
         most_alive[n_future_tokens] = (count.most, naive_count.most)
     sequential, naive = zip(most_alive[1], most_alive[4], strict=True)
     assert 1 <= sequential[0] == sequential[1]

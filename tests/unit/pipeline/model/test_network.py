@@ -1,4 +1,4 @@
-"""The model against transformers' Llama; its initial weights; a share of it against the whole."""
+"""The model against transformers' Llama, its initial weights, and shares against the whole model."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ from tests.helpers.references import all_logits, as_transformers_llama, every_ki
 
 
 @pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
-def test_trunk_and_first_head_are_transformers_llama(n_kv_heads: int) -> None:
+def test_trunk_and_first_head_match_transformers_llama(n_kv_heads: int) -> None:
     model = tiny_model(n_kv_heads=n_kv_heads)
     tokens = torch.randint(97, (2, 19), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -23,7 +23,7 @@ def test_trunk_and_first_head_are_transformers_llama(n_kv_heads: int) -> None:
     torch.testing.assert_close(all_logits(model, tokens)[:, :, 0], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_token_changes_no_output_before_it() -> None:
+def test_a_token_does_not_change_outputs_before_it() -> None:
     model = tiny_model()
     tokens = torch.randint(97, (1, 12), generator=torch.Generator().manual_seed(1))
     changed = tokens.clone()
@@ -39,7 +39,7 @@ def test_a_token_changes_no_output_before_it() -> None:
         ("parallel", "transformer", (2, 2)),
         ("causal", "transformer", (2, 3)),
         ("anticausal", "transformer", (3, 2)),
-        ("causal", "linear", ()),  # their matrix is divided by nothing
+        ("causal", "linear", ()),  # their matrix is not scaled down
     ],
 )
 def test_initial_weights_have_the_documented_spread(
@@ -60,12 +60,12 @@ def test_initial_weights_have_the_documented_spread(
             std /= math.sqrt(2 * (depths[".".join(name.split(".")[:3])] + 1))
         assert weight.abs().max() <= 3 * std, name
         assert weight.abs().max() > 2.9 * std, name
-        # a normal cut at 3 std has 0.9866 of its std
+        # a normal distribution truncated at 3 std has 0.9866 of its std
         assert weight.std().item() == pytest.approx(0.9866 * std, rel=0.015), name
         assert abs(weight.mean().item()) < 5 * std / math.sqrt(weight.numel()), name
 
 
-def test_the_seed_decides_the_weights() -> None:
+def test_the_seed_determines_the_weights() -> None:
     same = zip(tiny_model(seed=1).parameters(), tiny_model(seed=1).parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in same)
     assert not torch.equal(tiny_model(seed=1).heads.output.weight, tiny_model(seed=2).heads.output.weight)
@@ -74,7 +74,7 @@ def test_the_seed_decides_the_weights() -> None:
 @pytest.mark.parametrize("n_stages", [2, 3, 4])
 @pytest.mark.parametrize("n_future_tokens", [1, 4])
 @every_kind_of_heads
-def test_shares_begin_as_parts_of_the_whole(heads: dict[str, Any], n_future_tokens: int, n_stages: int) -> None:
+def test_shares_start_with_the_weights_of_the_whole(heads: dict[str, Any], n_future_tokens: int, n_stages: int) -> None:
     whole = tiny_model(n_future_tokens=n_future_tokens, **heads)
     stages = balanced_stages(
         Config(model=whole.config, data=DataConfig(seq_len=16), parallel=ParallelConfig(pipeline_stages=n_stages))
@@ -102,7 +102,7 @@ def test_activation_checkpointing_gives_the_same_gradients() -> None:
         torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_activation_checkpointing_keeps_fewer_activations() -> None:
+def test_activation_checkpointing_saves_fewer_activations() -> None:
     def saved_bytes(*, activation_checkpointing: bool) -> int:
         model = MultiTokenModel(tiny_model(n_future_tokens=1).config, activation_checkpointing=activation_checkpointing)
         kept = []

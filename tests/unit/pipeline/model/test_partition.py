@@ -1,4 +1,4 @@
-"""The cut into pipeline stages against every cut there is, with costs counted from built stages; what people read."""
+"""The partition into stages against every possible cut, with costs counted from built stages; the printed table."""
 
 import itertools
 from collections import deque
@@ -39,7 +39,7 @@ def config_of(model: ModelConfig, n_stages: int, *, activation_checkpointing: bo
 
 @cache
 def flops_and_parameters(model: ModelConfig, share: Share) -> tuple[int, int]:
-    """FLOPs per token of a built stage: 6 for each use of a weight in a product, 12 T D for scores. And its weights."""
+    """Return FLOPs per token (6 per use of a weight in a product, 12 T D for scores) and weights of a built stage."""
     with torch.device("meta"):
         stage = MultiTokenModel(model, share=share)
     sizes = {name: weight.numel() for name, weight in stage.named_parameters()}
@@ -52,13 +52,13 @@ def flops_and_parameters(model: ModelConfig, share: Share) -> tuple[int, int]:
 
 def stage_bytes(config: Config, share: Share, index: int) -> int:
     model = config.model
-    parameters = flops_and_parameters(model, share)[1] - share.unembedding * model.dim  # the last norm is not counted
+    parameters = flops_and_parameters(model, share)[1] - share.unembedding * model.dim  # the last norm is left out
     n_transformers = len(share.trunk_layers) + (len(share.heads) if model.head_type == "transformer" else 0)
     n_matrices = len(share.heads) if model.head_type == "linear" else 0
     kept = model.dim if config.train.activation_checkpointing else saved_elements_per_token(model)
     elements = (n_transformers * kept + n_matrices * model.dim) * SEQ_LEN * MICRO_BATCH
-    under_way = config.parallel.pipeline_stages - index
-    return BYTES_PER_PARAMETER * parameters + BYTES_PER_ELEMENT * elements * under_way
+    in_flight = config.parallel.pipeline_stages - index
+    return BYTES_PER_PARAMETER * parameters + BYTES_PER_ELEMENT * elements * in_flight
 
 
 def most_flops_and_bytes(config: Config, cut: list[Share]) -> tuple[int, int]:
@@ -95,8 +95,8 @@ def test_no_cut_is_better_for_any_kind_of_heads(heads: dict[str, Any]) -> None:
         assert_best(config_of(tiny_config(n_layers=6, vocab_size=vocab_size, **heads), n_stages))
 
 
-def test_least_memory_decides_between_cuts_as_fast() -> None:
-    """The test above means something: there are several fastest cuts, and the first of them is not the smallest."""
+def test_memory_decides_between_equally_fast_cuts() -> None:
+    """There are several fastest cuts, and the first of them does not have the least memory."""
     config = config_of(tiny_config(n_layers=9, n_future_tokens=1, vocab_size=8), 4)
     costs = [most_flops_and_bytes(config, cut) for cut in every_cut(config.model, 4)]
     fastest = [n_bytes for flops, n_bytes in costs if flops == min(costs)[0]]
@@ -118,11 +118,11 @@ def test_unembeddings_push_heads_to_earlier_stages() -> None:
 
     assert heads_of_stages(8) == [(0,), (1, 2), (3, 4, 5), (6, 7)]
     assert heads_of_stages(8, head_order="anticausal") == [(7,), (6, 5), (4, 3, 2), (1, 0)]
-    assert heads_of_stages(8000)[-1] == ()  # norm and unembedding alone
+    assert heads_of_stages(8000)[-1] == ()  # only norm and unembedding
 
 
 @pytest.mark.parametrize("n_future_tokens", [1, 3])
-def test_at_most_one_layer_a_stage_and_the_unembedding(n_future_tokens: int) -> None:
+def test_the_most_stages_hold_one_layer_each_and_the_last_the_unembedding(n_future_tokens: int) -> None:
     model = tiny_config(n_layers=4, n_future_tokens=n_future_tokens)
     assert max_stages(model) == 5
     assert_best(config_of(model, 5))
@@ -138,7 +138,7 @@ def test_imbalance_of_the_papers_model(n_stages: int, slowest: float) -> None:
 
 
 def pipelined_step(n_stages: int, n_micro_batches: int) -> tuple[int, list[int]]:
-    """Play 1F1B with forwards of 1 and backwards of 2 ticks; return its length, and each stage's most under way."""
+    """Simulate 1F1B with forwards of 1 and backwards of 2 ticks; return its length, and each stage's most in flight."""
     todo = []
     for stage in range(n_stages):
         n_first = min(n_stages - stage, n_micro_batches)  # forwards before the first backward
@@ -146,7 +146,7 @@ def pipelined_step(n_stages: int, n_micro_batches: int) -> tuple[int, list[int]]
         last = [("backward", i) for i in range(n_micro_batches - n_first, n_micro_batches)]
         todo.append(deque([*(("forward", i) for i in range(n_first)), *later, *last]))
     done: dict[tuple[int, str, int], int] = {}
-    busy_until, under_way, most = [0] * n_stages, [0] * n_stages, [0] * n_stages
+    busy_until, in_flight, most = [0] * n_stages, [0] * n_stages, [0] * n_stages
     while any(todo):
         for stage, jobs in enumerate(todo):
             if not jobs:
@@ -159,19 +159,19 @@ def pipelined_step(n_stages: int, n_micro_batches: int) -> tuple[int, list[int]]
             jobs.popleft()
             busy_until[stage] = max(busy_until[stage], ready) + (1 if kind == "forward" else 2)
             done[stage, kind, batch] = busy_until[stage]
-            under_way[stage] += 1 if kind == "forward" else -1
-            most[stage] = max(most[stage], under_way[stage])
+            in_flight[stage] += 1 if kind == "forward" else -1
+            most[stage] = max(most[stage], in_flight[stage])
     return max(busy_until), most
 
 
 @pytest.mark.parametrize(("n_stages", "n_micro_batches"), [(1, 3), (2, 2), (2, 8), (4, 4), (4, 16), (8, 9)])
-def test_bubble_and_batches_under_way_are_those_of_the_schedule(n_stages: int, n_micro_batches: int) -> None:
-    length, most_under_way = pipelined_step(n_stages, n_micro_batches)
+def test_bubble_and_batches_in_flight_match_the_schedule(n_stages: int, n_micro_batches: int) -> None:
+    length, most_in_flight = pipelined_step(n_stages, n_micro_batches)
     assert bubble_fraction(n_stages, n_micro_batches) == pytest.approx(1 - 3 * n_micro_batches / length)
-    assert most_under_way == [n_stages - stage for stage in range(n_stages)]
+    assert most_in_flight == [n_stages - stage for stage in range(n_stages)]
 
 
-def test_the_table_says_what_each_stage_has() -> None:
+def test_the_table_lists_the_stages() -> None:
     model = ModelConfig(dim=2048, n_layers=6, n_heads=16, vocab_size=64_000, n_future_tokens=2)
     config = Config(model=model, data=DataConfig(seq_len=1024), parallel=ParallelConfig(pipeline_stages=3))
     # Giga-FLOPs: a layer 6 x (4 x 2048^2 + 3 x 2048 x 5632) + 12 x 2048 x 1024 = 0.3335, the unembeddings of two heads
@@ -182,6 +182,6 @@ def test_the_table_says_what_each_stage_has() -> None:
         "    0         0 - 1         -   18.7%     5 GiB",
         "    1         2 - 3       1 2   37.3%     5 GiB",
         "    2             -         -   44.0%     2 GiB",
-        "slowest stage over the mean 1.320; bubble 25.0% with 6 micro batches a step. "
+        "slowest stage at 1.320 times the mean; bubble 25.0% with 6 micro batches per step. "
         "Memory: weights, gradients, Adam (not divided by ZeRO) and activations",
     ]
