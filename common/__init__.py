@@ -1,1 +1,1 @@
-"""What data_prep and pipeline both need: the command line, whole-file writes, tokenizers, shards in S3; no torch."""
+"""Code that data_prep and pipeline share, of which only the import of streaming needs torch."""

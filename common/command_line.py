@@ -1,7 +1,7 @@
 """The contract of every command: a user's mistake is one clear line and exit code 2, never a traceback.
 
-A `UserError` says what is wrong, which value was given, and what to do. Any other exception is a
-defect of ours and keeps its traceback.
+A `UserError` says what is wrong, which value was given, and what to do. Any other exception is a bug, and keeps its
+traceback.
 """
 
 import argparse
@@ -17,20 +17,21 @@ from typing import Any, NoReturn, TextIO
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 USER_ERROR_EXIT_CODE = 2
-_INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT  # as shells have it
-_UNREAD_EXIT_CODE = 128 + signal.SIGPIPE  # so is this
+_INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT  # the code that shells report for a process killed by this signal
+_UNREAD_EXIT_CODE = 128 + signal.SIGPIPE
 
 
 class UserError(ValueError):
-    """A mistake of the person at the keyboard. The message is for them: what, which value, what to do."""
+    """A mistake of the user; the message says what is wrong, which value was given, and what to do."""
 
 
 def command_parser(program: str, *, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser that every command starts from: the same name, the same errors, `--help` and `--version`.
+    """Return the parser that every command starts from, with the same form of errors, `--help` and `--version`.
 
     Args:
-        program: the module, as in `python -m program`; it opens usage and error messages.
-        description: shown by `--help` with its line breaks, as is `epilog`, which holds examples.
+        program: the module, as in `python -m program`; usage and error messages begin with it.
+        description: text that `--help` shows first, with its line breaks.
+        epilog: examples that `--help` shows last, with their line breaks.
     """
     parser = _CommandParser(
         prog=f"python -m {program}",
@@ -43,7 +44,7 @@ def command_parser(program: str, *, description: str | None, epilog: str | None 
 
 
 def version() -> str:
-    """Return the version of this project, as pyproject.toml has it."""
+    """Return the version of this project from pyproject.toml."""
     return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["version"]
 
 
@@ -61,16 +62,17 @@ class _ShowVersion(argparse.Action):
 
 
 def exit_on_user_error(main: Callable[[], None], *, program: str) -> None:
-    """Run `main`; a `UserError` becomes `program: error: message` on stderr and exit code 2, Ctrl-C a line and 130.
+    """Run `main`, and turn what a user may cause into one line on stderr and an exit code.
 
-    Where nobody reads what is printed any more, as after `| head`, it is a line and 141; where there is no room for it,
-    a user's mistake.
-
-    Of many ranks that meet the same mistake, one per node says so.
+    - A `UserError` becomes `program: error: message` and exit code 2. If many ranks meet the same mistake, only the
+      first one on each node prints it.
+    - Ctrl-C ends with exit code 130.
+    - A closed pipe, as after `| head`, ends with exit code 141.
+    - A full disk under stdout or stderr is a user's mistake: exit code 2.
     """
     try:
         main()
-        _flush()  # or the interpreter does, and its exceptions cannot be caught
+        _flush()  # otherwise the interpreter does it at exit, where exceptions cannot be caught
     except UserError as error:
         with contextlib.suppress(OSError):
             _flush()
@@ -84,22 +86,22 @@ def exit_on_user_error(main: Callable[[], None], *, program: str) -> None:
         broken = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _fails_as(error, stream)]
         if not broken:
             raise
-        for stream in broken:  # what is still in their buffers goes nowhere
+        for stream in broken:  # discard what is still in their buffers
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if error.errno == errno.EPIPE:
-            print(f"{program}: stopped: nobody reads what it prints any more", file=sys.stderr)
+            print(f"{program}: stopped: its output is no longer read", file=sys.stderr)
             sys.exit(_UNREAD_EXIT_CODE)
         print(f"{program}: error: cannot print: {error.strerror}; make room for its output", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
 
 
 def _flush() -> None:
-    if sys.stdout is not None:  # as it is where it was closed before
+    if sys.stdout is not None:  # None if the process was started with stdout closed
         sys.stdout.flush()
 
 
 def _fails_as(error: OSError, stream: TextIO) -> bool:
-    """Return whether what was raised is what a stream raises when a line end is printed to it."""
+    """Return True if writing to a stream fails in the same way as `error`, which may come from another file."""
     if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
         return False
     try:
@@ -110,13 +112,13 @@ def _fails_as(error: OSError, stream: TextIO) -> bool:
 
 
 def below_one(arguments: argparse.Namespace, *names: str) -> list[str]:
-    """Return a problem for each of these options that was given, and is less than 1."""
+    """Return a problem for each of these options that was given a value below 1."""
     given = [(name, getattr(arguments, name)) for name in names]
     return [f"--{name} must be at least 1, not {value}" for name, value in given if value is not None and value < 1]
 
 
 def raise_if_any(problems: Sequence[str], *, heading: str) -> None:
-    """Raise one `UserError` that lists every problem, so that a user mends them all at once."""
+    """Raise one `UserError` that lists every problem, so that a user can fix all of them at once."""
     if len(problems) == 1:
         raise UserError(f"{heading}: {problems[0]}")
     if problems:

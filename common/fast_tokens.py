@@ -1,13 +1,13 @@
-"""gigatoken, which gives SentencePiece's ids about ten times as fast as SentencePiece, made safe to rely on.
+"""Fast encoding with gigatoken, which produces SentencePiece's ids about ten times as fast as SentencePiece.
 
-It gets the model's pieces and merges (`sentencepiece_model`) as a tokenizer.json, written here rather than by its own
-converter, for two reasons: special tokens are not looked for in text (there, `</s>` is four characters like any others,
-as in SentencePiece), and nothing is joined into the name of a byte or of a special token. Models that are not the same
-in this form are refused by name (`EngineUnavailable`), and every encoder is compared with SentencePiece on hostile
-texts before it is returned.
+gigatoken gets the model's pieces and merges (`sentencepiece_model`) as a tokenizer.json. This module writes that file
+instead of gigatoken's own converter, for two reasons: text is not searched for special tokens (`</s>` in a text is four
+ordinary characters, as for SentencePiece), and nothing is merged into the name of a byte or of a special token. Models
+that cannot be reproduced in this form are refused with the reason (`EngineUnavailable`), and every encoder is compared
+with SentencePiece on difficult texts before it is returned.
 
-gigatoken remembers every word that it has met, for good: about as much memory as there was code, several times that
-for random text. So it is built anew (0.3 s) after each `_CHARACTERS_REMEMBERED`.
+gigatoken caches every word it has encoded and never frees the cache, which takes about as much memory as there was
+code, and several times as much for random text. Therefore it is rebuilt (0.3 s) after every `_CHARACTERS_CACHED`.
 """
 
 import importlib.metadata
@@ -24,11 +24,11 @@ from common.sentencepiece_model import PROBES, SPACE, merges, obstacles, parsed
 NAME = "gigatoken"
 IdArray = npt.NDArray[np.integer[Any]]
 
-_CHARACTERS_REMEMBERED = 1 << 28
+_CHARACTERS_CACHED = 1 << 28
 
 
 class EngineUnavailable(Exception):
-    """gigatoken cannot stand in for SentencePiece; the message says why."""
+    """gigatoken cannot replace SentencePiece for a model; the message says why."""
 
 
 def version() -> str:
@@ -44,18 +44,18 @@ def version() -> str:
 
 
 def fast_encoder(model: bytes) -> Callable[[str], IdArray]:
-    """Return a function from a text to its ids (tokens,), those of the SentencePiece model `model`.
+    """Return a function that encodes a text as its ids, shape (tokens,), in the SentencePiece model `model`.
 
     Raises:
-        EngineUnavailable: gigatoken is not installed, the model is of a kind that it cannot do, or ids differ.
+        EngineUnavailable: gigatoken is not installed, does not support the model, or produces different ids.
     """
     try:
         import gigatoken
     except ImportError as error:
-        raise EngineUnavailable(f"{NAME} is not installed, or does not import ({error})") from error
+        raise EngineUnavailable(f"{NAME} is not installed, or cannot be imported ({error})") from error
     proto = parsed(model)
     if problems := obstacles(proto):
-        raise EngineUnavailable(f"{NAME} cannot do this model: {', '.join(problems)}")
+        raise EngineUnavailable(f"{NAME} does not support this model: {', '.join(problems)}")
     encode = _Encoder(json.dumps(tokenizer_json(proto)), gigatoken.Tokenizer.from_json)
     try:
         _compare(encode, sentencepiece.SentencePieceProcessor(model_proto=model))
@@ -65,7 +65,7 @@ def fast_encoder(model: bytes) -> Callable[[str], IdArray]:
 
 
 class _Encoder:
-    """Encodes with gigatoken, and has it forget what it remembers from time to time."""
+    """Encodes with gigatoken, and rebuilds it from time to time to free its cache."""
 
     def __init__(self, tokenizer_json: str, build: Callable[[str], Any]) -> None:
         self._tokenizer_json, self._build = tokenizer_json, build
@@ -73,8 +73,8 @@ class _Encoder:
         self._n_characters = 0
 
     def __call__(self, text: str) -> IdArray:
-        if self._encode is None or self._n_characters > _CHARACTERS_REMEMBERED:
-            self._encode = None  # the old one is freed before there is a new one
+        if self._encode is None or self._n_characters > _CHARACTERS_CACHED:
+            self._encode = None  # free the old tokenizer before the new one is built
             self._encode = self._build(self._tokenizer_json).encode
             self._n_characters = 0
         self._n_characters += len(text)
@@ -82,7 +82,7 @@ class _Encoder:
 
 
 def first_difference(ids: IdArray, expected: IdArray) -> int | None:
-    """Return the first position at which two arrays of ids differ, one being the longer included; None if equal."""
+    """Return the first position at which two arrays of ids differ, or the shorter one ends; None if they are equal."""
     shared = min(len(ids), len(expected))
     different = np.flatnonzero(ids[:shared] != expected[:shared])
     if len(different):
@@ -91,13 +91,13 @@ def first_difference(ids: IdArray, expected: IdArray) -> int | None:
 
 
 def tokenizer_json(proto: Any) -> dict[str, Any]:
-    """Return what gigatoken gets: a tokenizer.json without special tokens."""
+    """Return the tokenizer.json for gigatoken, without special tokens."""
     steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
     if proto.normalizer_spec.add_dummy_prefix:  # a space before every text
         steps.insert(0, {"type": "Prepend", "prepend": SPACE})
     return {
         "version": "1.0",
-        "added_tokens": [],  # what is listed here would be looked for in text
+        "added_tokens": [],  # tokens in this list would be searched for in text
         "normalizer": {"type": "Sequence", "normalizers": steps},
         "pre_tokenizer": None,
         "post_processor": None,
@@ -115,12 +115,12 @@ def tokenizer_json(proto: Any) -> dict[str, Any]:
 
 
 def _compare(encode: Callable[[str], IdArray], reference: sentencepiece.SentencePieceProcessor) -> None:
-    """Compare on the probes, and on all pieces as one text.
+    """Compare the ids of the probes, and of one text made of all pieces.
 
     Raises:
-        EngineUnavailable: ids differ.
+        EngineUnavailable: the ids differ.
     """
     pieces = "".join(reference.id_to_piece(index) for index in range(reference.vocab_size()))
     for text in (*PROBES, pieces):
         if first_difference(encode(text), reference.encode(text, out_type="numpy")) is not None:
-            raise EngineUnavailable(f"{NAME} {version()} gives other ids than sentencepiece, to {text[:40]!r}")
+            raise EngineUnavailable(f"{NAME} {version()} gives other ids than sentencepiece for {text[:40]!r}")

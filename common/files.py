@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all: written beside their place, flushed to disk, then renamed."""
+"""Files that appear whole or not at all, names that must stay inside a folder, and files that survive faults.
+
+Files that appear whole are written under another name in the same folder, flushed to disk, then renamed.
+"""
 
 import fcntl
 import hashlib
@@ -16,8 +19,8 @@ from common.command_line import UserError
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, else removed."""
-    partial = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")  # many machines may write it
+    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`, else removed."""
+    partial = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")  # unique across machines
     try:
         yield partial
         with partial.open("rb") as file:
@@ -28,7 +31,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def partial_path(path: Path) -> Path:
-    """Return a new name beside `path` for a file that is not whole yet; other processes may be writing it, too."""
+    """Return a new name in the folder of `path` for a file that is not complete yet, unique across machines."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
@@ -44,7 +47,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to `path`, and flush it to disk. After a line that a kill cut short it begins a new one.
+    """Append a line to `path`, and flush it to disk. If a killed process left its last line incomplete, end that first.
 
     Raises:
         OSError: the file cannot be written.
@@ -59,31 +62,32 @@ def append_line(path: Path, line: str) -> None:
 
 
 def inside(folder: Path, name: Any, *, named_in: str = "") -> Path:
-    """Return the path of the file `name` in `folder`, or below it, where the name comes from outside.
+    """Return the path of the file `name` in `folder` or below it, if the name comes from an untrusted file.
 
-    Links are followed as everywhere: they are the file system's own, and clusters put data behind them.
+    Symbolic links are followed: they belong to the file system, and clusters store data behind them.
 
     Args:
-        folder: whose file is named.
-        name: relative to it; whatever a file said.
-        named_in: name of the file in `folder` that said it.
+        folder: the folder that the name is relative to.
+        name: the name; may be any value that a file can hold.
+        named_in: name of the file in `folder` that holds the name.
 
     Raises:
-        UserError: the name is absolute, leads out of the folder, or is no file name.
+        UserError: the name is absolute, leads out of the folder, or is not a file name.
     """
     return folder / name_inside(name, named_in=folder / named_in)
 
 
 def name_inside(name: Any, *, named_in: object) -> PurePosixPath:
-    """Return the name of a file in, or below, the folder of the file `named_in`, which said it.
+    """Return a file name that was found in the file `named_in`, relative to that file's folder.
 
     Raises:
-        UserError: the name is absolute, leads out of the folder, or is no file name.
+        UserError: the name is absolute, leads out of the folder, or is not a file name.
     """
     pure = PurePosixPath(name) if isinstance(name, str) and "\0" not in name else None
     if pure is None or not pure.parts or pure.is_absolute() or ".." in pure.parts:
         raise UserError(
-            f"{named_in} names the file {name!r}, which is not a path inside that folder; do not use what came with it"
+            f"{named_in} names the file {name!r}, which is not a path inside that folder; do not use the files that"
+            " came with it"
         )
     return pure
 
@@ -95,7 +99,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sync_folder(directory: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
+    """Flush a folder's entries to disk, so that a rename in it survives a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -104,14 +108,17 @@ def sync_folder(directory: Path) -> None:
 
 
 class PatientFile:
-    """Appends lines to a file; what a full disk refuses is kept in memory, and goes first when there is room again."""
+    """Appends lines to a file; lines that a full disk refuses stay in memory until there is room again."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
         self._unwritten = b""
 
     def write(self, line: str) -> OSError | None:
-        """Append a line (UTF-8); return why some of it must wait, or None. A kill may leave half of the last line."""
+        """Append a line (UTF-8); return the error because of which lines have to wait, or None.
+
+        If the process is killed, the last line in the file may be incomplete.
+        """
         self._unwritten += line.encode()
         try:
             while self._unwritten:
@@ -121,15 +128,15 @@ class PatientFile:
         return None
 
     def close(self) -> None:
-        """Try once more, and close; what is refused still is lost."""
+        """Try once more to write the waiting lines, and close the file; lines that are refused again are lost."""
         self.write("")
         self._file.close()
 
 
 def hold_lock(path: Path) -> str | None:
-    """Lock `path` until this process ends, in whatever way; return who holds it already, or None.
+    """Try to lock `path` until this process ends; return None if that worked, else who holds the lock.
 
-    A file system without locks locks nothing. Processes that this one forks do not hold the lock.
+    Nothing is locked if the file system has no locks. Processes forked from this one do not hold the lock.
     """
     file = path.open("a+", encoding="utf-8")
     try:
@@ -148,4 +155,4 @@ def hold_lock(path: Path) -> str | None:
     return None
 
 
-_LOCKS: list[IO[str]] = []  # closing a file would give up its lock
+_LOCKS: list[IO[str]] = []  # kept open, because closing a file releases its lock

@@ -1,13 +1,13 @@
-"""The one door to mosaicml-streaming, whose MDS shards both rooms meet in: `from common.mds import streaming`.
+"""The only module that imports mosaicml-streaming: `from common.mds import streaming`.
 
-`import streaming` imports torchvision, which only its `streaming.vision` needs, and transformers, for a tokenizer in
-`streaming.text` and two types that its loader asks whether a batch is; we never use any of them. torchvision's wheel
-does not import beside a CPU build of torch (`operator torchvision::nms does not exist`), a bare cluster may have
-neither, and transformers takes seconds and 270 MB of every rank. So empty stand-ins take the place of both while
-streaming is imported, and are taken out again: whoever imports them later gets the real ones. What is imported already
-is left alone.
+`import streaming` also imports torchvision, which only `streaming.vision` needs, and transformers, for a tokenizer in
+`streaming.text` and for two types that its loader compares batches with. This project uses none of them. torchvision's
+wheel cannot be imported beside a CPU build of torch (`operator torchvision::nms does not exist`), a minimal cluster
+installation may have neither package, and transformers costs seconds and 270 MB of memory on every rank. Therefore
+empty stand-ins replace both packages while streaming is imported, and are removed afterwards, so that later imports
+find the real packages. A package that was imported before is left alone.
 
-Importing this module costs seconds (torch): import it late, inside the function that needs it.
+Importing this module takes seconds (torch): import it late, inside the function that needs it.
 """
 
 import importlib
@@ -33,11 +33,11 @@ _STAND_INS: dict[str, dict[str, object]] = {
 
 @contextmanager
 def stand_ins() -> Iterator[None]:
-    """Put empty modules in the place of packages that nobody has imported yet, and take them out again."""
+    """Replace packages that are not imported yet by empty modules, and remove these afterwards."""
     absent = [name for name in _STAND_INS if name.partition(".")[0] not in sys.modules]
     for name in absent:
         module = ModuleType(name)
-        module.__spec__ = ModuleSpec(name, loader=None)  # find_spec refuses None
+        module.__spec__ = ModuleSpec(name, loader=None)  # find_spec fails if this is None
         vars(module).update(_STAND_INS[name])
         sys.modules[name] = module
     try:
@@ -48,10 +48,10 @@ def stand_ins() -> Iterator[None]:
 
 
 def import_streaming() -> ModuleType:
-    """Import mosaicml-streaming without what we do not use of it.
+    """Import mosaicml-streaming without torchvision and transformers.
 
     Raises:
-        ImportError: streaming itself, or anything else that it needs, does not import.
+        ImportError: streaming, or another package that it needs, cannot be imported.
     """
     with stand_ins():
         return importlib.import_module("streaming")

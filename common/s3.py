@@ -1,10 +1,10 @@
-"""Folders in S3, or in what speaks its protocol, as paths: s3://bucket/prefix.
+"""Folders in S3, or in storage that speaks its protocol, as paths: s3://bucket/prefix.
 
-An `S3Path` answers to what a `pathlib.Path` would be asked (`/`, `name`, `read_bytes`, ...), so that one code reads
-both; that an object is missing is a FileNotFoundError, too. An object appears whole or not at all.
+`S3Path` has the methods of `pathlib.Path` that readers need (`/`, `name`, `read_bytes`, ...), so that the same code
+reads from both; a missing object is a FileNotFoundError, too. An object appears whole or not at all.
 
-boto3 finds credentials, region and endpoint as it always does (AWS_PROFILE, AWS_ENDPOINT_URL, ...); S3_ENDPOINT_URL,
-which streaming reads, is heeded too.
+boto3 looks up credentials, region and endpoint in its usual places (AWS_PROFILE, AWS_ENDPOINT_URL, ...). The endpoint
+may also be set by S3_ENDPOINT_URL, which streaming reads.
 """
 
 import errno
@@ -22,35 +22,37 @@ from common.files import partial_path
 
 SCHEME = "s3://"
 _CONNECT_TIMEOUT_S = 10
-_CONNECTIONS = 40  # each file goes in up to 10 pieces at once
+_CONNECTIONS = 40  # each file is transferred in up to 10 pieces at once
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket"}
 _FORBIDDEN = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 
 
 @dataclass(frozen=True)
 class _Patience:
-    """How often a request is tried, and how long an answer may take to go on."""
+    """How persistently a request is tried."""
 
     attempts: int
     read_timeout_s: float
+    """Seconds that an answer may pause before the attempt has failed."""
 
 
-_AT_FIRST = _Patience(2, 10.0)  # while a user waits for the answer
-_PATIENTLY = _Patience(16, 30.0)  # waits in between double, up to 20 s: a minute, if all attempts are refused at once
+_AT_FIRST = _Patience(2, 10.0)  # for the first request, whose answer the user is waiting for
+# The waits between attempts double, up to 20 s: this takes a minute if every attempt is refused at once.
+_PATIENTLY = _Patience(16, 30.0)
 
 
 class RemoteError(UserError):
-    """The storage cannot be reached, or refuses; the message says what of it, and why."""
+    """The storage cannot be reached, or refuses a request; the message says which, and why."""
 
 
 class MissingObjectError(FileNotFoundError):
-    """There is no such object; `filename` is its name."""
+    """An object does not exist; `filename` is its name."""
 
 
 class S3Path:
-    """A prefix or an object in a bucket. Processes that this one forks connect by themselves.
+    """A prefix or an object in a bucket; a forked process opens connections of its own.
 
-    Methods that ask the storage raise RemoteError, and MissingObjectError where there is no such object.
+    All methods that contact the storage raise RemoteError, and MissingObjectError if the object does not exist.
     """
 
     def __init__(self, name: str) -> None:
@@ -67,24 +69,24 @@ class S3Path:
 
     @property
     def name(self) -> str:
-        """The last part of it, as of a `Path`."""
+        """The last component of the path."""
         return self._key.rpartition("/")[2]
 
     def check_bucket(self) -> None:
-        """Ask for the bucket, with these credentials.
+        """Check that the bucket exists and can be used.
 
         Raises:
-            RemoteError: it is not there, or not for these credentials, or nothing answers.
+            RemoteError: the bucket does not exist, is forbidden to these credentials, or nothing answers.
         """
         bucket = f"{SCHEME}{self._bucket}"
         try:
             with _explained(bucket):
                 _client(os.getpid(), _AT_FIRST).head_bucket(Bucket=self._bucket)
         except MissingObjectError as error:
-            raise RemoteError(f"there is no bucket {bucket}; make it first, or name another") from error
+            raise RemoteError(f"there is no bucket {bucket}; create it first, or name another") from error
 
     def sizes(self) -> dict[str, int]:
-        """Return the size of each object below this prefix, in bytes, by its name relative to it."""
+        """Return the size in bytes of each object below this prefix, by its name relative to the prefix."""
         with _explained(str(self)):
             pages = _client(os.getpid(), _PATIENTLY).get_paginator("list_objects_v2")
             return {
@@ -96,27 +98,27 @@ class S3Path:
     def read_bytes(self) -> bytes:
         """Return the bytes of an object."""
         data = io.BytesIO()
-        with _explained(str(self)):  # not get_object, which begins again for no broken connection
+        with _explained(str(self)):  # get_object would not retry after a connection breaks
             _client(os.getpid(), _PATIENTLY).download_fileobj(self._bucket, self._key, data)
         return data.getvalue()
 
     def write_bytes(self, data: bytes) -> None:
-        """Make a small object."""
+        """Write a small object."""
         with _explained(str(self)):
             _client(os.getpid(), _PATIENTLY).put_object(Bucket=self._bucket, Key=self._key, Body=data)
 
     def unlink(self) -> None:
-        """Remove an object, if it is there."""
+        """Delete an object if it exists."""
         with _explained(str(self)):
             _client(os.getpid(), _PATIENTLY).delete_object(Bucket=self._bucket, Key=self._key)
 
     def upload(self, path: Path, *, progress: Callable[[int], object] | None = None) -> None:
-        """Make an object of a file, in pieces side by side if it is large; `progress` is told of bytes sent."""
+        """Write a file as an object, in parallel pieces if it is large; `progress` gets the bytes of each piece."""
         with _explained(str(self)):
             _client(os.getpid(), _PATIENTLY).upload_file(str(path), self._bucket, self._key, Callback=progress)
 
     def download(self, path: Path) -> None:
-        """Write an object to a file, which appears whole or not at all; its folder is made.
+        """Write an object to a file, which appears whole or not at all; create the folder of the file if necessary.
 
         Raises:
             OSError: the file cannot be written.
@@ -132,21 +134,23 @@ class S3Path:
 
 
 def is_remote(name: str) -> bool:
-    """Return whether `name` means a folder in S3.
+    """Return True if `name` names a folder in S3.
 
     Raises:
-        UserError: it means one in another storage.
+        UserError: it names a folder in another storage.
     """
     if "://" in name and not name.startswith(SCHEME):
-        raise UserError(f"{name}: only {SCHEME}bucket/prefix is known, and what speaks its protocol (AWS_ENDPOINT_URL)")
+        raise UserError(
+            f"{name}: only {SCHEME}bucket/prefix is supported; AWS_ENDPOINT_URL may name other storage with S3's protocol"
+        )
     return name.startswith(SCHEME)
 
 
 def folder_at(name: str) -> Path | S3Path:
-    """Return the folder that a user named, on a disk or in S3, whose bucket is asked for.
+    """Return the folder that a user named, on a disk or in S3; in S3, check its bucket.
 
     Raises:
-        UserError: it names no folder in S3, but another storage; or there is no such bucket, or no way to it.
+        UserError: it is in a storage other than S3, or the bucket does not exist or cannot be used.
     """
     if not is_remote(name):
         return Path(name)
@@ -157,7 +161,7 @@ def folder_at(name: str) -> Path | S3Path:
 
 @functools.cache
 def _client(_pid: int, patience: _Patience) -> Any:
-    """Return this process's client: connections must not be shared with a parent."""
+    """Return the client of this process, since a forked process must not use its parent's connections."""
     import boto3
     from botocore.config import Config
 
@@ -170,7 +174,7 @@ def _client(_pid: int, patience: _Patience) -> Any:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turn what boto3 raises into one line."""
+    """Turn exceptions of boto3 into a RemoteError or MissingObjectError of one line."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
@@ -184,7 +188,7 @@ def _explained(name: str) -> Iterator[None]:
             raise MissingObjectError(errno.ENOENT, "no such object", name) from error
         meaning = "is forbidden to these credentials" if code in _FORBIDDEN else "cannot be used"
         raise RemoteError(f"{name} {meaning} ({code}: {_one_line(error)})") from error
-    except (Boto3Error, BotoCoreError, ValueError) as error:  # botocore has plain ValueErrors for odd endpoints
+    except (Boto3Error, BotoCoreError, ValueError) as error:  # botocore raises ValueError for malformed endpoints
         raise RemoteError(f"{name} cannot be reached ({_one_line(error)})") from error
 
 

@@ -1,10 +1,10 @@
 """Tokenizers: SentencePiece models and raw bytes behind one small interface.
 
-Byte-level ids 0-255 are the bytes themselves; the special ids come after them, so that a byte's id
-is its value. `data_prep` encodes corpora with these, `pipeline` decodes generations.
+The id of a byte is its value, 0 to 255; special ids come after the bytes. `data_prep` encodes corpora with these
+tokenizers, and `pipeline` decodes generated text.
 
-Whole corpora are encoded by gigatoken (`common.fast_tokens`) where it can do a model, a tenth of the time for the same
-ids; SentencePiece stays the reference, and what is fallen back to.
+Whole corpora are encoded with gigatoken (`common.fast_tokens`) if it supports the model: it takes a tenth of the time
+for the same ids. SentencePiece remains the reference and the fallback.
 """
 
 from pathlib import Path
@@ -19,39 +19,39 @@ from common.fast_tokens import IdArray
 from common.files import sha256_of_file
 
 BYTES = "bytes"
-FIM_BYTE_IDS = 262  # of bytes with the sentinels of fill-in-the-middle (`data_prep.tokens.fim`)
+FIM_BYTE_IDS = 262  # vocabulary of bytes with the fill-in-the-middle sentinels (`data_prep.tokens.fim`)
 Engine = Literal["gigatoken", "sentencepiece"]
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. `sha256` names the exact model file ('' for bytes).
-
-    `versions` has what `encode_array` goes by; `is_reference` says that it is what defines the ids.
-    """
+    """Converts text to ids and back."""
 
     kind: str
     vocab_size: int
     bos_id: int
     eos_id: int
     sha256: str
+    """SHA-256 of the model file; empty for bytes."""
     versions: dict[str, str]
+    """Versions of the packages that `encode_array` uses."""
     is_reference: bool
+    """True if `encode_array` uses the implementation that defines the ids."""
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, without BOS or EOS, by what defines them."""
+        """Return the ids of `text` without BOS and EOS, from the implementation that defines them."""
         ...
 
     def encode_array(self, text: str) -> IdArray:
-        """Return the same ids as an array (tokens,), many times faster on long texts."""
+        """Return the same ids as an array, shape (tokens,); many times faster on long texts."""
         ...
 
     def decode(self, token_ids: list[int]) -> str:
-        """Return the text of `token_ids`; special ids give nothing."""
+        """Return the text of `token_ids`; special ids are left out."""
         ...
 
 
 class ByteTokenizer:
-    """Raw bytes: ids 0-255 are the bytes, 256 is BOS and 257 is EOS; 258 to 261, where there are as many, sentinels."""
+    """Raw bytes: ids 0-255 are the bytes, 256 is BOS, 257 is EOS; a vocabulary of 262 has sentinels from 258 to 261."""
 
     kind = BYTES
     bos_id = 256
@@ -75,7 +75,7 @@ class ByteTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model file, as Llama 2 has it; or `variant` of it, a serialized model that goes by its name."""
+    """A SentencePiece model file, such as Llama 2's, or `variant`, a serialized model that is used in its place."""
 
     kind = "sentencepiece"
     is_reference = True
@@ -83,7 +83,7 @@ class SentencePieceTokenizer:
     def __init__(self, path: Path, *, variant: bytes | None = None) -> None:
         self._model = path.read_bytes() if variant is None else variant
         if not self._model:
-            raise OSError("the file is empty")  # of which SentencePiece would make a model without ids
+            raise OSError("the file is empty")  # SentencePiece would load it as a model without ids
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id: int = self._processor.bos_id()
@@ -102,10 +102,10 @@ class SentencePieceTokenizer:
 
 
 class GigatokenTokenizer(SentencePieceTokenizer):
-    """A SentencePiece model whose arrays come from gigatoken.
+    """A SentencePiece model whose `encode_array` uses gigatoken.
 
     Raises:
-        EngineUnavailable: gigatoken cannot do this model, or is not installed.
+        EngineUnavailable: gigatoken does not support this model, or is not installed.
     """
 
     is_reference = False
@@ -122,16 +122,16 @@ class GigatokenTokenizer(SentencePieceTokenizer):
 def load_tokenizer(
     name: str, *, engine: Engine = "sentencepiece", vocab_size: int | None = None, variant: bytes | None = None
 ) -> Tokenizer:
-    """Return the tokenizer that `name` means: the word `bytes`, or the path of a SentencePiece model.
+    """Return the tokenizer with a given name.
 
     Args:
-        name: of the tokenizer.
-        engine: what computes arrays of ids.
-        vocab_size: of the model that it is for, if that is known: bytes come with sentinels, and without.
-        variant: of the file, a serialized model that goes by its name.
+        name: the word `bytes`, or the path of a SentencePiece model.
+        engine: the implementation of `encode_array`.
+        vocab_size: vocabulary of the model that uses the tokenizer, if known; it decides whether bytes have sentinels.
+        variant: a serialized model that is used in place of the file's.
 
     Raises:
-        EngineUnavailable: `engine` is gigatoken, and cannot do this model.
+        EngineUnavailable: `engine` is gigatoken, which does not support this model.
         UserError: the file is missing, or is not a SentencePiece model with an EOS id.
     """
     if name == BYTES:
@@ -145,5 +145,5 @@ def load_tokenizer(
     except (RuntimeError, OSError) as error:
         raise UserError(f"tokenizer {name!r} is not a SentencePiece model ({error})") from error
     if tokenizer.eos_id < 0:
-        raise UserError(f"tokenizer {name!r} has no EOS id, which joins documents; train it with eos_id >= 0")
+        raise UserError(f"tokenizer {name!r} has no EOS id, which separates documents; train it with eos_id >= 0")
     return tokenizer

@@ -177,7 +177,7 @@ def test_no_run_has_less_than_one_rank() -> None:
         ({"TRAIN_NODES": 4}, "Slurm would not take train_200B: "),
         ({"GPU_PARTITION": "gpus"}, "invalid partition"),
         ({"SHARDS": "nowhere"}, "nowhere/metadata.json does not exist"),
-        ({"SHARDS": "gs://bucket/shards"}, "gs://bucket/shards: only s3://bucket/prefix is known"),
+        ({"SHARDS": "gs://bucket/shards"}, "gs://bucket/shards: only s3://bucket/prefix is supported"),
         ({"MODULES": "cuda/99"}, 'MODULES="cuda/99", but there is no module command on ctl'),
         ({"VENV": "nowhere"}, "VENV=nowhere has no bin/python on ctl"),
         ({"CONTAINER": "nowhere exec image"}, "CONTAINER: there is no nowhere on ctl"),

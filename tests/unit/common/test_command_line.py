@@ -54,7 +54,7 @@ def test_a_reader_that_goes_is_a_line_and_141(n_lines: int, tmp_path: Path) -> N
     words = [sys.executable, str(program), str(n_lines)]
     done = subprocess.run(words, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (141, "\nstats: stopped: nobody reads what it prints any more\n")
+    assert (done.returncode, done.stderr) == (141, "\nstats: stopped: its output is no longer read\n")
 
 
 @pytest.mark.parametrize(

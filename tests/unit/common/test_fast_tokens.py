@@ -87,7 +87,7 @@ def test_what_the_engine_remembers_is_bounded(
         return build(text)
 
     monkeypatch.setattr(gigatoken.Tokenizer, "from_json", counted)
-    monkeypatch.setattr(fast_tokens, "_CHARACTERS_REMEMBERED", 10**6)
+    monkeypatch.setattr(fast_tokens, "_CHARACTERS_CACHED", 10**6)
     text = "\n".join(lines)[:100_000]
     encode = fast_tokens.fast_encoder(models["own"].read_bytes())
     expected = sentencepiece.SentencePieceProcessor(model_file=str(models["own"])).encode(text)
@@ -117,13 +117,13 @@ def _user_defined(proto: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_equal_scores, "two pieces have one score"),
+        (_equal_scores, "two pieces have the same score"),
         (_user_defined, "it has user_defined_symbols"),
         (lambda proto: setattr(proto.normalizer_spec, "remove_extra_whitespaces", True), "remove_extra_whitespaces"),
     ],
 )
 def test_what_the_engine_cannot_do_is_said(change: Callable[[Any], None], reason: str, models: dict[str, Path]) -> None:
-    with pytest.raises(EngineUnavailable, match=f"cannot do this model: .*{reason}"):
+    with pytest.raises(EngineUnavailable, match=f"does not support this model: .*{reason}"):
         load_tokenizer(str(changed(models["llama2"], change)), engine="gigatoken")
 
 

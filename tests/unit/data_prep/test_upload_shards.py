@@ -140,12 +140,12 @@ def test_a_damaged_shard_is_not_sent(s3: S3Server, remote: str, byte_shards: Pat
 @pytest.mark.parametrize(
     ("out", "variables", "message"),
     [
-        ("s3://nowhere-at-all/x", {}, "there is no bucket s3://nowhere-at-all; make it first, or name another"),
+        ("s3://nowhere-at-all/x", {}, "there is no bucket s3://nowhere-at-all; create it first, or name another"),
         ("", {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "s3://BUCKET: no credentials; set AWS_PROFILE"),
         ("", {"AWS_ENDPOINT_URL": NOWHERE}, "s3://BUCKET cannot be reached (Could not connect to the endpoint"),
         ("", {"AWS_ENDPOINT_URL": "nonsense"}, "s3://BUCKET cannot be reached (Invalid endpoint: nonsense)"),
         ("s3://bucket", {}, "'s3://bucket' must name a bucket and a folder in it"),
-        ("gs://bucket/x", {}, "gs://bucket/x: only s3://bucket/prefix is known"),
+        ("gs://bucket/x", {}, "gs://bucket/x: only s3://bucket/prefix is supported"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_work(

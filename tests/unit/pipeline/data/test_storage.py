@@ -222,7 +222,7 @@ def test_mistakes(s3: S3Server, name: str, tmp_path: Path, byte_shards: Path) ->
         local_folder(DataConfig(shards=name))
     with pytest.raises(UserError, match=r"data\.cache=c is for s3:// only, but data\.shards=here is read in place"):
         local_folder(DataConfig(shards="here", cache="c"))
-    with pytest.raises(UserError, match=r"only s3://bucket/prefix is known"):
+    with pytest.raises(UserError, match=r"only s3://bucket/prefix is supported"):
         local_folder(DataConfig(shards="gs://bucket/x", cache="c"))
     with pytest.raises(UserError, match=r"there is no bucket s3://nowhere-at-all"):
         local_folder(_data("s3://nowhere-at-all/x", tmp_path))

@@ -170,7 +170,7 @@ def _plain_spaces(proto: Any) -> None:
     ("change", "message"),
     [
         (_unused, "it has unused pieces"),
-        (_same_scores, "two pieces have one score"),
+        (_same_scores, "two pieces have the same score"),
         (_plain_spaces, "escape_whitespaces is off"),
     ],
 )
