@@ -26,7 +26,8 @@ from pipeline.data.batches import Batch
 from pipeline.model.formulas import parameter_count
 from pipeline.runtime.lease import Lease
 from pipeline.runtime.world import World, world_from_environment
-from pipeline.training.engine import Engine, build_engine
+from pipeline.training.build import build_engine
+from pipeline.training.engine import Engine
 from pipeline.training.process_group import process_group
 from pipeline.weights.checkpoint.folder import CheckpointFolder
 

@@ -76,7 +76,7 @@ def _third_step(name: str, *, tight: bool, n_future_tokens: int, ranks: int) -> 
     from torch.utils._pytree import tree_leaves
 
     from benchmarks.parts.batches import zero_batches
-    from pipeline.training.engine import build_engine
+    from pipeline.training.build import build_engine
 
     class Log(TorchDispatchMode):
         """Counts the collectives of parameters and gradients, and their elements."""

@@ -75,10 +75,11 @@ def watch_on_rank(task: dict[str, Any]) -> dict[str, list[float]]:
     from pipeline.monitoring.previews import Previews
     from pipeline.monitoring.sinks import sinks_for
     from pipeline.monitoring.step_times import StepTimes
-    from pipeline.runtime.collectives import agree, mean_over_ranks
+    from pipeline.runtime.collectives import mean_over_ranks
     from pipeline.runtime.logs import configure_logging
     from pipeline.runtime.world import world_from_environment
-    from pipeline.training.engine import build_engine
+    from pipeline.training.agreement import StepCounts, agree
+    from pipeline.training.build import build_engine
     from pipeline.training.process_group import process_group
 
     world, stopwatch = world_from_environment(), Stopwatch()
@@ -103,18 +104,18 @@ def watch_on_rank(task: dict[str, Any]) -> dict[str, list[float]]:
                 if step == 3:  # the first two warm up
                     stopwatch.seconds.clear()
                 with stopwatch.part("plain step"), times.step():
-                    losses_N = mean_over_ranks(engine.train_step(batches, learning_rate=1e-4))
+                    losses_N = mean_over_ranks(engine.train_step(batches, learning_rate=1e-4).losses_N)
                 with stopwatch.part("step with norms"):
-                    engine.train_step(batches, learning_rate=1e-4, takes_grad_norms=True)
+                    result = engine.train_step(batches, learning_rate=1e-4, takes_grad_norms=True)
                 with stopwatch.part("report"):
-                    own = times.own(wait_s=0.0, compute_s=engine.take_compute_s())
-                    times.observe(agree(losses_N, *own)[1])
+                    own_s = times.own(wait_s=0.0, compute_s=result.compute_s)
+                    times.observe(agree(losses_N, StepCounts(times_s=own_s))[1].times_s)
                     monitor.log_step(
-                        step, losses_N=losses_N, learning_rate=1e-4, gradient_norm=engine.gradient_norm,
+                        step, losses_N=losses_N, learning_rate=1e-4, gradient_norm=result.gradient_norm,
                         skipped_steps=0, skipped_windows=0, times=times.take_scalars(),
                     )  # fmt: skip
                 with stopwatch.part("norms written"):
-                    monitor.log_grad_norms(step, engine.grad_norms)
+                    monitor.log_grad_norms(step, result.grad_norms)
                 with stopwatch.part("preview"):
                     previews.write(step, predict=engine.predict, monitor=monitor)
     return dict(stopwatch.seconds)

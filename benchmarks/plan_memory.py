@@ -121,7 +121,7 @@ def measure_on_rank(task: list[dict[str, Any]]) -> list[int]:
 def _second_step(case: Case, device: Any) -> int:
     from benchmarks.parts.batches import zero_batches
     from benchmarks.parts.storage_log import StorageLog
-    from pipeline.training.engine import build_engine
+    from pipeline.training.build import build_engine
 
     config, log = case.config, StorageLog(vocab_size=case.config.model.vocab_size)
     batches = zero_batches(

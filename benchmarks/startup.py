@@ -92,7 +92,7 @@ def start_on_rank(task: dict[str, Any]) -> dict[str, float]:
     for name in ("torch", "deepspeed", "common.mds", "pipeline.training.loop"):
         timed(f"import {name.replace('common.mds', 'streaming')}", partial(import_module, name))
     from pipeline.data.batches import TrainingData
-    from pipeline.training.engine import build_engine
+    from pipeline.training.build import build_engine
     from pipeline.training.process_group import process_group
 
     group = process_group(world)

@@ -77,7 +77,7 @@ def run(
     from pipeline.monitoring.console import console_handler
     from pipeline.monitoring.header import header
     from pipeline.monitoring.previews import Previews
-    from pipeline.training.engine import build_engine
+    from pipeline.training.build import build_engine
     from pipeline.training.loop import Trainer, owes_validation
     from pipeline.weights.checkpoint.folder import CheckpointFolder
     from pipeline.weights.formats.start import starting_weights

@@ -232,7 +232,8 @@ def _engine_of(case: Case, *, ranks: int, device: Any) -> Any:
 
     from benchmarks.parts.naive import NaiveModel
     from benchmarks.parts.peers import LinguaModel, Llama
-    from pipeline.training.engine import Engine, build_engine
+    from pipeline.training.build import build_engine
+    from pipeline.training.engine import Engine
 
     makers: dict[Way, Callable[[ModelConfig], nn.Module]] = {
         "naive": lambda model: NaiveModel(model, activation_checkpointing=case.activation_checkpointing),
@@ -240,19 +241,13 @@ def _engine_of(case: Case, *, ranks: int, device: Any) -> Any:
         "liger": lambda model: Llama(model, kernels="liger"),
         "lingua": LinguaModel,
     }
-
-    class PeerEngine(Engine):
-        """Our engine around a peer's module."""
-
-        def _build(self, config: Config, deepspeed_config: dict[str, Any]) -> nn.Module:
-            with self._device:
-                return makers[case.way](config.model)
-
-        def _timed(self, module: nn.Module, deepspeed_config: dict[str, Any]) -> nn.Module:
-            return module
-
-    make = build_engine if case.way == "sequential" else PeerEngine
-    return make(case.config(ranks=ranks), case.deepspeed_config(ranks=ranks), device=device)
+    config, deepspeed_config = case.config(ranks=ranks), case.deepspeed_config(ranks=ranks)
+    if case.way == "sequential":
+        return build_engine(config, deepspeed_config, device=device)
+    with device:
+        module = makers[case.way](config.model)
+    shapes = {name: weight.shape for name, weight in module.named_parameters()}
+    return Engine(module, deepspeed_config, optim=config.optim, shapes=shapes, device=device)
 
 
 def _timed(step: Callable[[], None], device: Any) -> Callable[[], float]:

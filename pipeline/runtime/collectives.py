@@ -12,6 +12,7 @@ from common.command_line import UserError
 from pipeline.runtime.world import World
 
 if TYPE_CHECKING:  # torch takes seconds to import; commands import this module before they need it
+    import torch
     import torch.distributed as dist
     from torch import Tensor
 
@@ -25,18 +26,19 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return mean / dist.get_world_size()
 
 
-def agree(losses_N: Tensor, *counts: float) -> tuple[Tensor, list[float]]:
-    """Return the mean losses (N,) over all ranks, fp32, and the sum of each count over all ranks; in one collective.
+def on_any_rank(flag: bool, *, device: torch.device) -> bool:
+    """Return whether the flag is set on at least one rank.
 
-    Every rank must call it, and all get the same. A flag is a count: it is set on some rank if its sum is above 0.
+    Args:
+        flag: this rank's.
+        device: where the process group reduces tensors.
     """
     import torch
     import torch.distributed as dist
 
-    sums = torch.cat([losses_N.detach().float(), torch.tensor(counts, dtype=torch.float32, device=losses_N.device)])
-    dist.all_reduce(sums)
-    n = len(losses_N)
-    return sums[:n] / dist.get_world_size(), sums[n:].tolist()
+    n_ranks = torch.tensor(float(flag), device=device)
+    dist.all_reduce(n_ranks)
+    return n_ranks.item() > 0
 
 
 def from_every_rank(value: Any, *, group: dist.ProcessGroup | None = None) -> list[Any]:

@@ -1,8 +1,8 @@
-"""The training loop: steps, and between them reports, validation, checkpoints, and what is done about faults.
+"""The training loop: take steps, and between them report, validate, save checkpoints and handle faults.
 
-Whatever ends or bends a run is agreed on by all ranks after a step, in the one collective that also averages the
-losses: a stop request to any of them, a shard that any found damaged, a checkpoint that any could not write. Numbers
-that went bad need no agreement, since every rank sees the same (health.py).
+After each step the ranks agree, in one collective (`agreement.py`), on whatever changes the course of the run: a stop
+request to any rank, a shard that any rank found damaged, a checkpoint that any rank could not write. Losses that are
+not finite or that jump need no agreement, because every rank sees the same numbers (`health.py`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,29 +12,28 @@ from torch import Tensor
 
 from pipeline.config.schema import Config
 from pipeline.data.batches import Batch, Consumed, TrainingData, ValidationData
-from pipeline.data.sample_record import EpochSamples, SampleRecord
-from pipeline.monitoring.environment import device_name
+from pipeline.data.sample_record import EpochSamples
 from pipeline.monitoring.monitor import Monitor, is_due
 from pipeline.monitoring.previews import Previews
-from pipeline.monitoring.profiling import StepProfile
-from pipeline.monitoring.sinks import has_validation, sinks_for
+from pipeline.monitoring.sinks import has_validation
 from pipeline.monitoring.step_times import StepTimes
 from pipeline.runtime import history
-from pipeline.runtime.collectives import agree, from_every_rank, from_main
-from pipeline.runtime.devices import peak_flops
+from pipeline.runtime.collectives import from_every_rank, from_main, on_any_rank
 from pipeline.runtime.lease import Lease
 from pipeline.runtime.logs import logger
 from pipeline.runtime.stop import Ending, ExitCode, StopRequest
 from pipeline.runtime.watchdog import Watchdog
 from pipeline.runtime.world import World
-from pipeline.training.engine import Engine
+from pipeline.training.agreement import StepCounts, agree
+from pipeline.training.engine import Engine, StepResult
 from pipeline.training.health import Health, Verdict, record_bad_step
 from pipeline.training.optim import learning_rate
+from pipeline.training.recorders import Recorders, open_recorders
 from pipeline.weights.checkpoint.folder import SHARDED, Checkpoint, CheckpointFolder
 
 
 class Trainer:
-    """A run in progress. All ranks call each method together."""
+    """A run in progress. Every rank must call each method."""
 
     def __init__(
         self,
@@ -59,174 +58,178 @@ class Trainer:
         self._times = StepTimes(
             world=world, n_stages=config.parallel.pipeline_stages, num_workers=config.data.num_workers
         )
-        self._step = 0
+        self._step = 0  # the last finished step
+        self._is_stopping = False
         self._skipped_windows = 0
         self._validation_is_due = False
-        self._rollbacks: dict[int, int] = {}  # by the step of the checkpoint
+        self._rollbacks: dict[int, int] = {}  # number of rollbacks to each checkpoint, by its step
 
     def train(self, found: Checkpoint | None) -> ExitCode:
-        """Train from a checkpoint, or from the beginning, to the last step or a stop request.
+        """Train from a checkpoint, or from the beginning if there is none, to the last step or a stop request.
 
         Raises:
             Ending: the run cannot go on.
         """
         if found is not None:
             self._data.load_state_dict(found.state["data"])
+            self._restore(found)
         while True:
-            if found is not None:
-                self._restore(found)
-            config = self._config
-            sinks = sinks_for(config, world=self._world, resumed_step=self._step)
-            samples = SampleRecord(
-                config.run_dir, log=config.log, ranks_per_replica=config.parallel.ranks_per_replica,
-                world=self._world, resumed_step=self._step,
-            )  # fmt: skip
-            peak = peak_flops(device_name(self._device), precision=self._engine.precision)
-            with (
-                Monitor(
-                    config.train,
-                    model=config.model,
-                    seq_len=config.data.seq_len,
-                    sinks=sinks,
-                    device=self._device,
-                    step=self._step,
-                    peak_flops=peak,
-                ) as monitor,
-                samples,
-                StepProfile(
-                    config.profile,
-                    run_dir=config.run_dir,
-                    n_recording=config.parallel.ranks_per_replica,
-                    world=self._world,
-                    pausing=monitor.paused,
-                ) as profile,
-            ):
-                try:
-                    return self._train(monitor, samples, profile)
-                except _RollBack as roll_back:
-                    found = roll_back.checkpoint  # data goes on where it is
+            with open_recorders(
+                self._config, world=self._world, device=self._device, precision=self._engine.precision, step=self._step
+            ) as recorders:
+                undone_to = self._train(recorders)
+            if undone_to is None:
+                return self._stopped() if self._is_stopping else ExitCode.FINISHED
+            self._restore(undone_to)  # only the model goes back; the data goes on after the bad step
 
-    def _train(self, monitor: Monitor, samples: SampleRecord, profile: StepProfile) -> ExitCode:
-        config, stopping = self._config, self._any(self._stop.reason is not None)
-        if self._validation_is_due and not stopping:
-            stopping = not self._validate(monitor)
-        while self._step < config.total_steps and not stopping:
+    def _train(self, recorders: Recorders) -> Checkpoint | None:
+        """Train until the last step, a stop request or a rollback; return the checkpoint to roll back to, if any."""
+        config, monitor = self._config, recorders.monitor
+        self._is_stopping = self._any(self._stop.reason is not None)
+        if self._validation_is_due and not self._is_stopping:
+            self._validate(monitor)
+        while self._step < config.total_steps and not self._is_stopping:
             step = self._step + 1
             self._watchdog.progress(f"step {step}")
             rate = learning_rate(step, optim=config.optim, total_steps=config.total_steps)
             takes_norms = is_due(step, every_steps=config.log.grad_norms_every_steps)
-            with profile.step(step), self._times.step():
-                losses_N = self._engine.train_step(self._data, learning_rate=rate, takes_grad_norms=takes_norms)
+            with recorders.profile.step(step), self._times.step():
+                result = self._engine.train_step(self._data, learning_rate=rate, takes_grad_norms=takes_norms)
                 consumed = self._data.take_consumed()
-                losses_N, stopping = self._agree(step, losses_N, consumed)
-            self._judge(step, losses_N, consumed.samples)
-            samples.write(step, consumed.samples)
+                losses_N = self._agree(step, result, consumed)
+            undo_to = self._judge(step, losses_N, gradient_norm=result.gradient_norm, samples=consumed.samples)
+            if undo_to is not None:
+                return undo_to
+            recorders.samples.write(step, consumed.samples)
             self._step, is_last = step, step == config.total_steps
 
-            if step % config.log.every_steps == 0 or is_last or stopping:
+            if is_due(step, every_steps=config.log.every_steps) or is_last or self._is_stopping:
                 monitor.log_step(
-                    step, losses_N=losses_N, learning_rate=rate, gradient_norm=self._engine.gradient_norm,
+                    step, losses_N=losses_N, learning_rate=rate, gradient_norm=result.gradient_norm,
                     skipped_steps=self._health.skipped, skipped_windows=self._skipped_windows,
                     times=self._times.take_scalars(),
                 )  # fmt: skip
-            monitor.log_grad_norms(step, self._engine.grad_norms)
+            monitor.log_grad_norms(step, result.grad_norms)
             self._previews.write(step, predict=self._engine.predict, monitor=monitor)
-            if config.train.eval_every_steps and (step % config.train.eval_every_steps == 0 or is_last):
+            if config.train.eval_every_steps and (is_due(step, every_steps=config.train.eval_every_steps) or is_last):
                 self._validation_is_due = True
-                stopping = stopping or not self._validate(monitor)
-            if step % config.checkpoint.every_steps == 0 or is_last or stopping:
+                if not self._is_stopping:
+                    self._validate(monitor)
+            if is_due(step, every_steps=config.checkpoint.every_steps) or is_last or self._is_stopping:
                 with monitor.paused():
-                    self._save(last=is_last or stopping)
-        return self._stopped() if stopping else ExitCode.FINISHED
+                    self._save(last=is_last or self._is_stopping)
+        return None
 
-    def _agree(self, step: int, losses_N: Tensor, consumed: Consumed) -> tuple[Tensor, bool]:
-        """Return the mean losses (N,) and whether to stop; end the run if any rank met what its policy ends it for."""
-        policy = self._config.faults
-        failed_save = policy.failed_save == "stop" and self._checkpoints.has_failed
-        requested = self._stop.reason is not None
-        own_times = self._times.own(wait_s=self._data.wait_s, compute_s=self._engine.take_compute_s())
-        flags = (requested, len(consumed.faults), consumed.skipped_windows, failed_save, self._is_taken_over)
-        losses_N, sums = agree(losses_N, *flags, *own_times)
-        self._times.observe(sums[len(flags) :])
-        if sums[4]:
+    def _agree(self, step: int, result: StepResult, consumed: Consumed) -> Tensor:
+        """Return the mean losses (N,) over all ranks, and learn what the ranks met in the step.
+
+        Raises:
+            Ending: a rank met something that ends the run.
+        """
+        own = StepCounts(
+            stop_requests=self._stop.reason is not None,
+            faults=len(consumed.faults),
+            skipped_windows=consumed.skipped_windows,
+            failed_saves=self._config.faults.failed_save == "stop" and self._checkpoints.has_failed,
+            takeovers=self._is_taken_over,
+            times_s=self._times.own(wait_s=self._data.wait_s, compute_s=result.compute_s),
+        )
+        losses_N, total = agree(result.losses_N, own)
+        self._times.observe(total.times_s)
+        if total.takeovers:
             self._give_way()
-        if sums[1]:
-            self._tell_of_bad_shards(step, consumed)
-        self._skipped_windows += round(sums[2]) // self._config.parallel.ranks_per_replica
-        if sums[3]:
+        if total.faults:
+            self._handle_damaged_data(step, consumed)
+        self._skipped_windows += round(total.skipped_windows) // self._config.parallel.ranks_per_replica
+        if total.failed_saves:
             self._settle(must=True)
-        return losses_N, sums[0] > 0
+        self._is_stopping = total.stop_requests > 0
+        return losses_N
 
-    def _tell_of_bad_shards(self, step: int, consumed: Consumed) -> None:
+    def _handle_damaged_data(self, step: int, consumed: Consumed) -> None:
+        """Warn of the damaged shards of all ranks, or end the run if it is to stop or no shard is left."""
         of_ranks = from_every_rank((consumed.faults, consumed.nothing_left))
         of_all_ranks = sorted({fault for faults, _ in of_ranks for fault in faults})
         if self._config.faults.bad_shard == "stop" or any(nothing_left for _, nothing_left in of_ranks):
             raise Ending(
                 ExitCode.BAD_NUMBERS,
-                f"step {step} met {'; '.join(of_all_ranks)}. Mend the shards, or the way to them, and start again, or"
-                " set faults.bad_shard=skip; nothing of this step was saved",
+                f"step {step} read damaged data: {'; '.join(of_all_ranks)}. Repair the shards, or access to them, and"
+                " start again, or set faults.bad_shard=skip; nothing of this step was saved",
             )
         for fault in of_all_ranks:
-            self._warn("step %d met %s; windows of the next whole shard take the place of its own", step, fault)
+            self._warn("step %d read damaged data: %s; substituting windows from the next intact shard", step, fault)
 
-    def _judge(self, step: int, losses_N: Tensor, consumed: list[EpochSamples]) -> None:
-        """Look at the step's numbers, and write down those that went bad with their samples."""
-        loss, norm = losses_N.sum().item(), self._engine.gradient_norm
-        verdict = self._health.observe(loss=loss, gradient_norm=norm)
+    def _judge(
+        self, step: int, losses_N: Tensor, *, gradient_norm: float, samples: list[EpochSamples]
+    ) -> Checkpoint | None:
+        """Check the step's numbers, and record a bad step with its samples.
+
+        Returns the checkpoint to roll back to if the loss jumped and the run is to undo that.
+
+        Raises:
+            Ending: the numbers have been bad too often.
+        """
+        loss = losses_N.sum().item()
+        verdict = self._health.observe(loss=loss, gradient_norm=gradient_norm)
         if verdict is Verdict.GOOD:
-            return
-        of_all_ranks = [sample for of_rank in from_every_rank(consumed) for sample in of_rank]
+            return None
+        of_all_ranks = [sample for of_rank in from_every_rank(samples) for sample in of_rank]
         record = self._config.run_dir / "bad_steps.jsonl"
         if self._world.is_main:
             try:
-                record_bad_step(record, step=step, loss=loss, gradient_norm=norm, verdict=verdict, samples=of_all_ranks)
+                record_bad_step(
+                    record, step=step, loss=loss, gradient_norm=gradient_norm, verdict=verdict, samples=of_all_ranks
+                )
             except OSError as error:
                 self._warn("%s cannot be written (%s)", record, error.strerror)
         if verdict is Verdict.SPIKE:
             self._warn("step %d: the loss jumped to %.3f; its samples are in %s", step, loss, record)
-            if self._config.faults.spike == "roll_back":
-                self._roll_back(step)
-            return
-        self._warn("step %d was skipped: loss %s, gradient norm %s; samples in %s", step, loss, norm, record)
+            return self._rollback_target(step) if self._config.faults.spike == "roll_back" else None
+        self._warn("step %d was skipped: loss %s, gradient norm %s; samples in %s", step, loss, gradient_norm, record)
         if verdict is Verdict.TOO_MANY_SKIPPED:
             raise Ending(
                 ExitCode.BAD_NUMBERS,
                 f"more than faults.max_skipped_steps={self._config.faults.max_skipped_steps} steps in a row were not"
                 f" finite; their samples are in {record}",
             )
+        return None
 
-    def _roll_back(self, step: int) -> None:
-        """Go back to the newest checkpoint, and on with the data after `step`."""
+    def _rollback_target(self, step: int) -> Checkpoint | None:
+        """Return the newest checkpoint, from which to train on with the data after `step`; None if there is none yet.
+
+        Raises:
+            Ending: the run has been rolled back to this checkpoint too often.
+        """
         self._settle()
         found, limit = self._checkpoints.newest(), self._config.faults.max_rollbacks
         if found is None:
             self._warn("there is no checkpoint yet to roll back to; training goes on")
-            return
+            return None
         self._rollbacks[found.step] = self._rollbacks.get(found.step, 0) + 1
         if self._rollbacks[found.step] > limit:
             raise Ending(
                 ExitCode.BAD_NUMBERS,
                 f"the loss jumped again after faults.max_rollbacks={limit} rollbacks to {found.path}",
             )
-        self._warn("going back to %s, and on with the data after step %d", found.path, step)
+        self._warn("rolling back to %s, and continuing with the data after step %d", found.path, step)
         if self._world.is_main:
             history.record(self._config.run_dir, "rollback", step=step, to_step=found.step)
-        raise _RollBack(found)
+        return found
 
-    def _validate(self, monitor: Monitor) -> bool:
-        """Validate; return False, and report nothing, if a stop request comes before the end."""
+    def _validate(self, monitor: Monitor) -> None:
+        """Validate and report the losses; a stop request meanwhile ends the validation, which then stays due."""
         assert self._validation is not None
         with monitor.paused():
             try:
                 losses_N = self._engine.evaluate(self._until_stopped(self._validation))
             except _Stopped:
-                return False
+                self._is_stopping = True
+                return
             consumed = self._validation.take_consumed()
             if self._any(bool(consumed.faults)):
-                self._tell_of_bad_shards(self._step, consumed)
+                self._handle_damaged_data(self._step, consumed)
             monitor.log_validation(self._step, losses_N)
         self._validation_is_due = False
-        return True
 
     def _until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -236,7 +239,7 @@ class Trainer:
             yield batch
 
     def _save(self, *, last: bool) -> None:
-        """Begin a checkpoint; finish it too, if it is the last one or nothing may happen meanwhile."""
+        """Begin a checkpoint; also wait for it if it is the last one or saving is not asynchronous."""
         self._watchdog.progress(f"saving after step {self._step}")
         self._settle()
         state = {
@@ -250,7 +253,11 @@ class Trainer:
             self._settle(must=last)
 
     def _settle(self, *, must: bool = False) -> None:
-        """Finish the last save; if it failed, go on by policy, or end the run if it `must` not fail."""
+        """Wait for the last save.
+
+        Raises:
+            Ending: it failed, and the policy is to stop or it `must` not fail; or another start has the lease.
+        """
         failure = self._checkpoints.finish()
         if failure is None:
             return
@@ -259,9 +266,9 @@ class Trainer:
         if must or self._config.faults.failed_save == "stop":
             raise Ending(
                 ExitCode.FAILED_SAVE,
-                f"a checkpoint could not be written ({failure}); the ones before it are whole",
+                f"a checkpoint could not be written ({failure}); earlier checkpoints are intact",
             )
-        self._warn("a checkpoint could not be written (%s); training goes on, the ones before it are whole", failure)
+        self._warn("a checkpoint could not be written (%s); training goes on; earlier checkpoints are intact", failure)
 
     @property
     def _is_taken_over(self) -> bool:
@@ -271,7 +278,7 @@ class Trainer:
         holder = from_main(self._lease.holder)
         raise Ending(
             ExitCode.TAKEN_OVER,
-            f"{holder or 'another start'} has taken this run over and goes on with it; this one writes nothing more",
+            f"{holder or 'another start'} has taken this run over and continues it; this start writes nothing more",
         )
 
     def _restore(self, found: Checkpoint) -> None:
@@ -288,34 +295,27 @@ class Trainer:
     def _stopped(self) -> ExitCode:
         reasons = enumerate(from_every_rank(self._stop.reason))
         why = ", ".join(f"{reason} on rank {rank}" for rank, reason in reasons if reason is not None)
-        logger.info("stopped on request (%s) after step %d; the same command goes on from there", why, self._step)
+        logger.info("stopped on request (%s) after step %d; the same command continues from there", why, self._step)
         return ExitCode.STOPPED
 
     def _warn(self, message: str, *values: object) -> None:
-        """Say what every rank knows once."""
+        """Log on rank 0 what every rank knows."""
         if self._world.is_main:
             logger.warning(message, *values)
 
     def _any(self, flag: bool) -> bool:
-        _, (n_ranks,) = agree(torch.empty(0, device=self._device), flag)
-        return n_ranks > 0
+        return on_any_rank(flag, device=self._device)
 
 
 def owes_validation(found: Checkpoint, config: Config, *, world: World) -> bool:
-    """Return whether the validation after a checkpoint's step is still to come; every rank must call it.
+    """Return whether the validation after a checkpoint's step is still due; every rank must call it.
 
-    A stop left it out, and no start since then has made up for it; and the run still has validations.
+    It is due if a stop request prevented it, no later start has caught up on it, and the run still validates.
     """
     if not config.train.eval_every_steps or not found.state["validation_is_due"]:
         return False
     return from_main(world.is_main and not has_validation(config.run_dir, step=found.step))
 
 
-class _RollBack(Exception):
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(f"roll back to {checkpoint.path}")
-        self.checkpoint = checkpoint
-
-
 class _Stopped(Exception):
-    pass
+    """A stop request came during validation."""

@@ -27,7 +27,7 @@ from pipeline.model.formulas import head_inputs
 from pipeline.model.network import Heads, weight_shapes
 from pipeline.runtime.collectives import mean_over_ranks
 from pipeline.runtime.world import world_from_environment
-from pipeline.training.engine import build_engine
+from pipeline.training.build import build_engine
 from pipeline.training.optim import learning_rate
 from pipeline.training.process_group import process_group
 from pipeline.weights.checkpoint.state import HostCopies, save_state, weight_reader
@@ -164,8 +164,9 @@ def train(case: Case, folder: Path) -> None:
     losses, norms, copies = [], [], HostCopies()
     for step in range(case.first_step, STEPS + 1):
         rate = learning_rate(step, optim=config.optim, total_steps=STEPS)
-        losses.append(mean_over_ranks(engine.train_step(batches, learning_rate=rate)))
-        norms.append(engine.gradient_norm)
+        result = engine.train_step(batches, learning_rate=rate)
+        losses.append(mean_over_ranks(result.losses_N))
+        norms.append(result.gradient_norm)
         if step in (STEPS // 2, STEPS):
             save_state(engine.state(copies=copies), own_folder / f"step_{step}")
     if world.is_main:

@@ -11,7 +11,7 @@ import torch
 from pipeline.monitoring.previews import continued
 from pipeline.runtime.collectives import mean_over_ranks
 from pipeline.runtime.world import world_from_environment
-from pipeline.training.engine import build_engine
+from pipeline.training.build import build_engine
 from pipeline.training.process_group import process_group
 from tests.distributed.modes import Case, config_of, deepspeed_config_of, micro_batches
 
@@ -25,8 +25,9 @@ def train(case: Case, *, rank: int, watched: bool) -> dict[str, Any]:
     batches = micro_batches(case, replica=rank // (case.sequence * case.tensor))
     losses, norms, texts, seen = [], [], [], []
     for _ in range(STEPS):
-        losses.append(mean_over_ranks(engine.train_step(batches, learning_rate=1e-3, takes_grad_norms=watched)))
-        norms.append((engine.gradient_norm, engine.grad_norms))
+        result = engine.train_step(batches, learning_rate=1e-3, takes_grad_norms=watched)
+        losses.append(mean_over_ranks(result.losses_N))
+        norms.append((result.gradient_norm, result.grad_norms))
         if watched and case.sequence == 1:
             texts.append(continued(PROMPTS, engine.predict, n_tokens=4))
             seen.append(engine.predict(torch.tensor([PROMPTS[1]])))

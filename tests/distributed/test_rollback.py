@@ -30,14 +30,15 @@ def losses(run_dir: Path) -> list[float]:
 def test_a_spike_leaves_its_stretch_of_data_out(recipe: Path) -> None:
     steady, nervous, hopeless = (recipe.parent / "runs" / name for name in ("steady", "nervous", "hopeless"))
     returncode, output = train(recipe, "steady", "faults.spike_deviations=1", "faults.spike_window=32")
-    assert (returncode, "going back" in output) == (0, False)
+    assert (returncode, "rolling back" in output) == (0, False)
     returncode, output = train(recipe, "nervous", *NERVOUS, "faults.max_rollbacks=100")
     assert returncode == 0, output
     spikes = [json.loads(line) for line in (nervous / "bad_steps.jsonl").read_text().splitlines()]
     assert spikes[0] == json.loads((steady / "bad_steps.jsonl").read_text().splitlines()[0])
     first = spikes[0]["step"]
     back_to = (first - 1) // 5 * 5
-    assert f"going back to {nervous}/checkpoints/step_{back_to:08d}, and on with the data after step {first}" in output
+    checkpoint = nervous / "checkpoints" / f"step_{back_to:08d}"
+    assert f"rolling back to {checkpoint}, and continuing with the data after step {first}" in output
     assert {"event": "rollback", "step": first, "to_step": back_to} == history(nervous)[1]
 
     assert all(line["data/wait_s"] <= line["time/step_s"] for line in metrics(nervous).values())
@@ -47,7 +48,7 @@ def test_a_spike_leaves_its_stretch_of_data_out(recipe: Path) -> None:
     assert [value for _, value in shown] == pytest.approx(losses(nervous))
     page = recipe.parent / "report.html"
     report.main([str(nervous), "--output", str(page)])
-    assert f"went back from step {first} to {back_to}" in page.read_text()
+    assert f"rolled back from step {first} to {back_to}" in page.read_text()
 
     assert len(losses(nervous)) == len(losses(steady))
     assert losses(nervous)[:back_to] == losses(steady)[:back_to]

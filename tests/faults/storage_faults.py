@@ -88,7 +88,7 @@ def damage_shard(victim: Victim, rng: Random) -> Effect:
         victim.must_end_with(ExitCode.BAD_NUMBERS)
     finally:
         shard.write_bytes(whole)
-    victim.must_say(f"step {step} met ")
+    victim.must_say(f"step {step} read damaged data: ")
     victim.must_say(f"{shard} ")
     if victim.job.step >= step:
         raise NotAsPromised(f"step {victim.job.step} was reported, although the shard was met in step {step}")
