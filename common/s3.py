@@ -141,7 +141,7 @@ def is_remote(name: str) -> bool:
     """
     if "://" in name and not name.startswith(SCHEME):
         raise UserError(
-            f"{name}: only {SCHEME}bucket/prefix is supported; AWS_ENDPOINT_URL may name other storage with S3's protocol"
+            f"{name}: only {SCHEME}bucket/prefix is supported (AWS_ENDPOINT_URL: other storage with S3's protocol)"
         )
     return name.startswith(SCHEME)
 

@@ -114,7 +114,7 @@ def test_documents_are_compared_by_their_hash_too(corpus: Path, model: Path, tmp
 @pytest.mark.parametrize(
     ("source", "wrong_text", "reason"),
     [
-        ("raise ImportError('no such thing')", "", r"gigatoken is not installed, or cannot be imported \(no such"),
+        ("raise ImportError('no such')", "", r"gigatoken is not installed, or cannot be imported \(no such\)"),
         (_WRONG_ENGINE, "</s>", r"gigatoken \S+ gives other ids than sentencepiece for 'a</s>b <unk>'"),
     ],
 )
