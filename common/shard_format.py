@@ -51,7 +51,16 @@ def read_metadata_bytes(folder: Path | S3Path) -> bytes:
     Raises:
         UserError: it is missing, or cannot be read.
     """
-    path = folder / METADATA
+    return read_finished_file(folder, METADATA)
+
+
+def read_finished_file(folder: Path | S3Path, name: str) -> bytes:
+    """Return the content of a file at the root of a shard folder, which every finished folder has.
+
+    Raises:
+        UserError: it is missing, or cannot be read.
+    """
+    path = folder / name
     try:
         return path.read_bytes()
     except FileNotFoundError as error:

@@ -1,13 +1,13 @@
-"""Check finished shards: every file's size and hash, every window, every count; show what is in them.
+"""Check finished shards: the size and hash of every file, every window, every count; show text from them.
 
-Reads the MDS files by itself rather than through streaming, so that it is a second opinion, and starts at once. Of
-shards in S3 it reads every object there, not what training has of them in a cache.
+The command reads the MDS files itself rather than through streaming. So it is an independent check, and starts fast.
+Of shards in S3 it reads every object there, not the copies in the cache of a training run.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command_line import UserError, command_parser, exit_on_user_error, raise_if_any
-from common.s3 import S3Path, folder_at
+from common.s3 import S3Path
+from common.shard_format import METADATA, DamagedShardError, read_index, read_metadata
 from common.tokenizers import Tokenizer
-from data_prep.shards.folder import METADATA
-from data_prep.shards.reader import (
-    DamagedShardError,
-    columns_in,
-    read_metadata,
-    shards_of,
-    tokenizer_of,
-    verified_bytes,
-)
+from data_prep.folder_argument import add_folder_argument, shard_folder
+from data_prep.shards.reader import ShardContent, load_shard_tokenizer, read_shard, window_shape, windows_at
 from data_prep.shards.window_text import EOS_MARK, Style, marked_text
-from data_prep.tokens.packing import TokenArray, WindowShape
+from data_prep.tokens.packing import TokenArray
 
 _EXAMPLES = """examples:
   python -m data_prep.check_shards data/code
@@ -55,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parse(argv)
     if arguments.sample < 0:
         raise UserError(f"--sample must be at least 0, not {arguments.sample}")
-    root = folder_at(arguments.folder)
+    root = shard_folder(arguments)
     metadata = read_metadata(root)
-    tokenizer, problems = tokenizer_of(root, metadata)
+    tokenizer, problems = load_shard_tokenizer(root, metadata)
     print(f"{'split':<8}{'documents':>14}{'tokens':>18}{'windows':>14}{'shards':>9}{'MB on disk':>12}  result")
     for split, expected in metadata["splits"].items():
         report = check_split(root / split, metadata, expected_windows=expected["windows"])
@@ -75,56 +69,62 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("data_prep.check_shards", description=__doc__, epilog=_EXAMPLES)
-    parser.add_argument("folder", metavar="DIR", help="what write_shards was given as --out, s3:// too")
-    sample_help = f"show the text of N windows of each split, evenly spread; {EOS_MARK} ends a document"
+    add_folder_argument(parser)
+    sample_help = f"show the text of N evenly spaced windows of each split; {EOS_MARK} marks the end of a document"
     parser.add_argument("--sample", type=int, default=0, metavar="N", help=sample_help)
-    colour_help = "show each token of the sample in a shade of its own (default: on a terminal, unless NO_COLOR is set)"
-    parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help=colour_help)
+    color_help = "color neighbouring tokens of the sample differently (default: on a terminal, unless NO_COLOR is set)"
+    parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help=color_help)
     return parser.parse_args(argv)
 
 
 def check_split(folder: Path | S3Path, metadata: dict[str, Any], *, expected_windows: int) -> SplitReport:
-    """Check every shard of one split, and the overlap of consecutive windows of a part, across its shards too."""
-    shape = WindowShape(metadata["seq_len"], metadata["lookahead"])
+    """Check every shard of a split, and that consecutive windows of each part overlap, also from shard to shard."""
     report = SplitReport()
     try:
-        shards = shards_of(folder)
+        entries = read_index(folder, strict=True)
     except DamagedShardError as error:
         report.problems.append(str(error))
         return report
-    last_part, tail = "", np.empty(0, dtype=np.uint16)
-    for shard in tqdm(shards, desc=f"checking {folder.name}", unit="shard", leave=False):
-        path = folder / shard["raw_data"]["basename"]
+    before: ShardContent | None = None
+    for entry in tqdm(entries, desc=f"checking {folder.name}", unit="shard", leave=False):
         report.shards += 1
         try:
-            raw, n_bytes = verified_bytes(folder, shard)
-            document_ids, windows = columns_in(raw, shape, metadata, n_windows=shard["samples"], path=path)
+            shard = read_shard(folder, entry, metadata)
         except DamagedShardError as error:
             report.problems.append(str(error))
-            last_part = ""
+            before = None
             continue
-        report.windows += len(windows)
-        report.bytes += n_bytes
-        if windows.max() >= metadata["vocab_size"]:
-            report.problems.append(f"{path} holds id {windows.max()}, beyond vocab_size {metadata['vocab_size']}")
-        if document_ids is not None and not _count_documents(document_ids, windows, metadata):
-            report.problems.append(f"{path}: the document ids do not count the documents of each window from 0")
-        part = shard["raw_data"]["basename"].partition("/")[0]
-        heads = windows[:, : shape.lookahead]
-        tails = windows[:, shape.seq_len :]
-        if not np.array_equal(heads[1:], tails[:-1]) or (part == last_part and not np.array_equal(heads[0], tail)):
-            report.problems.append(f"{path}: windows do not overlap by {shape.lookahead} tokens")
-        last_part, tail = part, tails[-1]
+        report.windows += len(shard.tokens)
+        report.bytes += shard.stored_bytes
+        report.problems += _problems_of_shard(shard, metadata, before=before)
+        before = shard
     if not report.problems and report.windows != expected_windows:
         report.problems.append(f"{folder} holds {report.windows} windows; {METADATA} says {expected_windows}")
     return report
 
 
-def _count_documents(document_ids: TokenArray, windows: TokenArray, metadata: dict[str, Any]) -> bool:
-    """Return whether the ids count from 0, by one after each EOS if documents end in one, else by at most one."""
+def _problems_of_shard(shard: ShardContent, metadata: dict[str, Any], *, before: ShardContent | None) -> list[str]:
+    """Return what is wrong with the windows of a shard, given the shard before it in the split, if that is intact."""
+    problems = []
+    shape, largest_id = window_shape(metadata), shard.tokens.max()
+    if largest_id >= metadata["vocab_size"]:
+        problems.append(f"{shard.path} holds id {largest_id}, beyond vocab_size {metadata['vocab_size']}")
+    if shard.document_ids is not None and not _count_documents(shard.document_ids, shard.tokens, metadata):
+        problems.append(f"{shard.path}: the document ids do not count the documents of each window from 0")
+    heads, tails = shard.tokens[:, : shape.lookahead], shard.tokens[:, shape.seq_len :]
+    overlaps = np.array_equal(heads[1:], tails[:-1])
+    if before is not None and before.part == shard.part:
+        overlaps = overlaps and np.array_equal(heads[0], before.tokens[-1, shape.seq_len :])
+    if not overlaps:
+        problems.append(f"{shard.path}: windows do not overlap by {shape.lookahead} tokens")
+    return problems
+
+
+def _count_documents(document_ids: TokenArray, tokens: TokenArray, metadata: dict[str, Any]) -> bool:
+    """Return whether the ids start at 0 and rise by 1 after each EOS; where no EOS ends documents, by at most 1."""
     steps = np.diff(document_ids.astype(np.int32), axis=1)
     if metadata["document_ends"] in ("eos", "both"):
-        is_right = steps == (windows[:, :-1] == metadata["tokenizer"]["eos_id"])
+        is_right = steps == (tokens[:, :-1] == metadata["tokenizer"]["eos_id"])
     else:
         is_right = (steps == 0) | (steps == 1)
     return bool(is_right.all()) and not document_ids[:, 0].any()
@@ -140,24 +140,10 @@ def _print_sample(
     folder: Path | S3Path, metadata: dict[str, Any], tokenizer: Tokenizer, *, n_windows: int, style: Style
 ) -> None:
     total = metadata["splits"][folder.name]["windows"]
-    wanted = np.unique(np.linspace(0, total - 1, num=min(n_windows, total)).astype(int))
-    for number, window in _windows_at(folder, metadata, wanted.tolist()):
+    indices = np.unique(np.linspace(0, total - 1, num=min(n_windows, total)).astype(int)).tolist()
+    for index, window in windows_at(folder, read_index(folder, strict=True), metadata, indices=indices):
         text = marked_text(window, tokenizer, sentinels=(metadata.get("fim") or {}).get("sentinels"), style=style)
-        print(f"\n--- {folder.name}, window {number + 1:,} of {total:,} ---\n{text}")
-
-
-def _windows_at(
-    folder: Path | S3Path, metadata: dict[str, Any], numbers: list[int]
-) -> Iterator[tuple[int, TokenArray]]:
-    shape = WindowShape(metadata["seq_len"], metadata["lookahead"])
-    first = 0
-    for shard in shards_of(folder):
-        inside = [number for number in numbers if first <= number < first + shard["samples"]]
-        if inside:
-            raw, _ = verified_bytes(folder, shard)
-            _, windows = columns_in(raw, shape, metadata, n_windows=shard["samples"], path=folder)
-            yield from ((number, windows[number - first]) for number in inside)
-        first += shard["samples"]
+        print(f"\n--- {folder.name}, window {index + 1:,} of {total:,} ---\n{text}")
 
 
 if __name__ == "__main__":

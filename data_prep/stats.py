@@ -1,11 +1,11 @@
-"""How long the documents of finished shards are, and how many tokens their text takes, overall and by language.
+"""Show how long the documents of finished shards are, and how many tokens their text takes, overall and by language.
 
-    DIR/train, val     read shard by shard, each file compared with its hash; documents are found by their EOS
-    DIR/report.json    what each language came to, of both splits
-    stats.png          a histogram of the documents' lengths, in tokens
-    stats.json         the same numbers as are printed: {"splits": {SPLIT: ...}, "languages": {LANGUAGE: ...}}
+    DIR/train, val     read shard by shard; documents are found by their EOS
+    DIR/report.json    the totals of each language, over both splits
+    stats.png          a histogram of the lengths of documents, in tokens
+    stats.json         the printed numbers: {"splits": {SPLIT: ...}, "languages": {LANGUAGE: ...}}
 
-The last document of each part is cut where no window holds the rest; it is counted, but has no length.
+The last document of each part is cut off where its last window ends. It is counted, but has no length.
 """
 
 import argparse
@@ -20,10 +20,12 @@ from tqdm import tqdm
 
 from common.command_line import UserError, command_parser, exit_on_user_error
 from common.files import write_json, written_whole
-from common.s3 import S3Path, folder_at
-from data_prep.report import KEPT, UNITS, read_report, tokens_per_byte
-from data_prep.shards.reader import DamagedShardError, columns_in, read_metadata, shards_of, verified_bytes
-from data_prep.tokens.packing import TokenArray, WindowShape
+from common.s3 import S3Path
+from common.shard_format import DamagedShardError, read_index, read_metadata
+from data_prep.folder_argument import add_folder_argument, shard_folder
+from data_prep.shards.reader import part_of, read_shard
+from data_prep.shards.tally import KEPT, UNITS, read_report, tokens_per_byte
+from data_prep.tokens.packing import TokenArray
 
 ALL = "all"
 PERCENTILES = (1, 10, 50, 90, 99)
@@ -35,7 +37,7 @@ _EXAMPLES = """examples:
 
 @dataclass
 class SplitStats:
-    """Of one split, or all: counts as metadata.json has them, and the lengths of whole documents, EOS included."""
+    """Counts of one split or of all, from metadata.json, and the lengths of whole documents in tokens, with EOS."""
 
     documents: int
     tokens: int
@@ -54,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the folder holds no finished shards, they are damaged, or their documents do not end in EOS.
     """
     arguments = _parse(argv)
-    root = folder_at(arguments.folder)
+    root = shard_folder(arguments)
     picture: Path | None = arguments.output
     if picture is None and isinstance(root, S3Path):
-        raise UserError(f"{root} is not written to: say with --output where the histogram goes")
+        raise UserError(f"stats does not write to {root}: give a file for the histogram with --output")
     metadata = read_metadata(root)
     if metadata.get("document_ends", "eos") not in ("eos", "both"):
         raise UserError(f"{root} was written with --document_ends {metadata['document_ends']}: no EOS ends a document")
@@ -86,16 +88,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("data_prep.stats", description=__doc__, epilog=_EXAMPLES)
-    parser.add_argument("folder", metavar="DIR", help="what write_shards was given as --out, s3:// too")
-    parser.add_argument("--output", type=Path, metavar="PNG", help="where the histogram goes (default: DIR/stats.png)")
+    add_folder_argument(parser)
+    output_help = "file for the histogram (default: DIR/stats.png)"
+    parser.add_argument("--output", type=Path, metavar="PNG", help=output_help)
     arguments = parser.parse_args(argv)
     if arguments.output is not None and (arguments.output.suffix != ".png" or not arguments.output.parent.is_dir()):
-        parser.error(f"--output {arguments.output} is no .png file in a folder that is there")
+        parser.error(f"--output {arguments.output} must be a .png file in a folder that exists")
     return arguments
 
 
 def languages_of(report: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the documents, bytes, tokens and tokens per byte of each language that was kept, most bytes first."""
+    """Return the kept documents, bytes, tokens and tokens per byte of each language, the one with most bytes first."""
     kept = {name: of[KEPT] for name, of in report["languages"].items() if of[KEPT]["documents"]}
     return {
         name: {unit: kept[name][unit] for unit in UNITS} | {"tokens_per_byte": tokens_per_byte(kept[name])}
@@ -104,7 +107,7 @@ def languages_of(report: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def document_lengths(folder: Path | S3Path, metadata: dict[str, Any]) -> tuple[npt.NDArray[np.int64], int]:
-    """Return the lengths of a split's whole documents in tokens, EOS included, and how many are cut.
+    """Return the lengths in tokens of a split's whole documents, EOS included, and the number of those cut off.
 
     Raises:
         DamagedShardError: a file is not what its index says.
@@ -112,10 +115,10 @@ def document_lengths(folder: Path | S3Path, metadata: dict[str, Any]) -> tuple[n
     eos_id = metadata["tokenizer"]["eos_id"]
     lengths: list[npt.NDArray[np.int64]] = []
     part, open_tokens, n_cut = "", 0, 0
-    for of_part, tokens in _streams(folder, metadata):
-        if of_part != part:
+    for next_part, tokens in _token_runs(folder, metadata):
+        if next_part != part:
             n_cut += open_tokens > 0
-            part, open_tokens = of_part, 0
+            part, open_tokens = next_part, 0
         ends = np.flatnonzero(tokens == eos_id) + 1
         if len(ends):
             lengths.append(np.diff(ends, prepend=-open_tokens))
@@ -126,23 +129,16 @@ def document_lengths(folder: Path | S3Path, metadata: dict[str, Any]) -> tuple[n
     return np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64), n_cut
 
 
-def _streams(folder: Path | S3Path, metadata: dict[str, Any]) -> Iterator[tuple[str, TokenArray]]:
-    """Yield, shard by shard, the name of its part and the tokens that no window before has."""
-    shape = WindowShape(metadata["seq_len"], metadata["lookahead"])
-    shards = shards_of(folder)
-    for number, shard in enumerate(tqdm(shards, desc=f"reading {folder.name}", unit="shard", leave=False)):
-        path = folder / shard["raw_data"]["basename"]
-        raw, _ = verified_bytes(folder, shard)
-        _, windows = columns_in(raw, shape, metadata, n_windows=shard["samples"], path=path)
-        part = _part_of(shard)
-        yield part, windows[:, : shape.seq_len].ravel()
-        is_last = number + 1 == len(shards) or _part_of(shards[number + 1]) != part
-        if is_last:
-            yield part, windows[-1, shape.seq_len :]
-
-
-def _part_of(shard: dict[str, Any]) -> str:
-    return str(shard["raw_data"]["basename"].partition("/")[0])
+def _token_runs(folder: Path | S3Path, metadata: dict[str, Any]) -> Iterator[tuple[str, TokenArray]]:
+    """Yield consecutive runs of each part's tokens, each token once, with the name of the part."""
+    seq_len = metadata["seq_len"]
+    entries = read_index(folder, strict=True)
+    for number, entry in enumerate(tqdm(entries, desc=f"reading {folder.name}", unit="shard", leave=False)):
+        shard = read_shard(folder, entry, metadata)
+        yield shard.part, shard.tokens[:, :seq_len].ravel()
+        is_last_of_part = number + 1 == len(entries) or part_of(entries[number + 1]) != shard.part
+        if is_last_of_part:
+            yield shard.part, shard.tokens[-1, seq_len:]
 
 
 def _stats(counts: dict[str, Any], lengths: npt.NDArray[np.int64], *, n_cut: int) -> SplitStats:
@@ -161,7 +157,7 @@ def _stats(counts: dict[str, Any], lengths: npt.NDArray[np.int64], *, n_cut: int
 
 
 def table(stats: dict[str, SplitStats]) -> str:
-    """Return the splits as a table: sizes, and percentiles of document lengths in tokens."""
+    """Return a table of the splits: sizes, and percentiles of the lengths of documents in tokens."""
     heads = "".join(f"{f'{percentile} %':>9}" for percentile in PERCENTILES)
     lines = [
         f"{'split':<8}{'documents':>12}{'tokens':>16}{'tokens/byte':>13}{'bytes/token':>13}"
@@ -178,7 +174,7 @@ def table(stats: dict[str, SplitStats]) -> str:
 
 
 def language_table(languages: dict[str, dict[str, float]]) -> str:
-    """Return the languages as a table."""
+    """Return a table of the languages."""
     lines = [f"{'language':<26}{'documents':>12}{'tokens':>16}{'tokens/byte':>13}{'bytes/token':>13}{'of tokens':>11}"]
     n_tokens = sum(of["tokens"] for of in languages.values())
     for name, of in languages.items():
@@ -190,7 +186,7 @@ def language_table(languages: dict[str, dict[str, float]]) -> str:
 
 
 def _draw(lengths: dict[str, npt.NDArray[np.int64]], picture: Path) -> None:
-    """Draw the share of documents by length, and of the tokens that they hold."""
+    """Draw two histograms over the length of documents: the fraction of the documents, and that of their tokens."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -200,11 +196,11 @@ def _draw(lengths: dict[str, npt.NDArray[np.int64]], picture: Path) -> None:
     longest = max((int(of.max()) for of in lengths.values() if len(of)), default=1)
     n_bins = _BINS_PER_FACTOR_TWO * int(np.ceil(np.log2(longest + 1)))
     edges = np.logspace(0, n_bins / _BINS_PER_FACTOR_TWO, num=n_bins + 1, base=2)
-    for panel, of_what in zip(panels, ("documents", "tokens"), strict=True):
+    for panel, unit in zip(panels, ("documents", "tokens"), strict=True):
         for split, of in lengths.items():
-            weights = np.ones(len(of)) if of_what == "documents" else of.astype(float)
+            weights = np.ones(len(of)) if unit == "documents" else of.astype(float)
             panel.hist(of, bins=edges, weights=weights / max(1.0, weights.sum()), histtype="step", label=split)
-        panel.set(xscale="log", xlabel="tokens of a document", ylabel=f"share of the {of_what}")
+        panel.set(xscale="log", xlabel="tokens in a document", ylabel=f"fraction of {unit}")
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         panel.grid(alpha=0.3)
     panels[0].legend(frameon=False)

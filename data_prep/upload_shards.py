@@ -1,28 +1,18 @@
-"""Copy finished shards to S3, or what speaks its protocol, where pipeline.train reads them.
+"""Copy finished shards to S3, or to storage with the same protocol, where pipeline.train can read them.
 
-1. Every file is compared with its hash in index.json before it is sent; several go at once.
-2. uploading.json, sent first, says which shards these are: hashes of the indexes, which have those of all files.
-   Another copy of the same shards goes on where a killed one stopped; other shards are refused.
-3. metadata.json is sent last: where it is, all else is.
+1. Each file of shards is compared with its hash in index.json before it is sent. Several are sent at once.
+2. uploading.json is sent first. It identifies the shards by the hashes of their indexes, which hold the hashes of all
+   files. After a kill, the same command continues the copy; a copy of other shards is refused.
+3. metadata.json is sent last: a prefix that has it is complete.
 """
 
-import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from common.command_line import UserError, command_parser, exit_on_user_error
-from common.files import sha256_of_file
 from common.s3 import SCHEME, S3Path, folder_at
-from data_prep.report import REPORT
-from data_prep.shards.folder import INDEX, METADATA, TOKENIZER_MODEL
-from data_prep.shards.reader import DamagedShardError, read_metadata, shards_of, verify
+from data_prep.folder_argument import add_folder_argument, local_shard_folder
+from data_prep.shards.upload import upload
 
-_SEAL = "uploading.json"
-_FILES_AT_ONCE = 4  # each of up to 64 MiB, which boto3 cuts into pieces
 _EXAMPLES = """example:
   python -m data_prep.upload_shards data/code s3://bucket/code"""
 
@@ -31,87 +21,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Raises:
-        UserError: the shards are not finished or damaged, or the storage refuses or holds something else.
+        UserError: the shards are unfinished or damaged, or the storage refuses them or holds something else.
     """
     parser = command_parser("data_prep.upload_shards", description=__doc__, epilog=_EXAMPLES)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what write_shards was given as --out")
-    parser.add_argument("remote", metavar=f"{SCHEME}BUCKET/PREFIX", help="where to")
+    add_folder_argument(parser, allows_s3=False)
+    parser.add_argument("remote", metavar=f"{SCHEME}BUCKET/PREFIX", help="where to copy the shards")
     arguments = parser.parse_args(argv)
+    folder = local_shard_folder(arguments, reason="shards are uploaded from a folder of this machine; give that")
     remote = folder_at(arguments.remote)
     if not isinstance(remote, S3Path):
-        raise UserError(f"{arguments.remote!r} is no {SCHEME}BUCKET/PREFIX")
-    upload(arguments.folder, remote)
-
-
-def upload(root: Path, remote: S3Path) -> None:
-    """Send finished shards, or what is missing of them there.
-
-    Raises:
-        UserError: the shards are not finished or damaged, or the storage refuses or holds something else.
-    """
-    shards = _shard_files(root)
-    others = [name for name in (REPORT, TOKENIZER_MODEL) if (root / name).exists()]
-    others += [str(path.relative_to(root)) for path in sorted(root.glob(f"*/{INDEX}"))]
-    seal = json.dumps({name: sha256_of_file(root / name) for name in (METADATA, *others)}).encode()
-    there = refuse_others(remote)
-    if METADATA in there and (remote / METADATA).read_bytes() == (root / METADATA).read_bytes():
-        print(f"{remote} has these shards already; nothing to do")
-        return
-    if METADATA in there or (there and (remote / _SEAL).read_bytes() != seal):
-        raise UserError(f"{remote} holds other shards than {root}; choose another prefix, or empty it")
-    (remote / _SEAL).write_bytes(seal)
-    missing = [name for name, info in shards.items() if there.get(name) != info["bytes"]]
-    n_bytes = sum(shards[name]["bytes"] for name in missing)
-    with tqdm(desc="uploading", total=n_bytes, unit="B", unit_scale=True, mininterval=1.0) as bar:
-
-        def send(name: str) -> None:
-            _check(root / name, shards[name])
-            (remote / name).upload(root / name, progress=bar.update)
-
-        pool = ThreadPoolExecutor(_FILES_AT_ONCE)
-        try:
-            list(pool.map(send, missing))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    for name in others:
-        (remote / name).upload(root / name)
-    (remote / METADATA).write_bytes((root / METADATA).read_bytes())
-    (remote / _SEAL).unlink()
-    already = f", {len(shards) - len(missing)} were there" if len(missing) < len(shards) else ""
-    print(f"{remote} is finished: {len(missing)} files of shards sent, {n_bytes / 1e6:,.1f} MB{already}")
-
-
-def refuse_others(remote: S3Path) -> dict[str, int]:
-    """Return the names and sizes of what is there, all of which begins to be, or is, a copy of shards.
-
-    Raises:
-        UserError: there is something else.
-    """
-    there = remote.sizes()
-    if there and not {METADATA, _SEAL} & there.keys():
-        raise UserError(f"{remote} is not empty and no shards of ours (it holds {min(there)}); choose another prefix")
-    return there
-
-
-def _shard_files(root: Path) -> dict[str, dict[str, Any]]:
-    """Return the entries of all files of shards in the indexes, by their path in the folder."""
-    files = {}
-    for split in read_metadata(root)["splits"]:
-        try:
-            shards = shards_of(root / split)
-        except DamagedShardError as error:
-            raise UserError(f"{error}; write the shards again") from error
-        for shard in shards:
-            info = shard["zip_data"] or shard["raw_data"]
-            files[f"{split}/{info['basename']}"] = info
-    return files
-
-
-def _check(path: Path, info: dict[str, Any]) -> None:
-    try:
-        verify(path.read_bytes(), info, path)
-    except (DamagedShardError, OSError) as error:
-        raise UserError(f"{error}; nothing more is sent: write the shards again") from error
+        raise UserError(f"{arguments.remote!r} is not {SCHEME}BUCKET/PREFIX")
+    upload(folder, remote)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Worker processes that share one progress bar, end with their parent, and fail in words.
+"""Worker processes with one shared progress bar, which end with their parent and report failures in one line.
 
-A fork server imports what a worker needs once, and each worker is a fork of it, so that many workers start as fast as
-one and none inherits the lock that the parent holds.
+A fork server imports what the workers need once, and each worker is a fork of it. So many workers start as fast as one,
+and no worker inherits the lock that the parent holds.
 """
 
 import argparse
@@ -33,8 +33,11 @@ def add_workers_argument(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--num_workers", type=int, default=cpus, metavar="N", help="processes (default: one per CPU)")
 
 
-class Progress:
-    """Documents, input bytes and tokens so far, summed over processes; reading takes no lock, so it cannot hang."""
+class ProgressCounter:
+    """Documents, input bytes and tokens so far, summed over all processes.
+
+    `read` takes no lock, so that it cannot hang on one which a killed worker held.
+    """
 
     def __init__(self, context: multiprocessing.context.BaseContext) -> None:
         self._totals = context.Array("q", 3)
@@ -49,57 +52,62 @@ class Progress:
         return documents, input_bytes, tokens
 
 
-_progress: Progress | None = None
+_progress: ProgressCounter | None = None
 
 
-def report(*, documents: int = 0, input_bytes: int = 0, tokens: int = 0) -> None:
-    """Called in a worker: add to the parent's progress bar."""
+def count_progress(*, documents: int = 0, input_bytes: int = 0, tokens: int = 0) -> None:
+    """Add to the parent's progress bar, if this process is a worker."""
     if _progress is not None:
         _progress.add(documents=documents, input_bytes=input_bytes, tokens=tokens)
 
 
 @contextmanager
-def worker_pool(n_workers: int) -> Iterator[tuple[ProcessPoolExecutor, Progress]]:
-    """Worker processes, and the counter that they add to.
+def worker_pool(n_workers: int) -> Iterator[tuple[ProcessPoolExecutor, ProgressCounter]]:
+    """Yield a pool of worker processes, and the counter that they add to.
 
     Raises:
-        UserError: a worker was killed, or the disk is full.
+        UserError: a worker was killed, or the disk is full or not writable.
     """
-    # multiprocessing's own process would warn of semaphores that Ctrl-C leaves to it
+    # otherwise multiprocessing's resource tracker warns, after Ctrl-C, of semaphores that were not freed
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_prep.shards.part_writer"])
-    progress = Progress(context)
+    progress = ProgressCounter(context)
     pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start, initargs=(progress,))
     try:
         yield pool, progress
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues it", file=sys.stderr, flush=True)
-        os._exit(128 + signal.SIGINT)  # not waiting for workers: they end with this process, and may at any moment
+        print("\ninterrupted; run the same command to continue", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGINT)  # without waiting for the workers, which end with this process
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process was killed, mostly for want of memory: try fewer --num_workers; "
-            "the same command continues where it stopped"
+            "a worker process was killed, probably because the machine ran out of memory: try fewer --num_workers; the "
+            "same command continues where it stopped"
         ) from error
     except OSError as error:
         if error.errno not in WRITE_ERRORS:
             raise
-        raise UserError(f"cannot write: {error.strerror}; make room, and the same command continues it") from error
+        raise UserError(f"cannot write: {error.strerror}; make room, then run the same command to continue") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def results_of(futures: Sequence[Future[T]], progress: Progress, *, input_bytes: int | None, verb: str) -> list[T]:
-    """Return the results in order, showing a bar meanwhile; the first failure is raised at once.
+def results_of(
+    futures: Sequence[Future[T]], progress: ProgressCounter, *, input_bytes: int | None, verb: str
+) -> list[T]:
+    """Return the results in order, and show a progress bar meanwhile; the first failure is raised at once.
 
-    It goes by bytes, or, where reading does not tell how far through them it has come, by parts that are finished: both
-    tell when it will end.
+    Args:
+        futures: the tasks, one for each part.
+        progress: the counter that the tasks add to.
+        input_bytes: the bytes that the tasks read, if progress can be measured by them; None measures it by parts.
+        verb: describes the bar, such as "writing".
     """
     if not futures:
         return []
     pending: set[Future[T]] = set(futures)
     documents_before, bytes_before, tokens_before = progress.read()
-    interval_s = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
+    interval_s = 0.1 if sys.stderr.isatty() else 10.0  # few lines in a log file
     started = time.monotonic()
     is_measured = input_bytes is not None
     total, unit = (input_bytes, "B") if is_measured else (len(futures), "part")
@@ -120,8 +128,8 @@ def results_of(futures: Sequence[Future[T]], progress: Progress, *, input_bytes:
     return [future.result() for future in futures]
 
 
-def _start(progress: Progress) -> None:
-    """Prepare a worker process: it ends at once when its parent does, or at Ctrl-C."""
+def _start(progress: ProgressCounter) -> None:
+    """Prepare a worker process, which ends at once when its parent does, or at Ctrl-C."""
     global _progress
     _progress = progress
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -10,7 +10,7 @@ from common.s3 import SCHEME, S3Path, is_remote
 from common.tokenizers import BYTES
 from data_prep.filters.decontaminate import load_benchmark
 from data_prep.filters.options import add_filter_arguments, apply_preset, filter_problems
-from data_prep.shards.folder import Share
+from data_prep.shards.parts import RunShare
 from data_prep.sources.listing import add_source_arguments
 from data_prep.sources.standard_input import STDIN
 from data_prep.tokens.options import add_document_arguments, document_problems
@@ -79,17 +79,17 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     group.add_argument("--tokenizer_engine", choices=["auto", "sentencepiece"], default="auto", help=engine_help)
     group.add_argument("--part_bytes", type=int, metavar="N", help=part_help)
     share_help = "write the I-th of N shares of the parts only, beside the runs of the others; then run merge_shards"
-    group.add_argument("--part", type=_share_of, default=Share(), metavar="I/N", help=share_help)
+    group.add_argument("--part", type=_share_of, default=RunShare(), metavar="I/N", help=share_help)
     survey_help = "with --dedup and --part: only survey the share, which comes before any share is written"
     group.add_argument("--survey_only", action="store_true", help=survey_help)
     return parser
 
 
-def _share_of(text: str) -> Share:
+def _share_of(text: str) -> RunShare:
     numbers = re.fullmatch(r"0*([1-9]\d{0,5})/0*([1-9]\d{0,5})", text)
     if numbers is None or int(numbers[1]) > int(numbers[2]):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N, a number from 1 to N and N, such as 3/8")
-    return Share(int(numbers[1]), int(numbers[2]))
+    return RunShare(int(numbers[1]), int(numbers[2]))
 
 
 def _problems(arguments: argparse.Namespace) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.command_line import UserError
-from data_prep.shards.part_writer import Part
+from data_prep.shards.parts import Part
 from data_prep.sources.listing import list_source
 
 EXTENSIONS = (".c", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".js", ".py", ".pyi", ".pyx", ".rs")

@@ -28,7 +28,7 @@ from common.sentencepiece_model import parsed
 from common.tokenizers import Engine
 from data_prep.filters.options import FilterOptions
 from data_prep.shards import part_writer
-from data_prep.shards.part_writer import WORK_FOLDER, PartOptions
+from data_prep.shards.parts import WORK_FOLDER, PartOptions
 from data_prep.sources.documents import ReadOptions
 from data_prep.tokens.options import DocumentOptions
 from data_prep.tokens.packing import WindowShape

@@ -1,13 +1,13 @@
-"""What `deduplicate_corpus` runs: datatrove's four stages of MinHash, between our readers and files of our own.
+"""The stages of `deduplicate_corpus`: datatrove's four stages of MinHash, with our reader and writer around them.
 
-    signatures   a task for each share of the corpus: every document's MinHash, in one file for each band
-    pairs        a task for each band: documents whose signatures are equal there
-    clusters     one task: what is connected by pairs is one cluster, of which one document stays
-    documents    a task for each share, which reads it again, and writes the documents that stay
+    signatures   one task for each slice of the corpus: the MinHash signature of every document, one file for each band
+    pairs        one task for each band: documents that have equal values there
+    clusters     one task: documents connected by pairs form a cluster, of which one stays
+    documents    one task for each slice, which reads it again, and writes the documents that stay
 
-Steps are datatrove's own, or blocks as it has them (`PipelineStep`), so that any of its executors can run the stages.
-Signatures, words and bands are those of `deduplicate`. Documents that a task reads twice are counted and hashed, or a
-file that changed in between would lose the wrong ones.
+The steps of a stage are datatrove's, or have its interface (`PipelineStep`), so that each of its executors can run
+them. Words, signatures and bands are those of `survey`. The documents are read twice; their number and a hash are
+compared, because a file that changed in between would lose the wrong ones.
 """
 
 import functools
@@ -40,15 +40,15 @@ from data_prep.filters.digests import digest
 from data_prep.filters.languages import language_of
 from data_prep.filters.options import FilterOptions
 from data_prep.sources.documents import Document, Piece, ReadOptions, Selection
-from data_prep.workers import report
+from data_prep.workers import count_progress
 
-PATH, LANGUAGE = "path", "language"  # keys that documents get, unless their records have them
-_RECORDS_AT_ONCE = 1000  # of a file of signatures or pairs
-_signer = functools.cache(signer)  # once in each process
+PATH, LANGUAGE = "path", "language"  # keys that are added to records which do not have them
+_RECORDS_AT_ONCE = 1000  # read at once from a file of signatures or pairs
+_signer = functools.cache(signer)  # made once in each process
 
 
 def minhash_config() -> MinhashConfig:
-    """Return the bands of `deduplicate`, which datasketch chooses for its threshold."""
+    """Return datatrove's settings with the bands of `survey`, which datasketch chooses for the threshold."""
     from datasketch import MinHashLSH
 
     index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
@@ -56,13 +56,13 @@ def minhash_config() -> MinhashConfig:
 
 
 def stages_of(work: Path, *, n_tasks: int, reading: ReadOptions, filters: FilterOptions) -> dict[str, Any]:
-    """Return the name of each stage, in order, with its steps and its number of tasks.
+    """Return the steps and the number of tasks of each stage, by its name, in order.
 
     Args:
-        work: what one stage leaves for the next is kept here; `write_shares` has put the shares here before.
-        n_tasks: shares of the corpus.
+        work: folder for the files that one stage writes for the next, and with those of `write_slices`.
+        n_tasks: number of slices of the corpus.
         reading: how they are read.
-        filters: which documents are left out before any duplicate is looked for.
+        filters: which documents are dropped before duplicates are looked for.
     """
     config = minhash_config()
     reader = SourceReader(work, reading, filters)
@@ -78,23 +78,23 @@ def stages_of(work: Path, *, n_tasks: int, reading: ReadOptions, filters: Filter
     }
 
 
-def write_shares(shares: list[list[Piece]], work: Path) -> None:
-    """Keep each task's pieces of the corpus where it looks for them."""
-    (work / "shares").mkdir(parents=True, exist_ok=True)
-    for rank, pieces in enumerate(shares):
-        write_json(_of_task(work, "shares", rank), [asdict(piece) for piece in pieces])
+def write_slices(slices: list[list[Piece]], work: Path) -> None:
+    """Write the pieces of the corpus that each task reads into a file for it."""
+    (work / "slices").mkdir(parents=True, exist_ok=True)
+    for rank, pieces in enumerate(slices):
+        write_json(_task_file(work, "slices", rank), [asdict(piece) for piece in pieces])
 
 
 def counts_of(work: Path, n_tasks: int) -> tuple[int, int, Counter[str]]:
-    """Return how many documents there were and how many stayed, and why others had been dropped before."""
-    seen = [_read(_of_task(work, "seen", rank)) for rank in range(n_tasks)]
-    written = [_read(_of_task(work, "written", rank))["documents"] for rank in range(n_tasks)]
+    """Return the number of documents before and after deduplication, and of those dropped before it, by reason."""
+    seen = [_read(_task_file(work, "seen", rank)) for rank in range(n_tasks)]
+    written = [_read(_task_file(work, "written", rank))["documents"] for rank in range(n_tasks)]
     dropped = sum((Counter(of["dropped"]) for of in seen), Counter())
     return sum(of["documents"] for of in seen), sum(written), dropped
 
 
 class SourceReader(PipelineStep):
-    """Yields the documents of a task's share that no rule drops, the first time and the second."""
+    """Yields the documents of a task's slice that no rule drops; the second reading checks that they are the same."""
 
     type, name = "reader", "our sources"
 
@@ -103,19 +103,19 @@ class SourceReader(PipelineStep):
         self.work, self.reading, self.filters = work, reading, filters
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[TroveDocument]:
-        pieces = [_piece(saved) for saved in _read(_of_task(self.work, "shares", rank))]
+        pieces = [_piece(saved) for saved in _read(_task_file(self.work, "slices", rank))]
         dropped: Counter[str] = Counter()
         content = xxhash.xxh3_64()
         n_documents = 0
         for record, reason, _ in decisions(pieces, self.reading, self.filters) if pieces else ():
-            report(documents=int(reason is None), input_bytes=record.input_bytes)
+            count_progress(documents=int(reason is None), input_bytes=record.input_bytes)
             if reason is not None:
                 dropped[reason] += 1
             elif isinstance(record, Document):
                 n_documents += 1
                 content.update(digest(record.utf8))
                 yield self._trove_document(record)
-        self._remember(rank, {"documents": n_documents, "content": content.hexdigest(), "dropped": dropped})
+        self._compare_or_save(rank, {"documents": n_documents, "content": content.hexdigest(), "dropped": dropped})
 
     def _trove_document(self, document: Document) -> TroveDocument:
         row = {name: value for name, value in document.row.items() if name != self.reading.text_field}
@@ -123,21 +123,21 @@ class SourceReader(PipelineStep):
         row.setdefault(LANGUAGE, language_of(document.source, document.row, field=self.filters.language_field))
         return TroveDocument(document.text, document.source, metadata={"row": row})
 
-    def _remember(self, rank: int, seen: dict[str, Any]) -> None:
-        path = _of_task(self.work, "seen", rank)
+    def _compare_or_save(self, rank: int, seen: dict[str, Any]) -> None:
+        path = _task_file(self.work, "seen", rank)
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             write_json(path, seen)
         elif (before := _read(path)) != seen:
             raise ChangedInputError(
-                f"the input changed while it was read: share {rank} had {before['documents']} documents when their"
-                f" signatures were made, and has {seen['documents']} now, or others; leave the input alone, and start"
-                " again with another --out"
+                f"the input changed while it was read: task {rank} found {before['documents']} documents when it"
+                f" computed their signatures, and {seen['documents']}, or others, when it wrote them; leave the input"
+                " unchanged, and start again with another --out"
             )
 
 
 class _Signatures(MinhashDedupSignature):
-    """datatrove's files of signatures, with the values that `deduplicate` computes; few words have none."""
+    """Writes datatrove's files of signatures, with the values of `survey`; none for documents of too few words."""
 
     def get_shingles(self, text: str) -> Signature:
         signature = _signer()(text)[: self.num_hashes]
@@ -148,7 +148,7 @@ class _Signatures(MinhashDedupSignature):
 
 
 class JsonlWriter(PipelineStep):
-    """Writes a task's documents with all that their records said, as a file that is whole or not there."""
+    """Writes the documents of a task, with all fields of their records, to a file that is complete or missing."""
 
     type, name = "writer", "jsonl.zst"
 
@@ -162,17 +162,17 @@ class JsonlWriter(PipelineStep):
         n_documents = 0
         with written_whole(path) as partial, zstandard.open(partial, "wt", encoding="utf-8") as file:
             for document in data:
-                # what JSON has no type for, as Parquet's times, becomes a text
+                # values without a JSON type, such as Parquet's times, become strings
                 row = {self.text_field: document.text} | document.metadata["row"]
                 file.write(json.dumps(row, default=str) + "\n")
                 n_documents += 1
-        saved = _of_task(self.work, "written", rank)
+        saved = _task_file(self.work, "written", rank)
         saved.parent.mkdir(exist_ok=True)
         write_json(saved, {"documents": n_documents})
 
 
-def _of_task(work: Path, what: str, rank: int) -> Path:
-    return work / what / f"{rank:05}.json"
+def _task_file(work: Path, kind: str, rank: int) -> Path:
+    return work / kind / f"{rank:05}.json"
 
 
 def _read(path: Path) -> Any:

@@ -1,20 +1,19 @@
-"""Deduplication as a pass of its own before the parts are written: the first of equal or near documents stays.
+"""Deduplication as a pass before the shards are written: of equal or near documents, the first stays.
 
-1. Workers *survey* each part by itself: for every document the rule that drops it, if any; for the others the hash of
-   their text and, for near duplicates, a MinHash signature. A survey is a file in the work folder, written whole; a run
-   that was killed finds those that are finished.
-2. The parent reads them in the order of the sources, and decides by first occurrence among documents that no rule
-   drops. So the seen hashes live in one process for the time of the decision, which is a function of the surveys alone:
-   not of workers, nor of kills. What it decides on a part is a file too, so that of many machines one does it: the
-   last that surveys; or, where it was killed, whoever misses a file.
-3. Parts are written with the reasons of their documents, and no rule is asked twice.
+1. Workers *survey* each part (`survey_part`): for every record, the rule that drops it, if any; for each document that
+   stays, a hash of its text and, with near deduplication, a MinHash signature. A survey is a file in the work folder.
+2. One process reads the surveys in the order of the sources, and decides which documents are duplicates (`decide`). All
+   hashes are in memory only then. The decision depends on the surveys alone, not on the workers or on kills. It is
+   written as a file for each part, so that with many machines only one decides: the one that surveys last, or, if that
+   was killed, the next one that finds a file missing.
+3. Parts are written by these decisions (`decided`), so no rule is applied twice.
 
-Near duplicates as The Stack (Kocetkov et al. 2022, arXiv 2211.15533) and StarCoder (Li et al. 2023, section 3) have
-them: MinHash of 256 permutations over runs of 5 words, locality sensitive hashing for a Jaccard similarity of 0.7
-(bigcode-project/bigcode-dataset, near_deduplication; The Stack began with 0.85). Two differences: a candidate's
-similarity is estimated from its whole signature before it counts; and a document is dropped for an earlier one that
-*stays*, so that of a chain of documents, each near to the next alone, more than the first remains. Documents of fewer
-than 5 words have no near ones.
+Near duplicates are found as for The Stack (Kocetkov et al. 2022, arXiv 2211.15533) and StarCoder (Li et al. 2023,
+section 3): MinHash of 256 permutations over runs of 5 words, and locality-sensitive hashing for a Jaccard similarity of
+0.7 (bigcode-project/bigcode-dataset, near_deduplication; The Stack began with 0.85). There are two differences. A
+candidate counts only if the similarity estimated from its whole signature reaches the threshold. And a document is
+dropped only for an earlier one that *stays*: in a chain where each document is near to the next one only, more than
+the first remains. Documents of fewer than 5 words are never near duplicates.
 """
 
 import contextlib
@@ -35,34 +34,34 @@ from data_prep.filters.decisions import Reasons
 from data_prep.filters.digests import DIGEST_BYTES, digest, first_occurrences
 from data_prep.filters.ngrams import ngram_hashes, word_hashes, words_of
 from data_prep.filters.reasons import reason_to_drop
-from data_prep.shards.part_writer import WORK_FOLDER, Part, PartOptions
+from data_prep.shards.parts import WORK_FOLDER, Part, PartOptions
 from data_prep.sources.documents import Document
 from data_prep.sources.readers import read_piece
-from data_prep.workers import report
+from data_prep.workers import count_progress
 
 SHINGLE_WORDS, PERMUTATIONS, THRESHOLD = 5, 256, 0.7
 DUPLICATE, NEAR_DUPLICATE = "duplicate", "near_duplicate"
 _DECISIONS = ("", DUPLICATE, NEAR_DUPLICATE)
 Signature = npt.NDArray[np.uint32]
-_AT_ONCE = 4096  # shingles permuted together: 4 MB, which caches hold
+_SHINGLES_AT_ONCE = 4096  # permuted together: 4 MB, which fits into the CPU's cache
 
 
 def survey_path(part: Part, out: Path) -> Path:
-    """Return where a part's survey is or will be."""
+    """Return the path of a part's survey."""
     return out / WORK_FOLDER / f"{part.name}.survey.npz"
 
 
 def decision_path(part: Part, out: Path) -> Path:
-    """Return where what was decided on a part's documents is or will be."""
+    """Return the path of the decision on a part's documents."""
     return out / WORK_FOLDER / f"{part.name}.decision.npy"
 
 
 def survey_part(part: Part, options: PartOptions, near: bool) -> None:
     """Write the survey of one part.
 
-    `reasons` (records,) are indices into `names`, of which the first, "", means that the document stays; `counts` has
-    the records of each piece; `digests` and `signatures` have a row per document that stays, but `signatures` none
-    unless `near`.
+    Its arrays are `reasons` (records,), indices into `names`, where "" comes first and means that the document stays;
+    `counts` (pieces,), the number of records in each piece; and `digests` (documents that stay,) and `signatures`
+    (documents that stay, permutations). Without `near`, `signatures` has no rows.
     """
     names = {"": 0}
     reasons: list[int] = []
@@ -79,7 +78,7 @@ def survey_part(part: Part, options: PartOptions, near: bool) -> None:
                 digests += digest(record.utf8)
                 if signature_of is not None:
                     signatures.append(signature_of(record.text))
-            report(documents=int(isinstance(record, Document)), input_bytes=record.input_bytes)
+            count_progress(documents=int(isinstance(record, Document)), input_bytes=record.input_bytes)
         counts[-1] += len(reasons)
     with written_whole(survey_path(part, options.out)) as partial, partial.open("wb") as file:
         np.savez(
@@ -93,7 +92,7 @@ def survey_part(part: Part, options: PartOptions, near: bool) -> None:
 
 
 def decide(parts: Sequence[Part], out: Path, *, near: bool) -> None:
-    """Write, for each part, which of its documents that no rule drops are duplicates, by the surveys of all parts."""
+    """Write, for each part, which of the documents that no rule drops are duplicates, given the surveys of all."""
     is_first = first_occurrences([_read(part, out, "digests") for part in parts])
     is_near = _near_documents(parts, out, is_first) if near else [np.zeros_like(firsts) for firsts in is_first]
     for part, firsts, nears in zip(parts, is_first, is_near, strict=True):
@@ -103,11 +102,11 @@ def decide(parts: Sequence[Part], out: Path, *, near: bool) -> None:
 
 
 def decided(part: Part, out: Path) -> Reasons:
-    """Return the reasons that drop the records of a part, "" for those that stay, by its survey and `decide`."""
+    """Return why each record of a part is dropped ("" if it stays), from its survey and the decision on it."""
     names = _read(part, out, "names").tolist()
     reasons = [names[index] for index in _read(part, out, "reasons").tolist()]
     staying = [place for place, reason in enumerate(reasons) if not reason]
-    with _said_if_damaged(decision_path(part, out)) as path:
+    with _damage_explained(decision_path(part, out)) as path:
         for place, decision in zip(staying, np.load(path).tolist(), strict=True):
             reasons[place] = _DECISIONS[decision]
     ends = np.cumsum(_read(part, out, "counts")).tolist()
@@ -117,36 +116,36 @@ def decided(part: Part, out: Path) -> Reasons:
 def _near_documents(
     parts: Sequence[Part], out: Path, is_first: Sequence[npt.NDArray[np.bool_]]
 ) -> list[npt.NDArray[np.bool_]]:
-    """Return for each part which of its documents that no rule drops are near to an earlier one that stays."""
+    """Return for each part which of the documents that no rule drops are near to an earlier one that stays."""
     from datasketch import MinHashLSH
 
-    index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)  # for its choice of bands
-    asked: list[npt.NDArray[np.bool_]] = []
+    index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)  # chooses the bands
+    considered: list[npt.NDArray[np.bool_]] = []
     with tempfile.TemporaryDirectory(dir=out / WORK_FOLDER) as folder:
         path = Path(folder) / "signatures"
         with path.open("wb") as file:
             for part, firsts in zip(parts, is_first, strict=True):
                 signatures = _read(part, out, "signatures")
-                asked.append(firsts & signatures.any(axis=1))  # zeros: too few words to be near to anything
-                signatures[asked[-1]].tofile(file)
+                considered.append(firsts & signatures.any(axis=1))  # all zeros if there are too few words
+                signatures[considered[-1]].tofile(file)
         n_rows = path.stat().st_size // (4 * PERMUTATIONS)
         shape = (n_rows, PERMUTATIONS)
         mapped = np.memmap(path, dtype=np.uint32, mode="r", shape=shape) if n_rows else np.empty(shape, np.uint32)
         found = near_rows(mapped, threshold=THRESHOLD, bands=index.b, band_size=index.r, folder=Path(folder))
-    is_near = [np.zeros_like(of_part) for of_part in asked]
-    ends = np.cumsum([of_part.sum() for of_part in asked])
-    for which, of_part, rows in zip(is_near, asked, np.split(found, ends[:-1]), strict=True):
+    is_near = [np.zeros_like(of_part) for of_part in considered]
+    ends = np.cumsum([of_part.sum() for of_part in considered])
+    for which, of_part, rows in zip(is_near, considered, np.split(found, ends[:-1]), strict=True):
         which[of_part] = rows
     return is_near
 
 
 def _read(part: Part, out: Path, name: str) -> Any:
-    with _said_if_damaged(survey_path(part, out)) as path, np.load(path, allow_pickle=False) as survey:
+    with _damage_explained(survey_path(part, out)) as path, np.load(path, allow_pickle=False) as survey:
         return survey[name]
 
 
 @contextlib.contextmanager
-def _said_if_damaged(path: Path) -> Iterator[Path]:
+def _damage_explained(path: Path) -> Iterator[Path]:
     try:
         yield path
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -154,7 +153,7 @@ def _said_if_damaged(path: Path) -> Iterator[Path]:
 
 
 def signer() -> Callable[[str], Signature]:
-    """Return the function from a text to its MinHash signature (permutations,); all zeros if it has too few words."""
+    """Return a function that computes the MinHash signature (permutations,) of a text, zeros if it has < 5 words."""
     from datasketch import MinHash
 
     empty = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
@@ -164,8 +163,8 @@ def signer() -> Callable[[str], Signature]:
         if not hashes:
             return np.zeros(PERMUTATIONS, dtype=np.uint32)
         sketch = empty.copy()
-        for start in range(0, len(hashes), _AT_ONCE):
-            sketch.update_batch(hashes[start : start + _AT_ONCE])
+        for start in range(0, len(hashes), _SHINGLES_AT_ONCE):
+            sketch.update_batch(hashes[start : start + _SHINGLES_AT_ONCE])
         return np.asarray(sketch.hashvalues, dtype=np.uint32)
 
     return signature_of

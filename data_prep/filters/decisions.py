@@ -15,7 +15,7 @@ from data_prep.filters.reasons import reason_to_drop
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions
 from data_prep.sources.mixture import copies_of
 from data_prep.sources.readers import read_piece
-from data_prep.workers import report
+from data_prep.workers import count_progress
 
 Reasons = list[list[str]]  # for each piece of a part, why each of its records is dropped; "" for those that stay
 
@@ -65,7 +65,7 @@ def decisions(
                 if n_earlier == 0 or _is_repeated(decision, n_earlier, piece.selection.weight, val_fraction):
                     yield decision
                 else:
-                    report(input_bytes=decision.record.input_bytes)
+                    count_progress(input_bytes=decision.record.input_bytes)
 
 
 def _decisions_of_piece(

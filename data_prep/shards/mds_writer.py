@@ -1,8 +1,9 @@
-"""Windows to MDS shards, byte for byte those that streaming's own MDSWriter writes, a shard at a time.
+"""A writer of MDS shards that takes many windows at a time; its files equal those of streaming's MDSWriter.
 
-MDSWriter takes one sample at a time, and importing it takes seconds (torch). An MDS file is: uint32 n, uint32
-offsets[n + 1], a JSON header, then the samples, here all of one size: for each column, in the order of their names,
-uint16[seq_len + lookahead].
+MDSWriter takes one window at a time, and importing it takes seconds because it imports torch.
+
+An MDS file consists of: uint32 n, uint32 offsets[n + 1], a JSON header, and n windows. A window has one
+uint16[seq_len + lookahead] for each column, in alphabetical order of the columns, so all windows have the same size.
 """
 
 import json
@@ -14,15 +15,29 @@ import numpy as np
 import xxhash
 import zstandard
 
+from common.shard_format import INDEX
 from data_prep.tokens.packing import TokenArray
 
-DOCUMENT_IDS, TOKENS = "document_ids", "tokens"  # the columns; the first is not always there
-_SHARD_BYTES = 1 << 26  # no file is larger, unless one window is
-_ZSTD_LEVEL = 3  # what streaming takes `zstd` to mean
+DOCUMENT_IDS, TOKENS = "document_ids", "tokens"  # the columns; document_ids is optional
+_MDS_VERSION = 2
+_SHARD_BYTES = 1 << 26  # largest size of a file, unless a single window is larger
+_ZSTD_LEVEL = 3  # the level that streaming uses for "zstd"
+
+
+def index_of(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the content of an index.json with these entries."""
+    return {"version": _MDS_VERSION, "shards": shards}
 
 
 class MDSWriter:
-    """Writes the windows that it is given into shards in a folder of its own, and at last their index.json."""
+    """Writes windows into shards in a new folder, and at the end their index.json.
+
+    Args:
+        folder: made by the writer; must not exist.
+        window_length: tokens of a window, seq_len + lookahead.
+        compression: "zstd", "zstd:LEVEL", or None.
+        columns: names of the columns.
+    """
 
     def __init__(
         self, folder: Path, *, window_length: int, compression: str | None, columns: Sequence[str] = (TOKENS,)
@@ -30,7 +45,7 @@ class MDSWriter:
         self._folder = folder
         self._sample_bytes = 2 * window_length * len(columns)
         self._config: dict[str, Any] = {
-            "version": 2,
+            "version": _MDS_VERSION,
             "format": "mds",
             "compression": compression,
             "hashes": ["xxh64"],
@@ -47,7 +62,7 @@ class MDSWriter:
         folder.mkdir(parents=True)
 
     def add(self, windows: TokenArray) -> None:
-        """Append windows (windows, columns x length); those that do not fill a shard stay in memory."""
+        """Append windows (n_windows, n_columns * window_length); those that do not fill a shard stay in memory."""
         while len(windows):
             taken = windows[: self._room - self._n_pending]
             windows = windows[len(taken) :]
@@ -60,8 +75,8 @@ class MDSWriter:
         """Write the last shard and the index."""
         if self._n_pending:
             self._write_shard()
-        index = json.dumps({"version": 2, "shards": self._shards}, sort_keys=True)
-        (self._folder / "index.json").write_text(index, encoding="utf-8")
+        index = json.dumps(index_of(self._shards), sort_keys=True)
+        (self._folder / INDEX).write_text(index, encoding="utf-8")
 
     def _write_shard(self) -> None:
         n, name = self._n_pending, f"shard.{len(self._shards):05}.mds"

@@ -88,21 +88,8 @@ def module_of(name: str) -> str | None:
     return name or None
 
 
-# Imports against the rules that the old layout left behind; each step of the rebuilding removes some.
-PENDING = {
-    ("data_prep.merge_shards", "data_prep.report"),
-    ("data_prep.upload_shards", "data_prep.report"),
-    ("data_prep.write_shards", "data_prep.merge_shards"),
-    ("data_prep.write_shards", "data_prep.upload_shards"),
-    ("data_prep.stats", "data_prep.report"),
-    ("data_prep.shards.part_writer", "data_prep.report"),
-}
 IMPORTS = {
-    module: {
-        found
-        for name in imported_names(path)
-        if (found := module_of(name)) not in (None, module) and (module, found) not in PENDING
-    }
+    module: {found for name in imported_names(path) if (found := module_of(name)) not in (None, module)}
     for module, path in SOURCES.items()
 }
 

@@ -27,7 +27,7 @@ def test_stages_are_job_arrays_and_the_same_command_finishes(cluster: Cluster, t
     command = [sys.executable, "-m", "data_prep.deduplicate_corpus", *words, out]
     refused = cluster.run(*command, "--slurm_partition", "none", check=False)
     assert refused.returncode == 2
-    assert "sbatch does not take the jobs" in refused.stderr
+    assert "sbatch does not accept the jobs" in refused.stderr
     done = cluster.run(*command, "--slurm_partition", "main", "--slurm_time", "10")
     assert "the same command without --slurm_partition" in done.stdout
     assert len(re.findall(r"^\w+: job \d+$", done.stdout, flags=re.MULTILINE)) == 4

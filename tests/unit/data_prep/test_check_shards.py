@@ -65,7 +65,7 @@ def test_compressed_shards_pass_and_their_damage_is_found(zstd_shards: Path, tmp
     root = Path(shutil.copytree(zstd_shards, tmp_path / "shards"))
     [path] = (root / "train" / "part-00000").glob("*.zstd")
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    with pytest.raises(UserError, match=r"shard\.00000\.mds\.zstd: its xxh64 hash"):
+    with pytest.raises(UserError, match=r"shard\.00000\.mds\.zstd has the xxh64 hash"):
         check_shards.main([str(root)])
 
 
@@ -185,10 +185,8 @@ def test_damage_is_exit_code_2_without_a_traceback(shards: Path) -> None:
     done = run_module("data_prep.check_shards", shards)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == (
-        f"data_prep.check_shards: error: {shards} is damaged: {shards / SHARD}:"
-        " its xxh64 hash is not the one in its index"
-    )
+    start = f"data_prep.check_shards: error: {shards} is damaged: {shards / SHARD} has the xxh64 hash "
+    assert done.stderr.splitlines()[-1].startswith(start)
 
 
 def test_document_ids_that_do_not_count_documents_are_found(tmp_path: Path) -> None:

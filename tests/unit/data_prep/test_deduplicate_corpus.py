@@ -13,10 +13,11 @@ import zstandard
 from common.command_line import UserError
 from common.files import hold_lock
 from data_prep import deduplicate_corpus, write_shards
+from data_prep.dedup import execution
 from data_prep.dedup.survey import decide, decided, survey_part
 from data_prep.filters.options import FilterOptions
-from data_prep.report import REPORT
-from data_prep.shards.part_writer import WORK_FOLDER, Part, PartOptions
+from data_prep.shards.parts import WORK_FOLDER, Part, PartOptions
+from data_prep.shards.tally import REPORT
 from data_prep.sources.documents import ReadOptions
 from data_prep.sources.listing import list_source
 from data_prep.tokens.options import DocumentOptions
@@ -127,15 +128,15 @@ def test_tasks_and_workers_change_nothing(corpus: Path, reference: Path, tmp_pat
 def test_datatroves_own_executor_runs_the_stages(corpus: Path, reference: Path, tmp_path: Path) -> None:
     from datatrove.executor.local import LocalPipelineExecutor
 
-    from data_prep.dedup.minhash import stages_of, write_shares
+    from data_prep.dedup.minhash import stages_of, write_slices
 
     sources = [list_source(str(corpus), extensions=[".py", ".jsonl"], piece_bytes=8 << 20)]
-    shares = deduplicate_corpus._cut(sources, n_tasks=4)
+    slices = deduplicate_corpus._cut(sources, n_tasks=4)
     work = tmp_path / "work"
-    write_shares(shares, work)
+    write_slices(slices, work)
     reading, filters = ReadOptions(text_field="content"), FilterOptions(language_field="lang")
     executor = None
-    for name, (steps, n_tasks) in stages_of(work, n_tasks=len(shares), reading=reading, filters=filters).items():
+    for name, (steps, n_tasks) in stages_of(work, n_tasks=len(slices), reading=reading, filters=filters).items():
         logs = str(tmp_path / "logs" / name)
         executor = LocalPipelineExecutor(steps, tasks=n_tasks, workers=1, logging_dir=logs, depends=executor)
     assert executor is not None
@@ -168,7 +169,7 @@ def test_a_finished_folder_stays(corpus: Path, reference: Path, capsys: pytest.C
 
 
 def test_rules_come_before_duplicates(tmp_path: Path) -> None:
-    """A copy that its licence drops is no reason to drop the copy that may stay; an empty share does no harm."""
+    """A copy that its licence drops is no reason to drop the copy that may stay; an empty file does no harm."""
     text = " ".join(_text(0))
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text, "license": name} for name in ("gpl-3.0", "mit", "mit")])
     (tmp_path / "b.jsonl").touch()
@@ -183,15 +184,15 @@ def test_input_that_changes_between_the_readings_is_refused(
 ) -> None:
     copied = tmp_path / "corpus"
     shutil.copytree(corpus, copied)
-    run_stage = deduplicate_corpus._run_stage
+    run_stage = execution._run_stage
 
     def run_and_change(*arguments: Any, name: str) -> None:
         run_stage(*arguments, name=name)
         if name == "clusters":
             (copied / "a.py").write_text("x" * (copied / "a.py").stat().st_size)
 
-    monkeypatch.setattr(deduplicate_corpus, "_run_stage", run_and_change)
-    with pytest.raises(UserError, match="the input changed while it was read: share 0 had"):
+    monkeypatch.setattr(execution, "_run_stage", run_and_change)
+    with pytest.raises(UserError, match="the input changed while it was read: task 0 found"):
         deduplicate_corpus.main(_arguments(copied, tmp_path / "out"))
     assert not list((tmp_path / "out" / "work" / "documents").glob("00000*"))
 
@@ -211,10 +212,10 @@ def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").touch()
     mistakes: list[tuple[dict[str, Any], str]] = [
-        ({"out": tmp_path / "other"}, "is not empty and no corpus of ours"),
+        ({"out": tmp_path / "other"}, "is not empty, and was not written by deduplicate_corpus"),
         ({"tasks": 0, "min_bytes": -1}, r"--tasks must be at least 1.*\n.*--min_bytes must be at least 0"),
         ({"input": tmp_path / "nowhere"}, "does not exist"),
-        ({"input": "-"}, "standard input, are for write_shards"),
+        ({"input": "-"}, "standard input are supported by write_shards only"),
         ({"text_field": "nothing", "extensions": ".jsonl"}, "no documents in"),
         ({"out": corpus / "a.py"}, "a.py is a file; give a folder"),
     ]
@@ -229,5 +230,5 @@ def test_two_runs_on_one_folder(corpus: Path, tmp_path: Path) -> None:
     hold_lock(out / ".lock")  # which a process would not notice of itself
     done = run_module("data_prep.deduplicate_corpus", *_arguments(corpus, out))
     assert done.returncode == 2
-    assert f"is writing to {out}; wait for it, or choose another --out" in done.stderr
+    assert f"is writing to {out}; wait until it ends, or choose another --out" in done.stderr
     assert {path.name for path in out.iterdir()} == {".lock"}

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from common.command_line import UserError
-from data_prep import merge_shards, write_shards
-from data_prep.shards.folder import METADATA, Share, locked
-from data_prep.shards.part_writer import WORK_FOLDER, Part
+from common.shard_format import METADATA
+from data_prep import merge_shards, write_parts, write_shards
+from data_prep.shards.folder import locked
+from data_prep.shards.parts import WORK_FOLDER, Part, RunShare
 from tests.conftest import REPOSITORY, run_module
 from tests.helpers.written import byte_arguments, files_of, kill_in_second_part
 
@@ -88,7 +89,7 @@ def test_a_killed_share_goes_on(corpus: Path, tmp_path: Path, reference: dict[st
 def test_what_would_be_written_twice_is_refused(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     parts = [Part(index, ()) for index in range(100)]
-    with locked(out, Share(2, 4).of(parts)):
+    with locked(out, RunShare(2, 4).of(parts)):
         for share in ("2/4", "2/2", "1/1"):
             done = run_module("data_prep.write_shards", *byte_arguments(corpus, out), "--part", share)
             assert (done.returncode, done.stdout) == (2, "")
@@ -142,7 +143,7 @@ def test_the_last_to_survey_decides_for_all(
         if lost:  # killed while it wrote them
             max(decisions).unlink()
         else:
-            patch.setattr(write_shards, "decide", never)
+            patch.setattr(write_parts, "decide", never)
         for number in (1, 2):
             write_shards.main([*byte_arguments(corpus, out), "--part", f"{number}/2"])
     assert {path: path.read_bytes() for path in out.glob("work/*.decision.npy")} == decisions

@@ -12,8 +12,9 @@ import pytest
 import sentencepiece
 
 from common.command_line import UserError
+from common.shard_format import METADATA
 from data_prep import merge_shards, report, stats, train_tokenizer, write_shards
-from data_prep.shards.folder import METADATA
+from data_prep.shards.tally import REPORT, report_table
 from tests.helpers.own_problems import write_jsonl
 
 LINE = "the quick brown fox\n"
@@ -42,7 +43,7 @@ def _write(rows: list[dict[str, Any]], folder: Path, out: str = "out", **changes
 
 
 def _report(out: Path) -> dict[str, Any]:
-    return dict(json.loads((out / report.REPORT).read_text()))
+    return dict(json.loads((out / REPORT).read_text()))
 
 
 def test_the_report_counts_documents_and_bytes_by_rule_and_language(rows: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_the_table_is_printed_at_the_end_and_again(
     printed = capsys.readouterr().out
     report.main([str(tmp_path / "out")])
     again = capsys.readouterr().out
-    table = report.table(found)
+    table = report_table(found)
     assert printed.endswith(table + "\n")
     assert again.startswith(table + "\n")
     lines = [line.split() for line in table.splitlines()]
@@ -155,10 +156,15 @@ def test_the_table_is_printed_at_the_end_and_again(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "report.json is missing"), ("{", "is no report"), ("{}", "is no report"), ("[]", "is no report")],
+    [
+        (None, "report.json does not exist"),
+        ("{", "is not a report"),
+        ("{}", "is not a report"),
+        ("[]", "is not a report"),
+    ],
 )
 def test_folders_without_a_report(content: str | None, message: str, tmp_path: Path) -> None:
     if content is not None:
-        (tmp_path / report.REPORT).write_text(content)
+        (tmp_path / REPORT).write_text(content)
     with pytest.raises(UserError, match=message):
         report.main([str(tmp_path)])

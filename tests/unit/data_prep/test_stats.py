@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.command_line import UserError
+from common.shard_format import read_metadata
 from data_prep import stats, write_shards
 
 PNG = b"\x89PNG"
@@ -42,7 +43,7 @@ def test_lengths_are_those_of_the_documents(
     assert numbers["splits"]["all"] == said  # there is no other
     parts = len(list((shards / "train").glob("part-*")))
     assert parts >= 3
-    found, n_cut = stats.document_lengths(shards / "train", stats.read_metadata(shards))
+    found, n_cut = stats.document_lengths(shards / "train", read_metadata(shards))
     assert 0 < n_cut <= parts
     whole = iter(length + 1 for length in lengths)  # with EOS
     assert all(length in whole for length in found.tolist())  # the same in order, but for those that were cut
@@ -56,7 +57,7 @@ def test_lengths_are_those_of_the_documents(
 
 
 def test_mistakes_are_said(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is missing: not a folder of write_shards"):
+    with pytest.raises(UserError, match="does not exist: the folder was not written by data_prep"):
         stats.main([str(tmp_path)])
     out = tmp_path / "out"
     write_shards.main([*_command(shards.parent / "corpus", out), "--val_fraction", "0", "--document_ends", "none"])
@@ -73,6 +74,8 @@ def test_damage_is_said(shards: Path, tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(UserError, match=r"xxh64 hash is not the one .* see python -m data_prep.check_shards"):
+    with pytest.raises(
+        UserError, match=r"has the xxh64 hash .*, its index says .* see python -m data_prep.check_shards"
+    ):
         stats.main([str(out)])
     assert not (out / "stats.png").exists()

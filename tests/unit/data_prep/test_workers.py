@@ -6,11 +6,11 @@ import signal
 import pytest
 
 from common.command_line import UserError
-from data_prep.workers import report, results_of, worker_pool
+from data_prep.workers import count_progress, results_of, worker_pool
 
 
 def _double(number: int) -> int:
-    report(documents=1, input_bytes=10, tokens=number)
+    count_progress(documents=1, input_bytes=10, tokens=number)
     return 2 * number
 
 

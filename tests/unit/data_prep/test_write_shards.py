@@ -10,9 +10,9 @@ import pytest
 import sentencepiece
 
 from common.command_line import UserError
-from data_prep import train_tokenizer, write_shards
-from data_prep.shards.folder import METADATA
-from data_prep.shards.part_writer import WORK_FOLDER
+from common.shard_format import METADATA
+from data_prep import train_tokenizer, write_parts, write_shards
+from data_prep.shards.parts import WORK_FOLDER
 from tests.helpers.held import Hold
 from tests.helpers.written import LOOKAHEAD, SEQ_LEN, STDLIB, arguments_for, files_of, held_run, kill, make_corpus
 
@@ -168,7 +168,7 @@ def test_finished_parts_are_not_written_again(
             assert not list((out / WORK_FOLDER).glob("*.staging-*"))
             (out / WORK_FOLDER / "part-00000.staging-1").mkdir()  # of a killed worker: its room is given back
     with monkeypatch.context() as patch:
-        patch.setattr(write_shards, "worker_pool", killed)  # not needed any more
+        patch.setattr(write_parts, "worker_pool", killed)  # not needed any more
         write_shards.main(arguments_for(corpus, model, out, dedup="exact"))
     assert files_of(out) == reference
 

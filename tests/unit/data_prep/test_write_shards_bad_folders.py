@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from common.command_line import UserError
+from common.shard_format import METADATA
 from data_prep import check_shards, merge_shards, report, stats, train_tokenizer, write_shards
-from data_prep.shards.folder import METADATA
 from tests.conftest import REPOSITORY
 from tests.helpers.written import byte_arguments, files_of, held_run, in_second_part
 
@@ -60,7 +60,9 @@ def test_full_disks_are_said_and_outlived(
     (out.parent / "filling").write_bytes(bytes(60 << 10))
     for n_kilobytes in (64, 800):  # there is no room for the plan; and none for all shards
         disk(n_kilobytes)
-        with pytest.raises(UserError, match=r"cannot write.*: No space left on device; make room, and the same comm"):
+        with pytest.raises(
+            UserError, match=r"cannot write.*: No space left on device; make room, then run the same comm"
+        ):
             write_shards.main(byte_arguments(corpus, out))
         assert not (out / METADATA).exists()
     assert list(out.glob("work/part-*[0-9].json"))
@@ -106,7 +108,7 @@ def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
     for command in (check_shards.main, stats.main, merge_shards.main, report.main):
-        with pytest.raises(UserError, match=r"file/.*\.json cannot be read: Not a directory"):
+        with pytest.raises(UserError, match=r"file/.*\.json cannot be read \(Not a directory\)"):
             command([str(path)])
 
 
@@ -122,7 +124,7 @@ def test_ctrl_c_is_a_line_and_the_same_command_goes_on(
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
     _, errors = run.communicate(timeout=300)
     assert run.returncode == 130
-    assert errors.endswith("\ninterrupted; the same command continues it\n")  # after the bar
+    assert errors.endswith("\ninterrupted; run the same command to continue\n")  # after the bar
     assert "Traceback" not in errors
     write_shards.main(byte_arguments(corpus, out))
     assert files_of(out) == reference
@@ -141,12 +143,16 @@ def unmerged(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("work/plan.json", b"{", r"work/plan\.json is not JSON of ours"),
-        ("work/plan.json", b"[]", r"work/plan\.json is not JSON of ours"),
+        ("work/plan.json", b"{", r"work/plan\.json is damaged"),
+        ("work/plan.json", b"[]", r"work/plan\.json is damaged"),
         ("work/part-00001.json", b"{", r"parts are missing in .* \(part-00001\); run the same command with --part 2/2"),
         ("work/part-00001.json", b"[]", r"parts are missing in .* \(part-00001\); run the same"),
-        ("train/part-00001/index.json", None, r"train/part-00001 is gone; delete .*work/part-00001\.json, and run"),
-        ("train/part-00001/index.json", b"{", r"part-00001/index\.json is not JSON of ours"),
+        (
+            "train/part-00001/index.json",
+            None,
+            r"part-00001/index\.json is missing or damaged; delete .*work/part-00001\.json, and run",
+        ),
+        ("train/part-00001/index.json", b"{", r"part-00001/index\.json is missing or damaged; delete "),
     ],
 )
 def test_a_damaged_folder_is_not_merged(

@@ -11,7 +11,8 @@ import pytest
 from common.command_line import UserError
 from data_prep import check_shards, write_shards
 from data_prep.filters.options import FilterOptions
-from data_prep.shards.part_writer import WORK_FOLDER, Part, PartOptions, PartResult, write_part
+from data_prep.shards.part_writer import write_part
+from data_prep.shards.parts import WORK_FOLDER, Part, PartOptions, PartResult
 from data_prep.sources.documents import ReadOptions
 from data_prep.sources.listing import list_source
 from data_prep.tokens.fim import FimOptions

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from common.shard_format import METADATA
 from data_prep import write_shards
-from data_prep.shards.folder import METADATA
 from tests.conftest import run_module
 from tests.helpers.written import arguments_for, files_of, make_corpus
 

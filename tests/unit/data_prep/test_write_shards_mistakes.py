@@ -76,7 +76,7 @@ def test_a_vocabulary_beyond_uint16_is_refused(
 
 def test_a_folder_of_something_else_is_left_alone(corpus: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"is not empty and no shards of ours \(it holds corpus\)"):
+    with pytest.raises(UserError, match=r"is not empty, and does not hold shards \(it holds corpus\)"):
         write_shards.main(arguments_for(corpus, model, tmp_path))
     assert (tmp_path / "thesis.tex").exists()
 

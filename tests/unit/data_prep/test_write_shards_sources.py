@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.command_line import UserError
-from data_prep import write_shards
-from data_prep.report import REPORT
-from data_prep.shards.folder import METADATA
-from data_prep.shards.part_writer import WORK_FOLDER
+from common.shard_format import METADATA
+from data_prep import write_parts, write_shards
+from data_prep.shards.parts import WORK_FOLDER
+from data_prep.shards.tally import REPORT
 from tests.conftest import REPOSITORY
 from tests.helpers.held import wait_until
 from tests.helpers.written import kill_in_second_part
@@ -154,14 +154,14 @@ def test_strict_ends_the_run_and_without_it_the_same_command_goes_on(
 
 def test_a_file_that_changed_since_the_survey_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _write(tmp_path / "a.jsonl", TEXTS)
-    decide = write_shards.decide
+    decide = write_parts.decide
 
     def decide_and_change(*arguments: Any, **options: Any) -> Any:
         decided = decide(*arguments, **options)
         _write(path, TEXTS[:-100])
         return decided
 
-    monkeypatch.setattr(write_shards, "decide", decide_and_change)
+    monkeypatch.setattr(write_parts, "decide", decide_and_change)
     with pytest.raises(
         UserError, match=r"a\.jsonl changed while it was read: .* 2000 records .* and 1900 when written"
     ):

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from common.command_line import UserError
-from data_prep import write_shards
+from common.shard_format import METADATA
+from data_prep import write_parts, write_shards
 from data_prep.filters.ngrams import words_of
-from data_prep.report import REPORT
-from data_prep.shards.folder import METADATA
-from data_prep.shards.part_writer import WORK_FOLDER
+from data_prep.shards.parts import WORK_FOLDER
+from data_prep.shards.tally import REPORT
 from tests.helpers.held import Hold
 from tests.helpers.own_problems import HUMANEVAL, write_jsonl
 from tests.helpers.written import files_of, held_run, kill
@@ -178,12 +178,12 @@ def test_finished_surveys_are_not_made_again(
     write_shards.main(_arguments(corpus, tmp_path / "one", **everything))
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(write_shards, "decide", killed)
+        patch.setattr(write_parts, "decide", killed)
         with pytest.raises(RuntimeError, match="killed"):
             write_shards.main(_arguments(corpus, out, **everything))
     assert len(list(out.glob(f"{WORK_FOLDER}/*.survey.npz"))) >= 4
     with monkeypatch.context() as patch:
-        patch.setattr(write_shards, "survey_part", killed)
+        patch.setattr(write_parts, "survey_part", killed)
         write_shards.main(_arguments(corpus, out, **everything))
     assert files_of(out) == files_of(tmp_path / "one")
 

@@ -10,8 +10,8 @@ import pytest
 from common import s3 as s3_folders
 from common.command_line import UserError
 from common.s3 import MissingObjectError, RemoteError, S3Path, folder_at
+from common.shard_format import read_index
 from data_prep import check_shards, report, stats, upload_shards, write_shards
-from data_prep.shards.reader import shards_of
 from tests.helpers.s3_server import NOWHERE, S3Server
 
 
@@ -48,7 +48,7 @@ def test_all_say_the_same_of_both(
     assert said[0] == said[1]
     assert any(line.startswith("val") and line.endswith("  ok") for line in said[1])
     assert {"a/b/metadata.json", "a/b/tokenizer.model", "a/b/report.json"} <= set(s3.take_sent())
-    with pytest.raises(UserError, match=f"{name} is not written to: say with --output where the histogram goes"):
+    with pytest.raises(UserError, match=f"stats does not write to {name}: give a file for the histogram with --output"):
         stats.main([name])
 
 
@@ -58,10 +58,12 @@ def test_what_is_damaged_there_is_found_and_named(name: str, s3: S3Server) -> No
     s3.spoil(keys[1], times=1)
     with pytest.raises(UserError, match=f"{name} is damaged") as caught:
         check_shards.main([name])
-    assert f"s3://{s3.bucket}/{keys[0]} cannot be read: no such object" in str(caught.value)
-    assert f"s3://{s3.bucket}/{keys[1]}: its xxh64 hash is not the one in its index" in str(caught.value)
+    assert f"s3://{s3.bucket}/{keys[0]} cannot be read (no such object)" in str(caught.value)
+    assert f"s3://{s3.bucket}/{keys[1]} has the xxh64 hash " in str(caught.value)
     s3.client().delete_object(Bucket=s3.bucket, Key="a/b/metadata.json")
-    with pytest.raises(UserError, match=rf"{name}/metadata\.json is missing: not a folder of write_shards, or not fin"):
+    with pytest.raises(
+        UserError, match=rf"{name}/metadata\.json does not exist: the folder was not written by data_prep"
+    ):
         check_shards.main([name])
 
 
@@ -71,7 +73,7 @@ def test_storage_without_an_answer_is_no_damage(name: str, monkeypatch: pytest.M
     with pytest.raises(RemoteError, match=r"metadata\.json cannot be reached"):
         check_shards.main([name])
     with pytest.raises(RemoteError, match=r"index\.json cannot be reached"):
-        shards_of(S3Path(name) / "train")
+        read_index(S3Path(name) / "train")
 
 
 def test_an_endpoint_that_says_nothing_is_given_up(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

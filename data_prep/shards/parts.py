@@ -1,0 +1,136 @@
+"""Parts of a corpus, the unit of work and of restart: what one reads, how it is written, and what it contained.
+
+    DIR/train/part-00000/   the shards of a part, one folder for each split
+    DIR/work/               files of unfinished work, among them part-00000.json, the *mark* of a part that is written
+
+A mark is written after the shards of its part and holds the part's `PartResult`. The last step removes the work folder.
+"""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.files import write_json
+from common.tokenizers import Engine
+from data_prep.filters.options import FilterOptions
+from data_prep.shards.tally import DroppedExamples, Tally
+from data_prep.sources.documents import Piece, ReadOptions
+from data_prep.tokens.options import DocumentOptions
+from data_prep.tokens.packing import WindowShape
+
+SPLITS = ("train", "val")
+WORK_FOLDER = "work"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of consecutive pieces of the corpus; `index` counts parts from 0, in the order of the corpus."""
+
+    index: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def name(self) -> str:
+        return f"part-{self.index:05}"
+
+
+@dataclass(frozen=True)
+class RunShare:
+    """The parts that one of several runs writes (`--part 1/8`): every `total`-th, from index `number` - 1 on."""
+
+    number: int = 1
+    total: int = 1
+
+    @property
+    def is_whole(self) -> bool:
+        return self.total == 1
+
+    def of(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """Return this share's parts, in order; empty if there are too few parts for it."""
+        return parts[self.number - 1 :: self.total]
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.total}"
+
+
+@dataclass(frozen=True)
+class PartOptions:
+    """The options that all parts are written with."""
+
+    out: Path
+    """Root of the shard folder."""
+    tokenizer: str
+    engine: Engine
+    reading: ReadOptions
+    shape: WindowShape
+    val_fraction: float
+    compression: str | None
+    filters: FilterOptions
+    documents: DocumentOptions
+
+
+@dataclass
+class SplitCounts:
+    """Counts of one split."""
+
+    documents: int = 0
+    tokens: int = 0
+    """All tokens of the documents, special ones included."""
+    windows: int = 0
+    bytes: int = 0
+    """UTF-8 bytes of the documents."""
+    tail_tokens: int = 0
+    """Tokens at the ends of parts that are too few for another window."""
+    fim_documents: int = 0
+    """Documents rearranged for fill-in-the-middle."""
+
+    def add(self, other: "SplitCounts") -> None:
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+SourceCounts = dict[str, dict[str, int]]  # by name of the source: the documents, bytes and tokens written from it
+
+
+@dataclass
+class PartResult:
+    """What was written from a part, and what was dropped. The tally and the examples go into report.json."""
+
+    splits: dict[str, SplitCounts] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Number of dropped records for each reason."""
+    input_bytes: int = 0
+    sources: SourceCounts = field(default_factory=dict)
+    tally: Tally = field(default_factory=dict)
+    examples: DroppedExamples = field(default_factory=dict)
+
+
+def add_source_counts(sources: SourceCounts, name: str, **counts: int) -> None:
+    """Add to the counts of one source."""
+    total = sources.setdefault(name, dict.fromkeys(counts, 0))
+    for unit, value in counts.items():
+        total[unit] += value
+
+
+def mark_path(part: Part, out: Path) -> Path:
+    """Return the path of a part's mark."""
+    return out / WORK_FOLDER / f"{part.name}.json"
+
+
+def mark_finished(part: Part, out: Path, result: PartResult) -> None:
+    """Write the mark of a part whose shards are in place."""
+    write_json(mark_path(part, out), asdict(result))
+
+
+def finished_parts(parts: Sequence[Part], out: Path) -> dict[int, PartResult]:
+    """Return the results of the parts that have a mark, by index; a damaged mark counts as missing."""
+    results = {}
+    for part in parts:
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            saved: dict[str, Any] = json.loads(mark_path(part, out).read_text(encoding="utf-8"))
+            splits = {name: SplitCounts(**counts) for name, counts in saved["splits"].items()}
+            results[part.index] = PartResult(**saved | {"splits": splits})
+    return results

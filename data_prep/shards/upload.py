@@ -1,0 +1,88 @@
+"""Copying finished shards to S3: each file verified, the copy resumable, metadata.json last."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from common.command_line import UserError
+from common.files import sha256_of_file
+from common.s3 import S3Path
+from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, file_fault, read_index, read_metadata
+from data_prep.shards.tally import REPORT
+
+_UPLOADING = "uploading.json"  # identifies the shards while their copy is incomplete: hashes of all other small files
+_FILES_AT_ONCE = 4  # each of up to 64 MiB, which boto3 sends in pieces
+
+
+def upload(root: Path, remote: S3Path) -> None:
+    """Copy finished shards to `remote`, or the rest of them if an earlier copy was interrupted.
+
+    Raises:
+        UserError: the shards are unfinished or damaged, or the storage refuses them or holds something else.
+    """
+    shards = _shard_files(root)
+    others = [name for name in (REPORT, TOKENIZER_MODEL) if (root / name).exists()]
+    others += [str(path.relative_to(root)) for path in sorted(root.glob(f"*/{INDEX}"))]
+    identity = json.dumps({name: sha256_of_file(root / name) for name in (METADATA, *others)}).encode()
+    stored = refuse_foreign_content(remote)
+    if METADATA in stored and (remote / METADATA).read_bytes() == (root / METADATA).read_bytes():
+        print(f"{remote} has these shards already; nothing to do")
+        return
+    if METADATA in stored or (stored and (remote / _UPLOADING).read_bytes() != identity):
+        raise UserError(f"{remote} holds other shards than {root}; choose another prefix, or empty it")
+    (remote / _UPLOADING).write_bytes(identity)
+    missing = {name: entry for name, entry in shards.items() if stored.get(name) != entry["bytes"]}
+    n_bytes = sum(entry["bytes"] for entry in missing.values())
+    _send_shards(missing, root, remote, n_bytes=n_bytes)
+    for name in others:
+        (remote / name).upload(root / name)
+    (remote / METADATA).write_bytes((root / METADATA).read_bytes())
+    (remote / _UPLOADING).unlink()
+    already = f", {len(shards) - len(missing)} were there" if len(missing) < len(shards) else ""
+    print(f"{remote} is finished: {len(missing)} files of shards sent, {n_bytes / 1e6:,.1f} MB{already}")
+
+
+def refuse_foreign_content(remote: S3Path) -> dict[str, int]:
+    """Return the names and sizes of the objects at `remote`, which is empty or holds a complete or partial copy.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    stored = remote.sizes()
+    if stored and not {METADATA, _UPLOADING} & stored.keys():
+        raise UserError(
+            f"{remote} is not empty, and does not hold shards (it holds {min(stored)}); choose another prefix"
+        )
+    return stored
+
+
+def _shard_files(root: Path) -> dict[str, dict[str, Any]]:
+    """Return the index entry of each file of shards, by its path in the folder."""
+    files = {}
+    for split in read_metadata(root)["splits"]:
+        for shard in read_index(root / split, strict=True):
+            entry = shard.get("zip_data") or shard["raw_data"]
+            files[f"{split}/{entry['basename']}"] = entry
+    return files
+
+
+def _send_shards(entries: dict[str, dict[str, Any]], root: Path, remote: S3Path, *, n_bytes: int) -> None:
+    with tqdm(desc="uploading", total=n_bytes, unit="B", unit_scale=True, mininterval=1.0) as bar:
+
+        def send(name: str) -> None:
+            _verify(root / name, entries[name])
+            (remote / name).upload(root / name, progress=bar.update)
+
+        pool = ThreadPoolExecutor(_FILES_AT_ONCE)
+        try:
+            list(pool.map(send, entries))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _verify(path: Path, entry: dict[str, Any]) -> None:
+    if fault := file_fault(path, n_bytes=entry["bytes"], hashes=entry["hashes"]):
+        raise UserError(f"{fault}; nothing more is sent: write the shards again")

@@ -1,0 +1,119 @@
+"""Survey and write the parts of one run of write_shards in worker processes, except those that are finished already."""
+
+import argparse
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from common.command_line import UserError
+from common.tokenizers import BYTES, Engine
+from data_prep.dedup.survey import decide, decided, decision_path, survey_part, survey_path
+from data_prep.filters.decisions import Reasons, n_readings
+from data_prep.filters.options import filter_options
+from data_prep.shards.folder import shares_with
+from data_prep.shards.part_writer import write_part
+from data_prep.shards.parts import Part, PartOptions, PartResult, RunShare, finished_parts
+from data_prep.sources.documents import Piece
+from data_prep.sources.listing import read_options
+from data_prep.sources.records import UNMEASURED
+from data_prep.tokens.options import document_options
+from data_prep.tokens.packing import WindowShape
+from data_prep.workers import results_of, worker_pool
+
+
+def write_share(parts: Sequence[Part], arguments: argparse.Namespace, *, engine: Engine) -> None:
+    """Survey and write the missing parts of this run's share, and print what is done.
+
+    Args:
+        parts: all parts of the corpus.
+        arguments: the command line of write_shards.
+        engine: computes the token ids.
+
+    Raises:
+        WrongIdsError: the ids of a document are not those of the reference.
+        UserError: parts of other shares have to be surveyed first.
+    """
+    share: RunShare = arguments.part
+    mine = share.of(parts)
+    earlier = finished_parts(mine, arguments.out)
+    n_bytes = sum(piece.size for part in mine for piece in part.pieces)
+    n_files = len({piece.path for part in mine for piece in part.pieces})
+    prefix = "" if share.is_whole else f"share {share}: "
+    reused = f", of which {len(earlier)} are finished already" if earlier else ""
+    print(
+        f"{prefix}{n_files:,} files, {n_bytes / 1e6:,.1f} MB, in {len(mine)} of {len(parts)} parts{reused}; "
+        "starting workers",
+        flush=True,
+    )
+    started = time.monotonic()
+    written = _write_parts(parts, arguments, engine=engine, finished=earlier.keys())
+    n_bytes, elapsed_s = sum(result.input_bytes for result in written.values()), time.monotonic() - started
+    if arguments.survey_only:
+        print(f"{prefix}surveyed in {elapsed_s:.1f} s")
+    else:
+        mb = n_bytes / 1e6
+        print(f"{prefix}written: {mb:,.1f} MB read in {elapsed_s:.1f} s, {mb / elapsed_s:.1f} MB/s")
+
+
+def _write_parts(
+    parts: Sequence[Part], arguments: argparse.Namespace, *, engine: Engine, finished: Collection[int]
+) -> dict[int, PartResult]:
+    """Write this share's parts whose index is not in `finished`; return their results by index."""
+    options = _part_options(arguments, engine=engine)
+    mine = arguments.part.of(parts)
+    missing = [part for part in mine if part.index not in finished]
+    if not missing:
+        return {}
+    with worker_pool(min(arguments.num_workers, len(missing))) as (pool, progress):
+        reasons: dict[int, Reasons] = {}
+        if arguments.dedup != "none":
+            near = arguments.dedup == "near"
+            new = [part for part in mine if not survey_path(part, options.out).exists()]
+            surveys = [pool.submit(survey_part, part, options, near) for part in new]
+            results_of(surveys, progress, input_bytes=_input_bytes(new, lambda piece: 1), verb="surveying")
+            _decide_if_surveyed(parts, options.out, near=near, is_needed=not arguments.survey_only)
+            if arguments.survey_only:
+                return {}
+            reasons = {part.index: decided(part, options.out) for part in missing}
+        futures = [pool.submit(write_part, part, options, reasons.get(part.index)) for part in missing]
+        results = results_of(futures, progress, input_bytes=_input_bytes(missing, n_readings), verb="writing")
+    return dict(zip((part.index for part in missing), results, strict=True))
+
+
+def _part_options(arguments: argparse.Namespace, *, engine: Engine) -> PartOptions:
+    fields = tuple(name for name in (arguments.language_field, arguments.license_field) if name is not None)
+    return PartOptions(
+        out=arguments.out.absolute(),
+        tokenizer=arguments.tokenizer,
+        engine=engine,
+        reading=read_options(arguments, files_as="bytes" if arguments.tokenizer == BYTES else "text", fields=fields),
+        shape=WindowShape(arguments.seq_len, arguments.lookahead),
+        val_fraction=arguments.val_fraction,
+        compression=arguments.compression,
+        filters=filter_options(arguments),
+        documents=document_options(arguments),
+    )
+
+
+def _decide_if_surveyed(parts: Sequence[Part], out: Path, *, near: bool, is_needed: bool) -> None:
+    """Decide which documents are duplicates, once all parts are surveyed, unless another run has done so.
+
+    Raises:
+        UserError: the decision is needed now, but parts are not surveyed.
+    """
+    unsurveyed = [part.index for part in parts if not survey_path(part, out).exists()]
+    if unsurveyed and is_needed:
+        raise UserError(
+            f"{len(unsurveyed)} of {len(parts)} parts are not surveyed; first run it with --survey_only and --part "
+            f"{shares_with(out, unsurveyed)}"
+        )
+    if not unsurveyed and not all(decision_path(part, out).exists() for part in parts):
+        decide(parts, out, near=near)
+
+
+def _input_bytes(parts: Sequence[Part], n_readings: Callable[[Piece], int]) -> int | None:
+    """Return how many bytes are read in all from these parts, or None if a format does not tell while it is read."""
+    pieces = [piece for part in parts for piece in part.pieces]
+    if any(piece.format in UNMEASURED for piece in pieces):
+        return None
+    return sum(piece.size * n_readings(piece) for piece in pieces)
