@@ -28,6 +28,7 @@ class Clock:
 
 
 def config_in(directory: Path) -> Config:
+    """Return the config of a small run in `directory`."""
     return Config(
         run=RunConfig(dir=str(directory), name="try"),
         model=ModelConfig(dim=16, n_layers=6, n_heads=2, vocab_size=50, n_future_tokens=2, multiple_of=8),
@@ -45,4 +46,5 @@ def monitor_of(config: Config, *, sinks: list[Sink], step: int = 0, peak_flops: 
 
 
 def jsonl(path: Path) -> list[dict[str, float]]:
+    """Return the objects of a file with one on each line."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""Folders of runs to report on, and a checker of the page about them."""
+"""Writes folders of runs for reports, and checks the pages about them."""
 
 import json
 import re
@@ -20,6 +20,7 @@ Write = Callable[..., Path]
 
 
 def metrics_line(step: int, *, n_heads: int = 2, **changes: float | None) -> dict[str, Any]:
+    """Return a line of metrics.jsonl, with `changes` to its scalars."""
     losses = {f"loss/head_{head}": 1 + head / 10 + 5 / step for head in range(1, n_heads + 1)}
     return {
         "step": step, "tokens": step * STEP_TOKENS, "loss/total": sum(losses.values()), **losses, "optim/lr": 1e-3,
@@ -32,7 +33,10 @@ def write_run_folder(
     directory: Path, name: str = "try", *, steps: int = 40, n_heads: int = 2, total_steps: int = 40, dim: int = 16,
     changes: dict[int, dict[str, float | None]] | None = None,
 ) -> Path:  # fmt: skip
-    """Write the folder of a run of so many steps, `name` in `directory`; return it."""
+    """Write and return `directory`/`name`, the folder of a run that has taken `steps` of `total_steps`.
+
+    `changes` replaces scalars of some steps.
+    """
     config = Config(
         run=RunConfig(dir=str(directory), name="try"),
         model=ModelConfig(dim=dim, n_layers=6, n_heads=2, n_future_tokens=n_heads),
@@ -42,7 +46,7 @@ def write_run_folder(
     )
     folder = directory / name
     (folder / "checkpoints" / "step_00000020").mkdir(parents=True)
-    (folder / "checkpoints" / "step_00000030").mkdir()  # without a manifest it is not whole
+    (folder / "checkpoints" / "step_00000030").mkdir()  # not complete without a manifest
     (folder / "checkpoints" / "step_00000020" / "manifest.json").write_text("{}")
     (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict()))
     (folder / "ds_config.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}))
@@ -56,7 +60,7 @@ def write_run_folder(
 
 
 class Checker(HTMLParser):
-    """Takes a page apart: its elements must be closed in order, and it may load nothing."""
+    """Parses a page, whose elements must be closed in order and which may load nothing from elsewhere."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -84,6 +88,7 @@ class Checker(HTMLParser):
 
 
 def paged(*runs: Path, output: Path) -> tuple[Checker, str]:
+    """Write the report about runs; return the parsed page and its text."""
     report.main([*map(str, runs), "--output", str(output)])
     page = output.read_text(encoding="utf-8")
     checker = Checker(page)

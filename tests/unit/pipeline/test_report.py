@@ -102,13 +102,13 @@ def test_runs_are_compared_after_the_same_number_of_tokens(write: Write, tmp_pat
     assert {"r1", "r2", "h1", "h4"} <= set(colours)
 
 
-def test_runs_of_one_name_are_told_apart() -> None:
+def test_runs_with_the_same_name_get_distinct_labels() -> None:
     runs = [RunFolder(path=Path(path), name=Path(path).name) for path in ("/a/x/try", "/b/x/try", "/b/x/other")]
     assert names_of(runs) == ["a/x/try", "b/x/try", "b/x/other"]
     assert names_of(runs[1:]) == ["try", "other"]
 
 
-def test_values_that_are_not_finite_are_gaps_with_crosses(write: Write, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_make_gaps_with_crosses(write: Write, tmp_path: Path) -> None:
     folder = write(changes={step: {"loss/head_2": None} for step in (11, 12, 30)})
     checker, text = paged(folder, output=tmp_path / "out.html")
     assert "loss/head_2: 3 of 40 logged values are not finite" in text

@@ -1,4 +1,4 @@
-"""The page about runs whose files are damaged, missing, of another version, or hold markup."""
+"""The page about runs whose files are damaged, missing, from another version, or contain markup."""
 
 import json
 from collections.abc import Callable
@@ -78,7 +78,7 @@ def all_null(folder: Path) -> None:
         (all_null, ["loss/head_1: 40 of 40 logged values are not finite"]),
     ],
 )
-def test_what_is_wrong_is_said_and_the_rest_is_shown(
+def test_problems_are_named_and_the_rest_is_shown(
     damage: Callable[[Path], None], messages: list[str], write: Write, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_said_and_the_rest_is_shown(
             assert f"pipeline.report: warning: try: {message}" in warned
 
 
-def test_names_and_values_are_text_not_markup(write: Write, tmp_path: Path) -> None:
+def test_names_and_values_cannot_inject_markup(write: Write, tmp_path: Path) -> None:
     evil = "<script>alert(1)<"
     folder = write(evil, changes={1: {'"><img src=x onerror=alert(1)>\ud800': 1.0}})
     (folder / "environment.json").write_text(json.dumps({"device": "</td><script>", "packages": {"<i>": ["&amp;"]}}))

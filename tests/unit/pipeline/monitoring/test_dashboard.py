@@ -1,4 +1,4 @@
-"""TensorBoard's own page, in a headless Chromium, shows a run's charts, texts and hyperparameters."""
+"""TensorBoard's own page, opened in a headless Chromium, shows a run's charts, texts and hyperparameters."""
 
 import subprocess
 import sys
@@ -16,13 +16,13 @@ from tests.helpers.browser import Browser, find_chromium
 from tests.helpers.monitored import config_in
 
 pytestmark = pytest.mark.skipif(
-    find_chromium() is None, reason="no Chromium here to look at the page with; on Debian: apt-get install chromium"
+    find_chromium() is None, reason="Chromium is not installed; on Debian: apt-get install chromium"
 )
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A TensorBoard server over one run's folder."""
+    """Yield the address of a TensorBoard server for one run's folder."""
     folder, port = tmp_path_factory.mktemp("page"), free_port()
     sink = TensorBoard(config_in(folder), resumed_step=0)
     for step in range(1, 9):
@@ -41,7 +41,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def has_run(address: str, server: subprocess.Popen[bytes], *, timeout_s: float = 300) -> bool:
-    """Wait until the server has read the event files; return whether it has in time."""
+    """Wait for the server to read the event files; return whether it did in time."""
     deadline = time.monotonic() + timeout_s
     while server.poll() is None and time.monotonic() < deadline:
         with suppress(OSError), urllib.request.urlopen(f"{address}/data/runs") as answer:
@@ -53,7 +53,7 @@ def has_run(address: str, server: subprocess.Popen[bytes], *, timeout_s: float =
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("profile"), height=2400) as browser:  # cards out of sight are empty
+    with Browser(tmp_path_factory.mktemp("profile"), height=2400) as browser:  # cards outside the window stay empty
         yield browser
 
 

@@ -1,4 +1,4 @@
-"""The environment that a run records."""
+"""The versions and the git commit that a run records."""
 
 import subprocess
 from importlib import metadata

@@ -1,4 +1,4 @@
-"""The lines that open a run: model, layout, batch arithmetic, and the stages of a pipeline."""
+"""The lines that open a run: model, layout, batch arithmetic, cost and pipeline stages."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What people see of a run: the same numbers under the design's tags in all three places, resumed without doubles."""
+"""The scalars of a run: the same numbers under the same tags in every sink, and throughput without pauses."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from pipeline.monitoring.sinks import Scalars, Sink, sinks_for
 from pipeline.runtime.world import World
 from tests.helpers.monitored import MAIN, Clock, config_in, jsonl, monitor_of
 
-TRAINING_TAGS = {  # the design's, for 2 heads on a device whose peak is not known
+TRAINING_TAGS = {  # for 2 heads on a device whose peak is unknown
     "loss/total", "loss/head_1", "loss/head_2", "optim/lr", "optim/grad_norm", "throughput/tokens_per_s",
     "memory/peak_GiB", "time/step_s", "data/wait_s", "progress/tokens", "faults/skipped_steps",
     "faults/skipped_windows",
@@ -25,7 +25,7 @@ VALIDATION_TAGS = {"val/loss_head_1", "val/loss_head_2"}
 
 
 class Recorder(Sink):
-    """A sink that keeps what it is given."""
+    """A sink that keeps everything it is given."""
 
     def __init__(self) -> None:
         self.points: list[tuple[int, Scalars]] = []
@@ -50,12 +50,12 @@ def log_step(monitor: Monitor, step: int, *, losses: tuple[float, ...] = (2.0, 3
 
 
 def events(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return tag -> (step, value), as TensorBoard itself reads the event files."""
+    """Return tag -> (step, value) pairs, as TensorBoard itself reads the event files."""
     accumulator = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
     return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 
-def test_a_steps_scalars(tmp_path: Path, clock: Clock) -> None:
+def test_a_step_becomes_scalars(tmp_path: Path, clock: Clock) -> None:
     sink = Recorder()
     with monitor_of(config_in(tmp_path), sinks=[sink], step=10) as it:
         clock.now_s += 8
@@ -77,11 +77,11 @@ def test_a_steps_scalars(tmp_path: Path, clock: Clock) -> None:
         "faults/skipped_steps": 3.0,
         "faults/skipped_windows": 6.0,
     }
-    assert 0.05 < memory < 64  # this process, with torch in it
+    assert 0.05 < memory < 64  # of this process, which has imported torch
     assert sink.is_closed
 
 
-def test_throughput_is_of_the_last_interval(tmp_path: Path, clock: Clock) -> None:
+def test_throughput_is_measured_since_the_last_report(tmp_path: Path, clock: Clock) -> None:
     sink = Recorder()
     it = monitor_of(config_in(tmp_path), sinks=[sink])
     for step, seconds in ((10, 4.0), (15, 10.0)):
@@ -90,7 +90,7 @@ def test_throughput_is_of_the_last_interval(tmp_path: Path, clock: Clock) -> Non
     assert [scalars["throughput/tokens_per_s"] for _, scalars in sink.points] == [10 * 512 / 4, 5 * 512 / 10]
 
 
-def test_what_is_paused_is_not_in_the_throughput(tmp_path: Path, clock: Clock) -> None:
+def test_pauses_do_not_count_for_the_throughput(tmp_path: Path, clock: Clock) -> None:
     sink = Recorder()
     it = monitor_of(config_in(tmp_path), sinks=[sink])
     clock.now_s += 3
@@ -101,13 +101,13 @@ def test_what_is_paused_is_not_in_the_throughput(tmp_path: Path, clock: Clock) -
     clock.now_s += 1
     log_step(it, 10)
     clock.now_s += 2
-    log_step(it, 11)  # the pause before does not count again
+    log_step(it, 11)  # the earlier pause does not count again
     rates = [scalars["throughput/tokens_per_s"] for _, scalars in sink.points if "loss/total" in scalars]
     assert rates == [10 * 512 / 4, 512 / 2]
     assert sink.points[0] == (5, {"val/loss_head_1": 1.5, "val/loss_head_2": 2.5})
 
 
-def test_all_sinks_show_the_designs_tags_and_the_same_numbers(tmp_path: Path, pipeline_log: object) -> None:
+def test_all_sinks_show_the_same_tags_and_numbers(tmp_path: Path, pipeline_log: object) -> None:
     config = config_in(tmp_path)
     config.run_dir.mkdir()
     with monitor_of(config, sinks=sinks_for(config, world=MAIN, resumed_step=0)) as it:
@@ -129,10 +129,10 @@ def test_all_sinks_show_the_designs_tags_and_the_same_numbers(tmp_path: Path, pi
     for line in lines:
         for tag in line.keys() - {"step", "tokens"}:
             (value,) = [value for step, value in points[tag] if step == line["step"]]
-            assert math.isclose(value, line[tag], rel_tol=1e-6), tag  # event files hold fp32
+            assert math.isclose(value, line[tag], rel_tol=1e-6), tag  # event files store fp32
 
 
-def test_norms_of_blocks_are_reported_where_there_are_any(tmp_path: Path) -> None:
+def test_gradient_norms_of_blocks_are_reported_if_there_are_any(tmp_path: Path) -> None:
     sink = Recorder()
     it = monitor_of(config_in(tmp_path), sinks=[sink])
     it.log_grad_norms(1, {})
@@ -145,7 +145,7 @@ def test_norms_of_blocks_are_reported_where_there_are_any(tmp_path: Path) -> Non
     ]
 
 
-def test_what_is_due() -> None:
+def test_a_step_is_due_every_so_many_steps() -> None:
     assert [step for step in range(1, 10) if is_due(step, every_steps=4)] == [4, 8]
     assert not any(is_due(step, every_steps=0) for step in range(10))
 
@@ -166,13 +166,13 @@ def world_of_one() -> Iterator[None]:
 @pytest.mark.usefixtures("world_of_one")
 @pytest.mark.parametrize("recompute", [False, True])
 def test_utilisation_is_the_share_of_the_devices_peak(tmp_path: Path, clock: Clock, recompute: bool) -> None:
-    """The model's FLOPs for MFU; for HFU those that are computed again, too."""
+    """MFU counts the model's FLOPs; HFU counts recomputed FLOPs too."""
     config, sink = config_in(tmp_path), Recorder()
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, activation_checkpointing=recompute))
     it = monitor_of(config, sinks=[sink], peak_flops=1e9)
     clock.now_s += 2
     log_step(it, 1)
     flops_per_s = 256 * training_flops_per_token(config.model, seq_len=32)
-    again_per_s = 256 * recomputed_flops_per_token(config.model, seq_len=32) * recompute
+    recomputed_per_s = 256 * recomputed_flops_per_token(config.model, seq_len=32) * recompute
     assert sink.points[0][1]["throughput/mfu"] == pytest.approx(flops_per_s / 1e9)
-    assert sink.points[0][1]["throughput/hfu"] == pytest.approx((flops_per_s + again_per_s) / 1e9)
+    assert sink.points[0][1]["throughput/hfu"] == pytest.approx((flops_per_s + recomputed_per_s) / 1e9)

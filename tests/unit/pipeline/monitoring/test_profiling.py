@@ -1,4 +1,4 @@
-"""A profile is of whole steps: those that were asked for, or those of them that a run took."""
+"""A profile contains whole steps: all requested ones, or those of them that the run took."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ def take(profile: StepProfile, first: int, last: int) -> None:
 
 
 def recorded(folder: Path) -> dict[str, int]:
-    """Return the traces' names, each with the number of steps in it; each must have its table."""
+    """Return each trace's name and number of steps; each must have its table."""
     steps = {}
     for path in folder.glob("profile/*.gz"):
         name = path.name.removesuffix(".pt.trace.json.gz")
@@ -46,17 +46,17 @@ def recorded(folder: Path) -> dict[str, int]:
     return steps
 
 
-def test_a_run_that_goes_back_or_stops_in_between_leaves_what_it_has(tmp_path: Path) -> None:
+def test_a_run_that_stops_in_between_keeps_the_recorded_steps(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     with opened(config) as profile:
         take(profile, 1, 4)
     assert recorded(config.run_dir) == {"steps_3_to_4.rank_00000": 2}
-    with opened(config) as profile:  # and the next start the rest
+    with opened(config) as profile:  # the next start records the rest
         take(profile, 5, 8)
     assert recorded(config.run_dir) == {"steps_3_to_4.rank_00000": 2, "steps_5_to_6.rank_00000": 2}
 
 
-def test_a_run_that_ends_in_the_middle_of_a_step_says_that_there_is_no_profile(
+def test_a_run_that_ends_within_a_step_says_that_the_profile_is_lost(
     tmp_path: Path, pipeline_log: pytest.LogCaptureFixture
 ) -> None:
     config = config_of(tmp_path)
@@ -68,7 +68,7 @@ def test_a_run_that_ends_in_the_middle_of_a_step_says_that_there_is_no_profile(
     assert "the profile of steps [3, 4] is lost because step 5 was not finished" in pipeline_log.text
 
 
-def test_ranks_of_the_first_replica_record_and_others_nothing(tmp_path: Path) -> None:
+def test_only_ranks_of_the_first_replica_record(tmp_path: Path) -> None:
     config = config_of(tmp_path, n_stages=2)
     for rank in range(4):
         with opened(config, rank=rank) as profile:
@@ -76,7 +76,7 @@ def test_ranks_of_the_first_replica_record_and_others_nothing(tmp_path: Path) ->
     assert recorded(config.run_dir) == {"steps_6_to_6.rank_00000": 1, "steps_6_to_6.rank_00001": 1}
 
 
-def test_a_run_that_stops_before_or_after_leaves_nothing(tmp_path: Path) -> None:
+def test_a_run_outside_the_requested_steps_writes_nothing(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     for first, last in ((1, 2), (7, 8)):
         with opened(config) as profile:

@@ -1,4 +1,4 @@
-"""Where figures go: console and terminal, TensorBoard's event files, metrics.jsonl; resumed without doubles."""
+"""The sinks: console and terminal, TensorBoard's event files, metrics.jsonl; a resume repeats no step in them."""
 
 import json
 import math
@@ -33,9 +33,9 @@ def test_metrics_beyond_the_resumed_step_are_dropped(tmp_path: Path) -> None:
         first.write(step, {"loss/total": 10.0 * step, "progress/tokens": 512.0 * step})
     first.close()
     with path.open("a", encoding="utf-8") as file:
-        file.write('{"step": 2, "loss/to')  # a kill in the middle of a line
+        file.write('{"step": 2, "loss/to')  # a kill within a line
     resumed = MetricsFile(path, resumed_step=2)
-    resumed.write(3, {"loss/total": 33.0, "optim/grad_norm": math.nan})  # which JSON does not know
+    resumed.write(3, {"loss/total": 33.0, "optim/grad_norm": math.nan})  # JSON has no NaN
     resumed.close()
     assert jsonl(path) == [
         {"step": 1, "tokens": 512, "loss/total": 10.0, "progress/tokens": 512.0},
@@ -51,7 +51,7 @@ def test_metrics_are_on_disk_after_each_step(tmp_path: Path) -> None:
     sink.close()
 
 
-def test_metrics_tell_whether_a_validation_was_made(tmp_path: Path) -> None:
+def test_metrics_show_whether_a_step_was_validated(tmp_path: Path) -> None:
     assert not has_validation(tmp_path, step=1)  # no file yet
     sink = MetricsFile(tmp_path / "metrics.jsonl", resumed_step=0)
     sink.write(1, {"loss/total": 1.0, "loss/head_1": 1.0})
@@ -61,7 +61,7 @@ def test_metrics_tell_whether_a_validation_was_made(tmp_path: Path) -> None:
     assert [has_validation(tmp_path, step=step) for step in (1, 2, 3)] == [True, False, False]
 
 
-def test_lines_that_a_disk_has_lost_stop_no_run(tmp_path: Path) -> None:
+def test_damaged_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n\0\0\0\n\xff\n[]\n{}\n{"step": "x"}\n{"step": 2}\n{"step": 3')
     assert not has_validation(tmp_path, step=2)
@@ -69,7 +69,7 @@ def test_lines_that_a_disk_has_lost_stop_no_run(tmp_path: Path) -> None:
     assert jsonl(path) == [{"step": 1}, {"step": 2}]
 
 
-def test_a_fresh_run_leaves_no_old_metrics(tmp_path: Path) -> None:
+def test_a_new_run_drops_old_metrics(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n', encoding="utf-8")
     MetricsFile(path, resumed_step=0).close()
@@ -77,40 +77,40 @@ def test_a_fresh_run_leaves_no_old_metrics(tmp_path: Path) -> None:
 
 
 def opened(directory: Path, *, resumed_step: int) -> TensorBoard:
-    """A TensorBoard of a start, as if long after those before it."""
+    """Return the TensorBoard sink of a start, as if long after the earlier starts."""
     for number, file in enumerate(sorted((directory / "try" / "tensorboard").glob("events.*"))):
         file.rename(re.sub(r"tfevents\.\d+", f"tfevents.{number:010d}", str(file)))
     return TensorBoard(config_in(directory), resumed_step=resumed_step)
 
 
 def accumulated(directory: Path) -> EventAccumulator:
-    """What TensorBoard's reader of figures makes of the event files."""
+    """Return the event files as TensorBoard's scalar reader sees them."""
     return EventAccumulator(
         str(directory / "try" / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0}
     ).Reload()
 
 
 def accumulated_tensors(directory: Path) -> plugin_event_accumulator.EventAccumulator:
-    """What the server's own reader makes of them; the other one drops no texts after a restart."""
+    """Return them as the server's own reader sees them; the other reader drops no texts after a restart."""
     path = str(directory / "try" / "tensorboard")
     return plugin_event_accumulator.EventAccumulator(path, size_guidance={"tensors": 0}).Reload()
 
 
 def texts(directory: Path, tag: str) -> list[tuple[int, str]]:
-    """Return (step, text) of a tag."""
+    """Return the (step, text) pairs of a tag."""
     found = accumulated_tensors(directory).Tensors(f"{tag}/text_summary")
     return [(event.step, event.tensor_proto.string_val[0].decode()) for event in found]
 
 
 def test_tensorboard_shows_no_step_twice_after_kills_and_rollbacks(tmp_path: Path) -> None:
-    """Neither figures nor texts; a start that is killed before its first checkpoint, one after it, and a rollback."""
+    """Scalars, texts and histograms; with a kill before the first checkpoint, one after it, and a rollback."""
     for start, (resumed_step, last) in enumerate([(0, 2), (0, 5), (3, 6), (3, 7)], start=1):
         sink = opened(tmp_path, resumed_step=resumed_step)
         for step in range(resumed_step + 1, last + 1):
             sink.write(step, {"loss/total": 10.0 * start + step, "val/loss_head_1": float(step)})
             sink.write_text(step, "previews/prompt_1", f"start {start}")
             sink.write_histogram(step, "grad_norms_log10/head_1", torch.full((start,), 2.0))
-        sink._writer.close()  # and not the sink: nobody says goodbye to a killed run
+        sink._writer.close()  # not the sink's close(), which a killed run does not reach
     found = accumulated(tmp_path)
     losses = [(e.step, e.value) for e in found.Scalars("loss/total")]
     assert losses == [(1, 21.0), (2, 22.0), (3, 23.0), (4, 44.0), (5, 45.0), (6, 46.0), (7, 47.0)]
@@ -122,7 +122,7 @@ def test_tensorboard_shows_no_step_twice_after_kills_and_rollbacks(tmp_path: Pat
     assert [step for step, _ in texts(tmp_path, "config")] == [1, 4]
 
 
-def test_the_dashboard_has_config_hyperparameters_and_all_heads_in_one_chart(tmp_path: Path) -> None:
+def test_the_dashboard_shows_config_hyperparameters_and_all_heads_in_one_chart(tmp_path: Path) -> None:
     sink = opened(tmp_path, resumed_step=0)
     sink.write(config_in(tmp_path).total_steps, {"loss/total": 1.0})
     sink.close()
@@ -147,8 +147,8 @@ def test_the_dashboard_has_config_hyperparameters_and_all_heads_in_one_chart(tmp
     assert metrics == ["loss/total", "val/loss_head_1", "val/loss_head_2", "throughput/tokens_per_s"]
 
 
-def test_event_files_of_one_second_would_be_read_in_another_order(tmp_path: Path) -> None:
-    """As those of quick rollbacks, which one process makes: its tenth file comes before its ninth."""
+def test_event_files_are_at_least_a_second_apart(tmp_path: Path) -> None:
+    """TensorBoard would read a process's tenth file of one second before its ninth, as after quick rollbacks."""
     for resumed_step in (0, 1, 1):
         sink = TensorBoard(config_in(tmp_path), resumed_step=resumed_step)
         sink.write(resumed_step + 1, {"loss/total": 1.0})
@@ -157,7 +157,7 @@ def test_event_files_of_one_second_would_be_read_in_another_order(tmp_path: Path
     assert len(set(seconds)) == len(seconds) == 3
 
 
-def test_histograms_hold_every_value_and_leave_out_what_is_not_finite(tmp_path: Path) -> None:
+def test_histograms_count_every_value_and_skip_values_that_are_not_finite(tmp_path: Path) -> None:
     norms = torch.tensor([-10.0, -5.0, -0.3, -0.25, -0.25, 2.5])
     sink = opened(tmp_path, resumed_step=0)
     sink.write_histogram(1, "grad_norms_log10/layer_000", norms)
@@ -167,14 +167,14 @@ def test_histograms_hold_every_value_and_leave_out_what_is_not_finite(tmp_path: 
     of_norms, of_zeros = accumulated(tmp_path).Histograms("grad_norms_log10/layer_000")
     found = of_norms.histogram_value
     assert (of_norms.step, found.num, found.min, found.max, found.sum) == (1, 6, -10, 2.5, pytest.approx(-13.3))
-    edges = [*found.bucket_limit[:-1], math.inf]  # the last bin has its upper edge too
+    edges = [*found.bucket_limit[:-1], math.inf]  # the last bin includes its upper edge
     counts = [int(((norms >= low) & (norms < high)).sum()) for low, high in pairwise([-math.inf, *edges])]
     assert found.bucket == counts
     assert len(counts) > 50
     assert (of_zeros.step, of_zeros.histogram_value.max) == (3, 0)
 
 
-def test_a_run_that_has_not_ended_does_not_say_so(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_not_marked_as_finished(tmp_path: Path) -> None:
     sink = opened(tmp_path, resumed_step=0)
     sink.write(3, {"loss/total": 1.0})
     sink.close()
@@ -182,8 +182,8 @@ def test_a_run_that_has_not_ended_does_not_say_so(tmp_path: Path) -> None:
         accumulated(tmp_path).SummaryMetadata("_hparams_/session_end_info")
 
 
-def test_a_kill_takes_back_no_point(tmp_path: Path) -> None:
-    """Those of the steps before a checkpoint do not come again."""
+def test_a_kill_loses_no_point(tmp_path: Path) -> None:
+    """The steps before a checkpoint are not repeated, so their points must be in the file."""
     code = """
 import os, sys
 from pathlib import Path
@@ -198,7 +198,7 @@ os.kill(os.getpid(), 9)
     assert [e.step for e in accumulated(tmp_path).Scalars("loss/total")] == [1, 2]
 
 
-def test_a_writer_that_failed_takes_nothing_back_when_it_goes_on(
+def test_after_a_failed_write_earlier_points_stay_and_later_ones_follow(
     tmp_path: Path, pipeline_log: pytest.LogCaptureFixture
 ) -> None:
     sink = opened(tmp_path, resumed_step=0)
@@ -230,7 +230,7 @@ console.close()
 """
 
 
-def test_a_terminal_shows_a_bar_and_a_log_file_whole_lines_alone(tmp_path: Path) -> None:
+def test_a_terminal_shows_a_progress_bar_and_a_log_file_only_lines(tmp_path: Path) -> None:
     lines = [f"step {step}/4  validation loss per head [{step}.000]" for step in (1, 2, 3)]
     command = [sys.executable, "-c", BAR]
     with (tmp_path / "log").open("w") as log:
@@ -241,7 +241,7 @@ def test_a_terminal_shows_a_bar_and_a_log_file_whole_lines_alone(tmp_path: Path)
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=theirs):
         os.close(theirs)
         shown = b""
-        with suppress(OSError):  # how a terminal whose last writer is gone ends
+        with suppress(OSError):  # a terminal ends with this when its last writer is gone
             while part := os.read(ours, 4096):
                 shown += part
     os.close(ours)
@@ -269,7 +269,7 @@ def test_the_console_line(clock: Clock, pipeline_log: pytest.LogCaptureFixture) 
     assert [line.split("  ")[1] for line in others] == [f"tokens {short}" for short in amounts.values()]
     assert plain == (
         "step 1010/4000  tokens 1.23B  loss 5.500 [2.000 3.500]  lr 3.0e-04  grad 0.76  12,346 tok/s"
-        "  mem 1.3 GiB  wait 0.03s  ETA 1:39:40"  # 2 s a step since the resume, 2,990 to go
+        "  mem 1.3 GiB  wait 0.03s  ETA 1:39:40"  # 2 s per step since the resume, 2,990 steps left
     )
     assert with_mfu == plain.replace("tok/s", "tok/s  MFU 45.7%")
     assert validation == "step 1010/4000  validation loss per head [1.234 2.500]"

@@ -1,4 +1,4 @@
-"""wandb, where it is installed: the figures that it gets, the run that goes on, and a start that fails."""
+"""Weights & Biases, if installed: the scalars it gets, the run that a resume continues, and a failed start."""
 
 import json
 import os
@@ -38,8 +38,8 @@ def run_with_wandb(directory: Path, **variables: str) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
-def test_wandb_gets_the_same_figures_and_goes_on_with_the_same_run(tmp_path: Path) -> None:
-    """Offline; from the file that wandb would send."""
+def test_wandb_gets_the_same_scalars_and_continues_the_same_run(tmp_path: Path) -> None:
+    """Read offline from the file that wandb would upload."""
     for _ in range(2):
         done = run_with_wandb(tmp_path, WANDB_MODE="offline")
         assert (done.returncode, done.stderr) == (0, "")
@@ -49,14 +49,14 @@ def test_wandb_gets_the_same_figures_and_goes_on_with_the_same_run(tmp_path: Pat
     assert wandb_history(file) == {1: {"loss/total": 10.0}, 2: {"loss/total": 20.0, "val/loss_head_1": 3.0}}
 
 
-def test_wandb_that_cannot_start_warns_once_and_ends_no_run(tmp_path: Path) -> None:
-    done = run_with_wandb(tmp_path, HOME=str(tmp_path))  # where no key is
+def test_wandb_that_cannot_start_warns_once_and_does_not_end_the_run(tmp_path: Path) -> None:
+    done = run_with_wandb(tmp_path, HOME=str(tmp_path))  # without an API key
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("wandb failed and gets nothing more until the run is started again (No API key") == 1
 
 
 def wandb_history(file: Path) -> dict[int, dict[str, float]]:
-    """Return step -> what was logged, from a run's own file."""
+    """Return step -> scalars from wandb's own file of a run."""
     from wandb.proto import wandb_internal_pb2
 
     history: dict[int, dict[str, float]] = {}
@@ -69,10 +69,10 @@ def wandb_history(file: Path) -> dict[int, dict[str, float]]:
 
 
 def leveldb_records(log: bytes) -> Iterator[bytes]:
-    """Yield the records of a log in LevelDB's format, behind the 7 bytes that wandb's begin with.
+    """Yield the records of a log in LevelDB's format, after the 7 bytes that wandb's files begin with.
 
-    Blocks of 32 KiB; in them parts of records, each behind its checksum (4 bytes), length (2) and kind (1): whole,
-    first, middle or last. What is left of a block, if less than a part's head, is zeros.
+    A log is blocks of 32 KiB. They hold parts of records, each after its checksum (4 bytes), length (2) and kind (1):
+    whole, first, middle or last. The rest of a block that is too small for another part is zeros.
     """
     at, record, whole, last = 7, b"", 1, 4
     while at + 7 <= len(log):

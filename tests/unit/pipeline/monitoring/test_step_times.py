@@ -1,4 +1,4 @@
-"""The slowest rank, waiting for data, and when to speak of it; with real ranks in tests/distributed/test_profile.py."""
+"""The slowest rank, waiting for data, and when to warn; tests/distributed/test_profile.py has real ranks."""
 
 import time
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ def times_of(n_ranks: int, *, n_stages: int = 1, rank: int = 0) -> StepTimes:
 def logged_step(
     times: StepTimes, monkeypatch: pytest.MonkeyPatch, *, waits_s: list[float], computed_s: list[float], step_s: float
 ) -> dict[str, float]:
-    """One step that is logged; ranks' numbers come as the sum over ranks has them."""
+    """Take and report one step; the ranks' numbers are laid out as in the sum over ranks."""
     clock = iter([10.0, 10.0 + step_s])
     monkeypatch.setattr(step_times, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     with times.step():
@@ -28,7 +28,7 @@ def logged_step(
     return times.take_scalars()
 
 
-def test_the_slowest_rank_is_named_after_some_time_and_not_again_soon(
+def test_a_slow_rank_is_reported_after_some_time_and_then_rarely(
     monkeypatch: pytest.MonkeyPatch, pipeline_log: pytest.LogCaptureFixture
 ) -> None:
     times = times_of(4)
@@ -52,7 +52,7 @@ def test_the_slowest_rank_is_named_after_some_time_and_not_again_soon(
         [0.01, 0.01, 0.05, 0.01],  # slow, but it costs little
     ],
 )
-def test_what_costs_little_is_not_worth_a_word(
+def test_slowness_that_costs_little_is_not_reported(
     monkeypatch: pytest.MonkeyPatch, pipeline_log: pytest.LogCaptureFixture, computed_s: list[float]
 ) -> None:
     times = times_of(4)
@@ -61,7 +61,7 @@ def test_what_costs_little_is_not_worth_a_word(
     assert not pipeline_log.records
 
 
-def test_another_rank_each_time_is_no_slow_rank(
+def test_a_different_rank_each_time_is_not_reported(
     monkeypatch: pytest.MonkeyPatch, pipeline_log: pytest.LogCaptureFixture
 ) -> None:
     times = times_of(3)
@@ -73,12 +73,12 @@ def test_another_rank_each_time_is_no_slow_rank(
 
 
 def test_a_stage_is_compared_with_the_same_stage_of_other_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = times_of(6, n_stages=2)  # the second stages have five times as much to do
+    times = times_of(6, n_stages=2)  # the second stages do five times as much work
     scalars = logged_step(times, monkeypatch, waits_s=[0.0] * 6, computed_s=[1.0, 5.0, 1.5, 5.0, 1.0, 6.0], step_s=10)
     assert (scalars["time/slowest_rank"], scalars["time/slowest_rank_ratio"]) == (2, 1.5)
 
 
-def test_waiting_for_data_is_told_with_what_to_change(
+def test_the_warning_about_waiting_for_data_says_what_to_change(
     monkeypatch: pytest.MonkeyPatch, pipeline_log: pytest.LogCaptureFixture
 ) -> None:
     times = times_of(2)
@@ -89,22 +89,22 @@ def test_waiting_for_data_is_told_with_what_to_change(
     assert "training waits for data: 0.50 of 2.00 s per step. Raise data.num_workers (now 2)" in record.getMessage()
 
 
-def test_steps_that_a_rollback_takes_back_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_that_a_rollback_undoes_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     times = times_of(2)
-    times.observe([7.0, 1.0, 0.0, 1.0])  # of a step after the last report, whose loss jumped
+    times.observe([7.0, 1.0, 0.0, 1.0])  # a step after the last report, whose loss jumped
     times.forget()
     scalars = logged_step(times, monkeypatch, waits_s=[0.25, 0.5], computed_s=[1.0, 1.0], step_s=2)
     assert (scalars["data/wait_s"], scalars["time/step_s"]) == (0.5, 2)
     assert scalars["time/slowest_rank_ratio"] == pytest.approx(1.5 / 1.25)
 
 
-def test_a_contribution_is_of_this_rank_and_this_step() -> None:
+def test_a_contribution_covers_only_this_rank_and_step() -> None:
     times = times_of(3, rank=1)
     assert times.own(wait_s=2.0, compute_s=5.0) == [0, 0, 2.0, 5.0, 0, 0]
     assert times.own(wait_s=2.5, compute_s=6.0) == [0, 0, 0.5, 6.0, 0, 0]
 
 
-def test_forwards_of_training_are_timed() -> None:
+def test_only_forwards_in_training_are_timed() -> None:
     class Sleeping(nn.Module):
         def forward(self, seconds: float) -> None:
             time.sleep(seconds)

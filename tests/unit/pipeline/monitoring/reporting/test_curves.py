@@ -1,4 +1,4 @@
-"""Curves before they are drawn, and what a chart leaves out; numbers as people read them."""
+"""Curves before they are drawn, values that a chart leaves out, and numbers as text."""
 
 import re
 from itertools import pairwise
@@ -14,7 +14,7 @@ def line(x: np.ndarray, y: np.ndarray) -> Line:
     return Line(label="", colour="h1", x=x, y=y)
 
 
-def test_an_envelope_is_what_groups_of_neighbours_span() -> None:
+def test_an_envelope_is_the_range_of_each_group_of_neighbours() -> None:
     generator = np.random.default_rng(1)
     y = generator.normal(size=1003)
     y[100:140] = np.nan
@@ -74,13 +74,13 @@ def test_a_range_may_leave_out_the_beginning() -> None:
     assert value_range(lines, after_x=99) is None
 
 
-@pytest.mark.parametrize("n", [30, 5000])  # points, and groups of them
-def test_what_lies_above_a_chart_is_not_drawn(n: int) -> None:
+@pytest.mark.parametrize("n", [30, 5000])  # single points, and groups of points
+def test_values_above_a_chart_are_not_drawn(n: int) -> None:
     x = np.arange(float(n))
-    y = np.where(x < n / 10 + 5, 100.0, 2.0 + np.sin(x))  # the border is inside a group
+    y = np.where(x < n / 10 + 5, 100.0, 2.0 + np.sin(x))  # the limit lies inside a group
     drawn = svg(Chart(title="", unit="", lines=[line(x, y)], x_most=n, y_range=(1, 3)), width=600, height=270)
     paths = re.findall(r'<path d="([^"]*)" class="(?:line|band|raw|dots)"', str(drawn))
     points = [(float(px), float(py)) for path in paths for px, py in re.findall(r"(-?[\d.]+)[ ,](-?[\d.]+)", path)]
     assert len(points) > 20
-    assert all(py >= 15 for _, py in points)  # the chart's top is 16 pixels below the picture's
-    assert min(px for px, _ in points) > 80  # where the first tenth, from 52 to 97, is over, or nearly
+    assert all(py >= 15 for _, py in points)  # the chart's top is 16 pixels below the top of the picture
+    assert min(px for px, _ in points) > 80  # the first tenth, from 52 to 97, has ended or nearly so
