@@ -160,11 +160,15 @@ def _metrics(path: Path, problems: list[str]) -> tuple[dict[str, Series], int | 
     if not steps:
         problems.append("metrics.jsonl contains no step")
     problems += [
-        f"{tag}: {count:,} of {len(values[tag]):,} logged values are not finite and leave gaps in the curve"
+        f"{tag}: {count:,} of {len(values[tag]):,} logged values {_not_finite(count)} in the curve"
         for tag, count in not_finite.items()
         if count
     ]
     return {tag: _series(steps[tag], values[tag]) for tag in steps}, tokens_per_step
+
+
+def _not_finite(count: int) -> str:
+    return "is not finite and leaves a gap" if count == 1 else "are not finite and leave gaps"
 
 
 def _series(steps: "array[int]", values: "array[float]") -> Series:
