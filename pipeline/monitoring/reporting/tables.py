@@ -70,7 +70,7 @@ def deviations(run: RunFolder) -> list[tuple[str, list[str]]]:
     return [
         (key, [plain(value), plain(defaults[key]) if key in defaults else DASH])
         for key, value in run.fields.items()
-        if not key.startswith("ds_config.") and (key not in defaults or defaults[key] != value)
+        if not key.startswith("ds_config.") and (key not in defaults or plain(defaults[key]) != plain(value))
     ]
 
 

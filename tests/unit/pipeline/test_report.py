@@ -39,6 +39,13 @@ def test_a_page_about_one_run(write: Write, tmp_path: Path) -> None:
     assert "Model FLOPs utilization" not in text  # nothing logged it
 
 
+def test_the_config_table_lists_only_fields_that_differ_from_their_defaults(write: Write) -> None:
+    rows = dict(tables.deviations(read_run_folder(write())))
+    assert rows["data.seq_len"] == ["32", "4096"]
+    assert "log.prompts" not in rows  # a list in the file, a tuple in the config
+    assert all(value != default for value, default in rows.values())
+
+
 def test_a_summary_agrees_with_the_logged_lines(write: Write) -> None:
     changes = {step: {"memory/peak_GiB": 3.25} for step in (7,)}
     run = read_run_folder(write(steps=30, changes=changes))
