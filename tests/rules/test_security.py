@@ -188,5 +188,5 @@ def test_a_resumed_run_executes_no_code_of_its_checkpoint(trained: tuple[Path, s
     )  # fmt: skip
     assert not witness.exists()
     assert done.returncode == 2, done.stderr
-    assert f"{METADATA} names pathlib.Path.touch, which no checkpoint of ours has" in done.stderr
+    assert f"{METADATA} names pathlib.Path.touch, which none of our checkpoints does" in done.stderr
     assert "Traceback" not in done.stderr

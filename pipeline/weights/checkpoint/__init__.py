@@ -1,1 +1,1 @@
-"""Training checkpoints: the whole state of a run, sealed by a manifest and loaded into any layout."""
+"""Training checkpoints: the whole state of a run, verified by a manifest and loadable with any parallel layout."""

@@ -1,12 +1,12 @@
-"""The files of torch.distributed.checkpoint, read without trusting them and written without naming this machine.
+"""The files of torch.distributed.checkpoint: a reader that does not trust them, a writer that names no local path.
 
-    .metadata           a pickle: which parts each tensor has, and where they lie
+    .metadata           a pickle: which parts each tensor has, and where they are stored
     __0_0.distcp ...    the parts
 
-A pickle calls whatever it names, so one that somebody else made could run anything. This reader knows the few names
-that such metadata really has, refuses every other one before it is imported, and checks that what came out is tensors
-alone, with parts inside the folder. torch itself reads the parts as plain tensors (`weights_only`); it unpickles
-objects that are no tensors blindly, of which our checkpoints have none.
+Unpickling calls whatever the pickle names, so a pickle made by somebody else could run anything. The reader knows the
+few names that such metadata needs and refuses every other one before it is imported. It then checks that the metadata
+describes tensors only, with all parts inside the folder. torch reads the parts with `weights_only`. It would unpickle
+objects other than tensors without this protection, so the reader refuses checkpoints that have any; ours have none.
 """
 
 import pickle
@@ -40,52 +40,53 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,
     ("torch", "float32"): torch.float32,
     ("torch.serialization", "_get_layout"): {"torch.strided": torch.strided}.__getitem__,
-    ("pathlib", "PosixPath"): PurePosixPath,  # where the checkpoint was saved
-    ("pathlib._local", "PosixPath"): PurePosixPath,  # by Python 3.13
+    ("pathlib", "PosixPath"): PurePosixPath,  # the folder that the checkpoint was saved in
+    ("pathlib._local", "PosixPath"): PurePosixPath,  # the same, pickled by Python 3.13
 }
 
 
 class Reader(dcp.FileSystemReader):
-    """Reads one folder; its metadata at once, so that what is wrong is said before any rank waits for another.
-
-    Raises:
-        UserError: the metadata is missing, or is not what our checkpoints have.
-    """
+    """Reads one folder. The constructor reads the metadata, so bad metadata fails before ranks wait for each other."""
 
     def __init__(self, directory: Path) -> None:
+        """Read and check the metadata.
+
+        Raises:
+            UserError: the metadata is missing, or is not like that of our checkpoints.
+        """
         super().__init__(directory)
         self._metadata = _read_metadata(directory / METADATA)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Return the metadata; torch may ask for a rank's own, which our checkpoints do not have."""
+        """Return the metadata; the arguments ask for one rank's metadata, which our checkpoints do not have."""
         return self._metadata
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read the parts of a plan.
+        """Read the parts that a plan lists.
 
         Raises:
-            UserError: a part is no plain tensor.
+            UserError: a part is not a plain tensor.
         """
         try:
             return super().read_data(plan, planner)
         except pickle.UnpicklingError as error:
-            raise UserError(f"{self.path} holds parts that are no plain tensors; do not use it") from error
+            raise UserError(f"{self.path} holds parts that are not plain tensors; do not use it") from error
 
 
 class Writer(dcp.FileSystemWriter):
-    """Writes one folder, without its path, which torch would put into the metadata."""
+    """Writes one folder; leaves out its path, which torch would write into the metadata."""
 
     def storage_meta(self) -> StorageMeta:
-        """Return what is recorded of where and when the folder was written."""
+        """Return the record of this save for the metadata, without the path."""
         return StorageMeta(save_id=self.save_id)
 
 
 def load(state: dict[str, Any], reader: Reader, *, no_dist: bool = False) -> None:
-    """Fill the tensors of `state`; every rank must call it, or one alone with `no_dist`.
+    """Fill the tensors of `state`. Every rank must call it, or a single process with `no_dist`.
 
     Raises:
-        UserError: a part is no plain tensor.
-        CheckpointException: anything else kept a rank from reading.
+        UserError: a part is not a plain tensor.
+        CheckpointException: a rank could not read its parts for another reason.
     """
     try:
         dcp.load(state, storage_reader=reader, no_dist=no_dist)
@@ -102,11 +103,15 @@ class _Unpickler(pickle.Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a pickle names, if our checkpoints' do."""
+        """Return what a pickle names, if it is one of the known names.
+
+        Raises:
+            UserError: the name is not known.
+        """
         if (module, name) not in _KNOWN:
             raise UserError(
-                f"{self._path} names {module}.{name}, which no checkpoint of ours has and which could run anything; it"
-                " was not read: do not use it"
+                f"{self._path} names {module}.{name}, which none of our checkpoints does and which could run anything;"
+                " it was not read: do not use it"
             )
         return _KNOWN[module, name]
 
@@ -120,7 +125,7 @@ def _read_metadata(path: Path) -> Metadata:
         raise
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    except Exception as error:  # a pickle that was made by hand fails in any way
+    except Exception as error:  # a malicious pickle can raise anything
         raise UserError(f"{path} is not the metadata of a checkpoint ({error!r})") from error
     assert isinstance(found, Metadata)
     found.storage_meta = StorageMeta()
@@ -128,11 +133,11 @@ def _read_metadata(path: Path) -> Metadata:
 
 
 def _check(found: Any, directory: Path) -> None:
-    """Check what pickled metadata consists of, whose fields may hold anything.
+    """Check every field of unpickled metadata, since a pickle can put anything into it.
 
     Raises:
-        UserError: a part lies outside of the folder.
-        Exception: anything else is not as it should be.
+        UserError: a part is outside the folder.
+        Exception: anything else is wrong.
     """
     places = _of(dict, _of(Metadata, found).storage_data)
     for name, tensor in _of(dict, found.state_dict_metadata).items():
@@ -141,15 +146,19 @@ def _check(found: Any, directory: Path) -> None:
         for chunk in _of(list, tensor.chunks):
             _of(metadata.ChunkStorageMetadata, chunk)
             if not len(_of(torch.Size, chunk.offsets)) == len(_of(torch.Size, chunk.sizes)) == n_dimensions:
-                raise ValueError(f"parts of {name!r} have another number of dimensions")
+                raise ValueError(f"the parts of {name!r} have the wrong number of dimensions")
             place = _of(filesystem._StorageInfo, places[metadata.MetadataIndex(_of(str, name), chunk.offsets)])
             inside(directory, place.relative_path, named_in=METADATA)
             if min(_of(int, place.offset), _of(int, place.length)) < 0 or place.transform_descriptors:
-                raise ValueError(f"{name!r} lies at {place}")
+                raise ValueError(f"{name!r} is stored at {place}")
 
 
 def _of(expected: type, value: Any) -> Any:
-    """Return `value`, which is exactly of a type."""
+    """Return `value`.
+
+    Raises:
+        TypeError: its type is not exactly `expected`.
+    """
     if type(value) is not expected:
         raise TypeError(f"a {type(value).__name__} instead of a {expected.__name__}")
     return value

@@ -1,18 +1,18 @@
-"""Training state on disk: save beside and rename, find the newest whole one, load, prune.
+"""The checkpoints of a run: saving in the background, finding the newest whole one, pruning.
 
     checkpoints/step_00001000/
-        weights_and_moments/        fp32 weights and Adam's moments, each rank's slices in one file (sharded_state.py)
+        weights_and_moments/        fp32 weights and Adam's moments, one file of slices per rank (state.py)
         training_state.json         step, tokens, data position, health, resolved config
         manifest.json               size and hash of every file above; written last (manifest.py)
 
-What a run needs to go on exactly is: weights, moments, the data loader's position, and the recent losses by which
-spikes are judged. The learning rate is a function of the step, and after the initialisation nothing is random but the
-order of samples, which has a seed of its own. Nothing there depends on how many ranks there were or how they shared the
-model: a run goes on with any other number, ZeRO stage or pipeline.
+This is all that a run needs to continue exactly: weights, moments, the position of the data loader, and the recent
+losses that spikes are compared with. The learning rate is a function of the step, and after initialisation only the
+order of samples is random, which has its own seed. Nothing depends on the number of ranks or on how they share the
+model, so a run can continue with another number of ranks, another ZeRO stage or another pipeline.
 
-A save is taken in the training thread (a copy of the state in the host's memory) and written in another: each rank its
-part, then the hash of what it wrote; rank 0 gathers the hashes, seals the folder, renames it, and deletes the oldest.
-All of it goes through a gloo group of its own, so that it never meets the training's collectives.
+To save, the training thread copies the state into host memory, and a second thread writes it. Each rank writes its
+part and hashes it. Rank 0 gathers the hashes, writes the manifest, renames the folder to its final name, and deletes
+old checkpoints. The saves have their own gloo group, so they never mix with the collectives of training.
 """
 
 import json
@@ -41,26 +41,26 @@ from pipeline.weights.checkpoint.state import HostCopies, Slice, save_state
 
 STATE, SHARDED = "training_state.json", "weights_and_moments"
 
-# What makes a run that run: with another value, a checkpoint belongs to another one.
+# The fields that identify a run: if one of them differs, the checkpoint belongs to another run.
 IDENTITY = {
     "model": None,  # every field
     "data": ("seq_len", "shuffle_seed", "shuffle_algo", "shuffle_block_size", "num_canonical_nodes"),
     "train": ("batch_tokens", "seed"),
 }
-_NO_IDENTITY = {"size", "init_from", "new_heads"}  # shorthand for other fields, and where the weights once came from
-_SLOWEST_SAVE = timedelta(days=1)  # the watchdog is who notices a disk that hangs
+_NO_IDENTITY = {"size", "init_from", "new_heads"}  # shorthand for other fields, and the origin of the first weights
+_SLOWEST_SAVE = timedelta(days=1)  # long, since it is the watchdog that notices a disk that hangs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A whole checkpoint: its folder and its training_state.json."""
+    """A whole checkpoint: its folder and the contents of its training_state.json."""
 
     path: Path
     state: dict[str, Any]
 
     @property
     def step(self) -> int:
-        """Optimizer steps that it has finished."""
+        """Number of optimizer steps it was saved after."""
         return self.state["step"]
 
 
@@ -96,9 +96,9 @@ class CheckpointFolder:
         self._pending: Future[str | None] | None = None
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest whole checkpoint, the same on every rank; damaged ones are named aloud.
+        """Return the newest whole checkpoint, the same on every rank, or None; warn about damaged ones.
 
-        Each rank verifies its share of the files.
+        Each rank verifies a share of the files.
         """
         candidates = sorted(self._directory.glob("step_*"), reverse=True) if self._world.is_main else []
         for path in from_main(candidates):
@@ -107,14 +107,15 @@ class CheckpointFolder:
             if not damages:
                 return read_checkpoint(path)
             if self._world.is_main:
-                _warn_of_damage(path, damages[0])
+                _warn_about_damage(path, damages[0])
         return None
 
     def find(self, *, resume: bool) -> Checkpoint | None:
-        """Return the checkpoint to go on from, the same on every rank, or None for a fresh run.
+        """Return the checkpoint to continue from, the same on every rank, or None for a fresh run.
 
         Raises:
-            UserError: it is another run's (names every difference), or `resume` is off and there is one.
+            UserError: the newest checkpoint belongs to another run (lists every difference), or there is one although
+                `resume` is off.
         """
         found = self.newest()
         if found is None:
@@ -123,17 +124,17 @@ class CheckpointFolder:
             raise UserError(f"--no-resume, but {found.path} exists; set another run.name, or delete the old run")
         problems = identity_problems(saved=found.state["config"], now=self._run_config)
         if not (found.path / SHARDED).is_dir() or "health" not in found.state:
-            problems.append("an earlier version of this program wrote it")
-        raise_if_any(problems, heading=f"cannot go on from {found.path}; set another run.name, or undo the change")
+            problems.append("it was written by an earlier version of this program")
+        raise_if_any(problems, heading=f"cannot continue from {found.path}; set another run.name, or undo the change")
         return found
 
     def begin(self, step: int, *, engine: HoldsState, state: dict[str, Any]) -> None:
-        """Take the state after `step` steps and begin to write it; the save before must be finished.
+        """Copy the state after `step` steps, and start to write it; the previous save must be finished.
 
         Args:
-            step: finished.
-            engine: whose weights and moments to take.
-            state: what else to put into training_state.json; plain values.
+            step: number of finished optimizer steps.
+            engine: holds the weights and moments.
+            state: further values for training_state.json, as JSON types.
         """
         assert self._pending is None
         parts = engine.state(copies=self._copies)
@@ -147,30 +148,33 @@ class CheckpointFolder:
 
     @property
     def is_written(self) -> bool:
-        """Whether `finish` would return at once, as far as this rank knows; another may learn it steps later."""
+        """True if `finish()` would not block on this rank; other ranks may get there some steps later."""
         return self._pending is None or self._pending.done()
 
     @property
     def has_failed(self) -> bool:
-        """Whether `finish` would tell of a failure, as far as this rank knows; another may learn it steps later."""
+        """True if this rank knows that the save failed; other ranks may learn it some steps later."""
         return self._pending is not None and self._pending.done() and self._pending.result() is not None
 
     def finish(self) -> str | None:
-        """Wait until what was begun is whole, if anything was; else return what failed, the same on every rank.
+        """Wait for the current save, if there is one; return why it failed, the same on every rank, or None.
 
-        The checkpoints before it are then untouched.
+        A failed save leaves the earlier checkpoints untouched.
         """
         pending, self._pending = self._pending, None
         return pending.result() if pending is not None else None
 
     def _write(self, final: Path, parts: dict[str, Slice], state: dict[str, Any]) -> str | None:
-        """Write, seal and rename; return what failed, the same on every rank, or None."""
+        """Write the files and the manifest, and rename the folder; return what failed, or None.
+
+        The result is the same on every rank.
+        """
         start_s = time.perf_counter()
-        partial = final.with_name(f".{final.name}.{self._launch}.partial")  # never another start's
+        partial = final.with_name(f".{final.name}.{self._launch}.partial")  # unique to this launch
 
         def begin() -> None:
             self._lease.check()
-            for leftover in self._directory.glob(".step_*"):  # of a save, or its end, that was killed
+            for leftover in self._directory.glob(".step_*"):  # from a save or a deletion that was killed
                 shutil.rmtree(leftover)
             partial.mkdir(parents=True)
 
@@ -181,7 +185,7 @@ class CheckpointFolder:
                 partial, {**of_all, **manifest.entries_of(partial, [f"{SHARDED}/.metadata", STATE])}
             )
             self._lease.check()
-            if final.exists():  # a damaged one of the same step, which `newest` passed over
+            if final.exists():  # a damaged checkpoint of the same step, which `newest` skipped
                 remove_folder(final)
             os.replace(partial, final)
             sync_folder(self._directory)
@@ -202,19 +206,19 @@ class CheckpointFolder:
         return failure
 
     def _try(self, part: Callable[[], Any], *, only_main: bool = False) -> tuple[list[Any], str | None]:
-        """Do a part of a save on every rank, or on rank 0; return every rank's result, and what failed first."""
+        """Do a part of a save on every rank, or on rank 0 only; return the ranks' results, and the first failure."""
         result, failure = None, None
         try:
             if self._world.is_main or not only_main:
                 result = part()
         except (OSError, CheckpointException) as error:
-            failure = _told(error)
+            failure = _one_line(error)
         results = from_every_rank((result, failure), group=self._group)
         return [result for result, _ in results], next((failure for _, failure in results if failure), None)
 
 
-def _told(error: OSError | CheckpointException) -> str:
-    """Return one line on what went wrong, without torch's traceback of every rank."""
+def _one_line(error: OSError | CheckpointException) -> str:
+    """Return one line about an error, without the tracebacks of all ranks that torch adds."""
     if isinstance(error, CheckpointException):
         rank, (cause, _) = next(iter(error.failures.items()))
         return f"rank {rank}: {cause}"
@@ -222,34 +226,35 @@ def _told(error: OSError | CheckpointException) -> str:
 
 
 def seal_checkpoint(directory: Path, state: dict[str, Any]) -> None:
-    """Write training_state.json, and then the manifest that makes of the folder a whole checkpoint."""
+    """Write training_state.json and then the manifest, which makes the folder a whole checkpoint."""
     write_json(directory / STATE, state)
     manifest.write_manifest(directory, manifest.entries_of(directory, manifest.files_in(directory)))
 
 
 def newest_whole_checkpoint(directory: Path) -> Path | None:
-    """Return the newest checkpoint whose files all match its manifest, or None; damaged ones are named aloud."""
+    """Return the newest checkpoint whose files all match its manifest, or None; warn about damaged ones."""
     for candidate in sorted(directory.glob("step_*"), reverse=True):
         damage = manifest.damage_of(candidate)
         if damage is None:
             return candidate
-        _warn_of_damage(candidate, damage)
+        _warn_about_damage(candidate, damage)
     return None
 
 
-def _warn_of_damage(checkpoint: Path, damage: str) -> None:
+def _warn_about_damage(checkpoint: Path, damage: str) -> None:
     logger.warning("checkpoint %s is damaged (%s); looking for an older one", checkpoint, damage)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint at `path`, which is known to be whole."""
+    """Return the checkpoint at `path`, which must be whole."""
     return Checkpoint(path=path, state=json.loads((path / STATE).read_text(encoding="utf-8")))
 
 
 def prune_checkpoints(directory: Path, *, newest: Path, policy: CheckpointConfig) -> None:
-    """Delete all but the last `keep` checkpoints up to `newest`, the one just saved, and those kept for good.
+    """Delete all checkpoints but the last `keep` up to `newest`, and those that `keep_every_steps` keeps for good.
 
-    Later ones are damaged, or the run would have gone on from them. What cannot be deleted is left, aloud.
+    `newest` was just saved. Checkpoints of later steps are damaged, or the run would have continued from them, so they
+    are deleted too. A checkpoint that cannot be deleted is left, with a warning.
     """
     up_to_newest = sorted(path for path in directory.glob("step_*") if path.name <= newest.name)
     kept = set(up_to_newest[-policy.keep :])
@@ -263,14 +268,14 @@ def prune_checkpoints(directory: Path, *, newest: Path, policy: CheckpointConfig
 
 
 def remove_folder(checkpoint: Path) -> None:
-    """Delete a checkpoint; one that is half deleted when the run is killed has no longer a checkpoint's name."""
+    """Delete a checkpoint; it is renamed first, so that a deletion that is killed leaves no damaged checkpoint."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.deleted")
     os.replace(checkpoint, doomed)
     shutil.rmtree(doomed)
 
 
 def identity_problems(*, saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return where two resolved configs are not the same run, one line each."""
+    """Return the differences that make two resolved configs different runs, one line each."""
     problems = []
     for section, fields in IDENTITY.items():
         for field in fields or sorted(set(now[section]) - _NO_IDENTITY):

@@ -1,8 +1,9 @@
-"""What makes of a folder a whole one: manifest.json, with the size and hash of every file, written last.
+"""manifest.json: the size and hash of every file of a folder, written last.
 
     {"training_state.json": {"bytes": 812, "xxh64": "9c0f..."}, ...}
 
-A folder without it, or with a file that differs from it, is damaged. Of many ranks each can take a share of the files.
+A folder is whole if it has a manifest and every file matches it; otherwise it is damaged. Ranks can divide the files
+among themselves to hash and to verify them.
 """
 
 import hashlib
@@ -20,23 +21,32 @@ Entries = dict[str, dict[str, Any]]
 
 
 def files_in(directory: Path) -> list[str]:
-    """Return the names of all files below `directory`, relative to it, sorted; but for the manifest."""
+    """Return the names of all files below `directory` except the manifest, relative to it and sorted."""
     names = (str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
     return sorted(name for name in names if name != MANIFEST)
 
 
 def entries_of(directory: Path, names: Iterable[str]) -> Entries:
-    """Return the manifest's entries for some files of `directory`; reads them."""
+    """Return the manifest entries of these files of `directory`; reads every file to hash it."""
     return {name: {"bytes": (directory / name).stat().st_size, "xxh64": _xxh64(directory / name)} for name in names}
 
 
 def write_manifest(directory: Path, entries: Entries) -> None:
-    """Write the manifest, and with it make `directory` whole."""
+    """Write the manifest, which makes `directory` whole."""
     write_json(directory / MANIFEST, dict(sorted(entries.items())))
 
 
 def damage_of(directory: Path, *, share: int = 0, n_shares: int = 1) -> str | None:
-    """Return what is wrong with a sealed folder, or None if every file of this share is as it was written."""
+    """Return what is wrong with a folder, or None if all checked files match the manifest.
+
+    Args:
+        directory: the folder.
+        share: which share of the files to check, from 0; every rank can take one.
+        n_shares: number of shares.
+
+    Raises:
+        UserError: the manifest names a file outside the folder.
+    """
     try:
         text = (directory / MANIFEST).read_text(encoding="utf-8")
         entries: Entries = json.loads(text, object_pairs_hook=_without_doubles)
@@ -51,20 +61,22 @@ def damage_of(directory: Path, *, share: int = 0, n_shares: int = 1) -> str | No
             return f"{name} has {path.stat().st_size} bytes instead of {n_bytes}"
         try:
             if _xxh64(path) != xxh64:
-                return f"{name} has another hash than when it was written"
+                return f"{name} does not match its hash in {MANIFEST}"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object whose names all differ: a bit that turns one into another would leave a file unverified.
+    """Return a JSON object without duplicate names.
+
+    A flipped bit could turn one name into another, and the file of the lost name would not be verified.
 
     Raises:
-        ValueError: a name comes twice.
+        ValueError: a name occurs twice.
     """
     if len(named := dict(pairs)) < len(pairs):
-        raise ValueError("a name comes twice")
+        raise ValueError("a name occurs twice")
     return named
 
 

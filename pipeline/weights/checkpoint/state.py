@@ -1,13 +1,15 @@
-"""Weights and Adam's moments as named slices, saved once and loaded into any way of sharding.
+"""Weights and Adam's moments as named slices, which can be saved with one sharding and loaded with any other.
 
-Every way of running keeps them differently: whole (ZeRO-0), as stretches of flat buffers that are divided over the
-replicas (ZeRO-1, 2), weight by weight over all ranks (ZeRO-3); each pipeline stage only its own layers, and each
-tensor-parallel rank some rows or columns. In each, what one rank holds of one weight is a contiguous stretch of a
-rectangle of it, in fp32. So the state on disk is, per weight, its fp32 value and the two moments, made of the parts
-that the ranks had; torch.distributed.checkpoint stores them, checks (with more than one rank) that they cover each
-weight once, and reads for each rank what its own parts need. A run that was saved in one way goes on in any other.
+Each sharding stores them differently. ZeRO-0 keeps them whole. ZeRO-1 and 2 divide flat buffers over the replicas, and
+ZeRO-3 divides each weight over all ranks. A pipeline stage has only its own layers, and a tensor-parallel rank only
+some rows or columns. But in all of them, a rank's part of a weight is a contiguous stretch of a rectangle of the
+weight, in fp32.
 
-Knows where DeepSpeed 0.19.8 keeps its state, without importing it.
+So the checkpoint holds, for each weight, its fp32 value and the two moments, assembled from the parts of the ranks.
+torch.distributed.checkpoint stores the parts, checks (with more than one rank) that they cover each weight exactly
+once, and reads for each rank the parts that it needs.
+
+This module knows where DeepSpeed 0.19.8 keeps its state, but does not import it.
 """
 
 import warnings
@@ -38,31 +40,31 @@ WEIGHT, MOMENTS = "fp32", ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where this rank keeps its stretch of one weight.
-
-    name: of the weight, in the whole model.
-    shape: of the rectangle that the rank and its replica's peers divide: the whole weight, or its share of the rows or
-        columns under tensor parallelism.
-    start, numel: the stretch of the flattened rectangle.
-    buffer: the fp32 tensor that the optimizer updates; the stretch is `buffer.view(-1)[offset : offset + numel]`.
-    """
+    """Where this rank stores its stretch of one weight."""
 
     name: str
+    """Name of the weight in the whole model."""
     shape: torch.Size
+    """Shape of the rectangle that ZeRO divides: the whole weight, or this rank's rows or columns under tensor
+    parallelism."""
     start: int
+    """First element of the stretch in the flattened rectangle."""
     numel: int
+    """Number of elements of the stretch."""
     buffer: Tensor
+    """The fp32 tensor that the optimizer updates; the stretch is `buffer.view(-1)[offset : offset + numel]`."""
     offset: int
+    """First element of the stretch in the flattened buffer."""
 
 
 class HostCopies:
-    """Copies of tensors in the host's memory; each is made again in the place of the one before."""
+    """Copies of tensors in host memory; a later copy of the same tensor reuses the memory of the earlier one."""
 
     def __init__(self) -> None:
         self._copies: dict[tuple[int, str], Tensor] = {}
 
     def of(self, tensor: Tensor, *, key: tuple[int, str]) -> Tensor:
-        """Return a copy, complete after `torch.accelerator.synchronize`; pinned where the tensor is on a GPU."""
+        """Return a copy, pinned if the tensor is on a GPU; it is complete after `torch.accelerator.synchronize`."""
         if key not in self._copies:
             self._copies[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         return self._copies[key].copy_(tensor, non_blocking=True)
@@ -71,13 +73,17 @@ class HostCopies:
 def state_of(
     engine: Any, *, shapes: Shapes, tensor_parallel_rank: int = 0, copies: HostCopies | None = None
 ) -> dict[str, "Slice"]:
-    """Return this rank's parts of weights and moments of a DeepSpeed engine, by weight and kind.
+    """Return this rank's slices of the weights and moments of a DeepSpeed engine, by "weight/kind".
 
-    `shapes` are those of the whole weights. Without `copies` the parts share the engine's memory, and change with it.
+    Args:
+        engine: DeepSpeed's engine.
+        shapes: shapes of the whole weights.
+        tensor_parallel_rank: this rank's position in its tensor-parallel group.
+        copies: where to copy the state; None returns slices that share the engine's memory, and change with it.
     """
     adam, places = _adam(engine), list(_places(engine))
     for place in places:
-        if not adam.state[place.buffer]:  # no step was taken, or all were skipped
+        if not adam.state[place.buffer]:  # no step was taken yet, or all were skipped
             _fill_adam_state(adam, place.buffer, step=0)
     slices = _slices(places, adam, shapes, tensor_parallel_rank, copies=copies)
     if copies is not None and torch.cuda.is_available():
@@ -86,16 +92,21 @@ def state_of(
 
 
 def save_state(state: Mapping[str, "Slice"], directory: Path, *, group: dist.ProcessGroup | None = None) -> None:
-    """Write what `state_of` returned on each rank of `group`; every rank must call it.
+    """Write the slices that `state_of` returned on each rank of `group`. Every rank must call it.
 
     Raises:
-        CheckpointException: a rank could not write its part; the same on every rank.
+        CheckpointException: a rank could not write its part; raised on every rank.
     """
     dcp.save(dict(state), storage_writer=Writer(directory), process_group=group)
 
 
 def load_state(engine: Any, directory: Path, *, step: int, shapes: Shapes, tensor_parallel_rank: int = 0) -> None:
-    """Restore what `save_state` wrote after `step` updates, in whatever way of sharding it was."""
+    """Restore what `save_state` wrote after `step` updates, with any sharding. Every rank must call it.
+
+    Raises:
+        UserError: the files are not those of a checkpoint.
+        CheckpointException: a rank could not read its parts.
+    """
     reader = Reader(directory)
     adam, places = _adam(engine), list(_places(engine))
     for place in places:
@@ -105,10 +116,10 @@ def load_state(engine: Any, directory: Path, *, step: int, shapes: Shapes, tenso
 
 
 def weight_reader(directory: Path, shapes: Shapes) -> Callable[[str], Tensor]:
-    """Return what reads a weight by name: whole, fp32, on the CPU; in one process, without a process group.
+    """Return a function that reads one whole weight by name, fp32, on the CPU; needs no process group.
 
     Raises:
-        UserError: the folder holds no such weights, in other shapes, or with parts missing.
+        UserError: weights of `shapes` are missing, have other shapes, or lack parts.
     """
     reader = Reader(directory)
     saved = reader.read_metadata().state_dict_metadata
@@ -119,7 +130,7 @@ def weight_reader(directory: Path, shapes: Shapes) -> Callable[[str], Tensor]:
         if not isinstance(stored, TensorStorageMetadata) or size != shape:
             problems.append(f"{name!r} has shape {size and tuple(size)}, not {tuple(shape)}")
         elif sum(chunk.sizes.numel() for chunk in stored.chunks) != shape.numel():
-            problems.append(f"parts of {name!r} are missing")  # torch would leave what it does not find unset
+            problems.append(f"parts of {name!r} are missing")  # torch would leave these elements uninitialised
     raise_if_any(problems, heading=f"{directory} does not hold the weights of its config")
 
     def read(name: str) -> Tensor:
@@ -133,7 +144,7 @@ def weight_reader(directory: Path, shapes: Shapes) -> Callable[[str], Tensor]:
 
 
 def save_weights(directory: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write whole fp32 weights, without moments; in one process, without a process group."""
+    """Write whole fp32 weights without moments; needs no process group."""
     state = {f"{name}/{WEIGHT}": weight for name, weight in weights.items()}
     with _without_process_group():
         dcp.save(state, storage_writer=Writer(directory), no_dist=True)
@@ -147,16 +158,16 @@ def _without_process_group() -> Iterator[None]:
 
 
 class Slice(torch.Tensor):
-    """Rectangular parts of a tensor that present themselves as the whole; torch's checkpoints treat them as shards.
+    """A tensor of which this rank has some rectangular parts, which torch.distributed.checkpoint treats as shards.
 
-    Implements the protocol of `torch.distributed._checkpointable`, as DTensor does; good for nothing else.
+    It implements the protocol of `torch.distributed._checkpointable`, as DTensor does, and no other operation.
     """
 
     _parts: dict[torch.Size, Tensor]
 
     @staticmethod
     def __new__(cls, parts: dict[torch.Size, Tensor], *, shape: torch.Size) -> "Slice":
-        """Make a slice of a tensor of `shape` from parts by the place of their first element; at least one."""
+        """Make a slice of a tensor of `shape` from at least one part, by the position of its first element."""
         like = next(iter(parts.values()))
         wrapper = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
         wrapper._parts = parts
@@ -191,7 +202,11 @@ class Slice(torch.Tensor):
 
 
 def rectangles(start: int, stop: int, *, width: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cut a stretch of a flattened matrix of `width` columns into (row, column, rows, columns), at most three."""
+    """Cut a stretch of a flattened matrix of `width` columns into at most three rectangles.
+
+    Yields:
+        (row, column, number of rows, number of columns) of each rectangle, in order.
+    """
     while start < stop:
         row, column = divmod(start, width)
         n_rows, n_columns = (stop - start) // width, width
@@ -205,9 +220,9 @@ def _slices(
     places: Iterable[Place], adam: torch.optim.Optimizer, shapes: Shapes, tensor_parallel_rank: int,
     *, copies: HostCopies | None = None,
 ) -> dict[str, Slice]:  # fmt: skip
-    """Return all parts on this rank, by weight and kind; they share memory with the engine's state, or with copies."""
+    """Return this rank's slices by "weight/kind"; they share memory with the engine's state, or with `copies`."""
     slices = {}
-    buffers: dict[tuple[int, str], Tensor] = {}  # many weights lie in one
+    buffers: dict[tuple[int, str], Tensor] = {}  # many weights share one
     for place in places:
         whole = shapes[place.name]
         kinds = {WEIGHT: place.buffer.data, **{moment: adam.state[place.buffer][moment] for moment in MOMENTS}}
@@ -218,7 +233,7 @@ def _slices(
                     buffers[key] = copies.of(tensor, key=key)
                 tensor = buffers[key]
             stretch = tensor.view(-1).narrow(0, place.offset, place.numel)
-            # the rectangle's own place in the whole weight: not at its origin on later tensor-parallel ranks
+            # position of the rectangle in the whole weight; under tensor parallelism only rank 0's is the origin
             corner = [tensor_parallel_rank * own * (own != all_) for own, all_ in zip(place.shape, whole, strict=True)]
             slices[f"{place.name}/{kind}"] = Slice(_parts(stretch, place, corner=corner), shape=whole)
     return slices
@@ -236,7 +251,7 @@ def _parts(stretch: Tensor, place: Place, *, corner: list[int]) -> dict[torch.Si
 
 
 def _places(engine: Any) -> Iterator[Place]:
-    """Yield where this rank keeps each weight that it has a part of."""
+    """Yield the place of each weight that this rank has a part of."""
     wrapper = engine.optimizer
     for name, weight in _weights(engine):
         if hasattr(weight, "ds_numel"):  # ZeRO-3
@@ -260,7 +275,7 @@ def _places(engine: Any) -> Iterator[Place]:
 
 
 def _weights(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield this rank's weights by their names in the whole model; DeepSpeed's pipeline prepends the stage's number."""
+    """Yield this rank's weights by their names in the whole model, without the stage number that DeepSpeed prepends."""
     for name, weight in engine.module.named_parameters():
         index, _, rest = name.partition(".")
         yield (rest if index.isdigit() else name), weight
@@ -272,8 +287,8 @@ def _adam(engine: Any) -> torch.optim.Optimizer:
 
 
 def _fill_adam_state(adam: torch.optim.Optimizer, buffer: Tensor, *, step: int) -> None:
-    """Make the state of one buffer as AdamW leaves it after `step` steps, but for the moments' values."""
-    on_device = adam.defaults["fused"] or adam.defaults["capturable"]  # where torch's AdamW expects its counter
+    """Create AdamW's state of one buffer as after `step` steps, with zeros for the moments."""
+    on_device = adam.defaults["fused"] or adam.defaults["capturable"]  # torch's AdamW expects its step counter there
     adam.state[buffer] = {
         "step": torch.tensor(float(step), device=buffer.device if on_device else "cpu"),
         **{moment: torch.zeros_like(buffer, dtype=torch.float32).detach() for moment in MOMENTS},
@@ -281,11 +296,11 @@ def _fill_adam_state(adam: torch.optim.Optimizer, buffer: Tensor, *, step: int) 
 
 
 def _refresh_model(engine: Any) -> None:
-    """Bring the weights that the model computes with up to the fp32 ones that the optimizer keeps."""
+    """Copy the optimizer's fp32 weights into the weights that the model computes with."""
     wrapper = engine.optimizer
     if hasattr(wrapper, "update_lp_params"):  # ZeRO-1 and 2
         wrapper.update_lp_params()
-    elif hasattr(wrapper, "fp32_partitioned_groups_flat"):  # ZeRO-3, as its own loader does it
+    elif hasattr(wrapper, "fp32_partitioned_groups_flat"):  # ZeRO-3, as in its own loader
         wrapper.checkpoint_event_prologue()
         for flat, fp32, parts in zip(
             wrapper.fp16_partitioned_groups_flat,

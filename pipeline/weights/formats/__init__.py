@@ -1,1 +1,1 @@
-"""Weights for other tools, and back: Meta's format, Hugging Face's, and training checkpoints."""
+"""The formats that weights are read from and written to: Meta's, Hugging Face's, and training checkpoints."""

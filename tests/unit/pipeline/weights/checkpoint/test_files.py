@@ -70,7 +70,7 @@ def test_nothing_in_the_metadata_of_a_checkpoint_is_run(
         )  # fmt: skip
     assert not witness.exists()
     assert done.returncode == 2, done.stderr
-    named = f"{checkpoint / SHARDED / METADATA} names pathlib.Path.touch, which no checkpoint of ours has"
+    named = f"{checkpoint / SHARDED / METADATA} names pathlib.Path.touch, which none of our checkpoints does"
     assert [line for line in done.stderr.splitlines() if "error" in line.lower()] == [
         f"pipeline.{'convert' if door == 'convert' else 'train'}: error: {named} and which could run anything;"
         " it was not read: do not use it"
@@ -111,7 +111,7 @@ def test_nothing_in_the_parts_of_a_checkpoint_is_run(checkpoint: Path, witness: 
             place.offset, place.length = 0, len(buffer.getvalue())
 
     change_metadata(checkpoint, point_there)
-    assert refusal(checkpoint) == f"{checkpoint / SHARDED} holds parts that are no plain tensors; do not use it"
+    assert refusal(checkpoint) == f"{checkpoint / SHARDED} holds parts that are not plain tensors; do not use it"
     assert not witness.exists()
 
 

@@ -76,7 +76,7 @@ def test_a_cut_file_is_named(tmp_path: Path, name: str) -> None:
 def test_one_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
     path = write_checkpoint(tmp_path, 1)
     flip_one_bit(path / name)
-    assert damage_of(path) == f"{name} has another hash than when it was written"
+    assert damage_of(path) == f"{name} does not match its hash in manifest.json"
 
 
 def test_a_folder_without_readable_manifest_is_no_checkpoint(tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_damaged_ones_are_passed_over_aloud(tmp_path: Path, pipeline_log: pytest
     assert newest_whole_checkpoint(tmp_path) == whole
     assert [record.getMessage() for record in pipeline_log.records] == [
         f"checkpoint {unsealed} is damaged (no readable manifest.json); looking for an older one",
-        f"checkpoint {flipped} is damaged (training_state.json has another hash than when it was written); looking for "
-        "an older one",
+        f"checkpoint {flipped} is damaged (training_state.json does not match its hash in manifest.json); looking for"
+        " an older one",
     ]
 
 
@@ -276,5 +276,5 @@ def test_a_run_finds_what_it_can_go_on_from(tmp_path: Path, saved: dict[str, Any
 def test_a_checkpoint_of_an_earlier_version_is_told(tmp_path: Path, saved: dict[str, Any]) -> None:
     files = {name.replace("weights_and_moments", "deepspeed"): data for name, data in files_of(saved).items()}
     write_checkpoint(tmp_path / "run" / "checkpoints", 3, files=files)
-    with pytest.raises(UserError, match=r"cannot go on from .* an earlier version of this program wrote it"):
+    with pytest.raises(UserError, match=r"cannot continue from .* written by an earlier version of this program"):
         run_in(tmp_path, size="0.3B").find(resume=True)
