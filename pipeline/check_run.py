@@ -1,29 +1,25 @@
-"""Command line: everything that can be checked of a training run before its job waits in a queue; prints its folder.
+"""Check what can be checked of a training run before its job waits in a queue, and print its run directory.
 
-    python -m pipeline.check_run --nodes 8 --ranks_per_node 8 --config pipeline/recipes/7B_200B.yaml \\
-        --deepspeed_config ds_configs/zero2_bf16.json data.shards=data/code
+The checks are those that `pipeline.train` makes when it starts on the given number of ranks.
 """
 
 import argparse
-from pathlib import Path
 
-from common.command_line import command_parser, exit_on_user_error, raise_if_any
-from pipeline.config.inputs import load_inputs
+from common.command_line import below_one, command_parser, exit_on_user_error, raise_if_any
+from pipeline.config.inputs import add_run_arguments, load_inputs
 
 PROGRAM = "pipeline.check_run"
+EXAMPLE = """example:
+  python -m pipeline.check_run --nodes 8 --ranks_per_node 8 --config pipeline/recipes/7B_200B.yaml \\
+      --deepspeed_config ds_configs/zero2_bf16.json data.shards=data/code
+
+data.shards="" checks a run whose shards are not written yet."""
 
 
 def main() -> None:
-    """Parse the command line, check a run's inputs together, and print its folder."""
+    """Parse the command line, check the run's inputs together, and print its run directory."""
     arguments = _parser().parse_args()
-    raise_if_any(
-        [
-            f"--{name} {value}: must be at least 1"
-            for name in ("nodes", "ranks_per_node")
-            if (value := getattr(arguments, name)) < 1
-        ],
-        heading="no run",
-    )
+    raise_if_any(below_one(arguments, "nodes", "ranks_per_node"), heading="bad arguments")
     inputs = load_inputs(
         arguments.config,
         arguments.deepspeed_config,
@@ -35,20 +31,10 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, example = (__doc__ or "").partition("\n\n")
-    parser = command_parser(
-        PROGRAM, description=summary.removeprefix("Command line: ").capitalize(), epilog="example:\n" + example
-    )
-    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML); see pipeline/recipes/")
-    parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed JSON; see ds_configs/")
-    parser.add_argument("--nodes", type=int, required=True, metavar="N", help="machines that the run will have")
-    parser.add_argument("--ranks_per_node", type=int, required=True, metavar="N", help="of each machine")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.field=value",
-        help='as for pipeline.train; data.shards="" for shards that are not written yet',
-    )
+    parser = command_parser(PROGRAM, description=__doc__, epilog=EXAMPLE)
+    add_run_arguments(parser)
+    parser.add_argument("--nodes", type=int, required=True, metavar="N", help="number of machines")
+    parser.add_argument("--ranks_per_node", type=int, required=True, metavar="N", help="ranks on each machine")
     return parser
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.command_line import UserError, below_one, command_parser, exit_on_user_error, raise_if_any
-from pipeline.config.inputs import Inputs, load_inputs
+from pipeline.config.inputs import Inputs, add_run_arguments, load_inputs
 from pipeline.planning.alternatives import alternatives, setup_of
 from pipeline.planning.clusters import GPUS, Assumptions, Cluster, assumptions_from
 from pipeline.planning.estimate import as_dict, estimate
@@ -79,8 +79,7 @@ def _check_picture(path: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(PROGRAM, description=__doc__, epilog=EXAMPLE)
-    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
-    parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed JSON, see ds_configs/")
+    add_run_arguments(parser)
     parser.add_argument("--num_nodes", type=int, default=1, help="number of machines (default: 1)")
     parser.add_argument("--gpus_per_node", type=int, default=8, help="GPUs per machine (default: 8)")
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="type of GPU (default: h100)")
@@ -90,7 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the memory by part into this file")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="as in pipeline.train")
     return parser
 
 

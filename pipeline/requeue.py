@@ -1,12 +1,12 @@
-"""Command line: whether a training job that has ended should be started again; for job scripts.
+"""Decide whether a training job that has ended should start again: exit code 0 if so, 1 if not. For job scripts.
 
-Exit codes say what is certain: a run that is finished, or ended over what would come again, does not start again
-(docs/operations.md). After any other code it does, unless it gets nowhere: when it ends for the second time at the same
-step, or for the fifth time without a new checkpoint. A failure of a machine comes at another step the next time; a
-defect, or a time limit that is shorter than a start, does not.
+A job does not start again after an exit code that is final (docs/operations.md): its run is finished, or would end in
+the same way again. After any other code it starts again, unless it makes no progress: it ended for the second time at
+the same step, or for the fifth time without a new checkpoint. If a machine failed, the next failure comes at another
+step; a defect, or a time limit too short for the start, ends the job at the same step again.
 
-What is remembered of earlier ends lies in the run's folder, as requeues.json: for one job, and only since its newest
-checkpoint. A job that is submitted anew begins anew.
+requeues.json in the run directory remembers where one job has ended since its newest checkpoint. A job that is
+submitted anew starts with an empty memory.
 """
 
 import argparse
@@ -26,30 +26,35 @@ MOST_ENDS = 5  # without a new checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a run came. step: the last one reported.  checkpoint: the newest one's step; 0 if there is none."""
+class RunProgress:
+    """How far a run came."""
 
     step: int
+    """The last step that it reported."""
     checkpoint: int
+    """The step of its newest checkpoint; 0 if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ends:
-    """Ends of a job since its newest checkpoint. job: its id.  checkpoint: the step of that.  steps: where it ended."""
+    """Where a job has ended since its newest checkpoint."""
 
     job: str
+    """The job's id."""
     checkpoint: int
+    """The step of the newest checkpoint."""
     steps: tuple[int, ...] = ()
+    """The step of each end, in order."""
 
 
-def verdict(exit_code: int, *, progress: Progress, job: str, before: Ends | None) -> tuple[str | None, Ends]:
-    """Return why a job should not start again, or None if it should, and what to remember.
+def decide(exit_code: int, *, progress: RunProgress, job: str, before: Ends | None) -> tuple[str | None, Ends]:
+    """Return why a job should not start again, or None if it should; and the ends to remember.
 
     Args:
-        exit_code: the highest of its ranks'.
-        progress: of its run, at its end.
-        job: its id, which requeueing keeps.
-        before: what was remembered at the end before, of whatever job; None if nothing.
+        exit_code: the highest exit code of its ranks.
+        progress: of the run, at this end.
+        job: the job's id, which requeueing keeps.
+        before: the ends that were remembered last, of any job; None if there are none.
     """
     if before is None or (before.job, before.checkpoint) != (job, progress.checkpoint):
         before = Ends(job=job, checkpoint=progress.checkpoint)
@@ -63,16 +68,15 @@ def verdict(exit_code: int, *, progress: Progress, job: str, before: Ends | None
     return None, ends
 
 
-def progress_of(run_dir: Path) -> Progress:
-    """Read from a run's folder how far it came."""
+def progress_of(run_dir: Path) -> RunProgress:
+    """Return how far the run in a directory came."""
     names = [path.name.removeprefix("step_") for path in (run_dir / "checkpoints").glob("step_*")]
     checkpoint = max((int(name) for name in names if name.isdigit()), default=0)
-    reported = last_step(run_dir / METRICS)
-    return Progress(step=max(checkpoint, reported), checkpoint=checkpoint)
+    return RunProgress(step=max(checkpoint, last_step(run_dir / METRICS)), checkpoint=checkpoint)
 
 
 def read_ends(path: Path) -> Ends | None:
-    """Return what was remembered, or None; what cannot be read was not."""
+    """Return the remembered ends; None if there are none, or the file is damaged."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Ends(job=values["job"], checkpoint=values["checkpoint"], steps=tuple(values["steps"]))
@@ -81,29 +85,25 @@ def read_ends(path: Path) -> Ends | None:
 
 
 def main() -> None:
-    """Parse the command line, decide, and remember; exit with 0 if the job should start again, else with 1."""
+    """Parse the command line, decide, and remember this end; exit with 0 if the job should start again, else with 1."""
     arguments = _parser().parse_args()
     if not arguments.run_dir.is_dir():
-        raise UserError(f"{arguments.run_dir} is no run's folder")
-    record = arguments.run_dir / "requeues.json"
-    reason, ends = verdict(
-        arguments.exit_code, progress=progress_of(arguments.run_dir), job=arguments.job, before=read_ends(record)
+        raise UserError(f"{arguments.run_dir} is not a run directory")
+    memory = arguments.run_dir / "requeues.json"
+    reason, ends = decide(
+        arguments.exit_code, progress=progress_of(arguments.run_dir), job=arguments.job, before=read_ends(memory)
     )
-    write_json(record, asdict(ends))
+    write_json(memory, asdict(ends))
     if reason is not None:
         print(f"job {arguments.job} does not start again: {reason}; see {arguments.run_dir}/train.log")
         sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        PROGRAM,
-        description="Tell whether a training job that has ended should start again: exit code 0 if so, 1 if not.",
-        epilog=(__doc__ or "").partition("\n\n")[2],
-    )
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
-    parser.add_argument("--exit_code", type=int, required=True, metavar="N", help="the highest of the ranks'")
-    parser.add_argument("--job", required=True, metavar="ID", help="the job's id, the same after each requeueing")
+    parser = command_parser(PROGRAM, description=__doc__)
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("--exit_code", type=int, required=True, metavar="N", help="highest exit code of the ranks")
+    parser.add_argument("--job", required=True, metavar="ID", help="the job's id, which requeueing keeps")
     return parser
 
 

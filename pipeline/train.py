@@ -1,20 +1,20 @@
-"""Front door of pretraining: `main` reads and checks everything, `run` makes the parts; the loop is in loop.py.
+"""Pretrain a multi-token-prediction model under DeepSpeed.
 
-A run that finds its own checkpoints goes on from the newest whole one.
+`main` reads and checks all inputs and joins the process group; `run` builds the parts of the run; the loop is in
+`training/loop.py`. A run that has checkpoints resumes from the newest intact one.
 """
 
 import argparse
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
 from common.command_line import UserError, command_parser, exit_on_user_error
-from common.files import hold_lock, write_json, write_text
-from pipeline.config.inputs import Inputs, load_inputs
+from common.files import write_json, write_text
+from pipeline.config.inputs import Inputs, add_run_arguments, load_inputs
 from pipeline.config.schema import Config
 from pipeline.config.shard_folder import evaluation_windows
 from pipeline.runtime import history
@@ -23,19 +23,20 @@ from pipeline.runtime.lease import Lease
 from pipeline.runtime.logs import configure_logging, keep_rank_log, log_file_handler, logger
 from pipeline.runtime.stop import Ending, ExitCode, StopRequest
 from pipeline.runtime.watchdog import Watchdog, record_collectives
-from pipeline.runtime.world import Launch, World, world_from_environment
+from pipeline.runtime.world import World, world_from_environment
 
-if TYPE_CHECKING:  # torch and deepspeed take seconds to import; mistakes are answered before that
+if TYPE_CHECKING:  # torch and deepspeed take seconds to import; mistakes are reported before that
     import torch
 
+    from pipeline.data.batches import TrainingData, ValidationData
+
 PROGRAM = "pipeline.train"
-LONGEST_FAREWELL_S = 60.0  # of an earlier start of the same job, whose lease was taken: a step and its last lines
 EXAMPLE = """example, on 2 GPUs or CPU ranks:
   deepspeed --num_gpus 2 --module pipeline.train --config pipeline/recipes/demo.yaml \\
       --deepspeed_config ds_configs/zero1_fp32.json run.name=try optim.lr=1.0e-3
 
-Any field of the recipe can be overridden as section.field=value. A run that finds its own checkpoints goes on
-from the newest whole one. SIGTERM or SIGUSR1 saves a checkpoint and exits with code 75: start again to go on."""
+Any field of the recipe can be overridden as section.field=value. A run that has checkpoints resumes from the newest
+intact one. SIGTERM or SIGUSR1 saves a checkpoint and exits with code 75; the same command resumes the run."""
 
 
 def main() -> None:
@@ -56,7 +57,8 @@ def main() -> None:
     rank_log, hangs = keep_rank_log(run_dir / "ranks", world=world), run_dir / "hangs"
     record_collectives(hangs)
     watchdog = Watchdog(hangs, rank=world.rank, timeout_s=timeout_s)
-    with watchdog, process_group(world, timeout_s=3 * timeout_s) as device:  # so that the watchdog is the first
+    # The watchdog must be the first to time out.
+    with watchdog, process_group(world, timeout_s=3 * timeout_s) as device:
         exit_code = run(
             inputs, world=world, device=device, resume=arguments.resume, stop=stop, watchdog=watchdog, rank_log=rank_log
         )
@@ -68,12 +70,13 @@ def run(
     inputs: Inputs, *, world: World, device: "torch.device", resume: bool, stop: StopRequest, watchdog: Watchdog,
     rank_log: logging.Handler,
 ) -> ExitCode:  # fmt: skip
-    """Build the parts of a run, resume or begin it, and train to its end; return the exit code.
+    """Build the parts of a run, start or resume it, and train to its end; return the exit code.
+
+    Every rank must call it.
 
     Raises:
-        UserError: there are checkpoints that this run cannot go on from, or another process trains it.
+        UserError: the run cannot resume from its checkpoints, or another process trains it.
     """
-    from pipeline.data.batches import TrainingData, ValidationData
     from pipeline.monitoring.console import console_handler
     from pipeline.monitoring.header import header
     from pipeline.monitoring.previews import Previews
@@ -84,7 +87,7 @@ def run(
 
     config = inputs.config
     lease = Lease(config.run_dir, launch=world.launch)
-    by_main(lambda: keep_others_out(config.run_dir, lease=lease, launch=world.launch), world=world)
+    by_main(lease.acquire, world=world)
     of_main = [console_handler(), log_file_handler(config.run_dir / "train.log")] if world.is_main else []
     configure_logging(world, handlers=[rank_log, *of_main])
     logger.info(header(inputs, world=world, device=device))
@@ -107,21 +110,9 @@ def run(
         history.record(config.run_dir, "launch", step=step, ranks=world.world_size, device=device.type)
     watchdog.progress("building the model and DeepSpeed's engine")
     engine = build_engine(config, inputs.deepspeed_config, device=device, start=start)
-    validation = None
-    if config.train.eval_every_steps:
-        n_windows = evaluation_windows(inputs.metadata, config.train, data_ranks=inputs.data_ranks)
-        replica = world.rank // config.parallel.ranks_per_replica
-        validation = ValidationData(
-            config.data, micro_batch_size=config.train.micro_batch_size, n_future_tokens=config.model.n_future_tokens,
-            n_windows=n_windows, replica=replica, n_replicas=inputs.data_ranks, device=device,
-        )  # fmt: skip
-    data = TrainingData(
-        config.data, train=config.train, n_future_tokens=config.model.n_future_tokens,
-        ranks_per_replica=config.parallel.ranks_per_replica, device=device,
-    )  # fmt: skip
     trainer = Trainer(
         config, world=world, device=device, engine=engine,
-        data=data, validation=validation,
+        validation=_validation_data(inputs, world=world, device=device), data=_training_data(inputs, device=device),
         previews=previews, checkpoints=checkpoints, lease=lease, stop=stop, watchdog=watchdog,
     )  # fmt: skip
     try:
@@ -136,48 +127,46 @@ def run(
     return exit_code
 
 
+def _training_data(inputs: Inputs, *, device: "torch.device") -> "TrainingData":
+    from pipeline.data.batches import TrainingData
+
+    config = inputs.config
+    return TrainingData(
+        config.data, train=config.train, n_future_tokens=config.model.n_future_tokens,
+        ranks_per_replica=config.parallel.ranks_per_replica, device=device,
+    )  # fmt: skip
+
+
+def _validation_data(inputs: Inputs, *, world: World, device: "torch.device") -> "ValidationData | None":
+    """Return the data of this rank's validations, or None if the run has no validations."""
+    from pipeline.data.batches import ValidationData
+
+    config = inputs.config
+    if not config.train.eval_every_steps:
+        return None
+    return ValidationData(
+        config.data, micro_batch_size=config.train.micro_batch_size, n_future_tokens=config.model.n_future_tokens,
+        n_windows=evaluation_windows(inputs.metadata, config.train, data_ranks=inputs.data_ranks),
+        replica=world.rank // config.parallel.ranks_per_replica, n_replicas=inputs.data_ranks, device=device,
+    )  # fmt: skip
+
+
 def make_run_directory(config: Config) -> Path:
-    """Return the run's folder, made if need be, with its parts that must be there before the run.
+    """Create the run directory, with the folders that must exist before the run starts, and return it.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be created.
     """
     try:
-        for part in ("checkpoints", "hangs", "ranks"):
-            (config.run_dir / part).mkdir(parents=True, exist_ok=True)
+        for name in ("checkpoints", "hangs", "ranks"):
+            (config.run_dir / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"run.dir={config.run.dir!r}: {error.filename} cannot be made ({error.strerror})") from error
+        raise UserError(f"run.dir={config.run.dir!r}: cannot create {error.filename} ({error.strerror})") from error
     return config.run_dir
 
 
-def keep_others_out(run_dir: Path, *, lease: Lease, launch: Launch) -> None:
-    """Lock this folder for as long as this process lives, and take its lease; an earlier start of the same job must go.
-
-    That one stops before its next step, once it sees the lease gone; if it does not see that, it cannot write either.
-
-    Raises:
-        UserError: another job trains this run, or a later start of this one does.
-    """
-    before = lease.holder
-    if before is not None and before.is_later_than(launch):
-        raise UserError(f"{run_dir} has been taken over by {before}; this is the start before that, and ends")
-    takes_over = before is not None and launch.is_later_than(before)
-    if takes_over:
-        lease.take()
-    holder = hold_lock(run_dir / ".lock")
-    end_s = time.monotonic() + LONGEST_FAREWELL_S
-    while holder is not None and takes_over and time.monotonic() < end_s:
-        time.sleep(0.5)
-        holder = hold_lock(run_dir / ".lock")
-    if holder is not None and not takes_over:
-        raise UserError(f"{run_dir} is in use by {holder}; stop it, or set another run.name")
-    if holder is not None:
-        logger.warning("%s, of an earlier start of this job, still lives; it has lost the right to write", holder)
-    lease.take()
-
-
 def write_run_files(inputs: Inputs) -> None:
-    """Record in the run directory what is about to run: resolved config, DeepSpeed JSON, versions."""
+    """Write the resolved config, the DeepSpeed JSON, and the versions of software into the run directory."""
     from pipeline.monitoring.environment import environment
 
     run_dir = inputs.config.run_dir
@@ -190,16 +179,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         PROGRAM, description="Pretrain a multi-token-prediction model under DeepSpeed.", epilog=EXAMPLE
     )
-    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML); see pipeline/recipes/")
-    parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed JSON; see ds_configs/")
+    add_run_arguments(parser)
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="go on from the run's newest whole checkpoint (default); --no-resume refuses a run that has any",
+        help="resume from the run's newest intact checkpoint (default); --no-resume refuses a run that has any",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields of the recipe to change")
     return parser
 
 

@@ -3,6 +3,7 @@
 Nothing here imports torch, so that a mistake is reported within a second, and all mistakes together.
 """
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,13 @@ class Inputs:
     """The shards' metadata.json; empty if the recipe names no shards."""
     data_ranks: int
     """Model replicas, each of `parallel.ranks_per_replica` ranks."""
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options `config`, `deepspeed_config` and `overrides`, which name the inputs of a run."""
+    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML); see pipeline/recipes/")
+    parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed JSON; see ds_configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields of the recipe to override")
 
 
 def load_inputs(

@@ -1,64 +1,96 @@
-"""The lease on a run's folder: of all that believe to train this run, the one that took it last may write.
+"""The right to write into a run directory. If several starts of a job believe they own it, only the last may write.
 
-A machine that is cut off from its scheduler does not know that its job has been started again elsewhere, and its ranks
-go on, with the same folder. The lock on `.lock` (train.py) ends with the process that holds it, and so would keep out
-the new start instead of the old. A lease can be taken away: `lease.json` names its holder; a later start of the same
-job writes its own name there, and the earlier one finds that out after its step, before it begins a checkpoint, and
-before it gives one its name, and ends. What slips through, between that last look and the rename, is a whole checkpoint
-of the same run.
+A machine that is cut off from its scheduler does not know that its job was started again elsewhere. Its ranks go on,
+with the same run directory. The lock on `.lock` ends with the process that holds it, so it would keep out the new start
+instead of the old one. A lease can be taken away: `lease.json` names its holder, and a later start of the same job
+writes its own name there. The earlier start notices after its current step, before it begins a checkpoint, and before
+it gives a checkpoint its final name; it then ends. What can still slip through, between that last look and the rename,
+is a complete checkpoint of the same run.
 
 Any other start is refused while the lock is held.
 """
 
 import json
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
-from common.files import write_json
+from common.command_line import UserError
+from common.files import hold_lock, write_json
+from pipeline.runtime.logs import logger
 from pipeline.runtime.world import Launch
+
+GRACE_S = 60.0  # for an earlier start of the same job to finish its step and end, once its lease is taken
 
 
 class Lost(OSError):
-    """A later start of this job has taken the lease: nothing may be written any more."""
+    """A later start of this job has taken the lease: this process must write nothing more."""
 
 
 class Lease:
-    """The lease in a run's folder, as one launch sees it; it is rank 0 that takes it and looks at it.
-
-    token: tells this start from every other.
-    """
+    """The lease on a run directory, as one start of a job sees it. Only rank 0 takes it and looks at it."""
 
     def __init__(self, run_dir: Path, *, launch: Launch) -> None:
         self.token = secrets.token_hex(4)
-        self._path, self._launch = run_dir / "lease.json", launch
+        """Tells this start from every other."""
+        self._run_dir, self._path, self._launch = run_dir, run_dir / "lease.json", launch
 
     @property
     def holder(self) -> Launch | None:
-        """Who took it last; None if nobody did, or what is written there says nothing."""
+        """The start that took the lease last; None if no start did, or `lease.json` is damaged."""
         values = self._read()
         try:
             return Launch(job=values["job"], restart=values["restart"])
         except KeyError:
             return None
 
-    def take(self) -> None:
-        """Make it this launch's."""
-        write_json(self._path, {"job": self._launch.job, "restart": self._launch.restart, "token": self.token})
-
     @property
     def is_mine(self) -> bool:
-        """Whether nobody else has taken it since. The file is opened anew, which is when NFS asks the server."""
+        """True if this start was the last to take the lease. Opens the file anew, so that NFS asks the server."""
         return self._read().get("token") == self.token
 
+    def take(self) -> None:
+        """Take the lease, whoever holds it."""
+        write_json(self._path, {"job": self._launch.job, "restart": self._launch.restart, "token": self.token})
+
     def check(self) -> None:
-        """Do nothing if it is this launch's.
+        """Check that this start still holds the lease.
 
         Raises:
-            Lost: it is not.
+            Lost: another start has taken it.
         """
         if not self.is_mine:
             raise Lost(f"{self.holder or 'another start'} has taken the run over")
+
+    def acquire(self) -> None:
+        """Lock the run directory for as long as this process lives, and take the lease.
+
+        An earlier start of the same job loses its lease first, and has `GRACE_S` to end. It stops before its next step;
+        if it does not notice the loss, it still cannot write.
+
+        Raises:
+            UserError: another job trains this run, or a later start of this job does.
+        """
+        before = self.holder
+        if before is not None and before.is_later_than(self._launch):
+            raise UserError(f"{self._run_dir} has been taken over by {before}; this earlier start ends")
+        takes_over = before is not None and self._launch.is_later_than(before)
+        if takes_over:
+            self.take()
+        process = self._lock(patience_s=GRACE_S if takes_over else 0.0)
+        if process is not None and not takes_over:
+            raise UserError(f"{self._run_dir} is in use by {process}; stop it, or set another run.name")
+        if process is not None:
+            logger.warning("%s, of an earlier start of this job, is still running; it can no longer write", process)
+        self.take()
+
+    def _lock(self, *, patience_s: float) -> str | None:
+        """Lock the run directory; return the process that still holds the lock after `patience_s`, or None."""
+        end_s = time.monotonic() + patience_s
+        while (process := hold_lock(self._run_dir / ".lock")) is not None and time.monotonic() < end_s:
+            time.sleep(0.5)
+        return process
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -165,8 +165,8 @@ def test_no_run_has_less_than_one_rank() -> None:
     inputs = ("--config", VARIABLES["RECIPE"], "--deepspeed_config", VARIABLES["DEEPSPEED_CONFIG"], 'data.shards=""')
     done = run_module("pipeline.check_run", "--nodes", 0, "--ranks_per_node", -1, *inputs)
     assert done.returncode == 2
-    assert "--nodes 0: must be at least 1" in done.stderr
-    assert "--ranks_per_node -1: must be at least 1" in done.stderr
+    assert "--nodes must be at least 1, not 0" in done.stderr
+    assert "--ranks_per_node must be at least 1, not -1" in done.stderr
 
 
 @pytest.mark.slurm

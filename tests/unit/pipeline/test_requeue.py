@@ -1,36 +1,36 @@
-"""When a job starts again: the decision, over whole histories, and what a run's folder says of them."""
+"""When a job starts again: the decision over whole histories, and how it reads a run directory."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from pipeline.requeue import Ends, Progress, progress_of, read_ends, verdict
+from pipeline.requeue import Ends, RunProgress, decide, progress_of, read_ends
 from pipeline.runtime.stop import ExitCode
 from tests.conftest import run_module
 
 
 def starts(*ends: tuple[int, int, int]) -> list[bool]:
-    """Whether a job starts again after each of its ends: exit code, step, step of the newest checkpoint."""
+    """Return, for each end (exit code, step, step of the newest checkpoint), whether the job starts again."""
     again, before = [], None
     for exit_code, step, checkpoint in ends:
-        progress = Progress(step=step, checkpoint=checkpoint)
-        reason, before = verdict(exit_code, progress=progress, job="7", before=before)
+        progress = RunProgress(step=step, checkpoint=checkpoint)
+        reason, before = decide(exit_code, progress=progress, job="7", before=before)
         again.append(reason is None)
     return again
 
 
 @pytest.mark.parametrize("exit_code", [0, 2, 65, 74, 77])
-def test_final_codes_end_it(exit_code: int) -> None:
+def test_a_job_does_not_start_again_after_a_final_code(exit_code: int) -> None:
     assert starts((exit_code, 5, 0)) == [False]
 
 
 @pytest.mark.parametrize("exit_code", [1, 75, 76, 134, 137, 138, 143])
-def test_all_others_do_not(exit_code: int) -> None:
+def test_it_starts_again_after_any_other_code(exit_code: int) -> None:
     assert starts((exit_code, 5, 0)) == [True]
 
 
-def test_every_exit_code_of_a_run_is_decided_on() -> None:
+def test_every_exit_code_of_a_run_is_either_final_or_not() -> None:
     final = {code for code in ExitCode if starts((code, 5, 0)) == [False]}
     assert set(ExitCode) - final == {ExitCode.STOPPED, ExitCode.HUNG}
 
@@ -42,31 +42,31 @@ def test_the_second_end_at_one_step_is_the_last() -> None:
     assert starts((75, 10, 10), (75, 10, 10)) == [True, False]  # the time limit is shorter than a start
 
 
-def test_a_new_checkpoint_is_a_new_beginning() -> None:
+def test_a_new_checkpoint_clears_the_memory() -> None:
     assert starts(*((75, 10 * i, 10 * i) for i in range(1, 30))) == [True] * 29
     assert starts(*((137, 10 * i + 3, 10 * i) for i in range(1, 30))) == [True] * 29
 
 
-def test_failures_at_changing_steps_without_a_checkpoint_come_to_an_end() -> None:
+def test_failures_at_different_steps_without_a_checkpoint_are_limited() -> None:
     assert starts(*((1, 11 + i, 10) for i in range(6))) == [True, True, True, True, False, False]
 
 
-def test_a_job_submitted_anew_begins_anew() -> None:
+def test_a_new_job_starts_with_an_empty_memory() -> None:
     before = Ends(job="6", checkpoint=10, steps=(12,))
-    reason, ends = verdict(1, progress=Progress(step=12, checkpoint=10), job="7", before=before)
+    reason, ends = decide(1, progress=RunProgress(step=12, checkpoint=10), job="7", before=before)
     assert (reason, ends) == (None, Ends(job="7", checkpoint=10, steps=(12,)))
 
 
 def test_progress_is_the_last_whole_line_or_the_newest_checkpoint(tmp_path: Path) -> None:
-    assert progress_of(tmp_path) == Progress(step=0, checkpoint=0)
+    assert progress_of(tmp_path) == RunProgress(step=0, checkpoint=0)
     for name in ("step_00000010", "step_00000020", ".step_00000030.ab.partial", "step_new"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert progress_of(tmp_path) == Progress(step=20, checkpoint=20)
+    assert progress_of(tmp_path) == RunProgress(step=20, checkpoint=20)
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 22}\n{"step": 23}\n{"step": 2')
-    assert progress_of(tmp_path) == Progress(step=23, checkpoint=20)
-    metrics.write_bytes(b'{"step": 24}\n\0\0\0\n\xff\n[]\n{}\n')  # what a disk makes of it that loses its power
-    assert progress_of(tmp_path) == Progress(step=24, checkpoint=20)
+    assert progress_of(tmp_path) == RunProgress(step=23, checkpoint=20)
+    metrics.write_bytes(b'{"step": 24}\n\0\0\0\n\xff\n[]\n{}\n')  # as after a power cut
+    assert progress_of(tmp_path) == RunProgress(step=24, checkpoint=20)
 
 
 def test_the_command_remembers_and_decides(tmp_path: Path) -> None:
@@ -85,4 +85,4 @@ def test_the_command_remembers_and_decides(tmp_path: Path) -> None:
     assert ask(1, "8") == (0, "")
     done = run_module("pipeline.requeue", tmp_path / "nowhere", "--exit_code", 1, "--job", 7)
     assert done.returncode == 2
-    assert "is no run's folder" in done.stderr
+    assert "is not a run directory" in done.stderr

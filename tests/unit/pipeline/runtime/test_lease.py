@@ -1,4 +1,4 @@
-"""The lease on a run's folder, between processes that do not know of each other."""
+"""The lease on a run directory, between processes that do not know of each other."""
 
 import subprocess
 import sys
@@ -10,7 +10,6 @@ from common.command_line import UserError
 from common.files import hold_lock
 from pipeline.runtime.lease import Lease, Lost
 from pipeline.runtime.world import Launch
-from pipeline.train import keep_others_out
 from tests.conftest import REPOSITORY
 
 FIRST, SECOND, OTHER = Launch(job="7"), Launch(job="7", restart=1), Launch(job="8")
@@ -18,11 +17,11 @@ FIRST, SECOND, OTHER = Launch(job="7"), Launch(job="7", restart=1), Launch(job="
 
 def enter(run_dir: Path, launch: Launch) -> Lease:
     lease = Lease(run_dir, launch=launch)
-    keep_others_out(run_dir, lease=lease, launch=launch)
+    lease.acquire()
     return lease
 
 
-def test_the_last_one_to_take_it_has_it(tmp_path: Path) -> None:
+def test_the_last_start_to_take_the_lease_holds_it(tmp_path: Path) -> None:
     first, second = Lease(tmp_path, launch=FIRST), Lease(tmp_path, launch=SECOND)
     assert (first.holder, first.is_mine) == (None, False)
     first.take()
@@ -34,15 +33,15 @@ def test_the_last_one_to_take_it_has_it(tmp_path: Path) -> None:
     second.check()
 
 
-def test_each_start_has_one_of_its_own(tmp_path: Path) -> None:
-    """Also if it is called the same: process ids come again."""
+def test_starts_with_the_same_name_have_different_leases(tmp_path: Path) -> None:
+    """Process ids are used again."""
     first, again = (Lease(tmp_path, launch=FIRST) for _ in range(2))
     first.take()
     assert not again.is_mine
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"job": "7"', '{"job": "7"}'])
-def test_what_says_nothing_is_nobodys(tmp_path: Path, text: str) -> None:
+def test_a_damaged_lease_belongs_to_no_start(tmp_path: Path, text: str) -> None:
     (tmp_path / "lease.json").write_text(text)
     lease = Lease(tmp_path, launch=FIRST)
     assert (lease.holder, lease.is_mine) == (None, False)
@@ -73,7 +72,7 @@ def holder_in(run_dir: Path, how: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_later_start_of_the_same_job_waits_for_the_earlier_one_to_go(tmp_path: Path) -> None:
+def test_a_later_start_of_the_same_job_waits_for_the_earlier_one_to_end(tmp_path: Path) -> None:
     with holder_in(tmp_path, "listening") as earlier:
         lease = enter(tmp_path, SECOND)
         assert earlier.wait() == 0
@@ -83,8 +82,8 @@ def test_a_later_start_of_the_same_job_waits_for_the_earlier_one_to_go(tmp_path:
     assert lease.is_mine
 
 
-def test_and_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.train.LONGEST_FAREWELL_S", 0.0)
+def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.runtime.lease.GRACE_S", 0.0)
     with holder_in(tmp_path, "deaf") as earlier:
         assert enter(tmp_path, SECOND).is_mine
         assert hold_lock(tmp_path / ".lock") is not None
@@ -92,7 +91,7 @@ def test_and_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("launch", [FIRST, OTHER, Launch(job="8", restart=3)])
-def test_any_other_start_is_refused_while_one_lives(tmp_path: Path, launch: Launch) -> None:
+def test_any_other_start_is_refused_while_one_runs(tmp_path: Path, launch: Launch) -> None:
     with holder_in(tmp_path, "listening") as living:
         with pytest.raises(UserError, match=f"is in use by process {living.pid}"):
             enter(tmp_path, launch)
