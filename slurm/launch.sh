@@ -1,14 +1,15 @@
 # shellcheck shell=bash
-# What the templates share: the site's settings, its software, a check of the nodes, the ranks, and what follows from the
-# way they end. A template sources this in the folder that it was submitted from, the root of the repository.
+# The part that all templates share: it reads the site's settings, loads the software, checks the nodes, starts the ranks,
+# and requeues or ends the job. A template sources this file in the folder that it was submitted from, the root of the
+# repository.
 #
-# Signals. Slurm warns of the time limit with USR1 to the tasks alone (--signal=USR1@...), and ends jobs with TERM to all.
-# Training tasks begin with both blocked, and take them once they can save (pipeline/runtime/stop.py), so that none is lost, or
-# deadly, while Python starts. This shell only waits for them: if it died of TERM, Slurm would kill them in the middle of
-# their save.
+# Signals. Slurm warns of the time limit by sending USR1 to the tasks only (--signal=USR1@...), and ends jobs by sending
+# TERM to all processes. Training tasks start with both signals blocked, and receive them once they can save
+# (pipeline/runtime/stop.py), so that no signal is lost, or kills a task, while Python starts. This shell only waits for
+# the tasks: if TERM ended it, Slurm would kill the tasks in the middle of their save.
 #
-# Requeueing. Slurm itself requeues a job that was preempted, or whose node failed (--requeue). One that stopped before its
-# time limit, ran into it, or failed asks Slurm for that at its end, unless it was cancelled, or pipeline.requeue is against it.
+# Requeueing. Slurm itself requeues a job that was preempted or whose node failed (--requeue). A job that stopped before
+# its time limit, reached it, or failed requeues itself at its end, unless it was cancelled or pipeline.requeue refuses.
 set -euo pipefail
 
 fail() {
@@ -17,15 +18,15 @@ fail() {
 }
 
 . slurm/site.env
-[ -n "${SLURM_JOB_ID:-}${CHECK_ONLY:-}" ] || fail "$0 is a job; slurm/submit.sh $(basename "$0" .sbatch) queues it"
+[ -n "${SLURM_JOB_ID:-}${CHECK_ONLY:-}" ] || fail "$0 must run as a Slurm job; slurm/submit.sh $(basename "$0" .sbatch) queues it"
 
 load_software() {
     if [ -n "$MODULES" ]; then
-        set +u # modules' own scripts use what is not set
+        set +u # the modules' own scripts use unset variables
         type module > /dev/null 2>&1 || . /etc/profile
         type module > /dev/null 2>&1 || fail "MODULES=\"$MODULES\", but there is no module command on $(hostname)"
         # shellcheck disable=SC2086 # a list
-        module load $MODULES || fail "MODULES=\"$MODULES\" cannot be loaded on $(hostname); see module avail"
+        module load $MODULES || fail "MODULES=\"$MODULES\" cannot be loaded on $(hostname); module avail lists what there is"
         set -u
     fi
     if [ -n "$VENV" ]; then
@@ -34,7 +35,7 @@ load_software() {
     fi
     read -ra container <<< "$CONTAINER"
     if [ ${#container[@]} -gt 0 ]; then
-        type "${container[0]}" > /dev/null 2>&1 || fail "CONTAINER: there is no ${container[0]} on $(hostname)"
+        type "${container[0]}" > /dev/null 2>&1 || fail "CONTAINER: command ${container[0]} not found on $(hostname)"
     fi
     case $DEVICE in
         cuda) ;;
@@ -46,22 +47,22 @@ load_software() {
 
 in_software() { "${container[@]}" "$@"; }
 
-# ranks NODES RANKS_PER_NODE LOG COMMAND...: start the command by srun, one task for each rank. LOG may contain %t, the rank;
-# empty is the job's own. Sets exit_code to the largest of theirs.
+# ranks NODES RANKS_PER_NODE LOG COMMAND...: run the command with srun, one task per rank. LOG may contain %t, the rank; if
+# it is empty, the output goes to the job's log. Sets exit_code to the largest exit code of the tasks.
 ranks() {
     local n_nodes=$1 per_node=$2 log=$3 more=()
     [ "$DEVICE" = cpu ] || [ -z "${gpus_per_node:-}" ] || more+=(--gpus-per-node="$gpus_per_node")
     [ -z "$log" ] || more+=(--open-mode=append --output="$log")
     shift 3
-    # A task that fails leaves the others a minute to end by themselves, with exit codes of their own.
+    # When a task fails, the others have a minute to end by themselves, with exit codes of their own.
     srun --nodes="$n_nodes" --ntasks-per-node="$per_node" --cpus-per-task=$((SLURM_CPUS_ON_NODE / per_node)) "${more[@]}" \
         --kill-on-bad-exit=0 --wait=60 --unbuffered \
         "${first[@]}" "${container[@]}" "$@" &
     await $!
 }
 
-# Wait for a process through all signals; if one of them was the time limit's, requeue at once, since this shell has only
-# seconds left, while the ranks go on saving.
+# await PID: wait for a process, whatever signals arrive. If one of them came from the time limit, requeue at once: this
+# shell has only seconds left, while the ranks are still saving.
 await() {
     while kill -0 "$1" 2> /dev/null; do
         wait "$1" || true
@@ -78,8 +79,8 @@ first=()
 trap 'terminated=1' TERM
 trap : USR1
 
-# slurm_says STATE REASON: whether these patterns match what Slurm has to say of this start of the job. What it says of
-# a later start is not about this one, which then lives on where Slurm cannot reach it.
+# slurm_says STATE REASON: whether Slurm's state and reason of this start of the job match these patterns. If Slurm has
+# started the job again meanwhile, its answer is about the later start, while this one runs on where Slurm cannot reach it.
 slurm_says() {
     local state reason restarts
     read -r state reason restarts < <(squeue --noheader --jobs="$SLURM_JOB_ID" --Format="State:. ,Reason:. ,RestartCnt:.")
@@ -87,24 +88,24 @@ slurm_says() {
     [[ $restarts == "${SLURM_RESTART_COUNT:-0}" && $state == $1 && $reason == $2 ]]
 }
 
-# start_again EXIT_CODE: requeue this job, if that makes sense after such an end.
+# start_again EXIT_CODE: requeue this job, if it may start again after this exit code.
 start_again() {
     may_start_again "$1" || return 0
     echo "slurm: requeueing job $SLURM_JOB_ID after exit code $1"
     scontrol requeue "$SLURM_JOB_ID"
 }
 
-# End the job with the ranks' exit code, or requeue it.
+# end: requeue the job, or end it with the ranks' exit code.
 end() {
     if [ "$exit_code" != 0 ] && slurm_says RUNNING "*"; then
         start_again "$exit_code"
-        sleep 5 # a requeued job is ended by Slurm
+        sleep 5 # Slurm ends a requeued job
     fi
     exit "$exit_code"
 }
 
-# train RECIPE DEEPSPEED_JSON [section.field=value ...]: the whole of a training job. With CHECK_ONLY=1, outside of a job,
-# check everything that can be checked there, and print the run's folder.
+# train RECIPE DEEPSPEED_JSON [section.field=value ...]: a whole training job. With CHECK_ONLY=1, outside of a job, only
+# check what can be checked there, and print the run directory.
 train() {
     local recipe=$1 deepspeed_json=$2 n_nodes=${SLURM_JOB_NUM_NODES:-${TRAIN_NODES:-$(nodes_of "$0")}}
     shift 2
@@ -133,13 +134,14 @@ train() {
     end
 }
 
-# once COMMAND...: the whole of a job of one process, which goes on where it was killed.
+# once COMMAND...: a whole job of one process, which continues where it was stopped when it is started again.
 once() {
     ranks 1 1 "" "$@"
     end
 }
 
-# A signal's end (USR1, KILL, TERM) is Slurm's doing; a job that was never through after this many starts will never be.
+# may_start_again EXIT_CODE: Slurm sends USR1, KILL and TERM, so ending by them is no failure. A job that has not finished
+# after this many starts never will.
 may_start_again() { [[ $1 =~ ^(75|137|138|143)$ && ${SLURM_RESTART_COUNT:-0} -lt 20 ]]; }
 
 nodes_of() { sed -n 's/^#SBATCH --nodes=//p' "$1"; }

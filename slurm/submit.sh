@@ -1,16 +1,16 @@
 #!/bin/bash
-# Queue stages of the work, each to begin when the one before has succeeded, after checking all that can be checked now.
+# Queue stages of the work, each to start when the one before has succeeded. First check everything that can be checked now.
 #
 #   slurm/submit.sh STAGE... [-- ARGUMENT...]
 #
-#   slurm/submit.sh prepare_data train_200B convert evaluate      the whole way from a corpus to pass@k
+#   slurm/submit.sh prepare_data train_200B convert evaluate      everything from a corpus to pass@k
 #   slurm/submit.sh train_200B                                    one stage
-#   slurm/submit.sh train_1T -- train.seed=2                      arguments are the training stage's, if there is one,
-#   slurm/submit.sh convert evaluate -- runs/7B_200B_n4           and else the first stage's
+#   slurm/submit.sh train_1T -- train.seed=2                      arguments go to the training stage, if there is one,
+#   slurm/submit.sh convert evaluate -- runs/7B_200B_n4           otherwise to the first stage
 #
-# Stages come in this order, one training stage at a time. Each is a template beside this file; its first lines say what
-# it does, and what it reads from the environment.
-# DRY_RUN=1 checks, and queues nothing.
+# Stages must be in this order, with at most one training stage. Each is a template beside this file; its first lines
+# describe it and the environment variables that it reads.
+# DRY_RUN=1 only checks and queues nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,44 +27,44 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
         exit
         ;;
     esac
-    [ -f "slurm/$1.sbatch" ] || fail "there is no stage $1; there are $all_stages; arguments come after --"
+    [ -f "slurm/$1.sbatch" ] || fail "unknown stage $1; the stages are $all_stages; arguments come after --"
     stages+=("$1")
     shift
 done
-[ ${#stages[@]} -gt 0 ] || fail "which stage? $all_stages; see slurm/submit.sh --help"
+[ ${#stages[@]} -gt 0 ] || fail "give at least one stage of $all_stages; see slurm/submit.sh --help"
 [[ " ${stages[*]} " =~ ^\ (prepare_data\ )?(train_[^ ]+\ )?(convert\ )?(evaluate\ )?$ ]] ||
-    fail "${stages[*]}: stages come in the order prepare_data train_... convert evaluate, each at most once"
+    fail "${stages[*]}: stages must be in the order prepare_data train_... convert evaluate, each at most once"
 [ $# = 0 ] || shift
 arguments=("$@")
-said=$(bash -eu slurm/site.env 2>&1) || fail "$said (lines are NAME=value, without spaces around =, with quotes around values that have some)"
+said=$(bash -eu slurm/site.env 2>&1) || fail "$said (lines must be NAME=value, without spaces around "=", and with quotes around values that have spaces)"
 . slurm/site.env
-has() { [[ " ${stages[*]} " == *" $1"* ]]; } # has STAGE: whether a stage begins so
+has() { [[ " ${stages[*]} " == *" $1"* ]]; } # has STAGE: whether a stage starts with this name
 case ${stages[0]} in
     train_*) ;;
     prepare_data) has train || [ $# = 0 ] || fail "prepare_data takes no arguments: $*; its options are in slurm/site.env" ;;
     *) has train || [ $# -le 1 ] || fail "${stages[0]} takes one argument, not $#: $*" ;;
 esac
 
-# --- Everything that is wrong with site.env, at once
+# --- Report all problems in site.env at once
 problems=()
 filled_in() {
     local name
     for name in "$@"; do
-        case ${!name-CHANGE_ME} in *CHANGE_ME*) problems+=("$name=CHANGE_ME is to be filled in") ;; esac
+        case ${!name-CHANGE_ME} in *CHANGE_ME*) problems+=("$name=CHANGE_ME must be filled in") ;; esac
     done
 }
-given() { # filled in, and not empty
+given() { # filled in and not empty
     local name
     filled_in "$@"
-    for name in "$@"; do [ -n "${!name-unset}" ] || problems+=("$name is empty, but needed"); done
+    for name in "$@"; do [ -n "${!name-unset}" ] || problems+=("$name must not be empty"); done
 }
 number() {
     local name
-    for name in "$@"; do [[ ${!name-} =~ ^[1-9][0-9]*$ ]] || problems+=("$name=${!name-} must be a number above 0"); done
+    for name in "$@"; do [[ ${!name-} =~ ^[1-9][0-9]*$ ]] || problems+=("$name=${!name-} must be a whole number above 0"); done
 }
 filled_in ACCOUNT MODULES VENV CONTAINER MEMORY SBATCH_OPTIONS
 given NODE_SCRATCH
-command -v sbatch > /dev/null || problems+=("there is no sbatch on $(hostname): Slurm's login node is the place for this")
+command -v sbatch > /dev/null || problems+=("command sbatch not found on $(hostname): call this on a login node of the cluster")
 if has prepare_data || has convert; then filled_in CPU_PARTITION; fi
 if has train || has evaluate; then filled_in GPU_PARTITION; fi
 if has prepare_data || has convert || has evaluate; then number CPUS; fi
@@ -81,7 +81,7 @@ if has prepare_data; then
         [ -e "$source" ] || [[ $source == *CHANGE_ME* ]] || problems+=("CORPUS: $source does not exist")
     done
     case $TOKENIZER in bytes | *CHANGE_ME*) ;; *) [ -f "$TOKENIZER" ] || problems+=("TOKENIZER=$TOKENIZER does not exist") ;; esac
-    case $SHARDS in *://*) problems+=("SHARDS=$SHARDS: prepare_data needs a folder that all nodes see; data_prep.upload_shards copies it there then") ;; esac
+    case $SHARDS in *://*) problems+=("SHARDS=$SHARDS: prepare_data needs a folder that all nodes see; data_prep.upload_shards can copy it there afterwards") ;; esac
     number PREPARE_JOBS
 fi
 if has evaluate; then
@@ -93,7 +93,7 @@ if [ ${#problems[@]} -gt 0 ]; then fail "slurm/site.env$(printf '\n  - %s' "${pr
 
 CHECK_ONLY=1 bash -c '. slurm/launch.sh; load_software' || exit 2
 
-# --- The stages' own inputs; what an earlier stage will write need not be there
+# --- Check the inputs of each stage; the output of an earlier stage need not exist yet
 run=
 export_=
 for stage in "${stages[@]}"; do
@@ -105,19 +105,19 @@ for stage in "${stages[@]}"; do
             ;;
         convert)
             run=${run:-${arguments[0]:-}}
-            [ -n "$run" ] || fail "convert which run? slurm/submit.sh convert -- $RUNS/7B_200B_n4"
-            has train || [ -d "$run/checkpoints" ] || fail "$run is no run's folder: it has no checkpoints/"
+            [ -n "$run" ] || fail "convert needs a run directory: slurm/submit.sh convert -- $RUNS/7B_200B_n4"
+            has train || [ -d "$run/checkpoints" ] || fail "$run is not a run directory: it has no checkpoints/"
             ;;
         evaluate)
             if [ -n "$run" ]; then export_=$EXPORTS/$(basename "$run"); else export_=${arguments[0]:-}; fi
-            [ -n "$export_" ] || fail "evaluate which model? slurm/submit.sh evaluate -- $EXPORTS/7B_200B_n4"
+            [ -n "$export_" ] || fail "evaluate needs a converted model: slurm/submit.sh evaluate -- $EXPORTS/7B_200B_n4"
             has convert || [ -d "$export_" ] || fail "$export_ does not exist"
             ;;
     esac
 done
 
-# --- Queue them
-read -ra common <<< "--export=ALL $SBATCH_OPTIONS" # jobs read N_FUTURE_TOKENS and the like, whatever SBATCH_EXPORT says
+# --- Queue the stages
+read -ra common <<< "--export=ALL $SBATCH_OPTIONS" # jobs read N_FUTURE_TOKENS and other variables, whatever SBATCH_EXPORT says
 common+=(--kill-on-invalid-dep=yes) # a job whose dependency failed leaves the queue
 [ -z "$ACCOUNT" ] || common+=(--account="$ACCOUNT")
 cpu=(--cpus-per-task="$CPUS" ${MEMORY:+--mem="$MEMORY"} ${CPU_PARTITION:+--partition="$CPU_PARTITION"})
@@ -133,12 +133,12 @@ submit() { # submit WHAT SBATCH_ARGUMENT...: queue a job after the previous one
     local what=$1 id
     shift
     if [ -n "$trial" ]; then
-        sbatch --test-only --quiet "${common[@]}" "$@" 2> "$complaints" || fail "Slurm would not take $what: $(cat "$complaints")"
+        sbatch --test-only --quiet "${common[@]}" "$@" 2> "$complaints" || fail "Slurm refuses $what: $(cat "$complaints")"
     else
-        id=$(sbatch --parsable "${common[@]}" ${previous:+--dependency=afterok:"$previous"} "$@") || fail "$what was refused"
+        id=$(sbatch --parsable "${common[@]}" ${previous:+--dependency=afterok:"$previous"} "$@") || fail "Slurm refused $what"
         previous=${id%%;*}
         printf '%-14s job %s%s\n' "$what" "$previous" "${dependents:-}"
-        dependents=", when the one above has succeeded"
+        dependents=", starts when the one above has succeeded"
     fi
 }
 submit_all() {
@@ -162,7 +162,7 @@ trap 'rm -f "$complaints"' EXIT
 trial=1
 submit_all
 if [ -n "${DRY_RUN:-}" ]; then
-    echo "Everything is in order; nothing was queued."
+    echo "No problems found; nothing was queued."
     exit
 fi
 trial=
@@ -172,5 +172,5 @@ echo
 echo "Watch:    squeue --me; each job's output is slurm-<job>-<stage>.log here"
 if has train; then
     echo "          $run/train.log and ranks/; tensorboard --logdir $run/tensorboard"
-    echo "Stop:     scancel <job>; it saves first. The same command goes on from there."
+    echo "Stop:     scancel <job>; the job saves first, and the same command continues from there."
 fi

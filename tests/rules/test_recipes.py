@@ -108,7 +108,7 @@ def test_a_paper_recipe_has_the_papers_heads_and_tokens(name: str) -> None:
 def test_the_headers_batch_arithmetic_matches_the_config(recipe: Path) -> None:
     config = load_config(recipe)
     match = re.search(
-        r"batch +(.+?) (?:tokens|bytes) = (\d+) ranks x (\d+) micro batch(?:es)? x (\d+) sequences x (\d+) "
+        r"batch +(.+?) (?:tokens|bytes) = (\d+) ranks x (\d+) micro batch(?:es)? x (\d+) sequences? x (\d+) "
         r"(?:tokens|bytes); ([\d,]+) steps",
         header(recipe),
     )

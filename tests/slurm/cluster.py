@@ -1,14 +1,14 @@
 """A real Slurm on this machine: one controller and some nodes, each in Linux namespaces of its own.
 
-A node has a network, a process table, a host name, shared memory and a scratch disk (SCRATCH) of its own, so that it
-can lose its power, its daemon or its cable like a machine; the other files are this machine's, as on clusters with a
-shared file system. All cables end in a bridge in the controller's network: this machine's own network is not touched.
+A node has its own network, process table, host name, shared memory and scratch disk (SCRATCH), so that it can lose its
+power, its daemon or its network cable like a real machine. All other files are those of this machine, as on a cluster
+with a shared file system. All cables lead to a bridge in the controller's network; this machine's network is not used.
 
     controller  ctl 10.88.0.250: munged, slurmctld, and the commands of users (`Cluster.run`)
     node i      ni  10.88.0.i:   slurmd, its step daemons, and the tasks
 
-The first process of each only waits, and ends when this process does, however that may be; with it ends everything
-inside. munged's socket is a file, and so is reached from all nodes.
+The first process of each only waits. It ends when this process ends, in whatever way, and everything inside ends with
+it. munged's socket is a file, so all nodes can reach it.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 
 CPUS_PER_NODE = 2
-PATIENCE_S = 300.0  # for what takes seconds on a quiet machine
+PATIENCE_S = 300.0  # for events that take seconds on an idle machine
 BRIDGE, CONTROLLER = "br0", "10.88.0.250"
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "setpriv")
-# Deaf to every signal but the one that ends namespaces, it collects what its children leave behind.
+# It ignores every signal except the one that ends namespaces, and reaps the children that others leave behind.
 FIRST_PROCESS = """hostname {host}; mount --bind {hosts} /etc/hosts; ip link set lo up
 mount --rbind /sys/fs/cgroup {scratch}; mount -t sysfs none /sys; mount --move {scratch} /sys/fs/cgroup
 for folder in /dev/shm {scratch}; do mount -t tmpfs none $folder; done
@@ -45,12 +45,12 @@ def unavailable() -> str | None:
         return f"{', '.join(missing)} missing; tests/slurm/install.sh installs Slurm on Debian and Ubuntu"
     trial = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "mount", "-t", "sysfs", "none", "/sys"]
     if subprocess.run(trial, capture_output=True, check=False).returncode:
-        return "the kernel gives this process no namespaces with mounts of their own (a container without privileges?)"
+        return "the kernel refuses namespaces with mounts of their own (is this a container without privileges?)"
     return None
 
 
 def wait_for(condition: Callable[[], bool], what: str, *, timeout_s: float = PATIENCE_S, every_s: float = 0.2) -> None:
-    """Poll until the condition holds; fail with `what` it is if it does not in time."""
+    """Poll until the condition holds; after `timeout_s`, fail with `what` was expected."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, f"not within {timeout_s:.0f} s: {what}"
@@ -58,7 +58,7 @@ def wait_for(condition: Callable[[], bool], what: str, *, timeout_s: float = PAT
 
 
 class Machine:
-    """Namespaces that look like a machine, from their first process on."""
+    """A set of namespaces that looks like a machine, with its first process."""
 
     def __init__(self, host: str, *, hosts: Path) -> None:
         self.host = host
@@ -74,18 +74,18 @@ class Machine:
         self.first_pid = int(children.split()[0])
 
     def inside(self, *command: str) -> list[str]:
-        """Return the command that runs `command` on this machine."""
+        """Return the command line that runs `command` on this machine."""
         return ["nsenter", "--target", str(self.first_pid), "--net", "--pid", "--mount", "--uts", *command]
 
     def power_off(self) -> None:
-        """End every process on it at once."""
+        """Kill every process on it at once."""
         self._unshare.kill()
         self._unshare.wait()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What Slurm says of a job. state: its base state; restarts: how often it was requeued."""
+    """A job as Slurm describes it: its base state, how often it was requeued, and its nodes."""
 
     state: str
     restarts: int
@@ -93,12 +93,12 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it neither runs, nor waits, nor is being ended."""
+        """Whether it neither runs, waits, nor is being ended."""
         return self.state not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED")
 
 
 class Cluster:
-    """A controller and `n_nodes` nodes; a context, at whose end nothing is left of them."""
+    """A controller and `n_nodes` nodes; to be used as a context manager, which ends all of their processes."""
 
     def __init__(self, directory: Path, *, n_nodes: int) -> None:
         self._directory, self._n_nodes = directory, n_nodes
@@ -127,7 +127,7 @@ class Cluster:
     def run(
         self, *command: object, check: bool = True, cwd: Path = REPOSITORY, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command as a user at the controller."""
+        """Run a command on the controller, as a user does."""
         done = subprocess.run(
             self._controller.inside("env", f"--chdir={cwd}", *map(str, command)), capture_output=True, text=True,
             check=False, env={**self._environment, **variables}, timeout=PATIENCE_S,
@@ -136,21 +136,21 @@ class Cluster:
         return done
 
     def job(self, job_id: str) -> Job:
-        """Ask Slurm about a job."""
+        """Return Slurm's description of a job."""
         text = self.run("scontrol", "--oneliner", "show", "job", job_id).stdout
         fields = dict(re.findall(r"(\w+)=(\S*)", text))
         return Job(state=fields["JobState"], restarts=int(fields["Restarts"]), nodes=fields["NodeList"])
 
     def wait_for_end(self, job_id: str, *, timeout_s: float = PATIENCE_S) -> Job:
-        """Return what Slurm says of a job when it is through with it."""
+        """Wait for the end of a job; return Slurm's description of it."""
         wait_for(lambda: self.job(job_id).has_ended, f"the end of job {job_id}", timeout_s=timeout_s)
         return self.job(job_id)
 
     def processes(self, pattern: str) -> dict[int, str]:
-        """Return the processes on the nodes whose command line the pattern matches: pid outside, and node."""
+        """Return the processes on nodes whose command line matches the pattern: pid on this machine, and node."""
         found, spaces = {}, {}
         for name, machine in self.nodes.items():
-            with contextlib.suppress(FileNotFoundError):  # it is off
+            with contextlib.suppress(FileNotFoundError):  # it has no power
                 spaces[os.readlink(f"/proc/{machine.first_pid}/ns/pid")] = name
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -161,20 +161,20 @@ class Cluster:
         return found
 
     def kill_daemon(self, node: str) -> None:
-        """Kill the node's slurmd; its step daemons and their tasks live on."""
+        """Kill the node's slurmd; its step daemons and their tasks go on."""
         for pid, where in self.processes("slurmd -D ").items():
             if where == node:
                 os.kill(pid, signal.SIGKILL)
         self._daemons[node].wait()
 
     def bind(self, source: Path, place: Path) -> None:
-        """Show a folder at another place, on all machines."""
+        """Bind-mount a folder at another path, on all machines."""
         place.mkdir(exist_ok=True)
         for machine in (self._controller, *self.nodes.values()):
             subprocess.run(machine.inside("mount", "--bind", str(source), str(place)), check=True)
 
     def start(self, node: str, *command: str) -> None:
-        """Start another daemon on a node, beside its slurmd."""
+        """Start another daemon on a node, in addition to its slurmd."""
         self._start_daemon(f"{command[0]}-{node}", self.nodes[node], command)
 
     def start_daemon(self, node: str) -> None:
@@ -182,11 +182,11 @@ class Cluster:
         self._start_daemon(node, self.nodes[node], ["slurmd", "-D", "-N", node])
 
     def power_off(self, node: str) -> None:
-        """End every process of the node at once."""
+        """Kill every process of the node at once."""
         self.nodes[node].power_off()
 
     def power_on(self, node: str) -> None:
-        """Boot a node that was off, or is new."""
+        """Boot a node that is off or new."""
         number = int(node.removeprefix("n"))
         self.nodes[node] = machine = Machine(node, hosts=self._directory / "hosts")
         wire = ["ip", "link", "add", f"v{number}", "type", "veth", "peer", "name", "eth0"]
@@ -205,7 +205,7 @@ class Cluster:
         self._cable(node, "down")
 
     def join(self, node: str) -> None:
-        """Plug it in again."""
+        """Plug the cable in again."""
         self._cable(node, "up")
 
     def wait_until_idle(self) -> None:
@@ -223,7 +223,7 @@ class Cluster:
         subprocess.run(self._in_hub_network("ip", "link", "set", f"v{node.removeprefix('n')}", state), check=True)
 
     def _in_hub_network(self, *command: str) -> list[str]:
-        """Return the command with the controller's network, but this machine's process ids."""
+        """Return the command line that uses the controller's network, but this machine's process ids."""
         return ["nsenter", "--target", str(self._controller.first_pid), "--net", *command]
 
     def _start(self) -> None:
@@ -270,7 +270,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job waits until the credentials of its last start have run out; by default 2 minutes.
+# A requeued job waits until the credentials of its last start have expired; by default 2 minutes.
 AuthInfo=socket={self._directory}/munge.socket,cred_expire=5
 StateSaveLocation={self._directory}/state
 SlurmdSpoolDir={self._directory}/spool/%n
@@ -284,19 +284,19 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-# Nodes have the CPUs and memory that are written below, whatever this machine has.
+# Nodes have the CPUs and memory given below, whatever this machine has.
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 EnforcePartLimits=ALL
 MinJobAge=86400
-# A node that is silent for this long is down.
+# Seconds without an answer after which a node is down.
 SlurmdTimeout=10
 MessageTimeout=5
 KillWait=15
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 {chr(10).join(nodes)}
-# Jobs of the second take nodes from those of the first, which get this many seconds to save.
+# Jobs in the second partition preempt those in the first, which have GraceTime seconds to save.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=main Nodes=ALL Default=YES DefaultTime=30 MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=120

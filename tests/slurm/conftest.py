@@ -1,4 +1,4 @@
-"""One cluster of three nodes for all tests, and on it one project and one uninterrupted run to compare with."""
+"""One cluster of three nodes for all tests, with one project and one uninterrupted run to compare with."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ def project(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, byte_sha
 
 @pytest.fixture(scope="session")
 def uninterrupted(project: Project) -> str:
-    """The name of a run that nothing happened to."""
+    """Train an uninterrupted run; return its name."""
     job_id = project.train("uninterrupted")
     job = project.cluster.wait_for_end(job_id)
     assert (job.state, job.restarts) == ("COMPLETED", 0), project.log(job_id)

@@ -1,4 +1,4 @@
-"""A project on a cluster, as its user sees it: a folder with this repository's code and its own site.env."""
+"""A project on a cluster as its user sees it: a folder with the code of this repository and a site.env of its own."""
 
 import contextlib
 import re
@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 from tests.helpers.run_results import Metrics, metrics
 from tests.slurm.cluster import SCRATCH, Cluster, wait_for
 
-# make demo's recipe, with a smaller model on bytes, and fewer steps.
+# The demo recipe with a smaller model, on bytes, and fewer steps.
 STEPS, EVERY = 120, 30
 SHRUNK = (
     "model.dim=32", "model.n_layers=6", "model.vocab_size=258", "model.multiple_of=16", "data.seq_len=32",
@@ -29,7 +29,7 @@ VARIABLES = {"RECIPE": "pipeline/recipes/demo.yaml", "DEEPSPEED_CONFIG": "ds_con
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """A working folder at the root of which everything is submitted."""
+    """A working folder; all jobs are submitted from its root."""
 
     root: Path
     cluster: Cluster
@@ -47,11 +47,11 @@ class Project:
         return job_ids(done)[0]
 
     def log(self, job_id: str) -> str:
-        """What the job itself has printed, without that of its ranks."""
+        """Return the output of the job itself, without that of its ranks."""
         return "".join(path.read_text() for path in self.root.glob(f"slurm-{job_id}-*.log"))
 
     def train_log(self, run_name: str) -> str:
-        """The run's own log, of all its starts."""
+        """Return the run's log, which covers all its starts."""
         return (self.run_dir(run_name) / "train.log").read_text()
 
     def run_dir(self, run_name: str) -> Path:
@@ -62,44 +62,49 @@ class Project:
         return metrics(self.run_dir(run_name))
 
     def losses(self, run_name: str) -> dict[int, list[float]]:
-        """Every head's loss, by step."""
+        """Return the losses of all heads by step."""
         return {
             step: [value for tag, value in line.items() if tag.startswith("loss/")]
             for step, line in self.metrics(run_name).items()
         }
 
     def ranks(self, run_name: str) -> dict[int, str]:
-        """The pids of the run's ranks, seen from this machine, and the nodes they are on."""
+        """Return the pids of the run's ranks, as seen from this machine, and the node of each."""
         return self.cluster.processes(rf"\S*python -m pipeline\.train .*run\.name={re.escape(run_name)} ")
 
     def wait_for_step(self, run_name: str, step: int) -> None:
         """Wait until the run has reported a step."""
         wait_for(lambda: max(self.metrics(run_name), default=0) >= step, f"step {step} of {run_name}", every_s=0.02)
 
-    def assert_went_on_as_if_nothing_had_happened(self, run_name: str, reference: str) -> None:
+    def assert_same_losses(self, run_name: str, reference: str) -> None:
         """Assert that a run has the reference's losses, bit for bit."""
         assert self.losses(run_name) == self.losses(reference)
         assert list(self.losses(run_name)) == list(range(1, STEPS + 1))
 
-    def assert_trained_like(self, run_name: str, reference: str) -> None:
-        """Assert that a run has the reference's losses but for rounding: launchers differ in the threads they give."""
+    def assert_close_losses(self, run_name: str, reference: str) -> None:
+        """Assert that a run has the reference's losses except for rounding: thread counts differ between launchers."""
         assert list(self.losses(run_name)) == list(range(1, STEPS + 1))
         for step, losses in self.losses(run_name).items():
             assert losses == pytest.approx(self.losses(reference)[step], rel=1e-5)
 
 
 def make_project(root: Path, *, cluster: Cluster, **site: object) -> Project:
-    """Make a project at `root`; its templates are the repository's own, and `site` is what its site.env says."""
+    """Make a project at `root` with the repository's templates, and with the settings `site` in its site.env."""
+    return Project(root=copy_project(root, **site), cluster=cluster, shards=Path(str(site["SHARDS"])))
+
+
+def copy_project(root: Path, **site: object) -> Path:
+    """Make a working folder at `root` without a cluster; return `root`."""
     root.mkdir()
     for name in ("common", "data_prep", "ds_configs", "pipeline"):
         (root / name).symlink_to(REPOSITORY / name)
     shutil.copytree(REPOSITORY / "slurm", root / "slurm")
     edit_site(root, **site)
-    return Project(root=root, cluster=cluster, shards=Path(str(site["SHARDS"])))
+    return root
 
 
 def edit_site(root: Path, **site: object) -> None:
-    """Edit lines of a project's site.env as a user would."""
+    """Change settings in a project's site.env, as a user would."""
     path = root / "slurm" / "site.env"
     text = path.read_text()
     for name, value in site.items():
@@ -110,7 +115,7 @@ def edit_site(root: Path, **site: object) -> None:
 
 @contextlib.contextmanager
 def edited_site(project: Project, **site: object) -> Iterator[None]:
-    """Have other lines in a project's site.env for a while: jobs read it whenever they start."""
+    """Change settings in a project's site.env inside the context; jobs read the file at every start."""
     path = project.root / "slurm" / "site.env"
     before = path.read_text()
     edit_site(project.root, **site)
@@ -121,7 +126,7 @@ def edited_site(project: Project, **site: object) -> Iterator[None]:
 
 
 def cpu_site(**changes: object) -> dict[str, object]:
-    """What a site.env says for the tests' cluster: two nodes train, with a rank each."""
+    """Return the settings for the tests' cluster: two training nodes with one rank each."""
     return {
         "ACCOUNT": "", "GPU_PARTITION": "", "CPU_PARTITION": "main", "CPUS": 2, "MEMORY": "", "DEVICE": "cpu",
         "RANKS_PER_NODE": 1, "TRAIN_NODES": 2, "INTERFACE": "eth0", "VENV": sys.prefix, "NODE_SCRATCH": SCRATCH,

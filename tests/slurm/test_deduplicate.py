@@ -1,4 +1,4 @@
-"""Near deduplication as job arrays of a real Slurm: the files are those of one run on one machine."""
+"""Near deduplication as job arrays of a real Slurm: the files equal those of one run on one machine."""
 
 import re
 import shutil
@@ -16,9 +16,9 @@ def _files(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slurm
-def test_stages_are_job_arrays_and_the_same_command_finishes(cluster: Cluster, tmp_path: Path) -> None:
+def test_stages_run_as_job_arrays_and_the_same_command_then_has_nothing_to_do(cluster: Cluster, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
-    for name in ("a", "b"):  # each file twice, but for one
+    for name in ("a", "b"):  # each file twice, except one
         shutil.copytree(REPOSITORY / "common", corpus / name, ignore=shutil.ignore_patterns("__pycache__"))
     (corpus / "a" / "files.py").unlink()
     words = ["--input", str(corpus), "--tasks", "3", "--num_workers", "1", "--out"]
@@ -36,5 +36,5 @@ def test_stages_are_job_arrays_and_the_same_command_finishes(cluster: Cluster, t
     assert len(finished) == 3
     done = cluster.run(*command)
     assert "is finished" in done.stdout
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished  # nothing was left to run
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished  # nothing ran again
     assert _files(out) == _files(alone)

@@ -1,6 +1,6 @@
-"""The ecosystem's other launchers on two nodes: torchrun, and the deepspeed command with its ways to reach nodes.
+"""Other launchers on two nodes: torchrun, and the deepspeed command with its ways of reaching nodes.
 
-Each trains the run that the shipped templates train, and must come to the same losses.
+Each trains the same run as the shipped templates, and must get the same losses.
 """
 
 import shutil
@@ -28,7 +28,7 @@ def hostfile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ssh(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """An SSH server on each node, and a key that opens it without a password, in a home folder that all share."""
+    """Start an SSH server on each node, which accepts a key without a password from a shared home folder."""
     missing = [name for name in ("dropbear", "dropbearkey", "ssh", "ssh-keygen", "pdsh") if shutil.which(name) is None]
     if missing:
         pytest.skip(f"{', '.join(missing)} missing; tests/slurm/install.sh installs them on Debian and Ubuntu")
@@ -51,7 +51,7 @@ def ssh(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def arguments(project: Project, run_name: str) -> list[object]:
-    """What pipeline.train is given in every one of these runs."""
+    """Return the arguments of pipeline.train in each of these runs."""
     return [
         "--config", VARIABLES["RECIPE"], "--deepspeed_config", VARIABLES["DEEPSPEED_CONFIG"], *SHRUNK,
         f"data.shards={project.shards}", f"run.dir={project.root / 'runs'}", f"run.name={run_name}",
@@ -59,49 +59,49 @@ def arguments(project: Project, run_name: str) -> list[object]:
 
 
 def run(project: Project, *command: object, **variables: str) -> None:
-    """Run a command at the controller from the repository's root, and see it through."""
+    """Run a command on the controller from the root of the repository; fail if it fails."""
     path = f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin"
     environment = {"PATH": path, "GLOO_SOCKET_IFNAME": "eth0", "TMPDIR": SCRATCH, **variables}
     done = project.cluster.run(*command, cwd=REPOSITORY, check=False, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_torchrun_by_srun(project: Project, uninterrupted: str) -> None:
+def test_torchrun_with_srun(project: Project, uninterrupted: str) -> None:
     run(
         project, "srun", "--nodes=2", "--ntasks-per-node=1", "torchrun", "--nnodes=2", "--nproc_per_node=1",
         "--rdzv_backend=c10d", "--rdzv_endpoint=n1:29400", "-m", "pipeline.train", *arguments(project, "torchrun"),
     )  # fmt: skip
-    project.assert_trained_like("torchrun", uninterrupted)
+    project.assert_close_losses("torchrun", uninterrupted)
 
 
 def test_deepspeed_on_each_node(project: Project, uninterrupted: str, hostfile: Path) -> None:
-    """Without ssh: whoever starts it on a node says which one that is; here Slurm does."""
+    """Without ssh, the command that starts deepspeed on a node gives the node's rank; here it comes from Slurm."""
     command = 'exec deepspeed --no_ssh --node_rank "$SLURM_NODEID" "$@"'
     run(
         project, "srun", "--nodes=2", "--ntasks-per-node=1", "bash", "-c", command, "deepspeed", "--hostfile", hostfile,
         "--master_addr", "n1", "--module", "pipeline.train", *arguments(project, "deepspeed"),
     )  # fmt: skip
-    project.assert_trained_like("deepspeed", uninterrupted)
+    project.assert_close_losses("deepspeed", uninterrupted)
 
 
 @pytest.mark.usefixtures("ssh")
-def test_deepspeed_by_pdsh(project: Project, uninterrupted: str, hostfile: Path) -> None:
-    variables = hostfile.with_name("variables")  # pdsh passes on only what DeepSpeed finds in such a file
+def test_deepspeed_with_pdsh(project: Project, uninterrupted: str, hostfile: Path) -> None:
+    variables = hostfile.with_name("variables")  # pdsh passes on only the variables in such a file
     variables.write_text(f"TMPDIR={SCRATCH}\nGLOO_SOCKET_IFNAME=eth0\n")
     run(
         project, "deepspeed", "--hostfile", hostfile, "--module", "pipeline.train", *arguments(project, "pdsh"),
         DS_ENV_FILE=str(variables),
     )  # fmt: skip
-    project.assert_trained_like("pdsh", uninterrupted)
+    project.assert_close_losses("pdsh", uninterrupted)
 
 
-def test_deepspeed_by_srun(project: Project, uninterrupted: str, hostfile: Path) -> None:
-    """DeepSpeed's own slurm launcher passes on neither --module nor an address: the ranks find it in SLURM_*.
+def test_deepspeed_with_srun(project: Project, uninterrupted: str, hostfile: Path) -> None:
+    """DeepSpeed's slurm launcher passes on neither --module nor an address; the ranks find the address in SLURM_*.
 
-    PYTHONSAFEPATH keeps the script's folder, and with it the names of the package's modules, out of sys.path.
+    PYTHONSAFEPATH keeps the script's folder out of sys.path, where its modules would hide others of the same name.
     """
     run(
         project, "deepspeed", "--hostfile", hostfile, "--launcher", "slurm", "--launcher_args=--ntasks-per-node=1",
         "--no_ssh_check", "--master_addr", "n1", "pipeline/train.py", *arguments(project, "slurm"), PYTHONSAFEPATH="1",
     )  # fmt: skip
-    project.assert_trained_like("slurm", uninterrupted)
+    project.assert_close_losses("slurm", uninterrupted)

@@ -1,4 +1,4 @@
-"""slurm/submit.sh: the whole way by one command, and what it refuses before anything is queued."""
+"""slurm/submit.sh: everything by one command, and what it refuses before anything is queued."""
 
 import json
 import shutil
@@ -10,12 +10,12 @@ import pytest
 
 from tests.conftest import REPOSITORY, run_module
 from tests.helpers.own_problems import HUMANEVAL
-from tests.slurm.site import SHRUNK, VARIABLES, Project, cpu_site, edit_site, job_ids, make_project
+from tests.slurm.site import SHRUNK, VARIABLES, Project, copy_project, cpu_site, job_ids, make_project
 
 
 @pytest.mark.slurm
-def test_the_whole_way_from_a_corpus_to_pass_at_k(project: Project, tmp_path: Path) -> None:
-    """With duplicates, and parts that two jobs share; the shards are those of one run on one machine."""
+def test_one_command_leads_from_a_corpus_to_pass_at_k(project: Project, tmp_path: Path) -> None:
+    """The corpus has duplicates, and two jobs share it; the shards equal those of one process on one machine."""
     corpus = tmp_path / "corpus"
     shutil.copytree(REPOSITORY / "common", corpus, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(corpus / "files.py", corpus / "copied.py")
@@ -48,19 +48,8 @@ def test_the_whole_way_from_a_corpus_to_pass_at_k(project: Project, tmp_path: Pa
     assert sum(results["outcomes"]["0.0"].values()) == results["n_problems"] == 1
 
 
-def copied_project(folder: Path, **site: object) -> Path:
-    """A project that no cluster knows."""
-    root = folder / "project"
-    root.mkdir()
-    for name in ("common", "data_prep", "ds_configs", "pipeline"):
-        (root / name).symlink_to(REPOSITORY / name)
-    shutil.copytree(REPOSITORY / "slurm", root / "slurm")
-    edit_site(root, **site)
-    return root
-
-
-def said_by(root: Path, *command: object, cwd: str = ".", **variables: str) -> str:
-    """What a command that queues nothing says, with a sbatch that takes every job and writes it down."""
+def error_of_command(root: Path, *command: object, cwd: str = ".", **variables: str) -> str:
+    """Return the error output of a command that must queue nothing; its sbatch accepts and records every job."""
     (root / "bin").mkdir(exist_ok=True)
     (root / "bin" / "sbatch").write_text('#!/bin/sh\ncase "$*" in *test-only*) ;; *) echo "$@" >> queued ;; esac\n')
     (root / "bin" / "sbatch").chmod(0o755)
@@ -74,25 +63,25 @@ def said_by(root: Path, *command: object, cwd: str = ".", **variables: str) -> s
     return done.stderr
 
 
-def refusal(folder: Path, *arguments: object, **site: object) -> str:
-    """What submit.sh says where it queues nothing."""
-    return said_by(copied_project(folder, **site), "slurm/submit.sh", *arguments)
+def error_of_submit(folder: Path, *arguments: object, **site: object) -> str:
+    """Return the error output of submit.sh, which must queue nothing."""
+    return error_of_command(copy_project(folder / "project", **site), "slurm/submit.sh", *arguments)
 
 
-def test_placeholders_left_in_are_all_named(tmp_path: Path) -> None:
-    said = refusal(tmp_path, "prepare_data", "train_200B", "convert", "evaluate")
+def test_all_remaining_placeholders_are_named(tmp_path: Path) -> None:
+    said = error_of_submit(tmp_path, "prepare_data", "train_200B", "convert", "evaluate")
     for name in ("ACCOUNT", "CPU_PARTITION", "GPU_PARTITION", "INTERFACE", "CORPUS", "TOKENIZER", "PROBLEMS"):
-        assert f"{name}=CHANGE_ME is to be filled in" in said
+        assert f"{name}=CHANGE_ME must be filled in" in said
 
 
-def test_a_stage_that_there_is_not(tmp_path: Path) -> None:
-    said = refusal(tmp_path, "train_2T")
-    assert "there is no stage train_2T; there are convert evaluate prepare_data train_1T train_200B" in said
+def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
+    said = error_of_submit(tmp_path, "train_2T")
+    assert "unknown stage train_2T; the stages are convert evaluate prepare_data train_1T train_200B" in said
 
 
-def test_inputs_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_inputs_are_all_named(tmp_path: Path) -> None:
     site = cpu_site(CORPUS="nowhere", TOKENIZER="none.model", PROBLEMS="none.jsonl", PREPARE_JOBS=0, SHARDS="s3://b/c")
-    said = refusal(tmp_path, "prepare_data", "evaluate", **site)
+    said = error_of_submit(tmp_path, "prepare_data", "evaluate", **site)
     for problem in (
         "CORPUS: nowhere",
         "TOKENIZER=none.model",
@@ -106,34 +95,36 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ("train_200B model.dim=64", "there is no stage model.dim=64; there are convert"),
-        ("convert train_200B -- train.seed=2", "stages come in the order"),
+        ("train_200B model.dim=64", "unknown stage model.dim=64; the stages are convert"),
+        ("convert train_200B -- train.seed=2", "stages must be in the order"),
         ("train_200B train_1T", "each at most once"),
         ("prepare_data -- more", "prepare_data takes no arguments: more"),
         ("convert -- runs/a runs/b", "convert takes one argument, not 2"),
     ],
 )
-def test_arguments_that_make_no_sense(tmp_path: Path, arguments: str, complaint: str) -> None:
-    assert complaint in refusal(tmp_path, *arguments.split(), **cpu_site(SHARDS="data"))
+def test_impossible_arguments_are_refused(tmp_path: Path, arguments: str, complaint: str) -> None:
+    assert complaint in error_of_submit(tmp_path, *arguments.split(), **cpu_site(SHARDS="data"))
 
 
 @pytest.mark.parametrize(
     ("stage", "changes", "complaint"),
     [
-        ("train_200B", {"TRAIN_NODES": 0}, "TRAIN_NODES=0 must be a number above 0"),
-        ("train_200B", {"TRAIN_NODES": -1}, "TRAIN_NODES=-1 must be a number above 0"),
-        ("train_200B", {"RANKS_PER_NODE": 0}, "RANKS_PER_NODE=0 must be a number above 0"),
-        ("train_200B", {"RUNS": "", "NODE_SCRATCH": ""}, "RUNS is empty"),
-        ("prepare_data", {"CPUS": "many"}, "CPUS=many must be a number above 0"),
-        ("prepare_data", {"SHARDS": ""}, "SHARDS is empty"),
+        ("train_200B", {"TRAIN_NODES": 0}, "TRAIN_NODES=0 must be a whole number above 0"),
+        ("train_200B", {"TRAIN_NODES": -1}, "TRAIN_NODES=-1 must be a whole number above 0"),
+        ("train_200B", {"RANKS_PER_NODE": 0}, "RANKS_PER_NODE=0 must be a whole number above 0"),
+        ("train_200B", {"RUNS": "", "NODE_SCRATCH": ""}, "RUNS must not be empty"),
+        ("prepare_data", {"CPUS": "many"}, "CPUS=many must be a whole number above 0"),
+        ("prepare_data", {"SHARDS": ""}, "SHARDS must not be empty"),
         ("prepare_data", {"MODULES": "cuda/99"}, 'MODULES="cuda/99"'),
         ("prepare_data", {"VENV": "nowhere"}, "VENV=nowhere has no bin/python"),
         ("prepare_data", {"DEVICE": "gpu"}, "DEVICE=gpu must be cuda or cpu"),
     ],
 )
-def test_values_that_cannot_be(tmp_path: Path, stage: str, changes: dict[str, object], complaint: str) -> None:
+def test_impossible_settings_are_refused(
+    tmp_path: Path, stage: str, changes: dict[str, object], complaint: str
+) -> None:
     site = cpu_site(**{"SHARDS": "data", "CORPUS": tmp_path, "TOKENIZER": "bytes", **changes})
-    assert complaint in refusal(tmp_path, stage, **site)
+    assert complaint in error_of_submit(tmp_path, stage, **site)
 
 
 @pytest.mark.parametrize(
@@ -144,24 +135,24 @@ def test_values_that_cannot_be(tmp_path: Path, stage: str, changes: dict[str, ob
         ('MEMORY="64G', "unexpected EOF"),
     ],
 )
-def test_lines_that_bash_cannot_read(tmp_path: Path, line: str, complaint: str) -> None:
-    root = copied_project(tmp_path, **cpu_site(SHARDS="data"))
+def test_settings_that_bash_cannot_read_are_refused(tmp_path: Path, line: str, complaint: str) -> None:
+    root = copy_project(tmp_path / "project", **cpu_site(SHARDS="data"))
     path = root / "slurm" / "site.env"
     path.write_text(f"{line}\n{path.read_text()}")
-    said = said_by(root, "slurm/submit.sh", "train_200B")
+    said = error_of_command(root, "slurm/submit.sh", "train_200B")
     assert complaint in said
-    assert "lines are NAME=value" in said
+    assert "lines must be NAME=value" in said
 
 
 @pytest.mark.parametrize("template", sorted(path.name for path in (REPOSITORY / "slurm").glob("*.sbatch")))
-def test_a_template_that_is_not_started_as_it_should_be(tmp_path: Path, template: str) -> None:
-    root = copied_project(tmp_path, **cpu_site(SHARDS="data"))
-    assert f"slurm/submit.sh {template[:-7]} queues it" in said_by(root, "bash", f"slurm/{template}")
-    said = said_by(root, "bash", template, cwd="slurm", SLURM_JOB_ID="1")
+def test_a_template_refuses_to_run_outside_of_a_job_and_of_the_root(tmp_path: Path, template: str) -> None:
+    root = copy_project(tmp_path / "project", **cpu_site(SHARDS="data"))
+    assert f"slurm/submit.sh {template[:-7]} queues it" in error_of_command(root, "bash", f"slurm/{template}")
+    said = error_of_command(root, "bash", template, cwd="slurm", SLURM_JOB_ID="1")
     assert "submit from the root of the repository" in said
 
 
-def test_no_run_has_less_than_one_rank() -> None:
+def test_a_run_needs_at_least_one_rank() -> None:
     inputs = ("--config", VARIABLES["RECIPE"], "--deepspeed_config", VARIABLES["DEEPSPEED_CONFIG"], 'data.shards=""')
     done = run_module("pipeline.check_run", "--nodes", 0, "--ranks_per_node", -1, *inputs)
     assert done.returncode == 2
@@ -174,17 +165,17 @@ def test_no_run_has_less_than_one_rank() -> None:
     ("changes", "complaint"),
     [
         ({"TRAIN_NODES": 3}, "train.batch_tokens=256 is not a multiple of"),
-        ({"TRAIN_NODES": 4}, "Slurm would not take train_200B: "),
+        ({"TRAIN_NODES": 4}, "Slurm refuses train_200B: "),
         ({"GPU_PARTITION": "gpus"}, "invalid partition"),
         ({"SHARDS": "nowhere"}, "nowhere/metadata.json does not exist"),
         ({"SHARDS": "gs://bucket/shards"}, "gs://bucket/shards: only s3://bucket/prefix is supported"),
         ({"MODULES": "cuda/99"}, 'MODULES="cuda/99", but there is no module command on ctl'),
         ({"VENV": "nowhere"}, "VENV=nowhere has no bin/python on ctl"),
-        ({"CONTAINER": "nowhere exec image"}, "CONTAINER: there is no nowhere on ctl"),
+        ({"CONTAINER": "nowhere exec image"}, "CONTAINER: command nowhere not found on ctl"),
         ({"DEVICE": "tpu"}, "DEVICE=tpu must be cuda or cpu"),
     ],
 )
-def test_what_cannot_be_is_not_queued(
+def test_a_job_that_cannot_run_is_not_queued(
     project: Project, tmp_path: Path, changes: dict[str, object], complaint: str
 ) -> None:
     site = cpu_site(**{"SHARDS": project.shards, **changes})

@@ -1,4 +1,4 @@
-"""Training jobs on a real Slurm, by the shipped templates: what can happen to them, and how they go on."""
+"""Training jobs on a real Slurm with the shipped templates: signals, requeues, lost nodes, and refusals."""
 
 import contextlib
 import json
@@ -16,12 +16,12 @@ from tests.slurm.cluster import wait_for
 from tests.slurm.site import EVERY, SHRUNK, STEPS, VARIABLES, Project, edited_site
 
 pytestmark = pytest.mark.slurm
-UNDER_WAY = 5  # steps: the run is training, and has no checkpoint yet
+UNDER_WAY = 5  # steps: the run is training and has no checkpoint yet
 
 
 @contextlib.contextmanager
 def frozen(project: Project, run_name: str) -> Iterator[list[int]]:
-    """Keep a run's ranks from taking another step; yield their pids. Signals that come wait for the end of this."""
+    """Stop a run's ranks inside the context; yield their pids. Signals arrive when the context ends."""
     pids = list(project.ranks(run_name))
     assert len(pids) == 2
     for pid in pids:
@@ -35,7 +35,7 @@ def frozen(project: Project, run_name: str) -> Iterator[list[int]]:
 
 
 def was_sent(pid: int, number: signal.Signals) -> bool:
-    """Whether a frozen process has been sent a signal: it waits for it, or Slurm has set it going with it."""
+    """Return whether a frozen process was sent a signal: it is pending, or Slurm has continued the process."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -53,17 +53,17 @@ def assert_finished(project: Project, job_id: str, *, restarts: int) -> None:
     assert (job.state, job.restarts) == ("COMPLETED", restarts), project.log(job_id)
 
 
-def test_two_nodes_train_as_one_launcher_does(project: Project, uninterrupted: str) -> None:
+def test_two_nodes_train_like_one_launcher(project: Project, uninterrupted: str) -> None:
     process = launch_deepspeed(
         "pipeline.train", "--config", VARIABLES["RECIPE"], "--deepspeed_config", VARIABLES["DEEPSPEED_CONFIG"], *SHRUNK,
         f"data.shards={project.shards}", f"run.dir={project.root / 'runs'}", "run.name=one-launcher",
     )  # fmt: skip
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
-    project.assert_trained_like(uninterrupted, "one-launcher")
+    project.assert_close_losses(uninterrupted, "one-launcher")
 
 
-def test_each_rank_has_a_log_and_the_job_one_line(project: Project, uninterrupted: str) -> None:
+def test_each_rank_has_a_log_and_the_jobs_log_has_one_line(project: Project, uninterrupted: str) -> None:
     logs = sorted(path.name for path in (project.run_dir(uninterrupted) / "ranks").glob("output_*"))
     assert logs == ["output_00000.log", "output_00001.log"]
     assert f"step {STEPS}/{STEPS}" in (project.run_dir(uninterrupted) / "ranks" / "output_00000.log").read_text()
@@ -71,8 +71,8 @@ def test_each_rank_has_a_log_and_the_job_one_line(project: Project, uninterrupte
     assert len(job_log.read_text().splitlines()) == 1
 
 
-def test_the_time_limits_warning_saves_and_the_job_goes_on(project: Project, uninterrupted: str) -> None:
-    """The template's own --signal=USR1@300, and a limit that is moved near once the run is under way."""
+def test_the_warning_before_the_time_limit_saves_and_the_job_continues(project: Project, uninterrupted: str) -> None:
+    """The template has --signal=USR1@300; the time limit is lowered while the run is training."""
     job_id = project.train("limited")
     project.wait_for_step("limited", UNDER_WAY)
     with frozen(project, "limited") as pids:
@@ -83,10 +83,10 @@ def test_the_time_limits_warning_saves_and_the_job_goes_on(project: Project, uni
     assert_finished(project, job_id, restarts=1)
     assert "stopped on request (SIGUSR1 on rank 0, SIGUSR1 on rank 1)" in project.train_log("limited")
     assert f"requeueing job {job_id} after exit code {ExitCode.STOPPED}" in project.log(job_id)
-    project.assert_went_on_as_if_nothing_had_happened("limited", uninterrupted)
+    project.assert_same_losses("limited", uninterrupted)
 
 
-def test_a_cancelled_job_saves_and_stays_away(project: Project, uninterrupted: str) -> None:
+def test_a_cancelled_job_saves_and_does_not_start_again(project: Project, uninterrupted: str) -> None:
     job_id = project.train("cancelled")
     project.wait_for_step("cancelled", UNDER_WAY)
     with frozen(project, "cancelled"):
@@ -99,8 +99,8 @@ def test_a_cancelled_job_saves_and_stays_away(project: Project, uninterrupted: s
     assert (project.run_dir("cancelled") / "checkpoints" / f"step_{stopped_at:08d}").is_dir()
 
 
-def test_requeued_by_hand(project: Project, uninterrupted: str) -> None:
-    """`scontrol requeue`; then the signals come while Python starts, and none is lost or deadly."""
+def test_a_job_requeued_by_hand_continues(project: Project, uninterrupted: str) -> None:
+    """After `scontrol requeue`, signals arrive while Python starts; none is lost, and none kills a rank."""
     job_id = project.train("requeued")
     project.wait_for_step("requeued", UNDER_WAY)
     with frozen(project, "requeued") as old_ranks:
@@ -109,10 +109,10 @@ def test_requeued_by_hand(project: Project, uninterrupted: str) -> None:
     wait_for(lambda: len(set(project.ranks("requeued")) - set(old_ranks)) == 2, "the ranks of the second start")
     project.cluster.run("scancel", "--signal=USR1", job_id)
     assert_finished(project, job_id, restarts=2)
-    project.assert_went_on_as_if_nothing_had_happened("requeued", uninterrupted)
+    project.assert_same_losses("requeued", uninterrupted)
 
 
-def test_a_preempted_job_saves_and_goes_on_when_there_is_room(project: Project, uninterrupted: str) -> None:
+def test_a_preempted_job_saves_and_continues_when_nodes_are_free(project: Project, uninterrupted: str) -> None:
     job_id = project.train("preempted")
     project.wait_for_step("preempted", UNDER_WAY)
     with frozen(project, "preempted") as pids:
@@ -122,23 +122,23 @@ def test_a_preempted_job_saves_and_goes_on_when_there_is_room(project: Project, 
     assert project.cluster.wait_for_end(urgent).state == "COMPLETED"
     assert_finished(project, job_id, restarts=1)
     assert "stopped on request (SIGTERM" in project.train_log("preempted")
-    project.assert_went_on_as_if_nothing_had_happened("preempted", uninterrupted)
+    project.assert_same_losses("preempted", uninterrupted)
 
 
-def test_a_node_without_power(project: Project, uninterrupted: str) -> None:
+def test_a_job_continues_without_a_node_that_lost_power(project: Project, uninterrupted: str) -> None:
     job_id = project.train("node-lost")
-    project.wait_for_step("node-lost", EVERY + 2)  # no rank saves at the end, so that a checkpoint must be there
+    project.wait_for_step("node-lost", EVERY + 2)  # no rank can save at the end, so a checkpoint must exist
     (lost,) = {node for pid, node in project.ranks("node-lost").items() if node != "n1"}
     project.cluster.power_off(lost)
     assert_finished(project, job_id, restarts=1)
     assert lost not in project.cluster.job(job_id).nodes
     project.cluster.power_on(lost)
     project.cluster.wait_until_idle()
-    project.assert_went_on_as_if_nothing_had_happened("node-lost", uninterrupted)
+    project.assert_same_losses("node-lost", uninterrupted)
 
 
-def test_a_node_that_slurm_has_lost_sight_of_writes_nothing_more(project: Project, uninterrupted: str) -> None:
-    """Only its slurmd is dead: its ranks train on beside the job's next start, and find their lease gone."""
+def test_ranks_on_an_unreachable_node_stop_writing(project: Project, uninterrupted: str) -> None:
+    """Only the node's slurmd dies: its ranks train on beside the job's next start, until they find their lease gone."""
     with edited_site(project, TRAIN_NODES=1, RANKS_PER_NODE=2):
         job_id = project.train("split")
         project.wait_for_step("split", UNDER_WAY)
@@ -152,7 +152,7 @@ def test_a_node_that_slurm_has_lost_sight_of_writes_nothing_more(project: Projec
     project.cluster.start_daemon(node)
     project.cluster.wait_until_idle()
     assert f"Slurm job {job_id}, start 2 has taken this run over" in project.train_log("split")
-    project.assert_went_on_as_if_nothing_had_happened("split", uninterrupted)
+    project.assert_same_losses("split", uninterrupted)
 
 
 def lease_of(project: Project, run_name: str) -> dict[str, object]:
@@ -166,7 +166,7 @@ exec {python} "$@"
 
 
 def test_a_job_that_fails_twice_at_the_same_step_ends(project: Project, tmp_path: Path) -> None:
-    """Its software breaks before the first step."""
+    """The job's software fails before the first step."""
     python = tmp_path / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(BROKEN.format(python=sys.executable))
@@ -178,19 +178,19 @@ def test_a_job_that_fails_twice_at_the_same_step_ends(project: Project, tmp_path
     assert f"job {job_id} does not start again: it ended twice after step 0" in project.log(job_id)
 
 
-def test_a_refusal_is_final(project: Project, uninterrupted: str) -> None:
-    """A checkpoint of another run, which only the ranks find."""
+def test_a_refused_start_is_final(project: Project, uninterrupted: str) -> None:
+    """The checkpoint is of another run, which only the ranks can find out."""
     job_id = project.train("uninterrupted", "train.seed=2")
     job = project.cluster.wait_for_end(job_id)
     assert (job.state, job.restarts) == ("FAILED", 0), project.log(job_id)
     assert "exit code 2 is final" in project.log(job_id)
 
 
-def test_a_node_that_is_not_as_it_should_be_is_named(project: Project) -> None:
+def test_a_bad_node_is_named(project: Project) -> None:
     with edited_site(project, INTERFACE="ib7"):
         job_id = project.train("sick")
         word = "has no network interface ib7 (it has: eth0 lo)"
-        wait_for(lambda: word in project.log(job_id), "a word on the interface")
+        wait_for(lambda: word in project.log(job_id), "the message about the interface")
         project.cluster.run("scancel", job_id)
         project.cluster.wait_for_end(job_id)
     assert word in project.log(job_id)
