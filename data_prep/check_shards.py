@@ -133,7 +133,7 @@ def _count_documents(document_ids: TokenArray, tokens: TokenArray, metadata: dic
 def _style(color: str) -> Style:
     """Return how to show tokens; NO_COLOR is the convention of no-color.org."""
     is_wanted = sys.stdout.isatty() and not os.environ.get("NO_COLOR") if color == "auto" else color == "always"
-    return "colour" if is_wanted else "plain"
+    return "color" if is_wanted else "plain"
 
 
 def _print_sample(

@@ -1,12 +1,14 @@
-"""Train a SentencePiece tokenizer on a corpus: BPE with byte fallback, the kind that Llama 2 has.
+"""Train a SentencePiece tokenizer on a corpus: BPE with byte fallback, like the tokenizer of Llama 2.
 
-Text comes back from its tokens unchanged: nothing is normalised, no space is dropped, and what has no token of its own
-becomes bytes. (Only U+2581, which SentencePiece writes for a space, comes back as one.) Digits are single tokens.
-Unlike Llama 2's, line ends may be parts of tokens, which code gains from.
-With --fim_tokens, the sentinels of fill-in-the-middle, by Code Llama's names, are among the ids, as control symbols: no
-text gives them.
-Documents are read in a random but fixed order, so that --max_bytes of them stand for all; the same input gives the
-same model.
+Decoding gives back the text unchanged: nothing is normalized, no space is dropped, and characters without a token
+become bytes. (The one exception is U+2581, SentencePiece's own sign for a space, which is decoded as a space.) Digits
+are single tokens. Unlike in Llama 2's tokenizer, line ends may be part of longer tokens, which suits code.
+
+With --fim_tokens, the ids include the sentinels of fill-in-the-middle under Code Llama's names. They are control
+symbols: no text is ever encoded to them.
+
+Documents are read in a random but fixed order, so that the first --max_bytes represent the whole corpus, and the same
+input gives the same model.
 """
 
 import argparse
@@ -34,9 +36,9 @@ from data_prep.sources.readers import read_piece
 from data_prep.tokens.fim import SENTINEL_PIECES
 
 _MIB = 1 << 20
-_MOST_IDS = 1 << 16  # of uint16, which shards hold
-_FEWEST_IDS = 3 + 256  # unk, bos, eos, and the bytes
-# SentencePiece skips, silently, a sentence of more than `max_sentence_length` bytes; a character has up to four.
+_MAX_VOCAB_SIZE = 1 << 16  # shards store ids as uint16
+_RESERVED_IDS = 3 + 256  # unk, bos, eos, and the bytes
+# SentencePiece silently skips sentences of more than `max_sentence_length` bytes; a character has up to four.
 _SENTENCE_CHARACTERS = 2048
 _EXAMPLES = """examples:
   python -m data_prep.train_tokenizer --input ~/src/cpython --extensions .py .c --output tokenizer.model
@@ -47,22 +49,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Raises:
-        UserError: the arguments are wrong, the corpus is empty, or too small for the vocabulary; or the model cannot
-            be written.
+        UserError: the arguments are wrong, the corpus is empty or too small for the vocabulary, or the model cannot be
+            written.
     """
     arguments = _parse(argv)
     _check(arguments)
     try:
         _run(arguments)
-    except OSError as error:  # what cannot be read is no document
+    except OSError as error:  # not from reading: a file that cannot be read is skipped
         raise UserError(f"cannot write --output {arguments.output}: {error.strerror}") from error
 
 
 def _run(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=arguments.output.absolute().parent) as work:  # for standard input
+    with tempfile.TemporaryDirectory(dir=arguments.output.absolute().parent) as work:  # for a copy of standard input
         sources = sources_of(arguments, work=Path(work), piece_bytes=_MIB)
-        documents = read_sample(
+        documents = read_documents(
             sources,
             reading=read_options(arguments, fields=(arguments.language_field,) if arguments.language_field else ()),
             language_field=arguments.language_field,
@@ -70,8 +72,8 @@ def _run(arguments: argparse.Namespace) -> None:
         )
     if not documents:
         raise UserError(f"no readable documents in {' '.join(arguments.input or arguments.mix)}; nothing to train on")
-    sample_mb = sum(len(document.utf8) for document in documents) / 1e6
-    print(f"training {arguments.vocab_size} ids on {len(documents):,} documents, {sample_mb:.1f} MB ...", flush=True)
+    mb = sum(len(document.utf8) for document in documents) / 1e6
+    print(f"training {arguments.vocab_size} ids on {len(documents):,} documents, {mb:.1f} MB ...", flush=True)
     sentences = (sentence for document in documents for sentence in sentences_of(document.text))
     symbols = SENTINEL_PIECES if arguments.fim_tokens else ()
     model = train(
@@ -83,20 +85,20 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output} is finished in {time.monotonic() - started:.1f} s; {ratio:.2f} bytes per token")
 
 
-def read_sample(
+def read_documents(
     sources: Sequence[ListedSource], *, reading: ReadOptions, max_bytes: int, language_field: str | None = None
 ) -> list[Document]:
-    """Return documents of all sources up to `max_bytes` of text, in a random but fixed order of their pieces.
+    """Return documents of all sources, up to `max_bytes` of text, in a random but fixed order of their pieces.
 
-    One piece gives at most its share of `max_bytes`, or 1 MiB, so that one compressed file of many, which cannot be
-    cut, does not make up the sample alone. Of sources with weights, the heaviest gives all of its documents, and others
-    as much less as they weigh less.
+    A piece gives at most an equal part of `max_bytes`, or 1 MiB if that is more, because a compressed file is a single
+    piece of any size and should not fill the whole amount. If sources have weights, the heaviest one gives all of its
+    documents, and the others a fraction of theirs, in proportion to their weights.
     """
     pieces = [piece for source in sources for piece in source.pieces]
     heaviest = max((source.selection.weight for source in sources), default=1.0)
     filters = FilterOptions(language_field=language_field)
     random.Random(0).shuffle(pieces)
-    most_of_piece = max(_MIB, max_bytes // len(pieces))
+    max_piece_bytes = max(_MIB, max_bytes // len(pieces))
     documents: list[Document] = []
     n_bytes = 0
     with tqdm(desc="reading", total=max_bytes, unit="B", unit_scale=True, leave=False) as bar:
@@ -107,7 +109,7 @@ def read_sample(
                 if isinstance(record, Document) and reason_to_drop(record, selection, filters) is None:
                     documents.append(record)
                     n_piece_bytes += len(record.utf8)
-                if n_piece_bytes >= most_of_piece or n_bytes + n_piece_bytes >= max_bytes:
+                if n_piece_bytes >= max_piece_bytes or n_bytes + n_piece_bytes >= max_bytes:
                     break
             n_bytes += n_piece_bytes
             bar.update(n_piece_bytes)
@@ -117,7 +119,7 @@ def read_sample(
 
 
 def sentences_of(text: str) -> Iterator[str]:
-    """Cut `text` into runs of at most 2048 characters, after a line end where there is one; joined they are `text`."""
+    """Yield consecutive runs of `text` of at most 2048 characters, cut after a line end where there is one."""
     start = 0
     while start < len(text):
         stop = start + _SENTENCE_CHARACTERS
@@ -129,10 +131,10 @@ def sentences_of(text: str) -> Iterator[str]:
 
 
 def train(sentences: Iterator[str], *, vocab_size: int, num_threads: int, control_symbols: Sequence[str] = ()) -> bytes:
-    """Return a serialized SentencePiece model, `control_symbols` after its unk, bos and eos.
+    """Return a serialized SentencePiece model, which has `control_symbols` after unk, bos and eos.
 
     Raises:
-        UserError: the sample does not give `vocab_size` ids, or has more characters than that.
+        UserError: the sentences do not give `vocab_size` ids, or have more characters than that.
     """
     model = io.BytesIO()
     try:
@@ -143,11 +145,11 @@ def train(sentences: Iterator[str], *, vocab_size: int, num_threads: int, contro
             vocab_size=vocab_size,
             byte_fallback=True,
             split_digits=True,
-            character_coverage=0.99995,  # Llama 2's; the rest becomes bytes
+            character_coverage=0.99995,  # as Llama 2; other characters become bytes
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             add_dummy_prefix=True,
-            allow_whitespace_only_pieces=True,  # runs of spaces: the indentation of code
+            allow_whitespace_only_pieces=True,  # runs of spaces, for the indentation of code
             unk_id=0,
             bos_id=1,
             eos_id=2,
@@ -160,12 +162,12 @@ def train(sentences: Iterator[str], *, vocab_size: int, num_threads: int, contro
     except RuntimeError as error:
         raise _as_user_error(error, vocab_size) from error
     proto = parsed(model.getvalue())
-    proto.trainer_spec.ClearField("num_threads")  # does not change a piece; the file's hash must not depend on it
+    proto.trainer_spec.ClearField("num_threads")  # changes no piece, but would change the file's hash
     return proto.SerializeToString(deterministic=True)
 
 
 def bytes_per_token(model: bytes, documents: Sequence[Document]) -> float:
-    """Return how many UTF-8 bytes a token of `model` stands for in `documents`."""
+    """Return the mean number of UTF-8 bytes per token of `model` in `documents`."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     n_tokens = sum(len(processor.encode(document.text)) for document in documents)
     return sum(len(document.utf8) for document in documents) / n_tokens
@@ -173,9 +175,9 @@ def bytes_per_token(model: bytes, documents: Sequence[Document]) -> float:
 
 def _as_user_error(error: RuntimeError, vocab_size: int) -> Exception:
     if found := re.search(r"too high .*<= (\d+)", str(error)):
-        advice = f"the sample gives at most {found[1]} ids: lower --vocab_size, raise --max_bytes, or add input"
+        advice = f"the text gives at most {found[1]} ids: lower --vocab_size, raise --max_bytes, or add input"
     elif found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
-        advice = f"bytes and the characters of the sample alone need {found[1]} ids: raise --vocab_size"
+        advice = f"the bytes and the characters of the text alone need {found[1]} ids: raise --vocab_size"
     else:
         return error
     return UserError(f"--vocab_size {vocab_size} does not fit the corpus; {advice}")
@@ -184,25 +186,25 @@ def _as_user_error(error: RuntimeError, vocab_size: int) -> Exception:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("data_prep.train_tokenizer", description=__doc__, epilog=_EXAMPLES)
     add_source_arguments(parser)
-    language_help = "jsonl key of the language that --mix selects by (default: by the extension of a file)"
+    language_help = "jsonl key of the language, for languages in --mix (default: from the file extension)"
     parser.add_argument("--language_field", metavar="NAME", help=language_help)
     group = parser.add_argument_group("model")
     add = group.add_argument
-    add("--output", required=True, type=Path, metavar="FILE", help="the model to write, e.g. tokenizer.model")
+    add("--output", required=True, type=Path, metavar="FILE", help="model file to write, such as tokenizer.model")
     add("--vocab_size", type=int, default=32000, metavar="N", help="number of ids (default: %(default)s)")
-    fim_help = f"reserve ids to fill in the middle: {' '.join(SENTINEL_PIECES)}"
+    fim_help = f"reserve ids for fill-in-the-middle: {' '.join(SENTINEL_PIECES)}"
     add("--fim_tokens", action="store_true", help=fim_help)
-    bytes_help = "train on about this much text; more costs time and memory in proportion (default: %(default)s)"
+    bytes_help = "bytes of text to train on; time and memory grow in proportion (default: %(default)s)"
     add("--max_bytes", type=int, default=10_000_000, metavar="N", help=bytes_help)
-    add("--num_threads", type=int, default=os.cpu_count(), metavar="N", help="threads (default: one per CPU)")
+    add("--num_threads", type=int, default=os.cpu_count(), metavar="N", help="number of threads (default: one per CPU)")
     return parser.parse_args(argv)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     problems = below_one(arguments, "max_bytes", "num_threads")
-    fewest_ids = _FEWEST_IDS + len(SENTINEL_PIECES) * arguments.fim_tokens + 1
-    if not fewest_ids <= arguments.vocab_size <= _MOST_IDS:
-        problems.append(f"--vocab_size must be {fewest_ids} to {_MOST_IDS}, not {arguments.vocab_size}")
+    min_vocab_size = _RESERVED_IDS + len(SENTINEL_PIECES) * arguments.fim_tokens + 1
+    if not min_vocab_size <= arguments.vocab_size <= _MAX_VOCAB_SIZE:
+        problems.append(f"--vocab_size must be {min_vocab_size} to {_MAX_VOCAB_SIZE}, not {arguments.vocab_size}")
     if arguments.output.is_dir() or not arguments.output.absolute().parent.is_dir():
         problems.append(f"--output {arguments.output} must be a file in a folder that exists")
     raise_if_any(problems, heading="bad arguments")

@@ -34,7 +34,7 @@ from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 
 from common.files import write_json, written_whole
-from data_prep.dedup.survey import PERMUTATIONS, SHINGLE_WORDS, THRESHOLD, Signature, signer
+from data_prep.dedup.survey import SHINGLE_WORDS, Signature, bands_and_size, signer
 from data_prep.filters.decisions import ChangedInputError, decisions
 from data_prep.filters.digests import digest
 from data_prep.filters.languages import language_of
@@ -48,18 +48,15 @@ _signer = functools.cache(signer)  # made once in each process
 
 
 def minhash_config() -> MinhashConfig:
-    """Return datatrove's settings with the bands of `survey`, which datasketch chooses for the threshold."""
-    from datasketch import MinHashLSH
-
-    index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
-    return MinhashConfig(SHINGLE_WORDS, index.b, index.r, hash_config=HashConfig(precision=32))
+    """Return datatrove's settings with the bands of `survey`."""
+    return MinhashConfig(SHINGLE_WORDS, *bands_and_size(), hash_config=HashConfig(precision=32))
 
 
 def stages_of(work: Path, *, n_tasks: int, reading: ReadOptions, filters: FilterOptions) -> dict[str, Any]:
     """Return the steps and the number of tasks of each stage, by its name, in order.
 
     Args:
-        work: folder for the files that one stage writes for the next, and with those of `write_slices`.
+        work: folder of the files that one stage writes for the next; `write_slices` has written the slices there.
         n_tasks: number of slices of the corpus.
         reading: how they are read.
         filters: which documents are dropped before duplicates are looked for.
@@ -79,7 +76,7 @@ def stages_of(work: Path, *, n_tasks: int, reading: ReadOptions, filters: Filter
 
 
 def write_slices(slices: list[list[Piece]], work: Path) -> None:
-    """Write the pieces of the corpus that each task reads into a file for it."""
+    """Write, for each task, a file with the pieces of the corpus that it reads."""
     (work / "slices").mkdir(parents=True, exist_ok=True)
     for rank, pieces in enumerate(slices):
         write_json(_task_file(work, "slices", rank), [asdict(piece) for piece in pieces])

@@ -1,16 +1,16 @@
-"""Near duplicates among MinHash signatures: which rows of one large array are near to an earlier row that stays.
+"""Near duplicates among MinHash signatures: which rows of a large array are near to an earlier row that stays.
 
-Locality sensitive hashing with next to nothing in memory. Signatures lie in a mapped file, and so does what is computed
-of them; the system keeps of both what it has room for.
+This is locality-sensitive hashing with little memory: the signatures, and what is computed from them, lie in mapped
+files, of which the system keeps in memory what fits.
 
-1. Each row's bands become 64-bit keys, stored band by band.
-2. A stable sort of one band's keys puts rows that share it side by side, in order. So each row has, for each band, a
-   link to the row before it with the same key, or -1.
-3. Rows are judged in order. Their links lead to candidates; whoever is dropped hands its own link on, so that links
-   only ever lead to rows that stay. A candidate counts if a whole band is really equal (keys may collide) and if the
-   share of equal values, which estimates the Jaccard similarity, reaches the threshold.
+1. The values of each band become a 64-bit key for each row. Keys are stored band by band.
+2. A stable sort of a band's keys brings rows with the same key together, in their order. So each row gets, for each
+   band, a link to the row before it with the same key, or -1.
+3. Rows are judged in order. A row's links lead to its candidates. A dropped row passes its own links on, so that links
+   lead only to rows that stay. A candidate counts if all values of one band are equal, because different bands may have
+   the same key, and if the fraction of equal values, which estimates the Jaccard similarity, reaches the threshold.
 
-In memory are, besides, one band's keys, their order, and what compares them.
+Besides the mapped files, only the keys of one band, their order, and the arrays that compare them are in memory.
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,14 @@ Signatures = npt.NDArray[np.uint32]
 def near_rows(
     signatures: Signatures, *, threshold: float, bands: int, band_size: int, folder: Path
 ) -> npt.NDArray[np.bool_]:
-    """Return which rows (rows,) are near to an earlier one that is not.
+    """Return which rows are near to an earlier row that is itself not near to one, (rows,).
 
     Args:
         signatures: (rows, permutations), in the order of the documents; may be mapped.
-        threshold: least share of equal values.
-        bands, band_size: the first `bands` x `band_size` values of a row, in that many bands of that size.
-        folder: two files of 8 and 4 bytes per row and band are made in it.
+        threshold: smallest fraction of equal values at which rows are near.
+        bands: number of bands.
+        band_size: values in a band; bands are cut from the first `bands` * `band_size` values of a row.
+        folder: two files are made in it, of 8 and 4 bytes for each row and band.
     """
     is_near = np.zeros(len(signatures), dtype=np.bool_)
     if not len(signatures):
@@ -58,7 +59,7 @@ def near_rows(
 
 
 def _candidates(row: int, links: npt.NDArray[np.int32]) -> Iterator[int]:
-    """Yield each row that a row's links lead to, once."""
+    """Yield each row that the links of `row` lead to, once."""
     seen: set[int] = set()
     for band in np.flatnonzero(links[row] != _NONE).tolist():
         candidate = int(links[row, band])
@@ -70,7 +71,7 @@ def _candidates(row: int, links: npt.NDArray[np.int32]) -> Iterator[int]:
 
 
 def _links(signatures: Signatures, *, bands: int, band_size: int, folder: Path) -> npt.NDArray[np.int32]:
-    """Return for each row and band the row before it with the same key, or -1: (rows, bands), mapped."""
+    """Return for each row and band the index of the row before it with the same key, or -1; (rows, bands), mapped."""
     n_rows = len(signatures)
     assert n_rows < 2**31
     keys = np.memmap(folder / "keys", dtype=np.uint64, mode="w+", shape=(bands, n_rows))
@@ -87,7 +88,7 @@ def _links(signatures: Signatures, *, bands: int, band_size: int, folder: Path) 
 
 
 def _keys(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return one key for each last axis."""
+    """Return one key for each run of values on the last axis."""
     keys = np.zeros(values.shape[:-1], dtype=np.uint64)
     for place in range(values.shape[-1]):
         keys = (keys ^ values[..., place]) * _FACTOR

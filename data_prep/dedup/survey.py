@@ -70,7 +70,7 @@ def survey_part(part: Part, options: PartOptions, near: bool) -> None:
     signatures: list[Signature] = []
     signature_of = signer() if near else None
     for piece in part.pieces:
-        counts.append(-len(reasons))
+        n_before = len(reasons)
         for record in read_piece(piece, options.reading):
             reason = reason_to_drop(record, piece.selection, options.filters) or ""
             reasons.append(names.setdefault(reason, len(names)))
@@ -79,7 +79,7 @@ def survey_part(part: Part, options: PartOptions, near: bool) -> None:
                 if signature_of is not None:
                     signatures.append(signature_of(record.text))
             count_progress(documents=int(isinstance(record, Document)), input_bytes=record.input_bytes)
-        counts[-1] += len(reasons)
+        counts.append(len(reasons) - n_before)
     with written_whole(survey_path(part, options.out)) as partial, partial.open("wb") as file:
         np.savez(
             file,
@@ -117,25 +117,23 @@ def _near_documents(
     parts: Sequence[Part], out: Path, is_first: Sequence[npt.NDArray[np.bool_]]
 ) -> list[npt.NDArray[np.bool_]]:
     """Return for each part which of the documents that no rule drops are near to an earlier one that stays."""
-    from datasketch import MinHashLSH
-
-    index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)  # chooses the bands
+    bands, band_size = bands_and_size()
     considered: list[npt.NDArray[np.bool_]] = []
     with tempfile.TemporaryDirectory(dir=out / WORK_FOLDER) as folder:
         path = Path(folder) / "signatures"
         with path.open("wb") as file:
             for part, firsts in zip(parts, is_first, strict=True):
                 signatures = _read(part, out, "signatures")
-                considered.append(firsts & signatures.any(axis=1))  # all zeros if there are too few words
+                considered.append(firsts & signatures.any(axis=1))  # zeros mean too few words
                 signatures[considered[-1]].tofile(file)
         n_rows = path.stat().st_size // (4 * PERMUTATIONS)
         shape = (n_rows, PERMUTATIONS)
         mapped = np.memmap(path, dtype=np.uint32, mode="r", shape=shape) if n_rows else np.empty(shape, np.uint32)
-        found = near_rows(mapped, threshold=THRESHOLD, bands=index.b, band_size=index.r, folder=Path(folder))
-    is_near = [np.zeros_like(of_part) for of_part in considered]
-    ends = np.cumsum([of_part.sum() for of_part in considered])
-    for which, of_part, rows in zip(is_near, considered, np.split(found, ends[:-1]), strict=True):
-        which[of_part] = rows
+        found = near_rows(mapped, threshold=THRESHOLD, bands=bands, band_size=band_size, folder=Path(folder))
+    is_near = [np.zeros_like(in_part) for in_part in considered]
+    ends = np.cumsum([in_part.sum() for in_part in considered])
+    for near_in_part, in_part, rows in zip(is_near, considered, np.split(found, ends[:-1]), strict=True):
+        near_in_part[in_part] = rows
     return is_near
 
 
@@ -150,6 +148,14 @@ def _damage_explained(path: Path) -> Iterator[Path]:
         yield path
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}); delete it, and run the same command again") from error
+
+
+def bands_and_size() -> tuple[int, int]:
+    """Return the number of bands and the number of values in each, which datasketch chooses for the threshold."""
+    from datasketch import MinHashLSH
+
+    index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
+    return index.b, index.r
 
 
 def signer() -> Callable[[str], Signature]:

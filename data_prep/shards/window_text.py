@@ -1,7 +1,7 @@
-"""A window of tokens as people can read it: its text, with a visible mark where a document ends.
+"""The text of a window of tokens, as people can read it.
 
-In colour, neighbouring tokens have different shades, so that one sees what each of them is. Special ones have no text,
-but a mark: BOS, EOS, and the sentinels of documents whose middle is last.
+Special tokens have no text of their own. They are shown as marks: BOS, EOS, and the sentinels of fill-in-the-middle. In
+color, neighbouring tokens have different shades, so that each token can be told from the next.
 """
 
 from collections.abc import Mapping
@@ -14,9 +14,10 @@ from common.tokenizers import BYTES, Tokenizer
 from data_prep.tokens.packing import TokenArray
 
 BOS_MARK, EOS_MARK = "⟦BOS⟧", "⟦EOS⟧"
-Style = Literal["plain", "colour"]
+Style = Literal["plain", "color"]
 _SHADES = ("\x1b[97;48;5;24m", "\x1b[97;48;5;238m")  # white on dark blue, and on grey
 _MARK, _RESET = "\x1b[30;43m", "\x1b[0m"
+_LONGEST_CHARACTER = 4  # bytes of UTF-8, each of which may be a token
 
 
 def marked_text(
@@ -26,9 +27,9 @@ def marked_text(
 
     Args:
         window: token ids.
-        tokenizer: of the shards.
-        sentinels: of fill-in-the-middle, by name, as metadata.json has them.
-        style: plain, or each token in a shade of its own.
+        tokenizer: the tokenizer of the shards.
+        sentinels: ids of the sentinels of fill-in-the-middle by name, from metadata.json.
+        style: plain text, or neighbouring tokens in different shades.
     """
     marks = {tokenizer.bos_id: BOS_MARK, tokenizer.eos_id: EOS_MARK}
     marks |= {token: f"⟦{name.upper()}⟧" for name, token in (sentinels or {}).items()}
@@ -44,27 +45,24 @@ def marked_text(
 
 
 def _shaded(ids: list[int], tokenizer: Tokenizer) -> str:
-    """Return the text of some tokens with a shade for each piece that can be shown by itself.
+    """Return the text of some tokens, with alternating shades.
 
-    A piece ends where the text so far does not end within a character: its bytes may be several tokens.
+    Tokens share a shade while their text ends within a character, because its bytes may be several tokens.
     """
     shades, shown, start = cycle(_SHADES), [], 0
     for stop in range(1, len(ids) + 1):
         text = _text_of(ids, start, stop, tokenizer)
         if text.endswith("\ufffd") and stop < len(ids) and stop - start < _LONGEST_CHARACTER:
             continue
-        # a line's colour ends with it, or the terminal fills the rest of the line
+        # reset the color at the end of a line, or the terminal fills the rest of the line with it
         shown.append(next(shades) + text.replace("\n", f"↵{_RESET}\n") + _RESET)
         start = stop
     return "".join(shown)
 
 
 def _text_of(ids: list[int], start: int, stop: int, tokenizer: Tokenizer) -> str:
-    """Return what tokens say after the one before them, by which SentencePiece knows of their first space."""
+    """Return the text of ids[start:stop], decoded after the token before them, so that a first space is kept."""
     if start == 0 or tokenizer.kind == BYTES:
         return tokenizer.decode(ids[start:stop])
     before = tokenizer.decode(ids[start - 1 : start])
     return tokenizer.decode(ids[start - 1 : stop])[len(before) :]
-
-
-_LONGEST_CHARACTER = 4  # bytes of UTF-8, each of which may be a token

@@ -185,7 +185,7 @@ def test_shares_that_are_none(text: str, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_survey_without_deduplication_and_a_folder_of_something_else(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--survey_only is for --dedup"):
+    with pytest.raises(UserError, match="--survey_only needs --dedup"):
         write_shards.main([*byte_arguments(corpus, tmp_path / "out", dedup="none"), "--survey_only"])
     with pytest.raises(UserError, match=r"s3://bucket/code: shares are merged in a folder that all machines see"):
         merge_shards.main(["s3://bucket/code"])

@@ -8,7 +8,7 @@ from common.command_line import UserError
 from data_prep import train_tokenizer
 from data_prep.sources.documents import ReadOptions
 from data_prep.sources.listing import list_source
-from data_prep.train_tokenizer import read_sample, sentences_of
+from data_prep.train_tokenizer import read_documents, sentences_of
 from tests.conftest import run_module
 
 JSON_PACKAGE = Path(sysconfig.get_path("stdlib")) / "json"
@@ -103,13 +103,13 @@ def test_a_sample_is_spread_and_fixed(tmp_path: Path) -> None:
     for i in range(100):
         (tmp_path / f"{i:03}.py").write_text(f"{i:03}" + "x" * 97)
     sources = [list_source(str(tmp_path), extensions=[".py"])]
-    sample = read_sample(sources, reading=ReadOptions(), max_bytes=1000)
-    assert sample == read_sample(sources, reading=ReadOptions(), max_bytes=1000)
+    sample = read_documents(sources, reading=ReadOptions(), max_bytes=1000)
+    assert sample == read_documents(sources, reading=ReadOptions(), max_bytes=1000)
     assert len(sample) == 10
     numbers = [int(document.text[:3]) for document in sample]
     assert min(numbers) < 40  # not only the last files
     assert max(numbers) > 60  # not only the first
-    assert len(read_sample(sources, reading=ReadOptions(), max_bytes=10**6)) == 100
+    assert len(read_documents(sources, reading=ReadOptions(), max_bytes=10**6)) == 100
 
 
 @pytest.mark.parametrize(

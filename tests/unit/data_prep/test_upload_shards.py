@@ -164,9 +164,11 @@ def test_a_mistake_is_one_line_before_any_work(
 def test_arguments_that_do_not_go_together(s3: S3Server, remote: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs --work_dir"):
         write_shards.main(_arguments(remote))
-    with pytest.raises(UserError, match=f"run merge_shards when all are done, and then upload_shards DIR {remote}"):
+    with pytest.raises(
+        UserError, match=f"run merge_shards when all shares are written, and then upload_shards DIR {remote}"
+    ):
         write_shards.main(_arguments(remote, "--work_dir", tmp_path, "--part", "1/2"))
-    with pytest.raises(UserError, match="--work_dir is for --out s3://"):
+    with pytest.raises(UserError, match="--work_dir needs --out s3://"):
         write_shards.main(_arguments(str(tmp_path / "out"), "--work_dir", tmp_path))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"--work_dir {tmp_path}/file is a file"):

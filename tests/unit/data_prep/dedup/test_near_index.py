@@ -1,4 +1,4 @@
-"""Near rows against datasketch's own index, asked one row after the other."""
+"""Near rows against datasketch's own index, which is queried with one row after the other."""
 
 from pathlib import Path
 
@@ -8,15 +8,8 @@ import pytest
 
 from data_prep.dedup import near_index
 from data_prep.dedup.near_index import Signatures, near_rows
-from data_prep.dedup.survey import PERMUTATIONS, THRESHOLD, signer
+from data_prep.dedup.survey import PERMUTATIONS, THRESHOLD, bands_and_size, signer
 from tests.conftest import REPOSITORY
-
-
-def index_bands() -> tuple[int, int]:
-    from datasketch import MinHashLSH
-
-    index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
-    return index.b, index.r
 
 
 def by_datasketch(signatures: Signatures) -> npt.NDArray[np.bool_]:
@@ -33,12 +26,12 @@ def by_datasketch(signatures: Signatures) -> npt.NDArray[np.bool_]:
 
 
 def ours(signatures: Signatures, folder: Path) -> npt.NDArray[np.bool_]:
-    bands, band_size = index_bands()
+    bands, band_size = bands_and_size()
     return near_rows(signatures, threshold=THRESHOLD, bands=bands, band_size=band_size, folder=folder)
 
 
 def families(n_families: int, of: int, *, seed: int) -> Signatures:
-    """Rows that differ from their family's first in a share around the threshold, and chains of small changes."""
+    """Rows that differ from their family's first in a fraction around the threshold, and chains of small changes."""
     generator = np.random.default_rng(seed)
     rows = []
     for family in range(n_families):

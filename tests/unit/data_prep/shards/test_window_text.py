@@ -27,7 +27,7 @@ def test_every_special_token_has_its_mark() -> None:
     sentinels = {"prefix": 258, "suffix": 259, "middle": 260, "end": 261}
     expected = "⟦BOS⟧a⟦EOS⟧\n⟦BOS⟧⟦PREFIX⟧b⟦SUFFIX⟧c⟦MIDDLE⟧d⟦END⟧⟦EOS⟧\n"
     assert marked_text(window, ByteTokenizer(vocab_size=262), sentinels=sentinels) == expected
-    shaded = marked_text(window, ByteTokenizer(vocab_size=262), sentinels=sentinels, style="colour")
+    shaded = marked_text(window, ByteTokenizer(vocab_size=262), sentinels=sentinels, style="color")
     assert re.sub(r"\x1b\[[0-9;]*m", "", shaded) == expected
 
 
@@ -44,7 +44,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_shades_show_every_token_and_change_no_text(tokenizer: Tokenizer) -> None:
     ids, more = tokenizer.encode(TEXT), tokenizer.encode("x = 1\n")
     window = np.array([*ids, tokenizer.eos_id, *more], dtype=np.uint16)
-    shaded = marked_text(window, tokenizer, style="colour")
+    shaded = marked_text(window, tokenizer, style="color")
     without = re.sub(r"\x1b\[[0-9;]*m", "", shaded).replace("↵\n", "\n")
     assert without == marked_text(window, tokenizer)
     *of_ids, last = (re.findall(r"\x1b\[97;48;5;(\d+)m", run) for run in shaded.split("⟦EOS⟧"))
