@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.config.schema import Config
 from tests.conftest import REPOSITORY
 
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -16,6 +17,10 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MOST_LINES_OF_THE_README = 120
+FIELDS = {f"{section}.{field}" for section, fields in Config().as_dict().items() for field in fields}
+SECTIONS = {field.partition(".")[0] for field in FIELDS}
+FILE_NAMES = ("py", "json", "jsonl", "yaml", "log", "md", "sh")  # a name such as train.log is not a field
+ELSEWHERE = ("torchtitan/", "hardwares/")  # files of other projects
 
 
 def prose(page: Path) -> str:
@@ -46,6 +51,20 @@ def test_links_and_pictures_resolve(page: Path) -> None:
         if not path.exists() or (anchor and anchor not in anchors(path))
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_recipe_fields_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(rf"(?<![\w/.])((?:{'|'.join(SECTIONS)})\.[a-z_]+)\b(?!\()", page.read_text(encoding="utf-8"))
+    assert {field for field in named if field.partition(".")[2] not in FILE_NAMES} - FIELDS == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_this_repository_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`([\w.]+/[\w./-]+\.(?:py|json|yaml|sbatch|sh|env))`", text)
+    own = [name for name in named if not name.startswith(ELSEWHERE) and "/a/" not in name]
+    assert [name for name in own if not (REPOSITORY / name).exists()] == []
 
 
 def test_the_index_names_every_page() -> None:
