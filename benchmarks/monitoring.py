@@ -108,7 +108,7 @@ def watch_on_rank(task: dict[str, Any]) -> dict[str, list[float]]:
                 with stopwatch.part("step with norms"):
                     result = engine.train_step(batches, learning_rate=1e-4, takes_grad_norms=True)
                 with stopwatch.part("report"):
-                    own_s = times.own(wait_s=0.0, compute_s=result.compute_s)
+                    own_s = times.contribution(wait_s=0.0, compute_s=result.compute_s)
                     times.observe(agree(losses_N, StepCounts(times_s=own_s))[1].times_s)
                     monitor.log_step(
                         step, losses_N=losses_N, learning_rate=1e-4, gradient_norm=result.gradient_norm,

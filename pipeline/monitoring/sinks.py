@@ -119,7 +119,7 @@ class MetricsFile(Sink):
         refused = self._file.write(json.dumps({"step": step, **tokens, **finite}) + "\n")
         if refused is not None:
             logger.warning(
-                "could not write step %d to metrics.jsonl yet (%s); the next step tries again", step, refused.strerror
+                "could not write step %d to metrics.jsonl yet (%s); the next report tries again", step, refused.strerror
             )
 
     def close(self) -> None:

@@ -89,7 +89,7 @@ class StepTimes:
 
     def __init__(self, *, world: World, n_stages: int, num_workers: int) -> None:
         self._world, self._n_stages, self._num_workers = world, n_stages, num_workers
-        self._own_wait_s = 0.0  # from the start of the run to the last step
+        self._waited_s = 0.0  # from the start of the run to the last step
         self._slow_rank, self._slow_data = _Alarm(), _Alarm()
         self._waits_s: list[float]  # for each rank, in the steps since the last report
         self._computed_s: list[float]
@@ -103,7 +103,7 @@ class StepTimes:
         self._elapsed_s += time.perf_counter() - start_s
         self._n_steps += 1
 
-    def own(self, *, wait_s: float, compute_s: float) -> list[float]:
+    def contribution(self, *, wait_s: float, compute_s: float) -> list[float]:
         """Return this rank's contribution to the sum over ranks that `observe` takes: two numbers per rank.
 
         The places of the other ranks hold zeros.
@@ -113,12 +113,12 @@ class StepTimes:
             compute_s: seconds of its timed forward in this step.
         """
         sums = [0.0] * (2 * self._world.world_size)
-        sums[2 * self._world.rank : 2 * self._world.rank + 2] = wait_s - self._own_wait_s, compute_s
-        self._own_wait_s = wait_s
+        sums[2 * self._world.rank : 2 * self._world.rank + 2] = wait_s - self._waited_s, compute_s
+        self._waited_s = wait_s
         return sums
 
     def observe(self, sums: list[float]) -> None:
-        """Add one step; `sums` is the sum of all ranks' contributions (`own`)."""
+        """Add one step; `sums` is the sum of all ranks' contributions (`contribution`)."""
         waits_s, computed_s = sums[::2], sums[1::2]
         self._longest_waits_s += max(waits_s)
         self._waits_s = [a + b for a, b in zip(self._waits_s, waits_s, strict=True)]

@@ -87,8 +87,8 @@ def alternatives(
 
 def _configs(config: Config, *, world_size: int, stages: tuple[int, ...]) -> Iterator[Config]:
     own = config.parallel.pipeline_stages
-    alone = config.parallel.sequence_parallel_size * config.parallel.tensor_parallel_size == 1
-    for n_stages in sorted({*stages, own}) if alone else [own]:
+    may_be_pipeline = config.parallel.sequence_parallel_size * config.parallel.tensor_parallel_size == 1
+    for n_stages in sorted({*stages, own}) if may_be_pipeline else [own]:
         parallel = dataclasses.replace(config.parallel, pipeline_stages=n_stages)
         own_micro_batch = config.train.micro_batch_size
         for micro_batch in sorted({*MICRO_BATCHES, own_micro_batch}) if n_stages == 1 else [own_micro_batch]:

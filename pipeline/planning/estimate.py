@@ -30,7 +30,7 @@ class Estimate:
     mfu: float
     step_s: float
     steps: int
-    days: float
+    days: float  # of wall time, failures included
     gpu_hours: float
     energy_kwh: float
     usd: float
@@ -38,14 +38,14 @@ class Estimate:
     checkpoint_write_s: float
     checkpoint_stall_s: float
     checkpoint_interval_s: float
-    checkpoint_every_steps: int
+    checkpoint_every_steps: int  # the best interval, in steps
     checkpoints_on_disk_bytes: int
-    failures: float
+    failures: float  # expected number in the whole run
     mtbf_s: float
-    goodput: float
-    goodput_as_configured: float
-    shard_bytes: int
-    read_bytes_per_s: float
+    goodput: float  # with the best interval between checkpoints
+    goodput_as_configured: float  # with the recipe's interval
+    shard_bytes: int  # if each token is read once
+    read_bytes_per_s: float  # by all nodes together
 
 
 def estimate(setup: Setup, cluster: Cluster) -> Estimate:

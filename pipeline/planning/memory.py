@@ -1,6 +1,6 @@
 """Memory of one rank by part, at each moment that may be its fullest, with DeepSpeed 0.19.8's buffers.
 
-E is the number of weight elements on the rank, D the number of replicas among which ZeRO divides, and w the bytes of a
+E is the number of weight elements on the rank, D the number of ranks among which ZeRO divides, and w the bytes of a
 weight: 4 in fp32, 2 in bf16. Adam is torch's: the fp32 value (in fp32 too, as a second copy) and two moments. The
 moments that may be the fullest:
 
@@ -17,7 +17,7 @@ For each ZeRO stage (`stage_1_and_2.py`, `stage3.py`, `bf16_optimizer.py` and `e
     0, fp32    4E       8E         4E                             a flat copy of up to 5e8 elements
     1, fp32    4E       12E/D      4E, then 4E/D twice            two of reduce_bucket_size (overlap_comm)
     1, bf16    2E       12E/D      4E, and 2E as bf16             a flat copy of up to 5e8 elements in fp32 and bf16
-    2, fp32    4E       12E/D      4E/D, twice in later micro b.  two
+    2, fp32    4E       12E/D      4E/D, twice if accumulating     two
     2, bf16    2E       12E/D      4E/D                           two
     3          wE/D     12E/D      4E/D                           one; weights gathered up to max_live_parameters
 
@@ -131,6 +131,7 @@ class _Rank:
         return -(-self.elements // self.divided_by)
 
     def moments(self, batch: Activations) -> Iterator[Memory]:
+        """Yield the moments in the order of time."""
         standing = self._standing()
         kept = batch.kept * self.under_way + self._passed_on(batch)
         yield self._start()
@@ -206,6 +207,7 @@ class _Rank:
         return 5 * self.received + sent
 
     def _reduction(self, standing: Memory, backward: Memory, *, kept: int, recomputed: int) -> Iterator[Memory]:
+        """The memory while the last backward's gradients pass through DeepSpeed's buckets."""
         mode, E, part, w = self.mode, self.elements, self.part, self.mode.weight_bytes
         flat = min(E, FLAT_COPY_ELEMENTS)
         bucket = mode.zero["reduce_bucket_size"]
@@ -236,6 +238,7 @@ class _Rank:
             yield replace(backward, moment="reduction")
 
     def _step(self, standing: Memory) -> Memory:
+        """The memory during the optimizer step."""
         mode, E, part, w = self.mode, self.elements, self.part, self.mode.weight_bytes
         if mode.stage == 0 or (mode.stage == 1 and w == 2):
             gradients = w * E if mode.stage == 0 else (FP32 + w) * E

@@ -132,7 +132,7 @@ class Trainer:
             skipped_windows=consumed.skipped_windows,
             failed_saves=self._config.faults.failed_save == "stop" and self._checkpoints.has_failed,
             takeovers=self._is_taken_over,
-            times_s=self._times.own(wait_s=self._data.wait_s, compute_s=result.compute_s),
+            times_s=self._times.contribution(wait_s=self._data.wait_s, compute_s=result.compute_s),
         )
         losses_N, total = agree(result.losses_N, own)
         self._times.observe(total.times_s)

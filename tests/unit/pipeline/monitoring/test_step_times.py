@@ -100,8 +100,8 @@ def test_steps_that_a_rollback_undoes_are_not_reported(monkeypatch: pytest.Monke
 
 def test_a_contribution_covers_only_this_rank_and_step() -> None:
     times = times_of(3, rank=1)
-    assert times.own(wait_s=2.0, compute_s=5.0) == [0, 0, 2.0, 5.0, 0, 0]
-    assert times.own(wait_s=2.5, compute_s=6.0) == [0, 0, 0.5, 6.0, 0, 0]
+    assert times.contribution(wait_s=2.0, compute_s=5.0) == [0, 0, 2.0, 5.0, 0, 0]
+    assert times.contribution(wait_s=2.5, compute_s=6.0) == [0, 0, 0.5, 6.0, 0, 0]
 
 
 def test_only_forwards_in_training_are_timed() -> None:
