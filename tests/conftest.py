@@ -1,4 +1,4 @@
-"""Shared by all tests: a CPU environment, tiny real shards, and a way to run this project's commands."""
+"""Shared by all tests: a CPU environment, tiny real shards, and functions that run this project's commands."""
 
 import itertools
 import logging
@@ -13,12 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Some virtual machines advertise AMX and then fault on its instructions; bf16 on the CPU needs none of it.
-# Set before torch is imported, and inherited by every process that a test starts.
+# Some virtual machines advertise AMX and then crash on its instructions; bf16 on the CPU does not need them.
+# This must be set before torch is imported; every process that a test starts inherits it.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# No test needs the network. The Hub's library reads this once, when whichever file comes first imports it.
+# No test needs the network. The Hub's library reads this variable once, when it is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import psutil
@@ -34,7 +34,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def run_module(
     module: str, *arguments: object, timeout_s: float = 300, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m module arguments` from the repository root, as a user does."""
+    """Run `python -m module arguments` in the repository root, as a user does."""
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=REPOSITORY,
@@ -46,12 +46,12 @@ def run_module(
     )
 
 
-_PORTS = range(10_000, 20_000)  # below those that the system gives out by itself, also before the port is used
-_next_ports = itertools.count(os.getpid() * 100)  # other processes of this suite begin elsewhere
+_PORTS = range(10_000, 20_000)  # below the range from which the system itself picks ports
+_next_ports = itertools.count(os.getpid() * 100)  # other processes of this suite start elsewhere
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody has now: other runs on this machine use the launchers' default."""
+    """Return a TCP port that is free now, since other runs on this machine use the launchers' default port."""
     while True:
         port = _PORTS[next(_next_ports) % len(_PORTS)]
         with suppress(OSError), socket.socket() as listener:
@@ -62,7 +62,7 @@ def free_port() -> int:
 def launch_deepspeed(
     module: str, *arguments: object, ranks: int = 2, variables: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """Start `deepspeed --num_gpus RANKS --module module arguments` in a process group of its own."""
+    """Start `deepspeed --num_gpus RANKS --module module arguments` in its own process group."""
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
     command += ["--master_port", str(free_port()), "--module", module]
     return subprocess.Popen(
@@ -77,7 +77,7 @@ def launch_deepspeed(
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether a process runs; one that only waits to be reaped does not."""
+    """Return True if a process is running; a zombie is not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -86,7 +86,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
-    """Take back what a module's tests leave in the environment, as those do that join a process group here."""
+    """Restore the environment after a module's tests, some of which join a process group in this process."""
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -95,7 +95,7 @@ def environment() -> Iterator[None]:
 
 @pytest.fixture
 def pipeline_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    """What `pipeline` logs, from INFO up; its logger keeps its records from pytest otherwise."""
+    """Capture the log of `pipeline` from level INFO; otherwise its logger does not pass records on to pytest."""
     monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
     caplog.set_level(logging.INFO, logger="pipeline")
     return caplog
@@ -103,7 +103,7 @@ def pipeline_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(scope="session")
 def byte_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Byte-level shards of a real package (json of the standard library): seq_len 32, lookahead 32, 258 ids."""
+    """Byte-level shards of a real package (the standard library's json): seq_len 32, lookahead 32, 258 ids."""
     from data_prep import write_shards
 
     out = tmp_path_factory.mktemp("shards") / "bytes"
@@ -117,7 +117,7 @@ def byte_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SentencePiece model of 512 ids, trained on a real package as users train theirs."""
+    """A SentencePiece model with 512 ids, trained on a real package with this project's command."""
     from data_prep import train_tokenizer
 
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
@@ -137,7 +137,7 @@ def s3_address() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator["S3Server"]:
-    """An empty bucket, to which this process's environment leads."""
+    """An empty bucket; the environment of this process points to its server."""
     from common import s3 as s3_folders
     from pipeline.config import shard_folder
     from tests.helpers.s3_server import S3Server

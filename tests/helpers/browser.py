@@ -1,6 +1,6 @@
-"""A headless Chromium, driven by its DevTools protocol over a pipe; no driver and no package needed.
+"""A headless Chromium, controlled through its DevTools protocol over a pipe, without a driver or a package.
 
-Messages are JSON, ended by a zero byte, on the descriptors 3 and 4 of the browser (`--remote-debugging-pipe`).
+Messages are JSON, each ended by a zero byte, on file descriptors 3 and 4 of the browser (`--remote-debugging-pipe`).
 """
 
 import base64
@@ -16,7 +16,7 @@ from typing import Any, Self
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
-# Everything that the page shows, also in the shadow trees that its components hide their own in.
+# All text that the page shows, including the shadow trees of its components.
 VISIBLE_TEXT = """
 (function text(node) {
   if (node.nodeType === Node.TEXT_NODE) return node.data;
@@ -33,7 +33,7 @@ def find_chromium() -> str | None:
 
 
 class Browser:
-    """One page of a headless Chromium, as large as a screenshot of it should be."""
+    """One page of a headless Chromium, with the given size of window."""
 
     def __init__(self, profile: Path, *, width: int = 1200, height: int = 900) -> None:
         program = find_chromium()
@@ -65,7 +65,7 @@ class Browser:
         self._process.wait()
 
     def _first_page(self, *, timeout_s: float = 300) -> str:
-        """Return the id of the page that the browser opens, a moment after it can be asked."""
+        """Return the id of the browser's first page, which opens shortly after the browser answers requests."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             for target in self._call("Target.getTargets")["targetInfos"]:
@@ -75,16 +75,18 @@ class Browser:
         raise TimeoutError("the browser has no page")
 
     def open(self, address: str) -> None:
-        """Go to a page, afresh."""
-        self._call("Page.navigate", url="about:blank")  # or another fragment would not load anything
+        """Load a page from scratch."""
+        self._call(
+            "Page.navigate", url="about:blank"
+        )  # otherwise a change of the fragment alone would not load the page
         self._call("Page.navigate", url=address)
 
     def evaluate(self, expression: str) -> Any:
-        """Return the value of a JavaScript expression, as JSON has it."""
+        """Return the value of a JavaScript expression, converted from JSON."""
         return self._call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def text_with(self, *expected: str, timeout_s: float = 300) -> str:
-        """Return the text of the page once it has all that is expected, or as it is when time is up."""
+        """Return the text of the page once it contains all expected texts, or after the timeout."""
         deadline = time.monotonic() + timeout_s
         while True:
             shown = " ".join(str(self.evaluate(VISIBLE_TEXT)).split())
@@ -93,7 +95,7 @@ class Browser:
             time.sleep(0.2)
 
     def screenshot(self, path: Path) -> None:
-        """Write what is seen as a PNG."""
+        """Write a screenshot as PNG."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Commands of this project that wait at a chosen call, so that what a test does to them comes at one moment always.
+"""Commands of this project that wait at a chosen call, so that a test always interferes at the same moment.
 
-    python -m tests.helpers.held ARGUMENTS      with a `Hold`'s variables in the environment
+    python -m tests.helpers.held ARGUMENTS      with the variables of a `Hold` in the environment
 
-A test that looks again and again whether a process has come somewhere may itself be kept waiting, and find it done.
+A test that only polls the progress of a process may itself be delayed, and find the process finished.
 """
 
 import functools
@@ -16,48 +16,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PATIENCE_S = 300.0  # for what happens within seconds on a machine that has nothing else to do
+PATIENCE_S = 300.0  # for events that take seconds on an idle machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hold:
-    """Where a command waits, in whichever of its processes comes there.
-
-    command: the module whose `main` runs.  at: module:name of a function, or of a method.
-    after: how many calls of it a process makes before the one that waits; nothing of that one is done.
-    file: is there while one waits; all go on once it is removed.
-    """
+    """The call at which a command waits, in every one of its processes that reaches it."""
 
     command: str
+    """The module whose `main` runs."""
     at: str
+    """The function or method that waits before it does anything, as module:name."""
     after: int
+    """Number of calls in a process before the call that waits."""
     file: Path
+    """Exists while a process waits; all processes continue once it is removed."""
 
     @property
     def variables(self) -> dict[str, str]:
-        """What `python -m tests.helpers.held` is told by."""
+        """The environment variables that `python -m tests.helpers.held` reads."""
         return {"HELD_COMMAND": self.command, "HELD_AT": self.at, "HELD_AFTER": str(self.after),
                 "HELD_FILE": str(self.file)}  # fmt: skip
 
     def reached(self, process: subprocess.Popen[Any]) -> None:
-        """Wait until the call is reached."""
+        """Wait until a process has reached the call."""
         wait_until(self.file.exists, process)
 
     def release(self) -> None:
-        """Let the command go on."""
+        """Let the command continue."""
         self.file.unlink()
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
-    """Wait for something that happens soon, before the process ends that does it."""
+    """Wait until a condition is true; fail if the process ends before, or after `PATIENCE_S`."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert process is None or process.poll() is None, "it ended before"
+        assert process is None or process.poll() is None, "the process ended before"
         assert time.monotonic() < deadline, f"not within {PATIENCE_S:.0f} s"
         time.sleep(0.01)
 
 
-def _waits(function: Callable[..., Any], *, after: int, file: Path) -> Callable[..., Any]:
+def _held_at(function: Callable[..., Any], *, after: int, file: Path) -> Callable[..., Any]:
     calls, is_released = itertools.count(), False
 
     @functools.wraps(function)
@@ -73,18 +72,18 @@ def _waits(function: Callable[..., Any], *, after: int, file: Path) -> Callable[
     return waiting
 
 
-def _put_in_place() -> None:
+def _install() -> None:
     module, _, name = os.environ["HELD_AT"].partition(":")
     *outer, last = name.split(".")
     owner = functools.reduce(getattr, outer, importlib.import_module(module))
-    waiting = _waits(
+    waiting = _held_at(
         getattr(owner, last), after=int(os.environ["HELD_AFTER"]), file=Path(os.environ["HELD_FILE"])
     )  # fmt: skip
     setattr(owner, last, waiting)
 
 
-if __name__ in ("__main__", "__mp_main__"):  # the second in worker processes, which import what was run
-    _put_in_place()
+if __name__ in ("__main__", "__mp_main__"):  # worker processes import this module as __mp_main__
+    _install()
 if __name__ == "__main__":
     from common.command_line import exit_on_user_error
 

@@ -1,8 +1,8 @@
-"""An S3 server on this machine: moto's, as a process of its own, which can spoil what it sends, and tells what it sent.
+"""An S3 server on this machine (moto in its own process), which can corrupt answers and records its requests.
 
-    python -m tests.helpers.s3_server [SECONDS]      prints its address; each answer waits so long, if that is given
+    python -m tests.helpers.s3_server [SECONDS]      prints its address; SECONDS delays every answer
 
-Objects are kept in memory, and end with the process.
+Objects are kept in memory until the process ends.
 """
 
 import json
@@ -18,18 +18,18 @@ from urllib.parse import parse_qs, urlencode
 from tests.conftest import REPOSITORY
 
 _SPOIL, _SENT = "/-/spoil", "/-/sent"
-NOWHERE = "http://127.0.0.1:9"  # where nothing listens
+NOWHERE = "http://127.0.0.1:9"  # an address at which no server listens
 
 
 class S3Server:
-    """What a test has of it: one bucket, and what to do to its objects on their way."""
+    """A test's view of the server: one bucket, and ways to corrupt and list what is sent from it."""
 
     def __init__(self, address: str, *, bucket: str) -> None:
         self._address, self.bucket = address, bucket
 
     @property
     def environment(self) -> dict[str, str]:
-        """What leads boto3 to it, and nowhere else."""
+        """The environment variables that direct boto3 to this server."""
         return {
             "AWS_ENDPOINT_URL": self._address,
             "AWS_ACCESS_KEY_ID": "nobody",
@@ -38,31 +38,31 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_CONFIG_FILE": "/nonexistent",
             "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
-            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",  # our own hashes are to find what is spoiled
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",  # our own hashes must find corrupt answers
         }
 
     def client(self) -> Any:
-        """Return boto3's own view of it."""
+        """Return a boto3 client of the server."""
         import boto3
 
         return boto3.client("s3")
 
     def objects(self) -> dict[str, bytes]:
-        """Return what is in the bucket."""
+        """Return the content of every object in the bucket, by key."""
         client, found = self.client(), self.modified()
         return {key: client.get_object(Bucket=self.bucket, Key=key)["Body"].read() for key in found}
 
     def modified(self) -> dict[str, Any]:
-        """Return when each object was made, in whole seconds."""
+        """Return the time at which each object was written, in whole seconds, by key."""
         found = self.client().list_objects_v2(Bucket=self.bucket).get("Contents", [])
         return {item["Key"]: item["LastModified"] for item in found}
 
     def spoil(self, key: str, *, times: int) -> None:
-        """Change a bit in each of the next answers that hold this object."""
+        """Flip a bit in each of the next `times` answers that hold this object."""
         self._ask(f"{_SPOIL}?{urlencode({'path': f'/{self.bucket}/{key}', 'times': times})}")
 
     def take_sent(self) -> list[str]:
-        """Return the keys of the objects that were asked for since the last call."""
+        """Return the keys of the objects that were requested since the last call."""
         paths = json.loads(self._ask(_SENT))
         return [path.removeprefix(f"/{self.bucket}/") for path in paths if path.startswith(f"/{self.bucket}/")]
 
@@ -85,7 +85,7 @@ def s3_process() -> Iterator[str]:
 
 
 class _Application:
-    """moto's server, and what stands before it."""
+    """A WSGI application that passes requests on to moto's."""
 
     def __init__(self, application: Any, *, delay_s: float) -> None:
         self._application, self._delay_s = application, delay_s

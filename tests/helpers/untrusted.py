@@ -1,4 +1,4 @@
-"""Files that somebody else could have made, to run something or to ask for too much, and what is made of them."""
+"""Files that an attacker could have made to run code or to exhaust memory."""
 
 import json
 import pickle
@@ -12,7 +12,7 @@ from pipeline.weights.checkpoint.files import METADATA
 from pipeline.weights.checkpoint.folder import SHARDED, STATE, seal_checkpoint
 
 OUTSIDE = ("../elsewhere", "/etc/passwd", "a/../../b", "", ".", "a\0b", 7)
-"""Names that are no files of a folder."""
+"""Names that are not files in a folder."""
 
 
 class Hostile:
@@ -26,7 +26,7 @@ class Hostile:
 
 
 def witness_in(folder: Path) -> Path:
-    """Return the file that a `Hostile` creates, which proves first that it does."""
+    """Return the path of the file that a `Hostile` creates, after checking that it does."""
     path = folder / "witness"
     pickle.loads(pickle.dumps(Hostile(path)))
     path.unlink()
@@ -34,12 +34,12 @@ def witness_in(folder: Path) -> Path:
 
 
 def reseal(checkpoint: Path) -> None:
-    """Make a changed checkpoint whole again, as whoever changed it would."""
+    """Write a new manifest for a changed checkpoint, as an attacker would."""
     seal_checkpoint(checkpoint, json.loads((checkpoint / STATE).read_text()))
 
 
 def change_metadata(checkpoint: Path, change: Callable[[Any], Any]) -> None:
-    """Change the metadata in place, or put what `change` returns in its place, and seal the checkpoint."""
+    """Change the metadata in place, or replace it by what `change` returns, and reseal the checkpoint."""
     path = checkpoint / SHARDED / METADATA
     found = pickle.loads(path.read_bytes())
     path.write_bytes(pickle.dumps(change(found) or found))
@@ -47,7 +47,7 @@ def change_metadata(checkpoint: Path, change: Callable[[Any], Any]) -> None:
 
 
 def tiny_recipe(folder: Path, *, shards: Path) -> Path:
-    """Write the recipe of a run of two steps, `folder`/runs/tiny."""
+    """Write the recipe of a run of two steps in `folder`/runs/tiny."""
     path = folder / "tiny.yaml"
     values = {
         "run": {"dir": str(folder / "runs"), "name": "tiny"},

@@ -1,3 +1,5 @@
+"""Exit codes and messages of commands: users' mistakes, bugs, Ctrl-C, closed pipes and full disks."""
+
 import errno
 import os
 import shlex
@@ -22,7 +24,7 @@ def test_a_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == "write_shards: error: --seq_len must be at least 1, not 0\n"
 
 
-def test_our_own_defects_keep_their_traceback() -> None:
+def test_bugs_keep_their_traceback() -> None:
     def main() -> None:
         raise ZeroDivisionError
 
@@ -40,8 +42,8 @@ def test_ctrl_c_is_a_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "\nstats: interrupted\n"
 
 
-@pytest.mark.parametrize("n_lines", [1, 100_000])  # what a buffer holds until the end, and what it does not
-def test_a_reader_that_goes_is_a_line_and_141(n_lines: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_lines", [1, 100_000])  # output that fits into the buffer, and output that does not
+def test_a_closed_pipe_is_a_line_and_141(n_lines: int, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         "import sys\nfrom common.command_line import exit_on_user_error\n"
@@ -64,14 +66,14 @@ def test_a_reader_that_goes_is_a_line_and_141(n_lines: int, tmp_path: Path) -> N
         ("&-", 0, ""),
     ],
 )
-def test_no_room_for_what_is_printed_and_no_wish_to_see_it(printed_to: str, code: int, message: str) -> None:
+def test_a_full_and_a_closed_stdout(printed_to: str, code: int, message: str) -> None:
     call = "from common.command_line import *; exit_on_user_error(lambda: print(7), program='stats')"
     command = f"{shlex.join([sys.executable, '-c', call])} >{printed_to}"
     done = subprocess.run(command, shell=True, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, message)
 
 
-def test_a_mistake_is_told_where_nothing_can_be_printed() -> None:
+def test_a_mistake_is_reported_even_if_stdout_is_closed() -> None:
     call = (
         "from common.command_line import *\ndef main():\n    raise UserError('wrong')\n"
         "exit_on_user_error(main, program='stats')"
@@ -81,7 +83,7 @@ def test_a_mistake_is_told_where_nothing_can_be_printed() -> None:
     assert (done.returncode, done.stderr) == (2, "stats: error: wrong\n")
 
 
-def test_another_broken_pipe_is_a_defect() -> None:
+def test_a_broken_pipe_elsewhere_is_a_bug() -> None:
     def main() -> None:
         raise BrokenPipeError(errno.EPIPE, "a socket's")
 
@@ -95,9 +97,9 @@ def test_success_does_not_exit() -> None:
     assert calls == ["ran"]
 
 
-@pytest.mark.parametrize(("local_rank", "speaks"), [("0", True), ("1", False)])
-def test_one_rank_per_node_speaks(
-    local_rank: str, speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("local_rank", "prints"), [("0", True), ("1", False)])
+def test_one_rank_per_node_prints_the_message(
+    local_rank: str, prints: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main() -> None:
         raise UserError("wrong")
@@ -106,10 +108,10 @@ def test_one_rank_per_node_speaks(
     with pytest.raises(SystemExit) as exit_info:
         exit_on_user_error(main, program="p")
     assert exit_info.value.code == 2
-    assert capsys.readouterr().err == ("p: error: wrong\n" if speaks else "")
+    assert capsys.readouterr().err == ("p: error: wrong\n" if prints else "")
 
 
-def test_all_problems_come_in_one_error() -> None:
+def test_all_problems_are_in_one_error() -> None:
     raise_if_any([], heading="bad arguments")
     with pytest.raises(UserError, match=r"^bad arguments: a$"):
         raise_if_any(["a"], heading="bad arguments")

@@ -1,4 +1,4 @@
-"""gigatoken against the sentencepiece library, on real code and on what tokenizers disagree about."""
+"""gigatoken compared with the sentencepiece library, on real code and on texts that tokenizers disagree about."""
 
 import random
 import subprocess
@@ -39,7 +39,7 @@ def lines() -> list[str]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> dict[str, Path]:
-    """One model that this project trains, one with Llama 2's settings, one without a space before the text."""
+    """A model that this project trains, one with Llama 2's settings, and one that adds no space before the text."""
     folder = tmp_path_factory.mktemp("models")
     arguments = ["--input", str(STDLIB / "asyncio"), "--output", str(folder / "own"), "--vocab_size", "3000"]
     train_tokenizer.main([*arguments, "--num_threads", "1"])
@@ -51,7 +51,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> dict[s
 
 
 def differing(model: Path, texts: Sequence[str]) -> list[str]:
-    """The texts to which the fast tokenizer does not give sentencepiece's ids."""
+    """Return the texts for which the fast tokenizer does not produce sentencepiece's ids."""
     reference = sentencepiece.SentencePieceProcessor(model_file=str(model))
     tokenizer = load_tokenizer(str(model), engine="gigatoken")
     assert isinstance(tokenizer, GigatokenTokenizer)
@@ -76,7 +76,7 @@ def test_ids_of_hostile_texts_are_sentencepieces(name: str, models: dict[str, Pa
     assert differing(models[name], ["", *ATOMS, *pieces, *LONG, *mixed, *joined]) == []
 
 
-def test_what_the_engine_remembers_is_bounded(
+def test_the_cache_of_the_engine_is_bounded(
     models: dict[str, Path], lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[str] = []
@@ -95,7 +95,7 @@ def test_what_the_engine_remembers_is_bounded(
     assert 2 <= len(built) - 1 <= 3
 
 
-def test_the_fast_tokenizer_is_the_same_tokenizer_otherwise(models: dict[str, Path]) -> None:
+def test_only_the_engine_of_the_fast_tokenizer_differs(models: dict[str, Path]) -> None:
     fast = load_tokenizer(str(models["own"]), engine="gigatoken")
     slow = load_tokenizer(str(models["own"]))
     for name in ("kind", "vocab_size", "bos_id", "eos_id", "sha256"):
@@ -122,7 +122,9 @@ def _user_defined(proto: Any) -> None:
         (lambda proto: setattr(proto.normalizer_spec, "remove_extra_whitespaces", True), "remove_extra_whitespaces"),
     ],
 )
-def test_what_the_engine_cannot_do_is_said(change: Callable[[Any], None], reason: str, models: dict[str, Path]) -> None:
+def test_unsupported_models_are_refused_with_the_reason(
+    change: Callable[[Any], None], reason: str, models: dict[str, Path]
+) -> None:
     with pytest.raises(EngineUnavailable, match=f"does not support this model: .*{reason}"):
         load_tokenizer(str(changed(models["llama2"], change)), engine="gigatoken")
 

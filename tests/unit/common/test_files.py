@@ -1,3 +1,5 @@
+"""Files that appear whole or not at all, lines on a full disk, and locks that end with their process."""
+
 import errno
 import json
 import os
@@ -28,12 +30,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_file_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
+def test_the_file_does_not_exist_before_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "model"
     with written_whole(path) as partial:
         partial.write_text("half")
         assert not path.exists()
-        assert partial.parent == path.parent  # a rename is atomic within one file system only
+        assert partial.parent == path.parent  # a rename is atomic only within one file system
     assert path.read_text() == "half"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -51,12 +53,12 @@ def test_sha256(tmp_path: Path) -> None:
     assert sha256_of_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_lines_that_a_full_disk_refuses_come_when_there_is_room(tmp_path: Path) -> None:
+def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     file = PatientFile(path)
     assert file.write("first\n") is None
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8, before[1]))  # to this process, that is a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, before[1]))  # looks like a full disk to this process
     refused = [file.write(line) for line in ("second\n", "third\n")]
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [error and error.errno for error in refused] == [errno.EFBIG] * 2
@@ -77,7 +79,7 @@ time.sleep(600)
 """
 
 
-def test_a_lock_is_held_until_its_process_ends_in_whatever_way(tmp_path: Path) -> None:
+def test_a_lock_is_held_until_its_process_ends(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
@@ -87,6 +89,6 @@ def test_a_lock_is_held_until_its_process_ends_in_whatever_way(tmp_path: Path) -
         assert holder.stdout.readline() == "None\n"
         assert hold_lock(path) == f"process {holder.pid} on {os.uname().nodename}"
         holder.kill()
-        holder.wait()  # its child lives on
+        holder.wait()  # its child is still alive
         assert hold_lock(path) is None
         os.killpg(holder.pid, signal.SIGKILL)

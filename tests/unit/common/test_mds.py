@@ -1,4 +1,4 @@
-"""The door to streaming, with torchvision working and broken, transformers before and after; fakes stand for both."""
+"""The import of streaming, with a working and a broken torchvision, and transformers imported before and after."""
 
 import importlib.util
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-_TELL = "import sys; print(sorted(name for name in sys.modules if name.partition('.')[0] == 'torchvision'))"
+_PRINT = "import sys; print(sorted(name for name in sys.modules if name.partition('.')[0] == 'torchvision'))"
 
 
 def _run(code: str, first_on_path: Path) -> str:
@@ -29,23 +29,23 @@ def _fake_torchvision(folder: Path, *, body: str) -> None:
     (folder / "torchvision" / "transforms" / "functional.py").write_text("to_tensor = None")
 
 
-def test_streaming_imports_beside_a_torchvision_that_does_not(tmp_path: Path) -> None:
+def test_streaming_can_be_imported_beside_a_broken_torchvision(tmp_path: Path) -> None:
     _fake_torchvision(tmp_path, body="raise RuntimeError('operator torchvision::nms does not exist')")
-    code = f"from common.mds import streaming; assert streaming.MDSWriter and streaming.StreamingDataset; {_TELL}"
+    code = f"from common.mds import streaming; assert streaming.MDSWriter and streaming.StreamingDataset; {_PRINT}"
     assert _run(code, tmp_path) == "[]"
 
 
-def test_a_torchvision_that_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_a_torchvision_that_was_imported_before_is_left_alone(tmp_path: Path) -> None:
     _fake_torchvision(tmp_path, body="WORKS = True")
     code = (
         "import torchvision.datasets; from common.mds import streaming; import streaming.vision.base as base\n"
         "assert torchvision.WORKS and base.VisionDataset is torchvision.datasets.VisionDataset\n"
-        f"{_TELL}"
+        f"{_PRINT}"
     )
     assert "torchvision.half_way" in _run(code, tmp_path)
 
 
-def test_who_imports_transformers_later_gets_the_real_one(tmp_path: Path) -> None:
+def test_later_imports_find_the_real_transformers(tmp_path: Path) -> None:
     (tmp_path / "transformers").mkdir()
     (tmp_path / "transformers" / "__init__.py").write_text("REAL = True")
     (tmp_path / "transformers" / "models.py").touch()
@@ -57,7 +57,7 @@ def test_who_imports_transformers_later_gets_the_real_one(tmp_path: Path) -> Non
     assert _run(code, tmp_path) == f"True {tmp_path / 'transformers' / 'models.py'}"
 
 
-def test_stand_ins_satisfy_a_look_up_and_leave_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stand_ins_can_be_looked_up_and_are_removed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     from common.mds import stand_ins
 
     for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", "transformers")]:
@@ -69,7 +69,7 @@ def test_stand_ins_satisfy_a_look_up_and_leave_again(monkeypatch: pytest.MonkeyP
     assert "transformers" not in sys.modules
 
 
-def test_the_commands_do_not_wait_for_torch_before_they_have_to() -> None:
+def test_commands_do_not_import_torch_before_they_need_it() -> None:
     code = (
         "import sys; import data_prep.write_shards, data_prep.check_shards, data_prep.train_tokenizer\n"
         "print([name for name in ('torch', 'streaming', 'transformers') if name in sys.modules])"

@@ -1,4 +1,4 @@
-"""Tokenizers against what they stand for: bytes, and the sentencepiece library called directly."""
+"""Tokenizers compared with bytes, and with the sentencepiece library called directly."""
 
 import io
 from pathlib import Path
@@ -29,7 +29,7 @@ def _model(path: Path, **options: Any) -> str:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_bytes_are_the_bytes_and_come_back(text: str) -> None:
+def test_bytes_are_encoded_as_themselves_and_decoded_again(text: str) -> None:
     tokenizer = load_tokenizer("bytes")
     assert tokenizer.encode(text) == list(text.encode())
     assert tokenizer.encode_array(text).tolist() == list(text.encode())
@@ -53,7 +53,7 @@ def test_sentencepiece_ids_are_sentencepieces(text: str, tmp_path: Path) -> None
     assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == ("sentencepiece", 290, 1, 2)
 
 
-def test_what_is_no_tokenizer_is_a_users_mistake(tmp_path: Path) -> None:
+def test_a_file_that_is_no_tokenizer_is_a_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("not a model")
     (tmp_path / "nothing").touch()
     for path, message in [

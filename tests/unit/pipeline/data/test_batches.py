@@ -1,4 +1,4 @@
-"""Batches against a naive cut; every window once an epoch; exact positions; validation dealt to the ranks."""
+"""Batches compared with a naive cut, every window once an epoch, exact positions, validation on several ranks."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ N_WINDOWS, LOOKAHEAD = 24, 3
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Windows 0-23 for training, 100-123 for validation; w holds 10 w, 10 w + 1, ..., so a batch names its windows."""
+    """Windows 0-23 for training and 100-123 for validation; window w holds 10 w, 10 w + 1, ..., which identifies it."""
     from common.mds import streaming
 
     root = tmp_path_factory.mktemp("windows")
@@ -43,7 +43,7 @@ def read(data: TrainingData, n_batches: int) -> list[list[int]]:
 
 
 def resumed(config: Config, state: dict[str, Any]) -> TrainingData:
-    """Return the data as a new process has it, with a position that went through training_state.json."""
+    """Return the data as a new process opens it, at a position that went through training_state.json."""
     data = training_data(config)
     data.load_state_dict(json.loads(json.dumps(state)))
     return data
@@ -61,7 +61,7 @@ def test_targets_are_the_tokens_ahead(seq_len: int, n_future_tokens: int, width:
                 assert batch.targets_BTN[b, t, i] == windows_BW[b, t + 1 + i]
 
 
-def test_a_batch_moves_whole(shards: Path) -> None:
+def test_a_batch_moves_with_its_numbers(shards: Path) -> None:
     batch = next(training_data(config_for(shards)))
     moved = batch.to(torch.device("meta"))
     assert moved.tokens_BT.device.type == moved.targets_BTN.device.type == "meta"
@@ -69,7 +69,7 @@ def test_a_batch_moves_whole(shards: Path) -> None:
     assert moved.read_ids_B == batch.read_ids_B == batch.ids_B
 
 
-def test_batches_come_to_a_device_and_widen_there(shards: Path) -> None:
+def test_batches_are_moved_to_a_device_and_widened_there(shards: Path) -> None:
     data = training_data(config_for(shards), device=torch.device("meta"))
     validation = validation_data(config_for(shards), n_windows=4, device=torch.device("meta"))
     for batch in (next(data), next(iter(validation))):
@@ -79,7 +79,7 @@ def test_batches_come_to_a_device_and_widen_there(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_know_their_windows_numbers(shards: Path, num_workers: int) -> None:
+def test_batches_know_the_numbers_of_their_windows(shards: Path, num_workers: int) -> None:
     data = training_data(config_for(shards, num_workers=num_workers))
     batches = list(islice(data, 8))  # 6 are an epoch
     assert [list(batch.ids_B) for batch in batches] == [windows_of(batch) for batch in batches]
@@ -109,7 +109,7 @@ def test_every_epoch_has_every_window_once_in_another_order(shards: Path) -> Non
     assert tuple(range(N_WINDOWS)) not in orders
 
 
-def test_the_order_depends_on_the_seed_alone(shards: Path) -> None:
+def test_the_order_depends_only_on_the_seed(shards: Path) -> None:
     order = read(training_data(config_for(shards)), 6)
     assert read(training_data(config_for(shards)), 6) == order
     assert read(training_data(config_for(shards, num_workers=2)), 6) == order
@@ -119,7 +119,7 @@ def test_the_order_depends_on_the_seed_alone(shards: Path) -> None:
 
 
 @pytest.mark.parametrize(("n_before", "num_workers"), [(1, 0), (5, 0), (6, 0), (7, 0), (5, 2)])
-def test_a_position_gives_exactly_what_would_have_come(shards: Path, n_before: int, num_workers: int) -> None:
+def test_a_resumed_run_reads_exactly_the_remaining_batches(shards: Path, n_before: int, num_workers: int) -> None:
     config = config_for(shards, num_workers=num_workers)  # 6 batches an epoch
     uninterrupted = training_data(config)
     read(uninterrupted, n_before)
@@ -130,7 +130,7 @@ def test_a_position_gives_exactly_what_would_have_come(shards: Path, n_before: i
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("n_before", [5, 6, 7, 8, 9])
-def test_a_position_among_the_windows_that_come_twice(shards: Path, n_before: int, num_workers: int) -> None:
+def test_a_position_among_the_repeated_windows(shards: Path, n_before: int, num_workers: int) -> None:
     config = config_for(shards, num_canonical_nodes=16, num_workers=num_workers)  # 8 batches an epoch, of 24 windows
     uninterrupted = training_data(config)
     read(uninterrupted, n_before)
@@ -142,7 +142,7 @@ def test_a_position_among_the_windows_that_come_twice(shards: Path, n_before: in
     assert data.state_dict() == uninterrupted.state_dict()
 
 
-def test_positions_of_a_resumed_run_are_positions_too(shards: Path) -> None:
+def test_a_run_can_be_resumed_several_times(shards: Path) -> None:
     config = config_for(shards)
     uninterrupted = read(training_data(config), 20)
     state: dict[str, Any] = {}
@@ -154,7 +154,7 @@ def test_positions_of_a_resumed_run_are_positions_too(shards: Path) -> None:
     assert batches == uninterrupted
 
 
-def test_an_epochs_incomplete_batch_is_left_out(shards: Path) -> None:
+def test_the_incomplete_batch_of_an_epoch_is_dropped(shards: Path) -> None:
     config = config_for(shards, micro_batch_size=7)  # 3 batches, 3 windows left over
     data = training_data(config)
     first = read(data, 3)
@@ -174,7 +174,7 @@ def test_an_epoch_is_a_whole_number_of_steps(shards: Path, num_workers: int) -> 
     for epoch in epochs:
         assert len({window for batch in epoch for window in batch}) == 16
     assert len({frozenset(chain(*epoch)) for epoch in epochs}) > 1, (
-        "it is not always the same windows that are left out"
+        "the windows that are left out must not always be the same"
     )
     before = training_data(config)
     read(before, 4)
@@ -185,14 +185,12 @@ def test_an_epoch_is_a_whole_number_of_steps(shards: Path, num_workers: int) -> 
     ("n_windows", "num_canonical_nodes", "expected"),
     [(24, 1, 16), (32, 1, 32), (33, 1, 32), (31, 2, 32), (31, 1, 16), (17, 64, 64), (15, 1, 0)],
 )
-def test_windows_of_an_epoch_count_what_streaming_repeats(
-    n_windows: int, num_canonical_nodes: int, expected: int
-) -> None:
+def test_the_windows_of_an_epoch_include_repeated_ones(n_windows: int, num_canonical_nodes: int, expected: int) -> None:
     found = windows_per_epoch(n_windows, windows_per_step=16, num_canonical_nodes=num_canonical_nodes)
     assert found == expected
 
 
-def test_waiting_is_counted(shards: Path) -> None:
+def test_waiting_time_is_counted(shards: Path) -> None:
     data = training_data(config_for(shards))
     waited_s = [data.wait_s]
     for _ in range(3):
@@ -202,7 +200,7 @@ def test_waiting_is_counted(shards: Path) -> None:
     assert waited_s == sorted(set(waited_s))
 
 
-def test_written_shards_train_on_each_window_once(byte_shards: Path) -> None:
+def test_each_window_of_written_shards_is_read_once(byte_shards: Path) -> None:
     from common.mds import streaming
 
     split = streaming.StreamingDataset(local=str(byte_shards / "train"), batch_size=1)
@@ -223,12 +221,12 @@ data.load_state_dict({"epoch": 5, "sample_in_epoch": 4, "num_canonical_nodes": 1
 next(data)
 number = data._loader.dataset._shm_prefix_int
 print(number, Path(f"/dev/shm/{number:06}_resume").stat().st_ino, flush=True)
-os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)  # a cgroup's end takes Python's cleaner along
+os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)  # when a cgroup is killed, so is Python's cleaner
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_shared_memory_of_a_killed_run_is_no_obstacle(shards: Path) -> None:
+def test_shared_memory_of_a_killed_run_does_not_stop_the_next(shards: Path) -> None:
     expected = read(training_data(config_for(shards)), 1)
     command = [sys.executable, "-c", KILLED, str(shards)]
     killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
@@ -236,7 +234,7 @@ def test_shared_memory_of_a_killed_run_is_no_obstacle(shards: Path) -> None:
     number, inode = map(int, killed.stdout.split())
     left = Path("/dev/shm") / f"{number:06}_resume"
     assert read(training_data(config_for(shards)), 1) == expected
-    assert not left.exists() or left.stat().st_ino != inode  # any other start frees the name, and may have it next
+    assert not left.exists() or left.stat().st_ino != inode  # any other start frees the name, and may reuse it
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2])

@@ -1,4 +1,4 @@
-"""Every kind of damage to a shard, on real files: named, replaced by the right windows, never raised in a loader."""
+"""Every kind of damage to a real shard is reported, replaced by the right windows, and never raised in a loader."""
 
 import json
 import os
@@ -70,10 +70,10 @@ DAMAGE: dict[Callable[[Path], None], str] = {
 }
 
 
-def place_of(window: int, *, whole: set[int]) -> int:
-    """Where a window is read when only some shards are whole, by the rule: the next whole shard, offset modulo size."""
+def place_of(window: int, *, intact: set[int]) -> int:
+    """Return the window that should be read: in the next intact shard, at the same offset modulo its size."""
     shard = max(s for s in range(4) if FIRST[s] <= window)
-    reader = next(s % 4 for s in range(shard, shard + 4) if s % 4 in whole)
+    reader = next(s % 4 for s in range(shard, shard + 4) if s % 4 in intact)
     return window if reader == shard else FIRST[reader] + (window - FIRST[shard]) % SIZES[reader]
 
 
@@ -81,22 +81,22 @@ def epochs_of(data: TrainingData, n_epochs: int = 1) -> list[Batch]:
     return list(islice(data, n_epochs * N_WINDOWS // 4))
 
 
-def assert_replaced(batches: list[Batch], *, whole: set[int]) -> None:
-    """Every batch holds, in windows and ids, what the rule says, and nothing else."""
+def assert_replaced(batches: list[Batch], *, intact: set[int]) -> None:
+    """Check that the tokens and numbers of every batch follow the rule."""
     for batch in batches:
         assert (batch.tokens_BT[:, 0] // 10).tolist() == list(batch.read_ids_B)
         assert (batch.tokens_BT % 10).tolist() == [[0, 1, 2, 3]] * 4
-        assert list(batch.read_ids_B) == [place_of(window, whole=whole) for window in batch.ids_B]
+        assert list(batch.read_ids_B) == [place_of(window, intact=intact) for window in batch.ids_B]
 
 
 def ids_of(batches: list[Batch]) -> list[int]:
     return list(chain.from_iterable(batch.ids_B for batch in batches))
 
 
-def test_whole_shards_are_read_as_they_are(root: Path) -> None:
+def test_intact_shards_are_read_as_they_are(root: Path) -> None:
     data = training_data(config_for(root))
     batches = epochs_of(data, 2)
-    assert_replaced(batches, whole={0, 1, 2, 3})
+    assert_replaced(batches, intact={0, 1, 2, 3})
     assert sorted(ids_of(batches)) == sorted([*range(N_WINDOWS)] * 2)
     consumed = data.take_consumed()
     assert (consumed.faults, consumed.skipped_windows) == ([], 0)
@@ -104,22 +104,22 @@ def test_whole_shards_are_read_as_they_are(root: Path) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-def test_a_damaged_shard_is_named_and_replaced(root: Path, damage: Callable[[Path], None], num_workers: int) -> None:
+def test_a_damaged_shard_is_reported_and_replaced(root: Path, damage: Callable[[Path], None], num_workers: int) -> None:
     import xxhash
 
     undamaged = ids_of(epochs_of(training_data(config_for(root)), 3))
     path = raw_file(root, 1)
-    whole = path.read_bytes()
+    original = path.read_bytes()
     damage(path)
     data = training_data(config_for(root, num_workers=num_workers))
     batches = epochs_of(data, 3)
-    assert ids_of(batches) == undamaged, "which samples are asked for changes nothing"
-    assert_replaced(batches, whole={0, 2, 3})
+    assert ids_of(batches) == undamaged, "damage must not change the order of samples"
+    assert_replaced(batches, intact={0, 2, 3})
     consumed = data.take_consumed()
     (fault,) = consumed.faults
     found = xxhash.xxh64_hexdigest(path.read_bytes()) if path.is_file() and os.access(path, os.R_OK) else ""
     expected = DAMAGE[damage].format(
-        bytes=len(whole), half=len(whole) // 2, found=found, xxh64=xxhash.xxh64_hexdigest(whole)
+        bytes=len(original), half=len(original) // 2, found=found, xxh64=xxhash.xxh64_hexdigest(original)
     )
     assert fault.startswith(f"{path} {expected}")
     assert "\n" not in fault
@@ -127,15 +127,15 @@ def test_a_damaged_shard_is_named_and_replaced(root: Path, damage: Callable[[Pat
     assert data.take_consumed() == Consumed(), "a fault is reported once"
 
 
-def test_replacement_goes_round_and_passes_over_damaged_shards(root: Path) -> None:
+def test_replacement_wraps_around_and_skips_damaged_shards(root: Path) -> None:
     for shard in (2, 3):
         raw_file(root, shard).unlink()
     data = training_data(config_for(root))
-    assert_replaced(epochs_of(data), whole={0, 1})
+    assert_replaced(epochs_of(data), intact={0, 1})
     assert len(data.take_consumed().faults) == 2
 
 
-def test_a_resumed_run_has_the_same_replacements(root: Path) -> None:
+def test_a_resumed_run_reads_the_same_replacements(root: Path) -> None:
     flip_a_bit(raw_file(root, 3))
     data = training_data(config_for(root))
     first = epochs_of(data)[:5]
@@ -147,7 +147,7 @@ def test_a_resumed_run_has_the_same_replacements(root: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_without_any_whole_shard_there_is_nothing_left(root: Path, num_workers: int) -> None:
+def test_without_an_intact_shard_nothing_is_left(root: Path, num_workers: int) -> None:
     for shard in range(4):
         raw_file(root, shard).unlink()
     data = training_data(config_for(root, num_workers=num_workers))
@@ -165,9 +165,9 @@ def test_without_any_whole_shard_there_is_nothing_left(root: Path, num_workers: 
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, truncate], ids=lambda damage: damage.__name__)
-def test_damage_while_the_run_goes_on(root: Path, damage: Callable[[Path], None]) -> None:
+def test_damage_during_a_run(root: Path, damage: Callable[[Path], None]) -> None:
     data = training_data(config_for(root))
-    assert_replaced(epochs_of(data), whole={0, 1, 2, 3})
+    assert_replaced(epochs_of(data), intact={0, 1, 2, 3})
     damage(raw_file(root, 3))
     batches = epochs_of(data)
     assert [fault.startswith(str(raw_file(root, 3))) for fault in data.take_consumed().faults] == [True]
@@ -179,7 +179,9 @@ def test_damage_while_the_run_goes_on(root: Path, damage: Callable[[Path], None]
 
 
 @pytest.mark.parametrize("hashes", [(), ("sha256", "xxh3_64"), ("md5",)])
-def test_hashes_of_other_tools(tmp_path: Path, hashes: tuple[str, ...], pipeline_log: pytest.LogCaptureFixture) -> None:
+def test_hashes_written_by_other_tools(
+    tmp_path: Path, hashes: tuple[str, ...], pipeline_log: pytest.LogCaptureFixture
+) -> None:
     write_split(tmp_path / "train", sizes=SIZES, length=LENGTH, hashes=hashes)
     truncate(raw_file(tmp_path, 0))
     flip_a_bit(raw_file(tmp_path, 1))
@@ -188,7 +190,7 @@ def test_hashes_of_other_tools(tmp_path: Path, hashes: tuple[str, ...], pipeline
     warnings = [record.getMessage() for record in pipeline_log.records]
     if hashes:
         assert warnings == []
-        assert_replaced(batches, whole={2, 3})
+        assert_replaced(batches, intact={2, 3})
     else:
         assert len(warnings) == 1, "once"
         assert "index.json has no known hash for 4 of 4 files (part-0/shard.00000.mds, ...)" in warnings[0]
@@ -197,12 +199,12 @@ def test_hashes_of_other_tools(tmp_path: Path, hashes: tuple[str, ...], pipeline
                    if window >= FIRST[1])  # fmt: skip
 
 
-def test_nonsense_that_no_hash_catches_is_no_traceback(tmp_path: Path) -> None:
+def test_nonsense_without_a_hash_is_reported(tmp_path: Path) -> None:
     write_split(tmp_path / "train", sizes=SIZES, length=LENGTH, hashes=())
     path = raw_file(tmp_path, 2)
     path.write_bytes(b"\xff" * path.stat().st_size)
     data = training_data(config_for(tmp_path))
-    assert_replaced(epochs_of(data), whole={0, 1, 3})
+    assert_replaced(epochs_of(data), intact={0, 1, 3})
     (fault,) = data.take_consumed().faults
     assert fault.startswith(f"{path} cannot be read (")
 
@@ -218,32 +220,30 @@ def compressed(tmp_path: Path) -> Path:
 def test_a_damaged_compressed_shard(compressed: Path, damage: Callable[[Path], None], num_workers: int) -> None:
     damage(zip_file(compressed, 1))
     data = training_data(config_for(compressed, num_workers=num_workers))
-    assert_replaced(epochs_of(data), whole={0, 2, 3})
+    assert_replaced(epochs_of(data), intact={0, 2, 3})
     (fault,) = data.take_consumed().faults
     assert fault.startswith(str(zip_file(compressed, 1)))
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit], ids=lambda d: d.__name__)
-def test_a_decompressed_shard_that_a_kill_cut_off_is_made_again(
-    compressed: Path, damage: Callable[[Path], None]
-) -> None:
+def test_a_damaged_decompressed_shard_is_made_again(compressed: Path, damage: Callable[[Path], None]) -> None:
     epochs_of(training_data(config_for(compressed)))
-    whole = raw_file(compressed, 2).read_bytes()
+    original = raw_file(compressed, 2).read_bytes()
     damage(raw_file(compressed, 2))
     data = training_data(config_for(compressed))
-    assert_replaced(epochs_of(data), whole={0, 1, 2, 3})
+    assert_replaced(epochs_of(data), intact={0, 1, 2, 3})
     assert data.take_consumed().faults == []
-    assert raw_file(compressed, 2).read_bytes() == whole
+    assert raw_file(compressed, 2).read_bytes() == original
     assert sorted(path.name for path in raw_file(compressed, 2).parent.iterdir()) == [
         "index.json", "shard.00000.mds", "shard.00000.mds.zstd"
     ]  # fmt: skip
 
 
-def test_a_decompressed_shard_is_used_and_kept_without_its_compressed_form(compressed: Path) -> None:
+def test_a_decompressed_shard_does_not_need_its_compressed_form(compressed: Path) -> None:
     epochs_of(training_data(config_for(compressed)))
     zip_file(compressed, 0).unlink()
     data = training_data(config_for(compressed))
-    assert_replaced(epochs_of(data), whole={0, 1, 2, 3})
+    assert_replaced(epochs_of(data), intact={0, 1, 2, 3})
     assert raw_file(compressed, 0).is_file()
 
 
@@ -251,13 +251,13 @@ def test_a_decompressed_shard_is_used_and_kept_without_its_compressed_form(compr
 def test_a_compressed_shard_without_hashes(tmp_path: Path, content: bytes | None) -> None:
     write_split(tmp_path / "train", sizes=SIZES, length=LENGTH, compression="zstd", hashes=())
     path, index = zip_file(tmp_path, 1), tmp_path / "train" / "index.json"
-    if content is None:  # a whole archive of something else
+    if content is None:  # a valid archive with other content
         path.write_bytes(zip_file(tmp_path, 2).read_bytes())
     else:
         path.write_bytes(content)
     index.write_text(_with(index, 1, "zip_data", "bytes", path.stat().st_size))
     data = training_data(config_for(tmp_path))
-    assert_replaced(epochs_of(data), whole={0, 2, 3})
+    assert_replaced(epochs_of(data), intact={0, 2, 3})
     (fault,) = data.take_consumed().faults
     assert fault.startswith(f"{path}{' cannot be decompressed' if content else ', decompressed, has'}")
 
@@ -268,14 +268,14 @@ def _with(index: Path, shard: int, section: str, field: str, value: Any) -> str:
     return json.dumps(content)
 
 
-def test_validation_names_and_replaces_too(root: Path) -> None:
+def test_validation_reports_and_replaces_too(root: Path) -> None:
     (root / "train").rename(root / "val")
     path = root / "val" / "part-0" / "shard.00000.mds"
     truncate(path)
     validation = validation_data(config_for(root), n_windows=N_WINDOWS)
     batches = list(validation)
     assert ids_of(batches) == list(range(N_WINDOWS))
-    assert_replaced(batches, whole={1, 2, 3})
+    assert_replaced(batches, intact={1, 2, 3})
     assert [fault.startswith(f"{path} has ") for fault in validation.take_consumed().faults] == [True]
     list(validation)
     assert validation.take_consumed().faults == []
@@ -302,14 +302,14 @@ def test_an_index_cannot_name_files_elsewhere(root: Path, split: str, name: obje
         ('{"version": 2, "shards": []}', "names no samples"),
     ],
 )
-def test_an_index_that_is_none(root: Path, content: str | None, message: str) -> None:
+def test_a_damaged_index_is_reported(root: Path, content: str | None, message: str) -> None:
     index = root / "train" / "index.json"
     index.unlink() if content is None else index.write_text(content)
     with pytest.raises(UserError, match=f"index.json {message}"):
         training_data(config_for(root))
 
 
-def test_a_loader_that_ends_an_epoch_early_is_an_error(root: Path) -> None:
+def test_an_epoch_that_ends_early_is_an_error(root: Path) -> None:
     data = training_data(config_for(root))
     next(data)
     data._loader.dataset._event.set()  # as streaming does when one of its threads dies
@@ -317,7 +317,7 @@ def test_a_loader_that_ends_an_epoch_early_is_an_error(root: Path) -> None:
         epochs_of(data)
 
 
-def test_samples_are_handed_over_by_epoch(root: Path) -> None:
+def test_consumed_samples_are_grouped_by_epoch(root: Path) -> None:
     raw_file(root, 1).unlink()
     data = training_data(config_for(root, micro_batch_size=6, windows_per_step=12))
     assert data.take_consumed().samples == []
@@ -327,7 +327,7 @@ def test_samples_are_handed_over_by_epoch(root: Path) -> None:
     for recorded, of_epoch in ((of_first, batches[:6]), (of_second, batches[6:])):
         assert [sample if isinstance(sample, int) else sample[0] for sample in recorded] == ids_of(of_epoch)
         assert [sample for sample in recorded if not isinstance(sample, int)] == [
-            (window, place_of(window, whole={0, 2, 3})) for window in ids_of(of_epoch) if 10 <= window < 20
+            (window, place_of(window, intact={0, 2, 3})) for window in ids_of(of_epoch) if 10 <= window < 20
         ]
     assert data.take_consumed().samples == []
 
@@ -347,7 +347,7 @@ list(islice(data, 27))
 
 
 def test_a_shard_is_verified_once_in_a_run(root: Path) -> None:
-    """Each read opens the file once, verification once more; loader workers are new in each of three epochs."""
+    """Each read opens the file once, and verification once more, although each of three epochs has new workers."""
     done = subprocess.run(
         [sys.executable, "-c", COUNTING, str(root)], cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
         check=False,

@@ -1,4 +1,4 @@
-"""Training reads shards that have a column more than tokens, and replaces their windows when they are damaged."""
+"""Training reads shards that have another column beside the tokens, and replaces their windows if damaged."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ WIDTH, PER_SHARD, N_SHARDS = 7, 3, 2
 
 @pytest.fixture
 def split(tmp_path: Path) -> Path:
-    """Two shards of three windows each; window w holds tokens 10 w, 10 w + 1, ... and ids that are other numbers."""
+    """Two shards of three windows each; window w holds the tokens 10 w, 10 w + 1, ... and document ids of 60,000."""
     folder = tmp_path / "train"
     shards: list[dict[str, Any]] = []
     for part in range(N_SHARDS):
@@ -32,7 +32,7 @@ def split(tmp_path: Path) -> Path:
     return folder
 
 
-def test_document_ids_are_read_past_and_damage_is_found(split: Path) -> None:
+def test_document_ids_are_ignored_and_damage_is_found(split: Path) -> None:
     from pipeline.data.dataset import ShardFolder
 
     data = ShardFolder(split, batch_size=1)

@@ -1,4 +1,4 @@
-"""Names of shared memory: of runs that start at once, and of runs that were killed."""
+"""Names of shared memory: runs that start at the same time, and runs that were killed."""
 
 import fcntl
 import os
@@ -29,7 +29,7 @@ sys.stdin.read()
 
 
 def run(folder: Path, how: str = "") -> tuple[subprocess.Popen[str], int]:
-    """Start a process that opens a data set; return it, and the number of its name."""
+    """Start a process that opens a dataset; return it, and the number of its name."""
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, str(folder), how], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True, start_new_session=True,
@@ -45,18 +45,18 @@ def files_of(number: int) -> list[Path]:
 
 @contextmanager
 def no_other_start() -> Iterator[IO[str]]:
-    """Keep everybody on this machine from choosing names, and from freeing any at a start."""
+    """Keep every start on this machine from choosing and freeing names."""
     with (shared_memory.SHARED_MEMORY / shared_memory.STARTING).open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield held
 
 
-def test_what_a_killed_run_left_is_removed_and_what_a_live_one_has_is_not(byte_shards: Path) -> None:
+def test_names_of_killed_runs_are_freed_and_those_of_live_runs_kept(byte_shards: Path) -> None:
     live, live_number = run(byte_shards / "train")
     killed, killed_number = run(byte_shards / "train")
     left, kept = files_of(killed_number), files_of(live_number)
     assert left
-    with no_other_start():  # which would free the names as well, and then have them
+    with no_other_start():  # another start would free the names, and then use them
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
         assert files_of(killed_number) == left, "nothing was left to be removed"
@@ -77,7 +77,7 @@ def test_a_worker_that_outlives_its_run_keeps_the_name(byte_shards: Path) -> Non
     os.killpg(process.pid, signal.SIGKILL)  # the worker
 
 
-def test_runs_that_start_at_once_choose_one_after_the_other(byte_shards: Path) -> None:
+def test_runs_that_start_together_choose_names_in_turn(byte_shards: Path) -> None:
     with no_other_start() as held:
         start = threading.Thread(target=ShardFolder, args=[byte_shards / "train"], kwargs={"batch_size": 1})
         start.start()

@@ -1,4 +1,4 @@
-"""Shards that are read from S3, against the same shards on a disk; what is spoiled, removed or missing on the way."""
+"""Shards in S3 compared with the same shards on a disk, and corrupt, removed or missing files on the way."""
 
 import json
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def name(s3: S3Server) -> str:
 
 
 def _write(root: Path, byte_shards: Path, *, compression: str | None) -> None:
-    """Finished shards of ten files; window w holds 10 w, 10 w + 1, ..."""
+    """Write a finished folder of ten shards; window w holds 10 w, 10 w + 1, ..."""
     write_split(root / "train", sizes=[PER_SHARD] * N_SHARDS, length=LENGTH, compression=compression)
     metadata = read_metadata(byte_shards)
     metadata["splits"] = {"train": metadata["splits"]["train"]}
@@ -38,7 +38,7 @@ def _write(root: Path, byte_shards: Path, *, compression: str | None) -> None:
 
 @pytest.fixture(params=[None, "zstd"])
 def root(request: pytest.FixtureRequest, tmp_path: Path, byte_shards: Path, s3: S3Server, name: str) -> Path:
-    """Shards on a disk, a copy of which is in S3."""
+    """Shards on a disk, with a copy in S3."""
     _write(tmp_path / "shards", byte_shards, compression=request.param)
     upload_shards.main([str(tmp_path / "shards"), name])
     s3.take_sent()
@@ -65,17 +65,17 @@ def _tokens(window: int) -> list[int]:
     return list(range(10 * window, 10 * window + LENGTH))
 
 
-def _assert_all_are_right(dataset: Any) -> None:
+def _assert_all_windows_are_right(dataset: Any) -> None:
     samples = [dataset[index] for index in range(N_SHARDS * PER_SHARD)]
     assert [sample.tokens_W.tolist() for sample in samples] == [_tokens(index) for index in range(len(samples))]
     assert all(sample.fault == "" for sample in samples)
 
 
-def test_what_is_spoiled_once_is_fetched_again_and_what_is_here_is_used(
+def test_a_corrupt_answer_is_fetched_again_and_the_cache_is_used(
     root: Path, name: str, tmp_path: Path, s3: S3Server
 ) -> None:
     s3.spoil(_key(root, 3), times=1)
-    _assert_all_are_right(_open(_data(name, tmp_path)))
+    _assert_all_windows_are_right(_open(_data(name, tmp_path)))
     sent = s3.take_sent()
     assert (sent.count(_key(root, 3)), sent.count(_key(root, 4))) == (2, 1)
     cache = local_folder(_data(name, tmp_path)) / "train"
@@ -86,11 +86,13 @@ def test_what_is_spoiled_once_is_fetched_again_and_what_is_here_is_used(
     data[-1] ^= 1
     damaged.write_bytes(data)
     (cache / "part-5" / "shard.00000.mds").unlink()
-    _assert_all_are_right(_open(_data(name, tmp_path)))
+    _assert_all_windows_are_right(_open(_data(name, tmp_path)))
     assert [key for key in s3.take_sent() if "/shard." in key] == [_key(root, 4), _key(root, 5)]
 
 
-def test_what_stays_spoiled_or_is_gone_is_at_fault(root: Path, name: str, tmp_path: Path, s3: S3Server) -> None:
+def test_a_shard_that_stays_corrupt_or_is_missing_is_damaged(
+    root: Path, name: str, tmp_path: Path, s3: S3Server
+) -> None:
     s3.spoil(_key(root, 2), times=1000)
     s3.client().delete_object(Bucket=s3.bucket, Key=_key(root, 6))
     dataset = _open(_data(name, tmp_path))
@@ -103,14 +105,14 @@ def test_what_stays_spoiled_or_is_gone_is_at_fault(root: Path, name: str, tmp_pa
 
 
 def _lowest_limit(root: Path) -> int:
-    """Four shards, as they are and compressed, and the index."""
+    """Return the bytes of four shards, decompressed and compressed, and the index."""
     index = root / "train" / "index.json"
     entries = json.loads(index.read_text())["shards"]
     largest = max(sum(entry[key]["bytes"] for key in ("raw_data", "zip_data") if entry[key]) for entry in entries)
     return index.stat().st_size + 4 * largest
 
 
-def test_a_small_cache_holds_no_more_than_it_may(root: Path, name: str, tmp_path: Path, s3: S3Server) -> None:
+def test_a_small_cache_stays_within_its_limit(root: Path, name: str, tmp_path: Path, s3: S3Server) -> None:
     limit = _lowest_limit(root)
     index_bytes = (root / "train" / "index.json").stat().st_size
     dataset = _open(_data(name, tmp_path), cache_limit=limit)
@@ -130,7 +132,7 @@ def test_different_shards_in_one_cache_do_not_mix(
 ) -> None:
     _write(tmp_path / "shards", byte_shards, compression=None)
     folders = set()
-    for version in range(2):  # the second takes the place of the first
+    for version in range(2):  # the second version replaces the first
         metadata = json.loads((tmp_path / "shards" / "metadata.json").read_text())
         (tmp_path / "shards" / "metadata.json").write_text(json.dumps({**metadata, "written": version}))
         for key in s3.modified():
@@ -140,12 +142,12 @@ def test_different_shards_in_one_cache_do_not_mix(
 
         shard_folder._mirror.cache_clear()  # as in another process
         folders.add(local_folder(_data(name, tmp_path)))
-        _assert_all_are_right(_open(_data(name, tmp_path)))
+        _assert_all_windows_are_right(_open(_data(name, tmp_path)))
     assert len(folders) == 2
 
 
 def _batches(config: Config, *, at: dict[str, Any] | None = None) -> Iterator[tuple[list[Any], dict[str, Any]]]:
-    """What each batch has, and the position after it."""
+    """Yield the content of each batch, and the position after it."""
     data = training_data(config)
     if at is not None:
         data.load_state_dict(at)
@@ -154,7 +156,7 @@ def _batches(config: Config, *, at: dict[str, Any] | None = None) -> Iterator[tu
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_training_reads_the_same_from_both_and_goes_on_in_the_other(
+def test_training_reads_the_same_from_both_and_can_switch(
     num_workers: int, name: str, byte_shards: Path, tmp_path: Path, s3: S3Server,
     pipeline_log: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -171,15 +173,15 @@ def test_training_reads_the_same_from_both_and_goes_on_in_the_other(
     assert f"data.cache_limit_gb={int(limit_gb * 1e9) / 1e9:g} is less than the " in pipeline_log.text
     assert resumed == expected[7:]
     fetched = {key for key in s3.take_sent() if "/shard." in key}
-    assert len(fetched) > len(list((tmp_path / "small").rglob("shard.*")))  # some made room for others
+    assert len(fetched) > len(list((tmp_path / "small").rglob("shard.*")))  # some were removed to make room for others
 
 
 @pytest.mark.parametrize(
     ("canonical_nodes", "block", "nodes", "expected"),
     [(1, 5, 1, 50), (2, 5, 1, 100), (2, 5, 2, 50), (1, 1000, 1, 1000), (3, 1000, 2, 680), (64, 10, 1, 1000)],
 )
-def test_what_a_shuffle_reads_from_at_a_time(canonical_nodes: int, block: int, nodes: int, expected: int) -> None:
-    """Of 100 windows of 10 bytes; in the fifth case two nodes have 2 and 1 shares of 34 windows."""
+def test_bytes_that_a_shuffle_reads_from_at_a_time(canonical_nodes: int, block: int, nodes: int, expected: int) -> None:
+    """100 windows of 10 bytes; in the fifth case two nodes have 2 and 1 canonical nodes of 34 windows."""
     from pipeline.data.storage import bytes_read_from_at_a_time
 
     assert expected == bytes_read_from_at_a_time(
@@ -187,7 +189,7 @@ def test_what_a_shuffle_reads_from_at_a_time(canonical_nodes: int, block: int, n
     )
 
 
-def test_storage_that_went_away_ends_the_search_at_once(
+def test_unreachable_storage_ends_the_search_at_once(
     byte_shards: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.data import storage
@@ -212,9 +214,9 @@ def test_storage_that_went_away_ends_the_search_at_once(
         assert sample.read_id == NOTHING
         assert f"{name}/train/part-2/shard.00000.mds cannot be reached (Could not connect" in sample.fault
     assert len(attempts) == 1
-    assert dataset[1].tokens_W.tolist() == _tokens(1)  # which is here
+    assert dataset[1].tokens_W.tolist() == _tokens(1)  # from the cache
     monkeypatch.setattr(storage, "_REST_S", 0.0)
-    assert dataset[5 * PER_SHARD].tokens_W.tolist() == _tokens(5 * PER_SHARD)  # the storage is there again
+    assert dataset[5 * PER_SHARD].tokens_W.tolist() == _tokens(5 * PER_SHARD)  # the storage answers again
 
 
 def test_mistakes(s3: S3Server, name: str, tmp_path: Path, byte_shards: Path) -> None:
