@@ -42,16 +42,7 @@ def read_metadata(folder: Path | S3Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, damaged, or of another version, or the name of a split leads out of the folder.
     """
-    return parse_metadata(read_metadata_bytes(folder), path=folder / METADATA)
-
-
-def read_metadata_bytes(folder: Path | S3Path) -> bytes:
-    """Return the metadata.json of a shard folder as it is stored.
-
-    Raises:
-        UserError: it is missing, or cannot be read.
-    """
-    return read_finished_file(folder, METADATA)
+    return parse_metadata(read_finished_file(folder, METADATA), path=folder / METADATA)
 
 
 def read_finished_file(folder: Path | S3Path, name: str) -> bytes:
@@ -60,16 +51,20 @@ def read_finished_file(folder: Path | S3Path, name: str) -> bytes:
     Raises:
         UserError: it is missing, or cannot be read.
     """
-    path = folder / name
+    unfinished = (
+        "does not exist: the folder was not written by data_prep.write_shards, or is not finished (run the same command"
+        " again)"
+    )
+    return _read(folder / name, if_missing=unfinished, error_type=UserError)
+
+
+def _read(path: Path | S3Path, *, if_missing: str, error_type: type[UserError]) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist: the folder was not written by data_prep.write_shards, or is not finished (run the"
-            " same command again)"
-        ) from error
+        raise error_type(f"{path} {if_missing}") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        raise error_type(f"{path} cannot be read ({error.strerror})") from error
 
 
 def parse_metadata(stored: bytes, *, path: Path | S3Path) -> dict[str, Any]:
@@ -116,12 +111,7 @@ def read_index(folder: Path | S3Path, *, strict: bool = False) -> list[dict[str,
         UserError: the name of a file leads out of the folder.
     """
     path = folder / INDEX
-    try:
-        stored = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DamagedShardError(f"{path} is missing; write the shards again") from error
-    except OSError as error:
-        raise DamagedShardError(f"{path} cannot be read ({error.strerror}); write the shards again") from error
+    stored = _read(path, if_missing="is missing; write the shards again", error_type=DamagedShardError)
     try:
         entries: list[dict[str, Any]] = json.loads(stored)["shards"]
         for entry in entries:

@@ -17,7 +17,7 @@ from typing import Any
 from common.command_line import UserError
 from common.files import inside, sha256_of_file
 from common.s3 import MissingObjectError, S3Path, is_remote
-from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, parse_metadata, read_metadata_bytes
+from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, parse_metadata, read_finished_file
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.config.schema import Config, DataConfig, LogConfig, TrainConfig
 
@@ -49,7 +49,7 @@ def remote_split(data: DataConfig, split: str) -> S3Path | None:
 def _mirror(shards: str, cache: Path) -> Path:
     remote = S3Path(shards)
     remote.check_bucket()
-    stored = read_metadata_bytes(remote)
+    stored = read_finished_file(remote, METADATA)
     metadata = parse_metadata(stored, path=remote / METADATA)
     folder = cache / hashlib.sha256(f"{remote}\0".encode() + stored).hexdigest()[:16]
     wanted = [f"{split}/{INDEX}" for split in metadata["splits"]]

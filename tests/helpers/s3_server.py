@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlencode
 
 from tests.conftest import REPOSITORY
 
-_SPOIL, _SENT = "/-/spoil", "/-/sent"
+_CORRUPT, _SENT = "/-/corrupt", "/-/sent"
 NOWHERE = "http://127.0.0.1:9"  # an address at which no server listens
 
 
@@ -57,9 +57,9 @@ class S3Server:
         found = self.client().list_objects_v2(Bucket=self.bucket).get("Contents", [])
         return {item["Key"]: item["LastModified"] for item in found}
 
-    def spoil(self, key: str, *, times: int) -> None:
+    def corrupt(self, key: str, *, times: int) -> None:
         """Flip a bit in each of the next `times` answers that hold this object."""
-        self._ask(f"{_SPOIL}?{urlencode({'path': f'/{self.bucket}/{key}', 'times': times})}")
+        self._ask(f"{_CORRUPT}?{urlencode({'path': f'/{self.bucket}/{key}', 'times': times})}")
 
     def take_sent(self) -> list[str]:
         """Return the keys of the objects that were requested since the last call."""
@@ -89,12 +89,12 @@ class _Application:
 
     def __init__(self, application: Any, *, delay_s: float) -> None:
         self._application, self._delay_s = application, delay_s
-        self._spoiled: dict[str, int] = {}
+        self._corrupted: dict[str, int] = {}
         self._sent: list[str] = []
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        if path in (_SPOIL, _SENT):
+        if path in (_CORRUPT, _SENT):
             start_response("200 OK", [])
             return [self._control(path, parse_qs(environ["QUERY_STRING"]))]
         time.sleep(self._delay_s)
@@ -102,14 +102,14 @@ class _Application:
         if environ["REQUEST_METHOD"] != "GET":
             return body
         self._sent.append(path)
-        if self._spoiled.get(path, 0) == 0:
+        if self._corrupted.get(path, 0) == 0:
             return body
-        self._spoiled[path] -= 1
+        self._corrupted[path] -= 1
         return [data[:-1] + bytes([data[-1] ^ 0x10]) for data in body if data]
 
     def _control(self, path: str, query: dict[str, list[str]]) -> bytes:
-        if path == _SPOIL:
-            self._spoiled[query["path"][0]] = int(query["times"][0])
+        if path == _CORRUPT:
+            self._corrupted[query["path"][0]] = int(query["times"][0])
             return b""
         sent, self._sent = self._sent, []
         return json.dumps(sent).encode()

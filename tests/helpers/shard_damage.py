@@ -1,4 +1,4 @@
-"""Kinds of damage to shards, and what check_shards says of each."""
+"""Kinds of damage to shards, and the message of check_shards for each."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def flip_a_byte(root: Path) -> None:
 
 
 def _rewrite(root: Path, change: Callable[[np.ndarray[Any, Any]], None]) -> None:
-    """Change the windows of a shard, and its hash with them: damage that hashes do not show."""
+    """Change the windows of a shard and its hash, so that comparing hashes does not find the damage."""
     index = json.loads((root / "train" / "index.json").read_text())
     info = index["shards"][0]["raw_data"]
     data = bytearray((root / SHARD).read_bytes())
@@ -32,7 +32,7 @@ def _rewrite(root: Path, change: Callable[[np.ndarray[Any, Any]], None]) -> None
 
 
 def _replace(root: Path, *, start: bytes, n_bytes: int | None = None, n_windows: int | None = None) -> None:
-    """Give the shard another start and perhaps length, and its index what belongs to that."""
+    """Replace the start of the shard, and perhaps its length, and adapt its index."""
     data = (start + (root / SHARD).read_bytes()[len(start) :])[:n_bytes]
     (root / SHARD).write_bytes(data)
     index = root / "train/index.json"

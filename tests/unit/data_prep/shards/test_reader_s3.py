@@ -55,7 +55,7 @@ def test_all_say_the_same_of_both(
 def test_what_is_damaged_there_is_found_and_named(name: str, s3: S3Server) -> None:
     keys = sorted(key for key in s3.modified() if "/train/part-" in key)
     s3.client().delete_object(Bucket=s3.bucket, Key=keys[0])
-    s3.spoil(keys[1], times=1)
+    s3.corrupt(keys[1], times=1)
     with pytest.raises(UserError, match=f"{name} is damaged") as caught:
         check_shards.main([name])
     assert f"s3://{s3.bucket}/{keys[0]} cannot be read (no such object)" in str(caught.value)

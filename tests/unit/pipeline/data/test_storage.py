@@ -74,7 +74,7 @@ def _assert_all_windows_are_right(dataset: Any) -> None:
 def test_a_corrupt_answer_is_fetched_again_and_the_cache_is_used(
     root: Path, name: str, tmp_path: Path, s3: S3Server
 ) -> None:
-    s3.spoil(_key(root, 3), times=1)
+    s3.corrupt(_key(root, 3), times=1)
     _assert_all_windows_are_right(_open(_data(name, tmp_path)))
     sent = s3.take_sent()
     assert (sent.count(_key(root, 3)), sent.count(_key(root, 4))) == (2, 1)
@@ -93,7 +93,7 @@ def test_a_corrupt_answer_is_fetched_again_and_the_cache_is_used(
 def test_a_shard_that_stays_corrupt_or_is_missing_is_damaged(
     root: Path, name: str, tmp_path: Path, s3: S3Server
 ) -> None:
-    s3.spoil(_key(root, 2), times=1000)
+    s3.corrupt(_key(root, 2), times=1000)
     s3.client().delete_object(Bucket=s3.bucket, Key=_key(root, 6))
     dataset = _open(_data(name, tmp_path))
     for shard, fault in ((2, " has the xxh64 hash "), (6, " is missing")):
