@@ -34,7 +34,8 @@ from data_prep.filters.decontaminate import load_benchmark
 from data_prep.filters.options import add_rule_arguments, apply_preset, filter_options, filter_problems
 from data_prep.shards.identity import Identity, identifying_arguments, read_json, refuse_difference
 from data_prep.sources.documents import Piece
-from data_prep.sources.listing import ListedSource, add_source_arguments, cut_into_parts, read_options, sources_of
+from data_prep.sources.listing import ListedSource, cut_into_parts
+from data_prep.sources.options import add_source_arguments, read_options, sources_of
 from data_prep.sources.standard_input import STDIN
 from data_prep.workers import add_workers_argument
 

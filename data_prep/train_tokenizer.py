@@ -31,7 +31,8 @@ from common.sentencepiece_model import parsed
 from data_prep.filters.options import FilterOptions
 from data_prep.filters.reasons import reason_to_drop
 from data_prep.sources.documents import Document, ReadOptions
-from data_prep.sources.listing import ListedSource, add_source_arguments, read_options, sources_of
+from data_prep.sources.listing import ListedSource
+from data_prep.sources.options import add_source_arguments, read_options, sources_of
 from data_prep.sources.readers import read_piece
 from data_prep.tokens.fim import SENTINEL_PIECES
 

@@ -11,7 +11,7 @@ from common.tokenizers import BYTES
 from data_prep.filters.decontaminate import load_benchmark
 from data_prep.filters.options import add_filter_arguments, apply_preset, filter_problems
 from data_prep.shards.parts import RunShare
-from data_prep.sources.listing import add_source_arguments
+from data_prep.sources.options import add_source_arguments
 from data_prep.sources.standard_input import STDIN
 from data_prep.tokens.options import add_document_arguments, document_problems
 from data_prep.workers import add_workers_argument

@@ -14,7 +14,7 @@ from data_prep.shards.folder import shares_with
 from data_prep.shards.part_writer import write_part
 from data_prep.shards.parts import Part, PartOptions, PartResult, RunShare, finished_parts
 from data_prep.sources.documents import Piece
-from data_prep.sources.listing import read_options
+from data_prep.sources.options import read_options
 from data_prep.sources.records import UNMEASURED
 from data_prep.tokens.options import document_options
 from data_prep.tokens.packing import WindowShape

@@ -31,7 +31,8 @@ from data_prep.shards.identity import Identity, identifying_arguments
 from data_prep.shards.merge import merge, plan_facts
 from data_prep.shards.parts import WORK_FOLDER, Part, RunShare
 from data_prep.shards.upload import refuse_foreign_content, upload
-from data_prep.sources.listing import ListedSource, cut_into_parts, sources_of
+from data_prep.sources.listing import ListedSource, cut_into_parts
+from data_prep.sources.options import sources_of
 from data_prep.tokens.encoding import WrongIdsError
 from data_prep.tokens.fim import load_fim_tokenizer
 from data_prep.tokens.options import document_metadata, document_options

@@ -1,1 +1,1 @@
-"""Which documents stay: quality rules, exact duplicates, and documents that contain benchmark text."""
+"""Which documents stay: quality rules, licences, exact duplicates, and text of benchmarks."""

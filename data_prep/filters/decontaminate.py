@@ -1,10 +1,11 @@
-"""Documents that hold a part of a benchmark: a run of 10 words of a problem, which is its prompt and then its solution.
+"""Documents that contain text of a benchmark: 10 consecutive words of a problem, which is its prompt and solution.
 
-GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C) takes 13 words, DeepSeek-Coder (Guo et al. 2024, arXiv
-2401.14196) 10, for code; StarCoder looks for whole docstrings and solutions, which a changed indent hides. As in GPT-3,
-case and punctuation do not count. Numbers are left out too: lists of small numbers, frequent in prompts, prove nothing.
+GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C) uses 13 words; DeepSeek-Coder (Guo et al. 2024, arXiv
+2401.14196) uses 10, for code. StarCoder searches for whole docstrings and solutions, which a changed indent hides. As
+in GPT-3, case and punctuation are ignored. Numbers are ignored too, because lists of small numbers, frequent in
+prompts, prove nothing.
 
-Problems of fewer than 10 words in all cannot be found.
+Problems with fewer than 10 words cannot be found.
 """
 
 import functools
@@ -23,13 +24,13 @@ _FIELDS = ("prompt", "text", "canonical_solution", "code")  # HumanEval's and MB
 
 
 def load_benchmark(path: str) -> Hashes:
-    """Return the hashes of a benchmark's n-grams, sorted, each once.
+    """Return the hashes of a benchmark's n-grams, sorted and unique.
 
     Args:
         path: jsonl of problems in HumanEval's format (prompt, canonical_solution) or MBPP's (text or prompt, code).
 
     Raises:
-        UserError: it cannot be read, or a line is not such a problem, or all are too short.
+        UserError: the file cannot be read, a line is not such a problem, or all problems are too short.
     """
     ngrams = []
     try:
@@ -46,7 +47,12 @@ def load_benchmark(path: str) -> Hashes:
 
 
 def contamination(text: str, benchmarks: Sequence[str]) -> str | None:
-    """Return the name of the first benchmark (a path, of which the name without suffix) that `text` holds a part of."""
+    """Return the name of the first benchmark whose text occurs in `text`, or None.
+
+    Args:
+        text: a document.
+        benchmarks: the benchmarks' paths; the name of a benchmark is its file's name without suffix.
+    """
     if not benchmarks:
         return None
     ngrams = _ngrams(text)

@@ -1,6 +1,6 @@
-"""Which language a document is in: by a field of its jsonl record, or else by the extension of its file's name.
+"""The language of a document: from a field of its record, or else from the extension of its file.
 
-Names are Linguist's in lower case, as The Stack has them; an extension that is not listed names itself.
+Names are Linguist's names in lower case, as in The Stack. An extension that is not listed here is its own name.
 """
 
 import os
@@ -47,7 +47,7 @@ _EXTENSIONS = {
     "xslt": ".xsl .xslt",
     "yaml": ".yaml .yml",
 }
-_RECORDS = re.compile(r"\.(jsonl(\.gz|\.zst)?|parquet)(:|$)|^hf:")  # a file of records, or one of them
+_RECORDS = re.compile(r"\.(jsonl(\.gz|\.zst)?|parquet)(:|$)|^hf:")  # a file of records, or a record in it
 _LANGUAGE_OF = {suffix: language for language, suffixes in _EXTENSIONS.items() for suffix in suffixes.split()}
 
 
@@ -55,13 +55,13 @@ def language_of(source: str, row: Mapping[str, Any], *, field: str | None) -> st
     """Return the language of a document, in lower case.
 
     Args:
-        source: the file's path; for a record of jsonl, its path and line, which say nothing of the language.
-        row: the jsonl record, or nothing.
-        field: the key of `row` that names the language.
+        source: the file's path, or a record's path and line, which do not tell the language.
+        row: the fields of the record; empty for a file.
+        field: the key of `row` that names the language; None if there is none.
     """
     if field is not None and isinstance(row.get(field), str) and row[field].strip():
         return str(row[field]).strip().lower()
-    suffix = os.path.splitext(source)[1].lower()  # of each document: a Path costs four times as much
+    suffix = os.path.splitext(source)[1].lower()  # called for each document; a Path takes four times as long
     if row or suffix in ("", ".") or _RECORDS.search(source):
         return UNKNOWN
     return _LANGUAGE_OF.get(suffix, suffix[1:])

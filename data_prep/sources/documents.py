@@ -1,4 +1,4 @@
-"""What goes from sources to shards: documents, and pieces of the input that are read by themselves."""
+"""Documents, and the pieces of the input from which they are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,61 +7,66 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Document:
-    """One document. `utf8` is `text` as bytes; `input_bytes` is how far reading it moved through its source.
-
-    Where files are read as bytes, `utf8` is what the file holds, whatever it is, and `text` has each byte that is no
-    UTF-8 as a lone surrogate (`errors="surrogateescape"`), so that one can be had from the other.
-
-    `row` has what else the record of jsonl, Parquet or a dataset says of it; empty for a file.
-    """
+    """One document, read from a file or a record."""
 
     text: str
+    """The text. If files are read as bytes, each byte that is not UTF-8 is a lone surrogate ("surrogateescape")."""
     utf8: bytes
+    """`text` as UTF-8. If files are read as bytes, the content of the file, whatever it is."""
     source: str
+    """The file and, for a record, its line or row."""
     input_bytes: int
+    """How many bytes of the input were read for it."""
     row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The other fields of the record (jsonl, Parquet or a data set); empty for a file."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """What could not become a document, and the named reason. `detail` says at which byte of the file, and why."""
+    """A part of the input that could not become a document."""
 
     reason: str
+    """The name under which it is counted."""
     source: str
+    """The file and, for a record, its line or row."""
     input_bytes: int
+    """How many bytes of the input were read for it."""
     detail: str = ""
+    """The byte of the file, and why."""
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How pieces are read.
-
-    `files_as` is what a file that is a document is read as: as text, or as whatever bytes it holds. `fields` are those
-    of a record that the documents' `row` needs; None means all. With `bad_input="refuse"` the first `Dropped` is raised
-    as an error.
-    """
+    """How pieces are read."""
 
     text_field: str = "text"
+    """The key of a record that holds the text."""
     files_as: Literal["text", "bytes"] = "text"
+    """Whether a file that is one document is read as text, or as any bytes."""
     fields: tuple[str, ...] | None = None
+    """The fields of a record that `Document.row` must have; None means all."""
     bad_input: Literal["count", "refuse"] = "count"
+    """Whether input that is not a document is counted, or the first of it is raised as an error."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What of a source is wanted, and how often: `weight` copies of each document in one of `languages` (none: all)."""
+    """Which documents of a source are wanted, and how often."""
 
     name: str
+    """The name of the source in counts and in metadata.json."""
     weight: float = 1.0
+    """The number of copies of each document."""
     languages: tuple[str, ...] = ()
+    """The languages to keep; empty means all."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A share `[start, stop)` of one file, read by itself; `size` is its share of the file's bytes.
+    """A range of one file that is read by itself.
 
-    `start` and `stop` count what the format is cut by: bytes of plain jsonl, where a line belongs to the piece it
-    starts in; row groups of Parquet; shards of a dataset. What is never cut has 0 and its size.
+    `start` and `stop` count the units by which the format is cut: bytes of plain jsonl (a line belongs to the piece in
+    which it starts), row groups of Parquet, shards of a data set. A file that is never cut has 0 and its size.
     """
 
     format: str
@@ -69,4 +74,5 @@ class Piece:
     start: int
     stop: int
     size: int
+    """The bytes of the file that belong to this piece."""
     selection: Selection

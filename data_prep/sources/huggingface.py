@@ -1,7 +1,7 @@
-"""Data sets of Hugging Face, streamed through its `datasets` library: hf:PATH_OR_NAME[:CONFIG][@SPLIT].
+"""Hugging Face data sets, streamed through the `datasets` library: hf:PATH_OR_NAME[:CONFIG][@SPLIT].
 
-A path is a folder of data files, or what `save_to_disk` wrote. Pieces are the shards that the library sees, mostly one
-per data file, in its order; so parts, workers and restarts are as with files. One shard cannot be cut.
+A path is a folder of data files, or a folder that `save_to_disk` wrote. Pieces are the library's shards, usually one
+per data file, in the library's order; so parts, workers and restarts work as for files. A shard cannot be cut.
 """
 
 import functools
@@ -15,17 +15,17 @@ from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions, S
 from data_prep.sources.records import DATASET, document_of_row
 
 PREFIX = "hf:"
-_SAVED_SHARD_BYTES = 64 << 20  # what save_to_disk wrote is cut into shards of about this much
+_SAVED_SHARD_BYTES = 64 << 20  # the approximate size of the shards into which a saved data set is cut
 _DEFAULT_SPLIT = "train"
 
 
 class _Opened(NamedTuple):
     dataset: Any  # an IterableDataset
-    fingerprint: str  # changes with the data
+    fingerprint: str  # changes when the data change
 
 
 def cut_shards(path: str, *, selection: Selection) -> tuple[list[Piece], str]:
-    """Return a piece per shard, and the data set's fingerprint.
+    """Return one piece per shard, and the data set's fingerprint.
 
     Raises:
         UserError: the data set, its configuration or its split cannot be loaded.
@@ -36,7 +36,7 @@ def cut_shards(path: str, *, selection: Selection) -> tuple[list[Piece], str]:
 
 
 def read_shards(piece: Piece, options: ReadOptions) -> Iterator[Document | Dropped]:
-    """Yield the documents of a piece's shards. What the library raises ends the shard, and is counted."""
+    """Yield the documents of a piece's shards. An exception of the library ends the shard, and yields a `Dropped`."""
     for shard in range(piece.start, piece.stop):
         row = 0
         try:
@@ -47,7 +47,7 @@ def read_shards(piece: Piece, options: ReadOptions) -> Iterator[Document | Dropp
                 text = values.get(options.text_field)
                 moved = len(text) if isinstance(text, str | bytes) else 0
                 yield document_of_row(values, source, options, input_bytes=moved, place=f"row {row}")
-        except Exception as error:  # readers of any format, and file systems of any kind
+        except Exception as error:  # the library reads any format from any file system
             source = f"{piece.path}:shard {shard}"
             yield Dropped("corrupt_dataset", source, 0, f"after row {row}: {error!r}"[:200])
 
@@ -62,10 +62,11 @@ def _projected(dataset: Any, options: ReadOptions) -> Any:
 def _open(path: str) -> _Opened:
     import datasets
 
-    datasets.config.TORCH_AVAILABLE = False  # or every worker imports torch, to share counters with its data loaders
+    # Otherwise every worker imports torch, which the library needs only to share counters with torch's data loaders.
+    datasets.config.TORCH_AVAILABLE = False
     name, config, split = parse(path)
     if not name:
-        raise UserError(f"input {path!r} names no data set: {PREFIX}PATH_OR_NAME[:CONFIG][@SPLIT]")
+        raise UserError(f"input {path!r} names no data set; write {PREFIX}PATH_OR_NAME[:CONFIG][@SPLIT]")
     try:
         if saved := _saved_folder(Path(name), split):
             dataset: Any = datasets.load_from_disk(str(saved))
@@ -79,14 +80,14 @@ def _open(path: str) -> _Opened:
 
 
 def _saved_folder(folder: Path, split: str) -> Path | None:
-    """Return where `save_to_disk` wrote the split, or None if this is no such folder."""
+    """Return the folder in which `save_to_disk` wrote the split, or None if `folder` was not written by it."""
     if (folder / "dataset_dict.json").is_file():
         folder /= split
     return folder if (folder / "state.json").is_file() else None
 
 
 def parse(path: str) -> tuple[str, str | None, str]:
-    """Return the path or name, the configuration and the split of hf:PATH_OR_NAME[:CONFIG][@SPLIT]."""
+    """Return the path or name, the configuration, and the split of hf:PATH_OR_NAME[:CONFIG][@SPLIT]."""
     rest, _, split = path.removeprefix(PREFIX).partition("@")
     name, _, config = rest.partition(":")
     return name, config or None, split or _DEFAULT_SPLIT

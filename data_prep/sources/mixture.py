@@ -1,9 +1,9 @@
-"""Which share of a source is wanted: its languages, and how many copies of each document.
+"""Mixtures: the languages of a source that are wanted, and the number of copies of each document.
 
-A source of weight w has each of its documents w times in the training split: floor(w) times, and once more if a hash of
-the text is below the rest. So weight 0.25 keeps a quarter of the documents, the same whatever else is read, and 2.5 is
-two epochs and half of a third. Equal documents are kept or left out together, and a smaller share is part of a larger.
-The validation split has no document twice.
+The training split has each document of a source of weight w floor(w) times, and once more if a hash of its text is
+below the fractional part of w. So weight 0.25 keeps a quarter of the documents, the same ones whatever else is read,
+and weight 2.5 gives two epochs and half of a third. Equal documents are treated alike, and the documents of a smaller
+weight are a subset of those of a larger one. The validation split has every document once.
 """
 
 import math
@@ -19,10 +19,13 @@ _MOST_COPIES = 1000
 
 
 def parse_mix(words: Sequence[str]) -> list[tuple[str, Selection]]:
-    """Return the path of each source, and what of it is wanted.
+    """Return the path of each source, and its selection.
+
+    Args:
+        words: the values of `--mix`.
 
     Raises:
-        UserError: a word is not of the syntax, or a weight is no number above 0.
+        UserError: a word does not follow `MIX_SYNTAX`, or a weight is not a number above 0.
     """
     parsed: list[tuple[str, Selection]] = []
     problems: list[str] = []
@@ -49,9 +52,9 @@ def _number(text: str) -> float | None:
 
 
 def copies_of(document_digest: bytes, *, weight: float) -> int:
-    """Return how many copies of a document a source of this weight gives: a function of its content alone.
+    """Return how many copies of a document a source of this weight gives; it depends on the document's content alone.
 
-    Other bytes of the digest choose the split, and the documents whose ids are checked.
+    The choice of the split, and of documents whose token ids are checked, uses other bytes of the digest.
     """
     rest, whole = math.modf(weight)
     return int(whole) + (int.from_bytes(document_digest[8:15], "big") < rest * 2**56)

@@ -1,7 +1,7 @@
-"""Parquet, as The Stack and StarCoderData have it: a row is a document, and pieces are runs of row groups.
+"""Parquet files, as in The Stack and StarCoderData: a row is a document, and a piece is a range of row groups.
 
-Only the columns that are asked for are read, a few rows at a time, and pages of a column as they are needed: so memory
-does not grow with files or row groups.
+Only the columns in the options are read, a few rows at a time, and a column's pages only when they are needed. So
+memory does not grow with the size of files or row groups.
 """
 
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions, Selection
 from data_prep.sources.records import PARQUET, document_of_row
 
-_ROWS_AT_ONCE = 128  # of what may be whole files
+_ROWS_AT_ONCE = 128  # a row may be a whole source file
 _BUFFER_BYTES = 1 << 20
-_ERRORS = (pa.ArrowException, OSError, ValueError)  # of damaged pages, whichever layer finds out
+_ERRORS = (pa.ArrowException, OSError, ValueError)  # raised for damaged pages, depending on the layer
 CORRUPT = "corrupt_parquet"
 
 
 def cut_row_groups(path: str, *, size: int, piece_bytes: int, selection: Selection) -> Iterator[Piece]:
-    """Yield the pieces of a file of `size` bytes, of at least `piece_bytes` but for the last.
+    """Yield the pieces of a file of `size` bytes; all but the last have at least `piece_bytes`.
 
-    A file that cannot be read is one piece without row groups; reading it says why.
+    A file that cannot be read is one piece without row groups; reading it gives the reason.
     """
     try:
         metadata = pq.read_metadata(path)
@@ -30,7 +30,7 @@ def cut_row_groups(path: str, *, size: int, piece_bytes: int, selection: Selecti
         yield Piece(PARQUET, path, 0, 0, size, selection)
         return
     n_groups = metadata.num_row_groups
-    ends = [0]  # of the row groups, in bytes as they are decompressed
+    ends = [0]  # where the row groups end, in decompressed bytes
     for group in range(n_groups):
         ends.append(ends[-1] + metadata.row_group(group).total_byte_size)
     start = start_byte = 0
@@ -44,7 +44,7 @@ def cut_row_groups(path: str, *, size: int, piece_bytes: int, selection: Selecti
 
 
 def read_row_groups(piece: Piece, options: ReadOptions) -> Iterator[Document | Dropped]:
-    """Yield the documents of a piece. Each row counts its share of the piece's bytes as read."""
+    """Yield the documents of a piece. The piece's bytes are divided evenly among its rows."""
     try:
         source = pa.OSFile(piece.path)
     except OSError as error:
@@ -55,7 +55,7 @@ def read_row_groups(piece: Piece, options: ReadOptions) -> Iterator[Document | D
             file = pq.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER_BYTES)
             _check_groups(file.metadata, piece)
         except _ERRORS as error:
-            where = f"byte {source.size()}"  # a file's metadata is at its end
+            where = f"byte {source.size()}"  # the metadata of a file are at its end
             yield Dropped(CORRUPT, piece.path, piece.size, f"{where}: {error}"[:200])
             return
         yield from _read_groups(file, piece, options)
@@ -99,11 +99,14 @@ def _offset_of(metadata: pq.FileMetaData, group: int) -> int:
 
 
 def _rows(file: pq.ParquetFile, group: int, options: ReadOptions) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a row group, strings of the text's column as bytes, which are checked one by one."""
+    """Yield the rows of a row group.
+
+    Strings of the text column become bytes, so that each is checked by itself when it is decoded.
+    """
     names = file.schema_arrow.names
     if options.fields is not None:
         names = [name for name in names if name in (options.text_field, *options.fields)]
-    if options.text_field not in names:  # no document, in a way that each row tells with the columns that there are
+    if options.text_field not in names:  # each row becomes a `Dropped` that names the existing columns
         yield from (dict.fromkeys(file.schema_arrow.names) for _ in range(file.metadata.row_group(group).num_rows))
         return
     for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=names, use_threads=False):

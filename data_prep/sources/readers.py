@@ -1,9 +1,9 @@
-"""Pieces to documents: one reader per format, none of which raises for what a file holds.
+"""The readers, one for each format: from a piece to its documents.
 
-What cannot become a document is a `Dropped`, which says at which byte. Of a damaged file, what comes before the damage
-stays; of damaged Parquet, what comes after the row group, too.
+No reader raises because of a file's content. Input that cannot become a document yields a `Dropped`, which names the
+byte. The documents before the damage in a file are kept; in Parquet, those after the damaged row group too.
 
-A further format is one entry in `_READERS`, and one in `sources`.
+To add a format, add an entry to `_READERS` here, and its name to `records` and `listing`.
 """
 
 import functools
@@ -19,22 +19,22 @@ from common.command_line import UserError
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions
 from data_prep.sources.records import DATASET, FILE, JSONL, JSONL_GZ, JSONL_ZST, PARQUET, Records, document_of_row
 
-_CHUNK_BYTES = 1 << 15  # small: what is lost before damage, and how exactly its place is told
+_CHUNK_BYTES = 1 << 15  # small, so that little is lost before damage, and its place is named exactly
 
 
 class BadInputError(UserError):
-    """Something is no document, and that was asked to end the run."""
+    """Some input is not a document, and the options say to end the run then."""
 
 
 class _DamagedError(Exception):
-    """An archive cannot be read on; the message says where and why."""
+    """An archive cannot be read any further; the message says where and why."""
 
 
 def read_piece(piece: Piece, options: ReadOptions) -> Records:
-    """Yield the documents of one piece in their order, and a `Dropped` for each that is none.
+    """Yield the documents of one piece in order, and a `Dropped` for each part of it that is not a document.
 
     Raises:
-        BadInputError: the first of these, if `options` say so.
+        BadInputError: for the first `Dropped`, if `options` refuse bad input.
     """
     records = _READERS[piece.format](piece, options)
     return records if options.bad_input == "count" else _refusing(records)
@@ -44,16 +44,16 @@ def _refusing(records: Records) -> Records:
     for record in records:
         if isinstance(record, Dropped):
             raise BadInputError(
-                f"{record.source}: {record.reason} ({record.detail}); mend it, or count such documents and go on,"
-                " without --strict"
+                f"{record.source}: {record.reason} ({record.detail}); repair the file, or omit --strict to count such"
+                " input and continue"
             )
         yield record
 
 
 def _read_file(piece: Piece, options: ReadOptions) -> Records:
-    """A whole file as one document; line ends and a byte order mark stay as they are."""
+    """Yield a whole file as one document; line ends and a byte order mark stay as they are."""
     try:
-        with open(piece.path, "rb", buffering=0) as file:  # many small files: a Path costs more than the reading
+        with open(piece.path, "rb", buffering=0) as file:  # faster than Path, which matters for many small files
             data = file.readall()
     except OSError as error:
         yield _unreadable(piece, error)
@@ -79,7 +79,7 @@ def _read_jsonl(piece: Piece, options: ReadOptions) -> Records:
         with Path(piece.path).open("rb") as file:
             if piece.start > 0:
                 file.seek(piece.start - 1)
-                file.readline()  # the rest of a line that started in the piece before
+                file.readline()  # the rest of a line that started in the previous piece
             yield from _documents_of_lines(_lines_until(piece.stop, file), piece, options, offset=file.tell())
     except OSError as error:
         yield _unreadable(piece, error)
@@ -93,7 +93,10 @@ def _lines_until(stop: int, file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _read_compressed_jsonl(piece: Piece, options: ReadOptions) -> Records:
-    """Byte offsets of lines are those of the decompressed text; of damage, those of the file."""
+    """Yield the documents of an archive.
+
+    Byte offsets of lines count the decompressed text; the offset of damage counts the file.
+    """
     try:
         with open(piece.path, "rb", buffering=0) as file:
             lines = _lines_of_chunks(_decompressed(file, piece.format))
@@ -105,11 +108,13 @@ def _read_compressed_jsonl(piece: Piece, options: ReadOptions) -> Records:
 
 
 def _decompressed(file: IO[bytes], format_: str) -> Iterator[bytes]:
-    """Decompress every gzip member or zstd frame (corpora are often many in one file), of windows up to 2 GiB.
+    """Yield the decompressed content of every gzip member or zstd frame in a file; corpora often have many.
+
+    Zstd windows may have up to 2 GiB.
 
     Raises:
-        _DamagedError: what was read is no such archive, or the file ends within a frame, which the libraries' own
-            streams do not say of zstd.
+        _DamagedError: the file is not an archive of this format, or it ends within a frame. (The libraries' own streams
+            do not report the latter for zstd.)
     """
     frame: Any = None
     offset = 0
@@ -121,7 +126,7 @@ def _decompressed(file: IO[bytes], format_: str) -> Iterator[bytes]:
         offset += len(data)
         while data:
             if frame is None and format_ == JSONL_GZ and not (data := data.lstrip(b"\0")):
-                break  # zeros may pad an archive
+                break  # an archive may be padded with zeros
             frame = frame or new_frame()
             try:
                 chunk = frame.decompress(data)
@@ -132,12 +137,12 @@ def _decompressed(file: IO[bytes], format_: str) -> Iterator[bytes]:
             data = frame.unused_data
             if frame.eof:
                 frame = None
-    if frame is not None or offset == 0:  # no archive is empty, whatever is in it
+    if frame is not None or offset == 0:  # even an archive of nothing is not an empty file
         raise _DamagedError(f"byte {offset}: the file ends too early")
 
 
 def _lines_of_chunks(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    parts: list[bytes] = []  # of a line that has not ended; joined once, however many chunks it has
+    parts: list[bytes] = []  # the chunks of an unfinished line, which are joined only once
     for chunk in chunks:
         start = 0
         while end := chunk.find(b"\n", start) + 1:
@@ -166,13 +171,13 @@ def _document_of_line(line: bytes, source: str, options: ReadOptions, *, offset:
 
 
 def _read_parquet(piece: Piece, options: ReadOptions) -> Records:
-    from data_prep.sources.parquet import read_row_groups  # pyarrow takes a while to import
+    from data_prep.sources.parquet import read_row_groups  # late, because pyarrow is slow to import
 
     return read_row_groups(piece, options)
 
 
 def _read_dataset(piece: Piece, options: ReadOptions) -> Records:
-    from data_prep.sources.huggingface import read_shards  # and datasets seconds
+    from data_prep.sources.huggingface import read_shards  # late, because datasets takes seconds to import
 
     return read_shards(piece, options)
 

@@ -1,4 +1,4 @@
-"""What the readers of all formats share: the names of the formats, and how one record becomes a document."""
+"""Code that the readers of all formats share: the names of the formats, and the step from a record to a document."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 from data_prep.sources.documents import Document, Dropped, ReadOptions
 
 FILE, JSONL, JSONL_GZ, JSONL_ZST, PARQUET, DATASET = "file", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", "dataset"
-UNMEASURED = {JSONL_GZ, JSONL_ZST, DATASET}  # reading these does not tell how far through `Piece.size` it has come
+UNMEASURED = {JSONL_GZ, JSONL_ZST, DATASET}  # the readers of these cannot tell how much of `Piece.size` they have read
 _SHOWN_KEYS = 8
 
 Records = Iterator[Document | Dropped]
 
 
 def document_of_row(row: Any, source: str, options: ReadOptions, *, input_bytes: int, place: str) -> Document | Dropped:
-    """Return the document that a record holds. A text may be bytes, as in Parquet's binary columns.
+    """Return the document in a record, or a `Dropped` if the record has no valid text.
 
     Args:
-        row: the record, a dict if all is well.
-        source: which record it is.
-        options: under which key it has its text.
-        input_bytes: how far reading it moved through its source.
-        place: at which byte of the file it is.
+        row: the record, which should be a dict. Its text may be bytes, as in Parquet's binary columns.
+        source: the name of the record.
+        options: the key of the text.
+        input_bytes: how many bytes of the input were read for it.
+        place: where the record lies in the file, for the detail of a `Dropped`.
     """
     if not isinstance(row, dict):
         return Dropped("no_text_field", source, input_bytes, f"{place}: not an object")
@@ -33,7 +33,7 @@ def document_of_row(row: Any, source: str, options: ReadOptions, *, input_bytes:
             return Document(text, text.encode("utf-8"), source, input_bytes, row)
         if isinstance(text, bytes):
             return Document(text.decode("utf-8"), text, source, input_bytes, row)
-    except UnicodeError as error:  # bytes of another encoding, or a lone surrogate, "\ud800": no text in any
+    except UnicodeError as error:  # bytes of another encoding, or a lone surrogate such as "\ud800"
         return Dropped("not_utf8", source, input_bytes, f"{place}: {error}"[:200])
     return Dropped("text_not_a_string", source, input_bytes, f"{place}: {options.text_field!r} is {_kind_of(text)}")
 

@@ -1,8 +1,9 @@
-"""Standard input as a source: jsonl that can be read once, and is kept in a file before anything else is done with it.
+"""Standard input as a source: jsonl, which is copied to a file before anything else is done with it.
 
-Workers, surveys and restarts read a part again, which a pipe does not allow. So it is copied to the work folder first,
-whole or not at all. A run that was killed after that goes on with the file, and reads no standard input again; one that
-was killed before has nothing, and reads it from the start. With the finished shards the file goes.
+Workers, surveys and restarts read a part again, which a pipe does not allow. So all of standard input is first copied
+to the work folder. A run that is killed later continues with this copy, and does not read standard input again. A run
+that is killed during the copy leaves no copy, and the next one reads standard input from the start. The copy is removed
+when the shards are finished.
 """
 
 import json
@@ -20,14 +21,15 @@ _CHUNK_BYTES = 1 << 20
 
 
 def kept_input(folder: Path, *, metadata: Path | None) -> tuple[str, int]:
-    """Return the path and size of the file in `folder` that has all of standard input, reading it if need be.
+    """Return the path and size of the copy of standard input in `folder`; make the copy if there is none.
 
     Args:
-        folder: made if it is missing.
-        metadata: of the finished output; where it is there, the size is that of then, and nothing is read.
+        folder: where the copy lies; created if it is missing.
+        metadata: path of the finished output's metadata.json. If it exists, nothing is read, and the size is the one
+            that it records.
 
     Raises:
-        UserError: there is nothing on standard input, somebody else keeps it there, or it cannot be written.
+        UserError: standard input is empty, another process is copying to this folder, or the copy cannot be written.
     """
     path = folder / _KEPT
     if metadata is not None and metadata.is_file():
@@ -39,20 +41,20 @@ def kept_input(folder: Path, *, metadata: Path | None) -> tuple[str, int]:
             and {each.name for each in folder.parent.iterdir()} - {".lock"}
         ):
             raise UserError(
-                f"{folder.parent} is not empty; standard input is kept in the output's folder: choose another"
+                f"{folder.parent} is not empty; standard input is copied to the output folder: choose an empty one"
             )
         folder.mkdir(parents=True, exist_ok=True)
         if holder := hold_lock(folder / f"{_KEPT}.lock"):
-            raise UserError(f"{holder} is reading standard input for {folder}; wait for it, or choose another output")
+            raise UserError(f"{holder} is copying standard input to {folder}; wait for it, or choose another output")
         if path.is_file():
             size = path.stat().st_size
-            print(f"going on with the {size:,} bytes that an earlier run had from standard input; it is not read again")
+            print(f"continuing with the {size:,} bytes that an earlier run read; standard input is not read again")
             return str(path), size
-        for left in folder.glob(f".{_KEPT}.partial-*"):  # by a run that was killed while it read
+        for left in folder.glob(f".{_KEPT}.partial-*"):  # of a run that was killed during the copy
             left.unlink()
         return str(path), _keep(path)
     except OSError as error:
-        raise UserError(f"cannot keep standard input in {folder}: {error.strerror}") from error
+        raise UserError(f"cannot copy standard input to {folder}: {error.strerror}") from error
 
 
 def _keep(path: Path) -> int:
@@ -62,7 +64,7 @@ def _keep(path: Path) -> int:
     with (
         written_whole(path) as partial,
         partial.open("wb") as file,
-        tqdm(desc="keeping standard input", unit="B", unit_scale=True, leave=False) as bar,
+        tqdm(desc="copying standard input", unit="B", unit_scale=True, leave=False) as bar,
     ):
         while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
             file.write(chunk)
@@ -74,5 +76,5 @@ def _keep(path: Path) -> int:
 
 def _size_then(metadata: Path) -> int:
     sources = json.loads(metadata.read_text(encoding="utf-8")).get("sources", [])
-    print("the output is finished already; standard input is not read, nor compared with what was read then")
+    print("the output is finished already; standard input is neither read nor compared with the input of that run")
     return next((source["bytes"] for source in sources if source["path"] == STDIN), 0)

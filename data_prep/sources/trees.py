@@ -1,7 +1,7 @@
-"""The files of a source tree, in one order, and what in it cannot be read.
+"""The files of a source tree, in a fixed order, and the entries that cannot be read.
 
-Links are not followed, so that there are no loops and no file comes twice; what they are, and what cannot be listed, is
-counted, and stops nothing.
+Links are not followed, so there are no loops and no file comes twice. Links and folders that cannot be listed are
+counted, and do not end the run.
 """
 
 import os
@@ -22,15 +22,15 @@ SKIPPED_FOLDERS = frozenset(_SKIPPED.split())
 def walk(
     root: str, *, extensions: Sequence[str], exclude: Sequence[str] = ()
 ) -> tuple[list[tuple[str, int]], list[Dropped], Counter[str]]:
-    """Return a tree's files with their sizes, what cannot be read, and the extensions of what was not asked for.
+    """Return a tree's files with their sizes, its unreadable entries, and counts of the extensions of all other files.
 
     Args:
         root: a folder.
-        extensions: of the files to return; `*` means all.
-        exclude: patterns of a .gitignore in `root`, of files and folders to leave out.
+        extensions: extensions of the files to return; `*` means all.
+        exclude: files and folders to leave out, as patterns of a .gitignore in `root`.
 
     Raises:
-        UserError: a pattern is none.
+        UserError: a pattern is invalid.
     """
     is_named, is_excluded = _named_by(extensions), _excluded_by(exclude)
     files: list[tuple[str, int]] = []

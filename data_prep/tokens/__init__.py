@@ -1,1 +1,1 @@
-"""Documents to windows of tokens: encoding, fill-in-the-middle, shuffling and packing."""
+"""The steps from documents to windows of tokens: encoding, fill-in-the-middle, shuffling and packing."""

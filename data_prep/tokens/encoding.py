@@ -1,7 +1,7 @@
-"""One document to its tokens: the ids of its text, filled in the middle or not, between what marks its ends.
+"""The tokens of one document: the ids of its text, with the middle last or not, between BOS and EOS.
 
-Ids are SentencePiece's, whatever computes them: every text of a document that is to be checked is encoded by
-SentencePiece too, and a difference ends the run.
+Any engine must give SentencePiece's ids. Every text of a document that is checked is also encoded by SentencePiece, and
+a difference ends the run.
 """
 
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ from data_prep.tokens.packing import TokenArray
 
 
 class WrongIdsError(UserError):
-    """The fast tokenizer does not give SentencePiece's ids; nothing that it has written can be trusted."""
+    """The fast tokenizer does not give SentencePiece's ids, so nothing that it has written can be trusted."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens of one document, ends included, (tokens,) uint16; and whether its middle is last."""
+    """The tokens of one document, with BOS and EOS, (tokens,) uint16, and whether its middle is last."""
 
     tokens: TokenArray
     is_filled: bool
 
 
 class DocumentEncoder:
-    """Encodes documents with one tokenizer, always in the same way."""
+    """Encodes documents with one tokenizer and one set of options."""
 
     def __init__(self, name: str, *, engine: Engine, ends: DocumentEnds, fim: FimOptions | None) -> None:
         self._fim = None if fim is None else (load_fim_tokenizer(name, engine=engine), fim)
@@ -40,10 +40,16 @@ class DocumentEncoder:
         self._after = [self._tokenizer.eos_id] if ends in ("eos", "both") else []
 
     def encode(self, document: Document, document_digest: bytes, *, may_fill: bool, is_checked: bool) -> Encoded:
-        """Return the tokens of a document, with its middle last if it may and its hash says so.
+        """Return the tokens of a document.
+
+        Args:
+            document: the document.
+            document_digest: its hash, which chooses the documents that have their middle last.
+            may_fill: whether the document may have its middle last.
+            is_checked: whether to compare the ids with SentencePiece's.
 
         Raises:
-            WrongIdsError: it is checked, and its ids are not those of the reference.
+            WrongIdsError: the ids of a checked document differ from SentencePiece's.
         """
         segments = None
         if may_fill and self._fim is not None:
@@ -67,7 +73,7 @@ def _joined(pieces: Sequence[IdArray | Sequence[int]]) -> TokenArray:
 
 
 def _check_ids(document: Document, text: str, ids: IdArray, tokenizer: Tokenizer) -> None:
-    """Compare the ids of a text of `document` with those of the reference.
+    """Compare the ids of a text of `document` with SentencePiece's.
 
     Raises:
         WrongIdsError: they differ.
@@ -82,5 +88,5 @@ def _check_ids(document: Document, text: str, ids: IdArray, tokenizer: Tokenizer
     versions = ", ".join(f"{name} {number}" for name, number in tokenizer.versions.items())
     raise WrongIdsError(
         f"{document.source}: at token {position} the fast tokenizer gives {found}, sentencepiece {wanted} "
-        f"({versions}); all that was written is removed: run it again with --tokenizer_engine sentencepiece"
+        f"({versions}); everything written so far is removed: run again with --tokenizer_engine sentencepiece"
     )

@@ -95,8 +95,8 @@ def test_what_may_not_be_read_or_written_is_named(corpus: Path, tmp_path: Path) 
     new = tmp_path / "out"
     for given, into, message in (
         (corpus, closed / "out", f"cannot write to --out {closed}/out: Permission denied"),
-        (hidden, new, f"input '{hidden}' holds nothing that may be read ({hidden}: Permission denied)"),
-        (hidden / "a.py", new, f"input '{hidden}/a.py' cannot be looked at: Permission denied"),
+        (hidden, new, f"input '{hidden}' holds nothing that can be read ({hidden}: Permission denied)"),
+        (hidden / "a.py", new, f"input '{hidden}/a.py' cannot be read: Permission denied"),
     ):
         command = [*forbid, sys.executable, "-m", "data_prep.write_shards", *byte_arguments(given, into)]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)

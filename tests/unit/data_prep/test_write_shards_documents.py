@@ -228,7 +228,10 @@ def test_a_killed_run_goes_on_to_the_same_shuffle(
         (["--fim_rate", "nan"], "--fim_rate must be 0 to 1, not nan"),
         (["--fim_spm_rate", "-1"], "--fim_spm_rate must be 0 to 1, not -1.0"),
         (["--seed", "-1"], r"--seed must be 0 to 2\*\*64 - 1, not -1"),
-        (["--document_ids", "--seq_len", "65536"], "--document_ids count to 65536 in a window, which --seq_len 65536"),
+        (
+            ["--document_ids", "--seq_len", "65536"],
+            "--document_ids can number 65536 documents in a window; --seq_len 65536",
+        ),
     ],
 )
 def test_mistakes_are_said(words: list[str], message: str, corpus: Path, tmp_path: Path) -> None:
@@ -240,7 +243,7 @@ def test_mistakes_are_said(words: list[str], message: str, corpus: Path, tmp_pat
 def test_special_tokens_that_a_model_has_not_are_a_mistake(corpus: Path, tmp_path: Path) -> None:
     name = small_code_model(tmp_path / "m", bos_id=-1)
     for words, message in (
-        (["--document_ends", "both"], "--document_ends both: tokenizer .* has no BOS; take eos or none"),
+        (["--document_ends", "both"], "--document_ends both: tokenizer .* has no BOS; choose eos or none"),
         (["--fim_rate", "1"], "cannot fill in the middle: it has no piece ▁<PRE>, "),
     ):
         with pytest.raises(UserError, match=message):

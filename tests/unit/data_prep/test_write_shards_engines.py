@@ -93,7 +93,7 @@ def test_a_wrong_id_ends_the_run_and_leaves_nothing(corpus: Path, model: Path, t
     result = _run_with_engine(tmp_path / "engine", _WRONG_ENGINE, *arguments, model=model, wrong_text="ABRACADABRA")
     assert result.returncode == 2
     assert f"error: {corpus}/email/00.py: at token 5 the fast tokenizer gives 7, sentencepiece " in result.stderr
-    assert "run it again with --tokenizer_engine sentencepiece" in result.stderr
+    assert "run again with --tokenizer_engine sentencepiece" in result.stderr
     assert "Traceback" not in result.stderr
     assert set(files_of(out)) <= {".lock"}
     again = run_module("data_prep.write_shards", *arguments, "--tokenizer_engine", "sentencepiece")

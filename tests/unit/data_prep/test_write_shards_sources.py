@@ -117,7 +117,7 @@ def test_standard_input_is_kept_whole_or_not_at_all(tmp_path: Path, capfd: pytes
     assert not list((out / WORK_FOLDER).glob(".stdin*partial*"))
 
     subprocess.run(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, check=True)
-    assert f"going on with the {corpus.stat().st_size:,} bytes that an earlier run had" in capfd.readouterr().out
+    assert f"continuing with the {corpus.stat().st_size:,} bytes that an earlier run read" in capfd.readouterr().out
     subprocess.run(_command(tmp_path / "file", "--input", corpus, "--part_bytes", 20_000), cwd=REPOSITORY, check=True)
     assert _shards(out) == _shards(tmp_path / "file")
     assert not kept.exists()
@@ -125,7 +125,7 @@ def test_standard_input_is_kept_whole_or_not_at_all(tmp_path: Path, capfd: pytes
     assert source == {"path": "-", "files": 1, "bytes": corpus.stat().st_size}
 
     subprocess.run(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, check=True)
-    assert "standard input is not read, nor compared with what was read then" in capfd.readouterr().out
+    assert "standard input is neither read nor compared with the input of that run" in capfd.readouterr().out
     empty = subprocess.run(_command(tmp_path / "x", "--input", "-"), cwd=REPOSITORY, stdin=subprocess.DEVNULL)
     assert empty.returncode == 2
     assert "input '-' is jsonl from standard input, which is empty" in capfd.readouterr().err

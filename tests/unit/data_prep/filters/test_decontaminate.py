@@ -1,4 +1,4 @@
-"""Documents that hold a part of a benchmark, against a search for the words themselves."""
+"""Documents with text of a benchmark, compared with a search for the words themselves."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def test_a_problem_inside_a_larger_file_is_found(problem: dict[str, str], benchm
     assert contamination(CODE, benchmarks) is None
 
 
-def test_ten_words_in_a_row_and_no_fewer(benchmarks: tuple[str, ...]) -> None:
+def test_ten_consecutive_words_are_needed(benchmarks: tuple[str, ...]) -> None:
     words = re.findall(r"[^\W\d]\w*", HUMANEVAL[0]["prompt"])
     assert contamination(" ".join(words[3:13]), benchmarks) == "humaneval"
     assert contamination(" ".join([*words[3:12], "other", *words[12:21]]), benchmarks) is None
@@ -45,7 +45,7 @@ def test_ten_words_in_a_row_and_no_fewer(benchmarks: tuple[str, ...]) -> None:
     assert contamination(" ".join(words), ()) is None
 
 
-def test_the_standard_library_is_clean_as_a_search_says(benchmarks: tuple[str, ...]) -> None:
+def test_the_standard_library_gives_what_a_search_gives(benchmarks: tuple[str, ...]) -> None:
     needles = set()
     for problem in HUMANEVAL + MBPP + SANITIZED_MBPP:
         fields = [problem.get(name, "") for name in ("prompt", "text", "canonical_solution", "code")]
@@ -59,7 +59,7 @@ def test_the_standard_library_is_clean_as_a_search_says(benchmarks: tuple[str, .
         assert (contamination(text, benchmarks) is not None) == found
 
 
-def test_ngrams_are_runs_in_order() -> None:
+def test_ngrams_depend_on_the_order_of_words() -> None:
     words = words_of("a b c a b, c(a_b) é1")
     assert words == ["a", "b", "c", "a", "b", "c", "a_b", "é1"]
     hashes = ngram_hashes(word_hashes(words), n=3)
@@ -82,7 +82,7 @@ def test_ngrams_are_runs_in_order() -> None:
         (None, r"b\.jsonl cannot be read"),
     ],
 )
-def test_files_that_are_no_benchmark(content: str | None, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_benchmark_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "b.jsonl"
     if content is not None:
         path.write_bytes(content.encode("utf-8", "surrogateescape"))
@@ -90,7 +90,7 @@ def test_files_that_are_no_benchmark(content: str | None, message: str, tmp_path
         load_benchmark(str(path))
 
 
-def test_lines_end_with_line_feeds_alone(tmp_path: Path) -> None:
-    text = "one two three four five six seven\u2028eight nine ten"  # which JSON may hold as it is
+def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
+    text = "one two three four five six seven\u2028eight nine ten"  # JSON may contain this line separator unescaped
     (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": text}, ensure_ascii=False) + "\n")
     assert contamination(text, (str(tmp_path / "b.jsonl"),)) == "b"

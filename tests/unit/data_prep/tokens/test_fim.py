@@ -1,4 +1,4 @@
-"""Fill-in-the-middle against SentencePiece called directly, and against what Code Llama's own code does to a text."""
+"""Fill-in-the-middle, compared with SentencePiece called directly and with the method of Code Llama's own code."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module", params=["control", "user_defined"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Models whose sentinels no text gives, and whose sentinels any text may give."""
+    """Return a model whose sentinels cannot come from text, and one whose sentinels can."""
     path = tmp_path_factory.mktemp("model") / "tokenizer.model"
     return small_code_model(path, **{f"{request.param}_symbols": list(SENTINEL_PIECES)})
 
@@ -46,7 +46,7 @@ def ids_of(text: str, tokenizer: FimTokenizer, options: FimOptions) -> list[int]
 
 
 def recovered(ids: Sequence[int], tokenizer: FimTokenizer) -> str:
-    """The document, from its tokens alone."""
+    """Return the document, recovered from its tokens alone."""
     names = {getattr(tokenizer.sentinels, name): name for name in ("prefix", "suffix", "middle", "end")}
     parts: list[tuple[str, list[int]]] = []
     for i in ids:
@@ -59,7 +59,7 @@ def recovered(ids: Sequence[int], tokenizer: FimTokenizer) -> str:
     assert rest == []
     is_spm = ids[1] == tokenizer.sentinels.suffix and bool(middle) and not prefix
     start, further = tokenizer.start.decode, tokenizer.further.decode
-    if is_spm:  # or an empty prefix: then the middle begins the document, and is encoded as what does not
+    if is_spm:  # with an empty prefix, the middle begins the document but is encoded like a text further on
         return start(middle) + further(suffix)
     return start(prefix) + further(middle) + further(suffix)
 
@@ -79,21 +79,21 @@ def test_a_document_comes_back_from_its_tokens(name: str, spm_rate: float, model
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_orders_are_code_llamas(text: str, tmp_path: Path) -> None:
-    """Its code encodes what goes on in a text behind a smiley, and drops what that gives."""
+def test_the_orders_are_those_of_code_llama(text: str, tmp_path: Path) -> None:
+    """Code Llama's code encodes a text that does not begin the document after a smiley, and drops the smiley's ids."""
     name = small_code_model(tmp_path / "m", control_symbols=list(SENTINEL_PIECES))
     reference = sentencepiece.SentencePieceProcessor(model_file=name)
     pre, suf, mid, eot = (reference.piece_to_id(piece) for piece in SENTINEL_PIECES)
 
-    def goes_on(part: str) -> list[int]:
+    def further(part: str) -> list[int]:
         return reference.encode("☺" + part)[2:]
 
     tokenizer = load_fim_tokenizer(name, engine="sentencepiece")
     for seed in range(10):
         cut = cut_document(text, digest(text.encode()), FimOptions(1.0, 0.0, seed))
         assert cut is not None
-        prefix, suffix = reference.encode(cut.prefix), goes_on(cut.suffix)
-        psm = [pre, *prefix, suf, *suffix, mid, *goes_on(cut.middle), eot]
+        prefix, suffix = reference.encode(cut.prefix), further(cut.suffix)
+        psm = [pre, *prefix, suf, *suffix, mid, *further(cut.middle), eot]
         assert ids_of(text, tokenizer, FimOptions(1.0, 0.0, seed)) == psm
         spm = [pre, suf, *suffix, mid, *reference.encode(cut.prefix + cut.middle), eot]
         assert ids_of(text, tokenizer, FimOptions(1.0, 1.0, seed)) == spm
@@ -112,7 +112,7 @@ def test_bytes_have_sentinels_after_eos() -> None:
     assert tokenizer.start.vocab_size == 262
 
 
-def test_no_text_gives_a_sentinel(model: str) -> None:
+def test_no_text_is_encoded_as_a_sentinel(model: str) -> None:
     raw = sentencepiece.SentencePieceProcessor(model_file=model)
     sentinels = {raw.piece_to_id(piece) for piece in SENTINEL_PIECES}
     for engine in ("sentencepiece", "gigatoken"):
@@ -125,7 +125,7 @@ def test_no_text_gives_a_sentinel(model: str) -> None:
             assert tokenizer.start.encode(text) == raw.encode(text)
 
 
-def test_rates_and_cuts_hold() -> None:
+def test_rates_and_cuts_are_distributed_as_documented() -> None:
     n = 5000
     options = FimOptions(0.3, 0.25, 7)
     cuts = [cut_document("x" * 99, digest(str(i).encode()), options) for i in range(n)]
@@ -133,7 +133,7 @@ def test_rates_and_cuts_hold() -> None:
     assert abs(len(filled) / n - 0.3) < 0.03
     assert abs(sum(cut.order == "spm" for cut in filled) / len(filled) - 0.25) < 0.05
     for lengths, mean in (
-        ([len(cut.prefix) for cut in filled], 33),  # of three parts that two uniform cuts make
+        ([len(cut.prefix) for cut in filled], 33),  # the mean of the three parts between two uniform cuts
         ([len(cut.middle) for cut in filled], 33),
         ([len(cut.suffix) for cut in filled], 33),
     ):
@@ -142,18 +142,18 @@ def test_rates_and_cuts_hold() -> None:
     assert cuts == [cut_document("x" * 99, digest(str(i).encode()), options) for i in range(n)]
     others = [cut_document("x" * 99, digest(str(i).encode()), FimOptions(0.3, 0.25, 8)) for i in range(n)]
     both = sum(a is not None and b is not None for a, b in zip(cuts, others, strict=True))
-    assert abs(both / n - 0.09) < 0.02  # another seed chooses independently
+    assert abs(both / n - 0.09) < 0.02  # another seed chooses other documents
     assert all(cut_document("x", digest(bytes([i])), FimOptions(1.0, 0.5, 0)) is not None for i in range(256))
 
 
 @pytest.mark.parametrize("options", [{}, {"control_symbols": list(SENTINEL_PIECES[:3])}])
-def test_a_tokenizer_without_sentinels_says_what_to_do(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_tokenizer_without_sentinels_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
     name = small_code_model(tmp_path / "m", **options)
     with pytest.raises(UserError, match=r"has no piece .*▁<EOT>; train one with .*--fim_tokens, use --tokenizer byte"):
         load_fim_tokenizer(name, engine="sentencepiece")
 
 
-def test_an_empty_prefix_is_no_start() -> None:
-    """With the cut before the first character, the middle goes on, as in Code Llama: nothing marks that it begins."""
+def test_an_empty_prefix_does_not_begin_the_document() -> None:
+    """With a cut before the first character, the middle is encoded like a text further on, as in Code Llama."""
     segments = segments_of(CutDocument("", "ab", "c", "psm"), load_fim_tokenizer("bytes", engine="sentencepiece"))
     assert [segment.text for segment in segments] == ["", "c", "ab", ""]

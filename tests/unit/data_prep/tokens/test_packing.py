@@ -6,7 +6,7 @@ from data_prep.tokens.packing import WindowPacker, WindowShape, documents_in_win
 
 
 def _windows_one_by_one(stream: list[int], *, seq_len: int, lookahead: int) -> list[list[int]]:
-    """The contract, written as plainly as it can be."""
+    """Return the windows of the contract, from a plain loop."""
     windows = []
     start = 0
     while start + seq_len + lookahead <= len(stream):
@@ -21,7 +21,7 @@ def _stream(length: int) -> npt.NDArray[np.uint16]:
 
 @pytest.mark.parametrize("length", [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 100, 101, 102])
 @pytest.mark.parametrize(("seq_len", "lookahead"), [(3, 2), (4, 1), (1, 1), (2, 5)])
-def test_windows_are_those_of_the_plain_loop(length: int, seq_len: int, lookahead: int) -> None:
+def test_windows_match_a_plain_loop(length: int, seq_len: int, lookahead: int) -> None:
     stream, shape = _stream(length), WindowShape(seq_len, lookahead)
     expected = _windows_one_by_one(stream.tolist(), seq_len=seq_len, lookahead=lookahead)
     windows = windows_of(stream, shape)
@@ -32,7 +32,7 @@ def test_windows_are_those_of_the_plain_loop(length: int, seq_len: int, lookahea
 
 
 @pytest.mark.parametrize(("seq_len", "lookahead"), [(3, 2), (4, 1), (2, 5), (64, 8)])
-def test_how_the_stream_arrives_does_not_matter(seq_len: int, lookahead: int) -> None:
+def test_windows_do_not_depend_on_how_the_stream_arrives(seq_len: int, lookahead: int) -> None:
     shape, stream = WindowShape(seq_len, lookahead), _stream(997)
     whole = windows_of(stream, shape)
     for seed in range(5):
@@ -45,7 +45,7 @@ def test_how_the_stream_arrives_does_not_matter(seq_len: int, lookahead: int) ->
         assert packer.tail_tokens == len(stream) - in_windows
 
 
-def test_the_tail_of_a_stream_without_windows_is_all_of_it() -> None:
+def test_a_short_stream_is_all_tail() -> None:
     packer = WindowPacker(WindowShape(8, 2))
     assert packer.add([_stream(3), _stream(6)]).shape == (0, 10)
     assert packer.tail_tokens == 9

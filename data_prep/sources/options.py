@@ -1,0 +1,92 @@
+"""The sources' options on the command line: which corpus, and how to read it."""
+
+import argparse
+from pathlib import Path
+
+from common.command_line import UserError
+from data_prep.sources.documents import ReadOptions, Selection
+from data_prep.sources.huggingface import PREFIX
+from data_prep.sources.listing import CODE_EXTENSIONS, UNCUT, ListedSource, list_source
+from data_prep.sources.mixture import MIX_SYNTAX, parse_mix
+from data_prep.sources.standard_input import STDIN, kept_input
+
+_INPUT_HELP = (
+    "source trees, files (text, .jsonl[.gz|.zst], .parquet), Hugging Face data sets"
+    f" {PREFIX}PATH_OR_NAME[:CONFIG][@SPLIT] (streamed; default split: train), or - for jsonl from standard input,"
+    " which is first copied to the output's work folder, so that a continued run uses the copy; read in this order"
+)
+_MIX_HELP = (
+    f"sources with weights, instead of --input: {MIX_SYNTAX}. Each document comes WEIGHT times: 0.25 keeps a quarter,"
+    " chosen by a hash of the text, and 2.5 gives two epochs and half of a third. #python,c++ keeps only these"
+    " languages. metadata.json counts each source under its NAME"
+)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the corpus and say how it is read."""
+    group = parser.add_argument_group("corpus")
+    either = group.add_mutually_exclusive_group(required=True)
+    either.add_argument("--input", nargs="+", metavar="SRC", help=_INPUT_HELP)
+    either.add_argument("--mix", nargs="+", metavar="MIX", help=_MIX_HELP)
+    group.add_argument(
+        "--extensions",
+        nargs="+",
+        default=list(CODE_EXTENSIONS),
+        metavar="EXT",
+        help="extensions of the files to read in a folder, e.g. .py .md .jsonl.zst .parquet, or '*' for all"
+        " (default: those of common programming languages)",
+    )
+    exclude_help = "files and folders of a folder to leave out, in .gitignore syntax: 'build/' '*_pb2.py' '!a.py'"
+    group.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help=exclude_help)
+    field_help = "key of the text in jsonl, or its column in Parquet and data sets (default: %(default)s)"
+    group.add_argument("--text_field", default="text", metavar="NAME", help=field_help)
+    strict_help = (
+        "end the run at the first input that is not a document, and name its file and byte (default: count it and"
+        " continue)"
+    )
+    group.add_argument("--strict", action="store_true", help=strict_help)
+
+
+def read_options(arguments: argparse.Namespace, **more: str | tuple[str, ...] | None) -> ReadOptions:
+    """Return the read options of a parsed command line.
+
+    Args:
+        arguments: parsed with the options of `add_source_arguments`.
+        more: further fields of `ReadOptions`.
+    """
+    bad_input = "refuse" if arguments.strict else "count"
+    return ReadOptions(text_field=arguments.text_field, bad_input=bad_input, **more)  # type: ignore[arg-type]
+
+
+def sources_of(
+    arguments: argparse.Namespace, *, work: Path, metadata: Path | None = None, piece_bytes: int = UNCUT
+) -> list[ListedSource]:
+    """Return the sources that a parsed command line names.
+
+    Args:
+        arguments: parsed with the options of `add_source_arguments`.
+        work: folder for the copy of standard input.
+        metadata: path of the finished output's metadata.json, if there may be one.
+        piece_bytes: approximate size of the pieces.
+
+    Raises:
+        UserError: a source does not exist, holds nothing to read, or is misspelt; with `--strict`, a file or folder
+            cannot be read.
+    """
+    wanted = parse_mix(arguments.mix) if arguments.mix else [(path, Selection(path)) for path in arguments.input]
+    stdin = kept_input(work, metadata=metadata) if STDIN in (path for path, _ in wanted) else None
+    sources = [
+        list_source(
+            path,
+            selection=selection,
+            extensions=arguments.extensions,
+            exclude=arguments.exclude,
+            piece_bytes=piece_bytes,
+            stdin=stdin,
+        )
+        for path, selection in wanted
+    ]
+    for source in sources if arguments.strict else ():
+        for skipped in source.skipped:
+            raise UserError(f"{skipped.source}: {skipped.reason} ({skipped.detail}); repair it, or omit --strict")
+    return sources
