@@ -17,7 +17,7 @@ For each ZeRO stage (`stage_1_and_2.py`, `stage3.py`, `bf16_optimizer.py` and `e
     0, fp32    4E       8E         4E                             a flat copy of up to 5e8 elements
     1, fp32    4E       12E/D      4E, then 4E/D twice            two of reduce_bucket_size (overlap_comm)
     1, bf16    2E       12E/D      4E, and 2E as bf16             a flat copy of up to 5e8 elements in fp32 and bf16
-    2, fp32    4E       12E/D      4E/D, twice if accumulating     two
+    2, fp32    4E       12E/D      4E/D, twice if accumulating    two
     2, bf16    2E       12E/D      4E/D                           two
     3          wE/D     12E/D      4E/D                           one; weights gathered up to max_live_parameters
 
