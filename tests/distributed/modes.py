@@ -1,10 +1,10 @@
-"""Trains tiny models in many ways on real ranks, and keeps what came out; started by test_modes.py under torchrun.
+"""Trains tiny models in many modes on real ranks and saves the results; started by test_modes.py under torchrun.
 
 usage: modes.py FOLDER CASES.json
 
-A case is a model, a way of running it, and how the batch is cut. The batch of a step is the same sequences in every
-case, dealt to replicas and micro batches in order; in one step the loss of one micro batch is infinite. Each case
-leaves FOLDER/<name>/ with its checkpoints (the state after half the steps, and after all) and result.pt.
+A case is a model, a way of distributing it, and a way of splitting the batch. A step has the same sequences in every
+case, given to replicas and micro batches in order; in one step, the loss of one micro batch is infinite. Each case
+writes FOLDER/<name>/ with checkpoints (the state after half of the steps and after all of them) and result.pt.
 """
 
 import json
@@ -38,30 +38,34 @@ INFINITE_STEP = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One way to train.
-
-    json: name of a DeepSpeed JSON in ds_configs/.
-    ranks, stages, sequence, tensor, accumulation: how batch and model are cut.
-    recompute: activation checkpointing.  compile: torch.compile.  naive: all heads at once, not head-sequential.
-    model: other fields of the model.  resume: the name of a case from whose half-way checkpoint this one goes on.
-    """
+    """One way to train."""
 
     json: str
+    """Name of a DeepSpeed JSON in ds_configs/."""
     ranks: int = 2
     stages: int = 1
+    """Pipeline stages."""
     sequence: int = 1
+    """Ranks that share a sequence."""
     tensor: int = 1
+    """Ranks that share each layer's matrices."""
     accumulation: int = 4
+    """Micro batches per step and rank."""
     n_future_tokens: int = 4
     recompute: bool = False
+    """Activation checkpointing."""
     compile: bool = False
+    """torch.compile."""
     naive: bool = False
+    """All heads at once instead of head-sequential."""
     model: dict[str, Any] = field(default_factory=dict)
+    """Other fields of the model."""
     resume: str = ""
+    """Name of the case from whose checkpoint after half of the steps this case continues."""
 
     @property
     def name(self) -> str:
-        """What tests and folders call it."""
+        """Name of the case in tests and of its folder."""
         parts = [self.json, f"{self.ranks}ranks", f"{self.stages}stages" if self.stages > 1 else ""]
         parts += [f"{self.sequence}sequence"] if self.sequence > 1 else []
         parts += [f"{self.tensor}tensor"] if self.tensor > 1 else []
@@ -73,17 +77,17 @@ class Case:
 
     @property
     def replicas(self) -> int:
-        """Copies of the model."""
+        """Number of model replicas."""
         return self.ranks // (self.stages * self.sequence * self.tensor)
 
     @property
     def first_step(self) -> int:
-        """The first step that this case takes itself."""
+        """First step that this case runs itself."""
         return STEPS // 2 + 1 if self.resume else 1
 
 
 def config_of(case: Case) -> Config:
-    """The recipe of a case: 9 layers, of which 1 to 8 are heads; clipping that bites."""
+    """Return the recipe of a case: 9 layers, of which 1 to 8 are heads, and a clipping norm that is exceeded."""
     model = ModelConfig(
         dim=32, n_layers=9, n_heads=4, n_kv_heads=2, vocab_size=64, multiple_of=16,
         n_future_tokens=case.n_future_tokens, **case.model,
@@ -99,7 +103,7 @@ def config_of(case: Case) -> Config:
         model=model,
         data=DataConfig(seq_len=SEQ_LEN),
         train=train,
-        optim=OptimConfig(lr=3e-3, warmup_steps=1, clip=0.5, eps=1e-6),  # with 1e-8 Adam magnifies mere rounding
+        optim=OptimConfig(lr=3e-3, warmup_steps=1, clip=0.5, eps=1e-6),  # with 1e-8, Adam would magnify rounding errors
         parallel=ParallelConfig(
             pipeline_stages=case.stages, sequence_parallel_size=case.sequence, tensor_parallel_size=case.tensor
         ),
@@ -118,7 +122,7 @@ def deepspeed_config_of(case: Case) -> dict[str, Any]:
 
 
 def batch_of(step: int, model: ModelConfig) -> Batch:
-    """All sequences of one step; they depend on the step alone."""
+    """Return all sequences of one step; they depend only on the step."""
     generator = torch.Generator().manual_seed(1000 + step)
     shape = (SEQUENCES, SEQ_LEN)
     tokens = torch.randint(model.vocab_size, shape, generator=generator)
@@ -127,9 +131,9 @@ def batch_of(step: int, model: ModelConfig) -> Batch:
 
 
 def with_infinite_step(cross_entropy: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Make the loss of one micro batch infinite, though not its gradients: the one with INFINITE_STEP's first sequence.
+    """Return `cross_entropy` with an infinite loss, but finite gradients, for one micro batch.
 
-    It is known by its first targets, those of the next-token head.
+    It is the micro batch with the first sequence of INFINITE_STEP, recognised by the next-token head's first targets.
     """
 
     def infinite_or_not(hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor) -> Tensor:
@@ -140,13 +144,13 @@ def with_infinite_step(cross_entropy: Callable[..., Tensor]) -> Callable[..., Te
 
 
 def is_infinite(targets_BT: Tensor) -> bool:
-    """Whether the loss of these targets is to be infinite."""
+    """Return whether the loss of these targets must be infinite."""
     marks = batch_of(INFINITE_STEP, ModelConfig(vocab_size=64, n_future_tokens=1)).targets_BTN[0, :8, 0]
     return torch.equal(targets_BT[0, :8], marks)
 
 
 def naive_forward(heads: Heads, hidden_PBTD: Tensor, targets_BTN: Tensor) -> tuple[Tensor, Tensor]:
-    """All heads' logits at once and one ordinary backward, in the place of the head-sequential `Heads.forward`."""
+    """Compute all heads' logits at once, for one ordinary backward; replaces the head-sequential `Heads.forward`."""
     outputs = dict(zip(head_inputs(heads.config), heads._run(list(hidden_PBTD.unbind()))[1:], strict=True))
     logits = [heads.unembedding(head)(heads.norm(outputs[head])).float() for head in sorted(outputs)]
     losses = [F.cross_entropy(x.flatten(0, 1), targets_BTN[..., head].flatten()) for head, x in enumerate(logits)]
@@ -155,7 +159,7 @@ def naive_forward(heads: Heads, hidden_PBTD: Tensor, targets_BTN: Tensor) -> tup
 
 
 def train(case: Case, folder: Path) -> None:
-    """Train one case, from the state of another if it says so; leave checkpoints and result in its folder."""
+    """Train one case, perhaps from a checkpoint of another; write checkpoints and results to its folder."""
     config, world, own_folder = config_of(case), world_from_environment(), folder / case.name
     engine = build_engine(config, deepspeed_config_of(case), device=torch.device("cpu"))
     if case.resume:
@@ -177,7 +181,7 @@ def train(case: Case, folder: Path) -> None:
 
 
 def micro_batches(case: Case, *, replica: int) -> Iterator[Batch]:
-    """What one replica reads: its part of each step's batch, in micro batches."""
+    """Yield the micro batches of one replica: its part of each step's batch."""
     config = config_of(case)
     size = config.train.micro_batch_size
     for step in range(case.first_step, STEPS + 1):
@@ -188,9 +192,9 @@ def micro_batches(case: Case, *, replica: int) -> Iterator[Batch]:
 
 
 def main() -> None:
-    """Run every case in this one process (importing DeepSpeed is the slow part), tensor parallelism and pipelines last.
+    """Run all cases in this one process, because importing DeepSpeed is slow; tensor parallelism and pipelines last.
 
-    DeepSpeed keeps their groups for the whole process, and an engine without them stumbles over those.
+    DeepSpeed keeps the process groups of both for the whole process, and engines without them would then fail.
     """
     folder, cases = Path(sys.argv[1]), [Case(**values) for values in json.loads(Path(sys.argv[2]).read_text())]
     sequential_forward = Heads.forward
@@ -198,12 +202,12 @@ def main() -> None:
     with process_group(world_from_environment()):
         for case in sorted(cases, key=lambda case: (case.stages, case.tensor)):
             Heads.forward = naive_forward if case.naive else sequential_forward  # type: ignore[method-assign, assignment]
-            torch._dynamo.reset()  # each case's shapes are new graphs, of which torch.compile allows 8
+            torch._dynamo.reset()  # each case compiles new graphs, and torch.compile allows 8
             train(case, folder)
 
 
 def as_json(cases: list[Case]) -> str:
-    """The text of CASES.json."""
+    """Return the content of CASES.json."""
     return json.dumps([asdict(case) for case in cases])
 
 

@@ -1,6 +1,6 @@
-"""Trains with and without being watched, on real ranks; started by test_observed.py under torchrun.
+"""Trains with and without previews and gradient norms, on real ranks; started by test_observed.py under torchrun.
 
-usage: observed.py RESULT.pt JSON...     each as in ds_configs/, with sequence2 or tensor2 behind a dash
+usage: observed.py RESULT.pt JSON...     names in ds_configs/, perhaps followed by -sequence2 or -tensor2
 """
 
 import sys
@@ -20,7 +20,7 @@ PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8]]
 
 
 def train(case: Case, *, rank: int, watched: bool) -> dict[str, Any]:
-    """Some steps of a case: losses, and, of a watched run, what was seen in between."""
+    """Train some steps of a case; return losses and norms, and the previews if it is watched."""
     engine = build_engine(config_of(case), deepspeed_config_of(case), device=torch.device("cpu"))
     batches = micro_batches(case, replica=rank // (case.sequence * case.tensor))
     losses, norms, texts, seen = [], [], [], []
@@ -35,7 +35,7 @@ def train(case: Case, *, rank: int, watched: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train each case twice."""
+    """Train each case twice, without and with being watched."""
     results, world = {}, world_from_environment()
     with process_group(world):
         for name in sys.argv[2:]:

@@ -1,6 +1,7 @@
-"""Reads training data on real ranks and keeps which windows each step had; started by test_samples.py under torchrun.
+"""Reads training data on real ranks and saves the windows of each step; started by test_samples.py under torchrun.
 
-With `run`, it also keeps the record of samples, and goes on, as a run does, from a position saved in the run's folder.
+With `run`, it also writes the record of samples, and continues, as a run does, from a position saved in the run
+directory.
 
 usage: samples.py OUT.json READINGS.json     READINGS: objects with the fields of `Reading`
 """
@@ -28,27 +29,28 @@ SEQ_LEN, LOOKAHEAD, SEQUENCES = 4, 3, 16
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Some steps of a run.
-
-    sharers: ranks of one replica.  position: where to start, or None; steps: how many to read.
-    run: folder of the run, or nothing to record nothing.  saved_after: steps of this reading until the position is
-    saved there.  killed: whether SIGKILL ends all ranks afterwards, rank 0 in the middle of a line of the record.
-    """
+    """Some steps of a run."""
 
     shards: str
     sharers: int
+    """Ranks of one replica."""
     micro_batch_size: int
     num_workers: int
     num_canonical_nodes: int
     steps: int
+    """Number of steps to read."""
     position: dict[str, Any] | None = None
+    """Position to start from; None is the beginning."""
     run: str = ""
+    """Run directory; empty records nothing."""
     saved_after: int = 0
+    """Steps of this reading after which the position is saved in the run directory; 0 does not save."""
     killed: bool = False
+    """Whether SIGKILL ends all ranks afterwards, rank 0 in the middle of a line of the record."""
 
 
 def read(reading: Reading, *, world: World) -> dict[str, Any]:
-    """Return every rank's windows by step, and the position afterwards."""
+    """Return the windows of every rank by step, and the position afterwards."""
     world_size, run_dir = world.world_size, Path(reading.run)
     config = Config(
         model=ModelConfig(dim=8, n_layers=4, n_heads=2, n_future_tokens=2),
@@ -85,7 +87,7 @@ def read(reading: Reading, *, world: World) -> dict[str, Any]:
             if world.is_main:
                 with (run_dir / "samples" / "rank_00000.jsonl").open("a") as file:
                     file.write('{"step":')
-            dist.barrier()  # the first death ends all, and rank 0 has the position to save before it
+            dist.barrier()  # the first death ends all ranks, and rank 0 must have saved the position before
             os.kill(os.getpid(), signal.SIGKILL)
     by_rank: list[list[list[int]]] = [[]] * world_size
     dist.all_gather_object(by_rank, steps)
@@ -93,7 +95,7 @@ def read(reading: Reading, *, world: World) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Do every reading in this one process."""
+    """Do all readings in this one process."""
     world = world_from_environment()
     dist.init_process_group("gloo")
     readings = [Reading(**values) for values in json.loads(Path(sys.argv[2]).read_text())]

@@ -1,10 +1,10 @@
-"""Trains as pipeline.train does, with parts of it slowed as variables say; run by the tests in its place.
+"""Trains like pipeline.train, but with slowed parts; the tests run it instead. Environment variables:
 
-SLOW_READS_S: seconds more that rank 1 takes to read each window.
-SLOW_HEAD_2_S: seconds more that the second head's layer takes, on every rank.
+SLOW_READS_S: additional seconds that rank 1 takes to read each window.
+SLOW_HEAD_2_S: additional seconds that the second head's layer takes, on every rank.
 
-The clock that ranks compare their steps by counts each of these seconds `SHOWN` times, so that nothing else which a
-busy machine does to a rank is worth a word beside them.
+The clock by which ranks compare their steps counts each of these seconds `SHOWN` times, so that other delays on a busy
+machine are negligible.
 """
 
 import os
@@ -22,13 +22,13 @@ SHOWN = 100
 
 
 class Clock:
-    """Stands for `time`."""
+    """Replaces the module `time`."""
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
 
     def perf_counter(self) -> float:
-        """Seconds, of which those that a slowed function has slept count more often."""
+        """Return seconds, in which the sleep of slowed functions counts `SHOWN` times."""
         return time.perf_counter() + self.ahead_s
 
 
@@ -36,7 +36,7 @@ CLOCK = Clock()
 
 
 def slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
-    """Return `function`, which sleeps before each call."""
+    """Return `function` with a sleep before each call."""
 
     def slow(*arguments: Any, **options: Any) -> Any:
         time.sleep(seconds)
@@ -47,7 +47,7 @@ def slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 
 class SlowHeads(network.Heads):
-    """Heads of which the second is slow."""
+    """Heads with a slow second head."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -1,4 +1,4 @@
-"""Several heads send no more over the network than one: every parameter and gradient as often, in no more calls."""
+"""Several heads communicate no more than one: each parameter and gradient as often, in no more calls."""
 
 import pytest
 
@@ -7,11 +7,11 @@ from benchmarks.collectives import Counted, counted
 WAYS = [("zero3_fp32", False), ("zero3_fp32", True), ("zero2_fp32", False)]
 
 
-def test_four_heads_gather_and_reduce_as_one_does() -> None:
+def test_four_heads_gather_and_reduce_no_more_than_one() -> None:
     found = {(one.json, one.tight, one.n_future_tokens): one for one in counted(WAYS, heads=(1, 4))}
     for json, tight in WAYS:
         one, four = found[json, tight, 1], found[json, tight, 4]
-        # ZeRO-3 without room to keep them gathers parameters again for the backward
+        # Without room to keep them, ZeRO-3 gathers parameters again for the backward.
         for counts in (one, four):
             assert counts.gathered == pytest.approx(2 if tight else 1, rel=0.01), counts
             assert counts.reduced == pytest.approx(1, rel=0.01), counts
@@ -19,5 +19,5 @@ def test_four_heads_gather_and_reduce_as_one_does() -> None:
 
 
 def calls(counts: Counted) -> int:
-    """How many collectives there were."""
+    """Return the number of collectives."""
     return counts.gathers + counts.reduces

@@ -1,8 +1,8 @@
-"""Every way to run trains the same model as plain PyTorch in one process: losses, gradient norms, weights.
+"""Every mode trains the same model as plain PyTorch in one process: the same losses, gradient norms and weights.
 
-And every way leaves out, on all ranks, a step whose loss is not finite on one of them.
+And in every mode, all ranks skip a step whose loss is not finite on one of them.
 
-A small set of cases runs always; the whole matrix with `make test-all`.
+A small set of cases always runs; `make test-all` runs the whole matrix.
 """
 
 import functools
@@ -68,7 +68,7 @@ ONE_RANK = [
 
 
 def matrix() -> list[Case]:
-    """All combinations that make sense."""
+    """Return all combinations that are supported."""
     naive, recompute, heads = (False, True), (False, True), (1, 2, 4, 8)
     fp32 = [json for json in JSONS if "fp32" in json]
     cases = [
@@ -111,7 +111,7 @@ def matrix() -> list[Case]:
 
 
 def resumes() -> list[Case]:
-    """From every way on two and four ranks to every other, and to one rank."""
+    """Return cases that resume from every mode on two ranks with every mode on four, and from those on one rank."""
     two = [Case(json=json) for json in JSONS if "fp32" in json]
     two += [Case(json=json, stages=2) for json in ("zero0_fp32", "zero1_fp32")]
     four = [Case(json=json, ranks=4) for json in JSONS if "fp32" in json]
@@ -130,9 +130,9 @@ SMALL_NAMES = {case.name for case in SMALL}
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run the cases of the tests that were selected, and those that they go on from; return their folder.
+    """Run the cases of the selected tests, and the cases that they resume from; return the folder of the results.
 
-    First those on two ranks, then on four, then on one: that is the order in which resumed cases follow each other.
+    Cases on two ranks run first, then those on four, then those on one, because resumed cases follow in this order.
     """
     items = [item for item in request.session.items if isinstance(item, pytest.Function)]
     items = [item for item in items if item.path == request.path and hasattr(item, "callspec")]
@@ -159,9 +159,9 @@ def _launch(cases: list[Case], folder: Path) -> None:
     [pytest.param(name, marks=[] if name in SMALL_NAMES else [pytest.mark.full]) for name in BY_NAME],
 )
 def test_equals_plain_pytorch(name: str, results: Path) -> None:
-    """In fp32 to 1e-5. In bf16 no further from the fp32 truth than 3 times what plain PyTorch in bf16 is.
+    """In fp32, equal to 1e-5. In bf16, at most 3 times as far from the fp32 reference as plain PyTorch in bf16.
 
-    The measure is the largest of many rounding errors, which varies; lost or doubled gradients were seen at 27 times.
+    The distance is the largest of many rounding errors, which varies; lost or doubled gradients give 27 times.
     """
     case = BY_NAME[name]
     result = torch.load(results / name / "result.pt")
@@ -172,11 +172,11 @@ def test_equals_plain_pytorch(name: str, results: Path) -> None:
         limits = [3 * x for x in distance(reference(model, torch.bfloat16), truth, case=case)]
     assert all(mine <= limit for mine, limit in zip(error, limits, strict=True)), (error, limits)
     assert case.resume or not math.isfinite(result["norms"][INFINITE_STEP - 1])
-    assert min(truth["norms"]) > config_of(case).optim.clip, "the clipping must bite to be tested"
+    assert min(truth["norms"]) > config_of(case).optim.clip, "clipping is not tested if no norm exceeds it"
 
 
 def distance(result: dict[str, Any], truth: dict[str, Any], *, case: Case) -> tuple[float, float, float]:
-    """The largest relative differences of losses, gradient norms and weights, over the steps the case took itself."""
+    """Return the largest relative differences of losses, gradient norms and weights, over the steps of the case."""
     n_steps = STEPS + 1 - case.first_step
     finite = [index for index in range(-n_steps, 0) if index != INFINITE_STEP - 1 - STEPS]
     losses, expected = (torch.stack([run["losses"][index] for index in finite]) for run in (result, truth))
@@ -194,8 +194,8 @@ def distance(result: dict[str, Any], truth: dict[str, Any], *, case: Case) -> tu
 
 @functools.cache
 def reference(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Plain PyTorch: one process, torch's AdamW and clipping on fp32 weights, forward and backward in `dtype`."""
-    config = config_of(Case(json="", n_future_tokens=model.n_future_tokens))  # all but the model is every case's
+    """Train in plain PyTorch: one process, AdamW and clipping on fp32 weights, forward and backward in `dtype`."""
+    config = config_of(Case(json="", n_future_tokens=model.n_future_tokens))  # cases differ only in the model
     master = MultiTokenModel(model)
     initialise(master, seed=config.train.seed)
     computing = MultiTokenModel(model).to(dtype)

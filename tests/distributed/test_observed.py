@@ -1,4 +1,4 @@
-"""A run that is looked at, previews and norms of blocks, trains as one that is not, and what is seen is true."""
+"""Previews and gradient norms do not change training, and they show the right values."""
 
 import math
 from typing import Any
@@ -29,7 +29,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
 
 @pytest.fixture(scope="module")
 def plain() -> list[tuple[dict[str, Tensor], MultiTokenModel]]:
-    """Plain PyTorch: of each step the norms of its gradients' rows by block, and the model after it."""
+    """Train in plain PyTorch; return for each step the gradients' row norms by block, and the model after it."""
     model, optim, steps = MultiTokenModel(CONFIG.model), CONFIG.optim, []
     initialise(model, seed=CONFIG.train.seed)
     groups = parameter_groups(model, weight_decay=optim.weight_decay)
@@ -60,7 +60,7 @@ def rows_of(gradient: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_losses_are_the_same_bits(results: dict[str, list[dict[str, Any]]], way: str) -> None:
+def test_losses_are_bit_identical(results: dict[str, list[dict[str, Any]]], way: str) -> None:
     alone, watched = results[way]
     assert all(torch.equal(*losses) for losses in zip(alone["losses"], watched["losses"], strict=True))
     assert [norm for norm, _ in alone["norms"]] == [norm for norm, _ in watched["norms"]]
@@ -68,10 +68,10 @@ def test_losses_are_the_same_bits(results: dict[str, list[dict[str, Any]]], way:
 
 
 @pytest.mark.parametrize("way", WITH_NORMS)
-def test_norms_of_rows_are_plain_pytorchs(
+def test_norms_of_rows_match_plain_pytorch(
     results: dict[str, list[dict[str, Any]]], plain: list[tuple[dict[str, Tensor], MultiTokenModel]], way: str
 ) -> None:
-    """And together they are the norm of the whole gradient, which DeepSpeed computes by itself."""
+    """Together they give the norm of the whole gradient, which DeepSpeed computes by itself."""
     for (total, of_blocks), (expected, _) in zip(results[way][1]["norms"], plain, strict=True):
         assert of_blocks.keys() == expected.keys()
         for block, rows_R in of_blocks.items():
@@ -83,7 +83,7 @@ def test_norms_of_rows_are_plain_pytorchs(
 
 
 @pytest.mark.parametrize("way", WITH_PREVIEWS)
-def test_previews_are_what_the_trained_model_says(
+def test_previews_show_the_trained_models_predictions(
     results: dict[str, list[dict[str, Any]]], plain: list[tuple[dict[str, Tensor], MultiTokenModel]], way: str
 ) -> None:
     watched = results[way][1]
@@ -92,6 +92,6 @@ def test_previews_are_what_the_trained_model_says(
             expected = all_logits(model, torch.tensor([PROMPTS[1]])).softmax(-1)
         rel, abs_ = (0, 2e-2) if "bf16" in way else (1e-3, 1e-5)
         torch.testing.assert_close(best_BTN, expected.amax(-1), rtol=rel, atol=abs_)
-        if "bf16" not in way:  # which rounds near-ties otherwise
+        if "bf16" not in way:  # bf16 may decide near-ties differently
             assert torch.equal(ids_BTN, expected.argmax(-1))
             assert texts == [[*prompt, *naive_greedy(model, prompt, n_tokens=4)] for prompt in PROMPTS]

@@ -1,4 +1,4 @@
-"""Whole runs on 2 CPU ranks, one with slowed parts: what traces, tables, metrics and warnings say of them."""
+"""Whole runs on 2 CPU ranks, one with slowed parts: their traces, tables, metrics and warnings."""
 
 import gzip
 import json
@@ -14,12 +14,12 @@ from tests.helpers.run_results import metrics, without_times
 
 STEPS = PATIENCE + 2
 READ_S, HEAD_S = 0.3, 0.15
-MICRO_BATCHES, WINDOWS = 2, 4  # of each rank and step
+MICRO_BATCHES, WINDOWS = 2, 4  # per rank and step
 RECORDED = "steps_3_to_5.rank_00000"
 
 
 def train(module: str, folder: Path, shards: Path, *overrides: str) -> str:
-    """Run a tiny recipe to its end; return its output."""
+    """Train a tiny recipe to its end; return the output."""
     recipe = folder / "tiny.yaml"
     values = {
         "run": {"dir": str(folder)},
@@ -46,9 +46,9 @@ def totals(table: str) -> dict[str, float]:
 def test_slowed_ranks_loaders_and_heads_are_found(
     tmp_path: Path, byte_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rank 1's shards are slow to read, and one head on both; the second run has neither of them and no profile.
+    """Rank 1 reads shards slowly, and one head is slow on both ranks; the second run has neither, and no profile.
 
-    The trace has the true seconds, by which rank 0, which records, waits for rank 1 in every step.
+    The trace has the true seconds for which rank 0, which records, waits for rank 1 in every step.
     """
     monkeypatch.setenv("SLOW_READS_S", str(READ_S))
     monkeypatch.setenv("SLOW_HEAD_2_S", str(HEAD_S))

@@ -1,4 +1,4 @@
-"""Loss spikes in whole runs: back to the last checkpoint, and on with the data after the spike."""
+"""Loss spikes in whole runs: the run goes back to the last checkpoint and continues with the data after the spike."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipeline.runtime.stop import ExitCode
 from tests.conftest import run_module
 from tests.helpers.run_results import curves, history, metrics
 
-# So few deviations that ordinary noise is a spike.
+# With so few deviations, ordinary noise counts as a spike.
 NERVOUS = ("faults.spike=roll_back", "faults.spike_window=32", "faults.spike_deviations=1", "checkpoint.every_steps=5")
 
 
@@ -27,7 +27,7 @@ def losses(run_dir: Path) -> list[float]:
     return [line["loss/total"] for line in metrics(run_dir).values()]
 
 
-def test_a_spike_leaves_its_stretch_of_data_out(recipe: Path) -> None:
+def test_a_rollback_leaves_out_the_data_up_to_the_spike(recipe: Path) -> None:
     steady, nervous, hopeless = (recipe.parent / "runs" / name for name in ("steady", "nervous", "hopeless"))
     returncode, output = train(recipe, "steady", "faults.spike_deviations=1", "faults.spike_window=32")
     assert (returncode, "rolling back" in output) == (0, False)
@@ -43,7 +43,7 @@ def test_a_spike_leaves_its_stretch_of_data_out(recipe: Path) -> None:
 
     assert all(line["data/wait_s"] <= line["time/step_s"] for line in metrics(nervous).values())
 
-    shown = curves(nervous)["loss/total"]  # one TensorBoard file for each rollback and one more
+    shown = curves(nervous)["loss/total"]  # one TensorBoard file per rollback, and one more
     assert [step for step, _ in shown] == list(range(1, len(losses(nervous)) + 1))
     assert [value for _, value in shown] == pytest.approx(losses(nervous))
     page = recipe.parent / "report.html"

@@ -1,4 +1,4 @@
-"""Each step has the same samples however many ranks there are and however they share a replica; by sample ids."""
+"""Each step reads the same windows for any number of ranks and of ranks per replica; compared by window ids."""
 
 import itertools
 import json
@@ -14,14 +14,14 @@ from tests.conftest import run_module
 from tests.distributed.samples import LOOKAHEAD, SEQ_LEN, SEQUENCES, Reading
 from tests.helpers.ranks import run_on_ranks
 
-N_WINDOWS, STEPS = 150, 12  # 12 steps of 16 windows go into the second epoch
+N_WINDOWS, STEPS = 150, 12  # 12 steps of 16 windows reach into the second epoch
 LAYOUTS = [(1, 1, 0), (1, 1, 2), (2, 1, 0), (2, 2, 2), (4, 1, 0), (4, 2, 0), (4, 2, 2), (4, 4, 0)]
 CANONICAL = (64, 2)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Windows whose first token is the window's number."""
+    """Shards with windows whose first token is the window's index."""
     from common.mds import streaming
 
     root = tmp_path_factory.mktemp("windows")
@@ -44,18 +44,18 @@ def launch(ranks: int, readings: list[Reading], folder: Path) -> list[dict[str, 
     return json.loads(out.read_text())
 
 
-def of_steps(result: dict[str, Any], sharers: int) -> list[list[int]]:
-    """The sorted windows of each step over all replicas, whose ranks must agree."""
+def windows_by_step(result: dict[str, Any], sharers: int) -> list[list[int]]:
+    """Return the sorted windows of each step over all replicas; fail if the ranks of a replica differ."""
     by_rank = result["windows"]
     replicas = [by_rank[first : first + sharers] for first in range(0, len(by_rank), sharers)]
-    assert all(ranks == ranks[:1] * sharers for ranks in replicas), "the ranks of one replica read different samples"
+    assert all(ranks == ranks[:1] * sharers for ranks in replicas), "the ranks of one replica read different windows"
     firsts = [ranks[0] for ranks in replicas]
     return [sorted(itertools.chain.from_iterable(of_replicas)) for of_replicas in zip(*firsts, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def readings(shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int, int, int, str], Any]:
-    """By (ranks, sharers, workers, canonical nodes, which steps): all, the first half, or the rest on fewer ranks."""
+    """Results by (ranks, sharers, workers, canonical nodes, part); the part is all, half, or resumed on fewer ranks."""
     folder = tmp_path_factory.mktemp("readings")
     results: dict[tuple[int, int, int, int, str], Any] = {}
     for ranks in (4, 2, 1):
@@ -80,32 +80,32 @@ def readings(shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[tupl
 
 @pytest.mark.parametrize("canonical", CANONICAL)
 @pytest.mark.parametrize(("ranks", "sharers", "workers"), LAYOUTS)
-def test_every_layout_has_one_ranks_samples_in_each_step(
+def test_every_layout_reads_the_windows_of_one_rank_in_each_step(
     readings: dict[Any, Any], ranks: int, sharers: int, workers: int, canonical: int
 ) -> None:
-    one_rank = of_steps(readings[(1, 1, 0, canonical, "all")], 1)
+    one_rank = windows_by_step(readings[(1, 1, 0, canonical, "all")], 1)
     assert len(one_rank) == STEPS
     assert all(len(step) == SEQUENCES for step in one_rank)
     assert one_rank[0] != sorted(range(SEQUENCES)), "not shuffled"
-    assert of_steps(readings[(ranks, sharers, workers, canonical, "all")], sharers) == one_rank
+    assert windows_by_step(readings[(ranks, sharers, workers, canonical, "all")], sharers) == one_rank
 
 
 @pytest.mark.parametrize("canonical", CANONICAL)
 @pytest.mark.parametrize(("ranks", "sharers", "workers"), [layout for layout in LAYOUTS if layout[0] < 4])
-def test_a_run_goes_on_with_its_samples_on_half_the_ranks(
+def test_a_run_continues_with_its_windows_on_half_of_the_ranks(
     readings: dict[Any, Any], ranks: int, sharers: int, workers: int, canonical: int
 ) -> None:
-    one_rank = of_steps(readings[(1, 1, 0, canonical, "all")], 1)
-    resumed = of_steps(readings[(ranks, sharers, workers, canonical, "resumed")], sharers)
+    one_rank = windows_by_step(readings[(1, 1, 0, canonical, "all")], 1)
+    resumed = windows_by_step(readings[(ranks, sharers, workers, canonical, "resumed")], sharers)
     assert resumed == one_rank[STEPS // 2 :]
 
 
-RUN_STEPS = 30  # of 9 steps an epoch: into the fourth
+RUN_STEPS = 30  # an epoch has 9 steps: into the fourth epoch
 
 
 @pytest.fixture(scope="module")
 def runs(shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """An undisturbed run on one rank; and one on 1, 4 and 2 ranks, killed each time some steps after it was saved."""
+    """An undisturbed run on one rank, and a run on 1, 4 and 2 ranks that is killed some steps after each save."""
     folder = tmp_path_factory.mktemp("runs")
     undisturbed, killed = folder / "undisturbed", folder / "killed"
     plain = Reading(
@@ -119,7 +119,7 @@ def runs(shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     return undisturbed, killed
 
 
-def test_the_record_of_a_run_that_was_killed_on_ever_other_ranks_is_that_of_one_rank(runs: tuple[Path, Path]) -> None:
+def test_the_record_of_a_run_killed_on_changing_ranks_equals_that_of_one_rank(runs: tuple[Path, Path]) -> None:
     undisturbed, killed = (samples_by_step(run) for run in runs)
     assert sorted(undisturbed) == list(range(1, RUN_STEPS + 1))
     assert {epoch for had in undisturbed.values() for epoch, _ in had} == {0, 1, 2, 3}
@@ -128,7 +128,7 @@ def test_the_record_of_a_run_that_was_killed_on_ever_other_ranks_is_that_of_one_
 
 
 def test_one_rank_of_each_replica_writes_the_record(runs: tuple[Path, Path]) -> None:
-    """Of four ranks that share two replicas, 0 and 2; what a rank that is gone wrote stays, up to the step saved."""
+    """Of four ranks in two replicas, 0 and 2 write. Records of ranks that are gone stay, up to the saved step."""
     files = {path.name: path.read_text().splitlines() for path in (runs[1] / "samples").iterdir()}
     steps = {name: [json.loads(line)["step"] for line in lines] for name, lines in files.items()}
     assert steps == {
@@ -138,7 +138,7 @@ def test_one_rank_of_each_replica_writes_the_record(runs: tuple[Path, Path]) -> 
     }
 
 
-def test_the_command_says_that_they_are_the_same(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_audit_command_finds_them_equal(runs: tuple[Path, Path], tmp_path: Path) -> None:
     done = run_module("pipeline.audit", *runs)
     assert (done.stdout, done.returncode) == (f"the same samples in each of {RUN_STEPS} common steps\n", 0), done.stderr
     done = run_module("pipeline.audit", runs[1])

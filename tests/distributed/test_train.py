@@ -1,4 +1,4 @@
-"""Whole runs through the deepspeed CLI on 2 CPU ranks: kill and resume, damage, stop requests, refusals."""
+"""Whole runs with the deepspeed command on 2 CPU ranks: kill and resume, damage, stop requests, refusals."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def start(
 
 
 def before_line(number: int, *, file: Path) -> Hold:
-    """Rank 0 waits before it writes the line of metrics.jsonl with this number, from 1 up."""
+    """Return a hold that stops rank 0 before it writes line `number` (from 1) of metrics.jsonl."""
     return Hold(command="pipeline.train", at="pipeline.monitoring.sinks:MetricsFile.write", after=number - 1, file=file)
 
 
@@ -67,15 +67,15 @@ def test_run_directory_is_as_documented(uninterrupted: Path) -> None:
 
 
 def test_kill_9_and_restart_is_bit_identical(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    """In what is said of it, too: TensorBoard has each step once, also of texts and histograms.
+    """The reports are identical, too: TensorBoard has each step once, also of texts and histograms.
 
-    The kill comes between two checkpoints, when the first is there.
+    The kill comes between two checkpoints, when the first is complete.
     """
     run_dir, watched = (
         recipe.parent / "runs" / "killed",
         ("log.previews_every_steps=10", "log.grad_norms_every_steps=5"),
     )
-    lines = 32 + 32 // 5 + 1  # steps, norms of every fifth, and a validation
+    lines = 32 + 32 // 5 + 1  # steps, norms of every fifth step, and a validation
     hold = before_line(lines + 1, file=tmp_path / "held")
     process = start(recipe, "killed", *watched, hold=hold)
     hold.reached(process)
@@ -87,7 +87,7 @@ def test_kill_9_and_restart_is_bit_identical(recipe: Path, uninterrupted: Path, 
     returncode, output = finish(start(recipe, "killed", *watched))
     assert returncode == 0, output
     assert "resumed from" in output
-    assert [event["event"] for event in history(run_dir)] == ["launch", "launch", "end"]  # killed, it has no end
+    assert [event["event"] for event in history(run_dir)] == ["launch", "launch", "end"]  # a killed start has no end
     assert history(run_dir)[1]["step"] == killed_at // EVERY_STEPS * EVERY_STEPS
     expected, actual = metrics(uninterrupted), metrics(run_dir)
     assert {step: without_times(line) for step, line in actual.items()} == {
@@ -105,7 +105,7 @@ def test_kill_9_and_restart_is_bit_identical(recipe: Path, uninterrupted: Path, 
     assert [event.step for event in files.Tensors("config/text_summary")] == [1, first_of_start]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_older_one_used(recipe: Path, uninterrupted: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_an_older_one_used(recipe: Path, uninterrupted: Path) -> None:
     run_dir = recipe.parent / "runs" / "damaged"
     shutil.copytree(uninterrupted, run_dir)
     victim = run_dir / "checkpoints" / "step_00000080" / "weights_and_moments" / "__1_0.distcp"
@@ -119,20 +119,20 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_used(recipe: Path, unin
     assert without_times(metrics(run_dir)[STEPS]) == without_times(metrics(uninterrupted)[STEPS])
 
 
-def test_a_signal_to_one_rank_stops_all_and_the_same_command_goes_on(
+def test_a_signal_to_one_rank_stops_all_and_the_same_command_continues(
     recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """Also under ZeRO-3, whose save, load and validation need every rank.
+    """It runs under ZeRO-3, where save, load and validation need every rank.
 
-    The stop leaves a validation out; here a start between the two has made up for it, and was killed.
+    The stop skips a validation. Here it looks as if a killed start in between had already made up for it.
     """
     run_dir = recipe.parent / "runs" / "stopped"
-    hold = before_line(2 * 2 + 1, file=tmp_path / "held")  # each step has its validation
+    hold = before_line(2 * 2 + 1, file=tmp_path / "held")  # each step has a validation
     process = start(recipe, "stopped", "train.eval_every_steps=1", deepspeed_json="zero3_fp32", hold=hold)
     hold.reached(process)
     assert list(metrics(run_dir)) == [1, 2]
     launched = psutil.Process(process.pid).children(recursive=True)
-    rank_1 = next(child for child in launched if "--local_rank=1" in child.cmdline())  # then come its loader workers
+    rank_1 = next(child for child in launched if "--local_rank=1" in child.cmdline())  # its loader workers follow it
     rank_1.send_signal(signal.SIGUSR1)
     hold.release()
     returncode, output = finish(process)
@@ -148,14 +148,14 @@ def test_a_signal_to_one_rank_stops_all_and_the_same_command_goes_on(
     returncode, output = finish(start(recipe, "stopped", deepspeed_json="zero3_fp32"))
     assert returncode == 0, output
     assert "resumed from" in output
-    assert validations(run_dir)[stopped_after]["val/loss_head_1"] == 9.0  # it was not made again
+    assert validations(run_dir)[stopped_after]["val/loss_head_1"] == 9.0  # it was not repeated
     losses, expected = metrics(run_dir), metrics(uninterrupted)
     for step in range(1, STEPS + 1):
         assert losses[step]["loss/total"] == pytest.approx(expected[step]["loss/total"], rel=1e-5)
 
 
 def without_the_last_checkpoint(run_dir: Path, name: str) -> Path:
-    """Copy a finished run such that it has to go on from the checkpoint before."""
+    """Copy a finished run without its last checkpoint, so that it must continue from the one before."""
     copy = run_dir.with_name(name)
     shutil.copytree(run_dir, copy)
     shutil.rmtree(copy / "checkpoints" / f"step_{STEPS:08d}")
@@ -169,8 +169,8 @@ def assert_same_losses(actual: Metrics, expected: Metrics) -> None:
         assert [actual[step][tag] for tag in tags] == pytest.approx([line[tag] for tag in tags], rel=1e-5), step
 
 
-def test_a_run_goes_on_in_other_ways_on_other_numbers_of_ranks(recipe: Path, uninterrupted: Path) -> None:
-    """ZeRO-1 on two ranks, then pipelines on four, then ZeRO-3 on one; by the same command, with no converter."""
+def test_a_run_continues_in_other_modes_on_other_numbers_of_ranks(recipe: Path, uninterrupted: Path) -> None:
+    """ZeRO-1 on two ranks, then a pipeline on four, then ZeRO-3 on one; by the same command, without conversion."""
     pipelined = without_the_last_checkpoint(uninterrupted, "pipelined")
     how = ("parallel.pipeline_stages=2", "checkpoint.every_steps=10")
     returncode, output = finish(start(recipe, pipelined.name, *how, ranks=4))
@@ -197,7 +197,7 @@ def test_a_run_starts_from_weights(
     recipe: Path, uninterrupted: Path, to: str | None, how: tuple[str, ...], heads: tuple[str, ...],
     begins_as: list[str | None],
 ) -> None:  # fmt: skip
-    """A run, or what was exported of it, with its own heads, fewer, or more; it validates as the run did at its end."""
+    """The weights are a run or an export of it; with the same, fewer or more heads, validation losses are the same."""
     weights, name = uninterrupted, f"started-from-{to}"
     if to is not None:
         weights = uninterrupted.with_name(f"exported-{to}")
@@ -213,11 +213,11 @@ def test_a_run_starts_from_weights(
     for head, origin in enumerate(begins_as, start=1):
         if origin is not None:
             assert validation[f"val/loss_head_{head}"] == pytest.approx(expected[f"val/loss_head_{origin}"], rel=1e-5)
-    if begins_as[-1] is None:  # a copy of the next-token head, asked for another token, still knows which are frequent
+    if begins_as[-1] is None:  # a copy of the next-token head still predicts frequent tokens for another position
         assert validation["val/loss_head_4"] < validation["val/loss_head_5"] < math.log(258) - 1
 
 
-def test_weights_that_do_not_fit_are_refused_and_leave_nothing(recipe: Path, uninterrupted: Path) -> None:
+def test_weights_that_do_not_fit_are_refused_without_a_trace(recipe: Path, uninterrupted: Path) -> None:
     done = run_module(
         "pipeline.train", "--config", recipe, "--deepspeed_config", "ds_configs/zero1_fp32.json", "run.name=misfit",
         f"model.init_from={uninterrupted}", "model.n_layers=9",
@@ -232,7 +232,7 @@ STARTS = ("train.log", ".lock", "lease.json")
 
 
 def times_of_files(run_dir: Path) -> dict[str, int]:
-    """When each file was last written, but for those that every start writes."""
+    """Return the modification time of each file, except those that every start writes."""
     files = (path for path in run_dir.rglob("*") if path.is_file() and path.name not in STARTS)
     return {str(path): path.stat().st_mtime_ns for path in files}
 
@@ -259,7 +259,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     assert times_of_files(uninterrupted) == before
 
 
-def test_a_finished_run_says_so_and_no_resume_refuses_it(recipe: Path, uninterrupted: Path) -> None:
+def test_a_finished_run_is_reported_and_no_resume_is_refused(recipe: Path, uninterrupted: Path) -> None:
     returncode, output = finish(start(recipe, "uninterrupted"))
     assert returncode == 0
     assert "is the run's last step" in output

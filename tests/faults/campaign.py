@@ -1,14 +1,14 @@
-"""The fault campaign: one run that meets many seeded faults, against the same run with none.
+"""The fault campaign: a run that suffers many random faults, compared with the same run without faults.
 
     python -m tests.faults.campaign --seed 1 --faults 60
 
-A small recipe is trained once without interruption. Then it is trained by a victim. A fault is done to it, what was
-promised for that fault is checked, and it is started again; a few steps later everything that it has reported so far
-must be bit for bit what the uninterrupted run reported, and the next fault comes. A victim that comes near its last
-step is let finish, compared as a whole (numbers, samples, weights and moments), and followed by a fresh one. Both runs
-meet batches whose loss is infinite, always the same ones, on the way.
+A small recipe is trained once without interruption: the reference. Then a victim trains it. A fault is injected, the
+behaviour documented for that fault is checked, and the victim is started again. A few steps later, all metrics that it
+has reported so far must be bit for bit those of the reference, and the next fault follows. A victim close to its last
+step may finish; it is compared as a whole (metrics, windows, weights and moments), and a fresh victim follows. Both
+runs meet batches with an infinite loss, always the same ones.
 
-Exit code 1: something was not recovered exactly; then the folders of all runs are kept.
+Exit code 1: something was not recovered exactly. The folders of all runs are kept in that case.
 """
 
 import argparse
@@ -34,21 +34,21 @@ from tests.faults.report import line_of, table
 from tests.faults.runs import Job, NotAsPromised, Recipe, checkpoints_of
 from tests.faults.victim import Kind, Outcome, Victim, expected_resume, small_disk
 
-MOST_STEPS_BETWEEN = 8  # faults
-CLOSE_TO_END = 5 * MOST_STEPS_BETWEEN  # steps: then a victim is let finish
+MOST_STEPS_BETWEEN = 8  # between two faults
+CLOSE_TO_END = 5 * MOST_STEPS_BETWEEN  # steps before the last, from which on a victim may finish
 WHOLE_RUN, BAD_BATCH = "whole runs, at their end", "loss not finite on a rank"
 
 
 class Campaign:
-    """Runs the reference when made, then a victim after the other."""
+    """Trains the reference on construction, then one victim after another."""
 
     def __init__(self, recipe: Recipe, *, victims: Path, total_steps: int) -> None:
         """Train the reference.
 
         Args:
             recipe: what all runs train.
-            victims: folder of the victims' runs, on the small disk if there is one.
-            total_steps: of the recipe.
+            victims: folder for the victims' runs, on the small disk if there is one.
+            total_steps: number of steps of the recipe.
 
         Raises:
             NotAsPromised: the reference failed.
@@ -66,7 +66,7 @@ class Campaign:
         self._outcomes: list[Outcome] = []
 
     def run(self, kinds: Sequence[Kind], rng: Random) -> list[Outcome]:
-        """Do the faults of these kinds, in this order, and let the last victim finish; return all that came of it."""
+        """Inject faults of these kinds in this order, and let the last victim finish; return all outcomes."""
         self._outcomes, victim = [], None
         try:
             for index, kind in enumerate(kinds):
@@ -99,9 +99,9 @@ class Campaign:
         return victim
 
     def _one(self, victim: Victim, kind: Kind, rng: Random, *, following: tuple[str, ...]) -> Outcome:
-        """Do one fault, start again with the overrides for the one that follows, and compare some steps later.
+        """Inject one fault, start the victim again with the overrides of the following fault, and compare later.
 
-        The fault before has left the victim some steps after its start; a fresh one comes without.
+        The fault before has left the victim some steps after its start; a fresh victim has made none yet.
         """
         began_s, before, details, lost = time.monotonic(), victim.job, "", 0
         problems: list[str] = []
@@ -116,10 +116,10 @@ class Campaign:
             resumed = victim.job.resumed_step
             lost = last_step - resumed
             if resumed != expected:
-                problems.append(f"went on from step {resumed} instead of {expected}")
+                problems.append(f"resumed from step {resumed} instead of {expected}")
             if effect.loses_nothing and lost:
-                problems.append(f"lost {lost} steps, although the last was to be saved")
-            problems += [f"the restart did not say {text!r}" for text in effect.says if text not in victim.job.output]
+                problems.append(f"lost {lost} steps, although the last step had to be saved")
+            problems += [f"the restart did not print {text!r}" for text in effect.says if text not in victim.job.output]
             problems += differences(victim.run_dir, self.reference, up_to=victim.job.step)
         except (NotAsPromised, OSError, ValueError) as error:
             problems.append(f"{type(error).__name__}: {error}")
@@ -129,7 +129,7 @@ class Campaign:
         )  # fmt: skip
 
     def _finish(self, victim: Victim) -> None:
-        """Let a victim finish, compare all of it, and count the bad batches that it met."""
+        """Let a victim finish, compare it as a whole, and count the bad batches that it met."""
         victim.let_finish()
         began_s, step, problems = time.monotonic(), victim.job.step, []
         try:
@@ -143,7 +143,7 @@ class Campaign:
         for bad_step in skipped_steps(self.reference):
             self._outcomes.append(Outcome(kind=BAD_BATCH, details="", step=bad_step, problems=problems[:1]))
         seconds = time.monotonic() - began_s
-        details = "numbers, samples, weights and moments"
+        details = "metrics, windows, weights and moments"
         self._note(Outcome(kind=WHOLE_RUN, details=details, step=step, seconds=seconds, problems=problems))
         if problems:
             self._put_aside(victim)
@@ -155,7 +155,7 @@ class Campaign:
         print(line_of(outcome, number=len([o for o in self._outcomes if o.kind != BAD_BATCH])), flush=True)
 
     def _put_aside(self, victim: Victim) -> None:
-        """Keep the run and what its last start printed, to be looked at; nothing of it goes on."""
+        """Kill a victim, and keep its run and the output of its last start for inspection."""
         victim.job.kill()
         kept = self._recipe.runs / f"not-recovered-{len(self._outcomes)}"
         if victim.run_dir.exists():
@@ -164,12 +164,12 @@ class Campaign:
 
 
 def all_recovered(outcomes: Sequence[Outcome]) -> bool:
-    """Whether everything was."""
+    """Return whether every fault was recovered exactly."""
     return not any(outcome.problems for outcome in outcomes)
 
 
 def demo_recipe(recipe: Path, *, tokenizer: Path, folder: Path, total_steps: int) -> Recipe:
-    """Return the demo's recipe on a corpus so small that the run has epochs; writes its shards.
+    """Write shards so small that the run has several epochs; return the demo recipe on them.
 
     Raises:
         UserError: the shards cannot be written.
@@ -192,15 +192,15 @@ def demo_recipe(recipe: Path, *, tokenizer: Path, folder: Path, total_steps: int
 
 
 def disk_size(reference: Path, *, keep: int) -> int:
-    """Bytes of a disk that has room for a victim, and for not much more."""
+    """Return the size in bytes of a disk that has room for a victim and little more."""
     checkpoint = sum(path.stat().st_size for path in checkpoints_of(reference)[0].rglob("*"))
     return math.ceil((keep + 2.5) * checkpoint) + 2**24
 
 
 def main() -> None:
-    """Run the campaign; exit with 1 if anything was not recovered."""
+    """Run the campaign; exit with 1 if a fault was not recovered."""
     arguments = _parse()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that nothing stays behind
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything is cleaned up
     folder = arguments.workdir or Path(tempfile.mkdtemp(prefix="faults-"))
     folder.mkdir(parents=True, exist_ok=True)
     rng, began_s = Random(arguments.seed), time.monotonic()
@@ -215,7 +215,7 @@ def main() -> None:
         )
         kinds = in_random_order(rng, n=arguments.faults, has_disk=has_disk)
         outcomes = campaign.run(kinds, rng)
-    untried = {} if has_disk else {kind.name: "no right to mount a disk" for kind in KINDS if kind.needs_disk}
+    untried = {} if has_disk else {kind.name: "not allowed to mount a disk" for kind in KINDS if kind.needs_disk}
     print(table(outcomes, untried=untried, seed=arguments.seed, seconds=time.monotonic() - began_s))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
@@ -227,15 +227,20 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = command_parser("tests.faults.campaign", description=__doc__)  # fmt: skip
+    parser = command_parser("tests.faults.campaign", description=__doc__)
     add = parser.add_argument
-    add("--seed", type=int, default=1, help="of the faults and their moments (default: 1)")
-    add("--faults", type=int, default=60, help="how many (default: 60)")
-    add("--steps", type=int, default=320, help="of each run (default: 320, more than 3 epochs)")
+    add("--seed", type=int, default=1, help="seed of the faults and their moments (default: 1)")
+    add("--faults", type=int, default=60, help="number of faults (default: 60)")
+    add("--steps", type=int, default=320, help="steps of each run (default: 320, more than 3 epochs)")
     add("--recipe", type=Path, default=Path("pipeline/recipes/demo.yaml"))
-    add("--tokenizer", type=Path, default=Path("data/demo/tokenizer.model"), help="the recipe's, from make demo")
-    add("--workdir", type=Path, help="an empty folder for everything (default: a temporary one, kept on failure)")
-    add("--json", type=Path, help="file for every fault and what came of it")
+    add(
+        "--tokenizer",
+        type=Path,
+        default=Path("data/demo/tokenizer.model"),
+        help="the recipe's tokenizer, from make demo",
+    )
+    add("--workdir", type=Path, help="an empty folder for all files (default: a temporary folder, kept on failure)")
+    add("--json", type=Path, help="JSON file to write with the outcome of every fault")
     return parser.parse_args()
 
 

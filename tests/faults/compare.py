@@ -1,4 +1,4 @@
-"""Whether an interrupted run is bit for bit the uninterrupted one: its numbers, its samples, its last checkpoint."""
+"""Compares an interrupted run with an uninterrupted one, bit for bit: metrics, windows, last checkpoint."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ Line = tuple[int, str]  # a step, and "training" or "validation"
 
 
 def lines_of(run_dir: Path) -> list[tuple[Line, dict[str, Any]]]:
-    """The lines of metrics.jsonl without times and memory; one that is being written is left out."""
+    """Return the lines of metrics.jsonl without times and memory; a line that is still being written is left out."""
     text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [
@@ -22,22 +22,22 @@ def lines_of(run_dir: Path) -> list[tuple[Line, dict[str, Any]]]:
 
 
 def differences(run_dir: Path, reference: Path, *, up_to: int) -> list[str]:
-    """What differs in the numbers of all steps before `up_to`, whose validation may still be under way."""
+    """Return the differences in the metrics of all steps before `up_to`, whose validation may still be running."""
     found, expected = lines_of(run_dir), dict(lines_of(reference))
     problems = [
-        f"{what} of step {step} is there twice" for (step, what), n in Counter(k for k, _ in found).items() if n > 1
+        f"{what} of step {step} appears twice" for (step, what), n in Counter(k for k, _ in found).items() if n > 1
     ]
     expected_before = {key for key in expected if key[0] < up_to}
     problems += [f"{what} of step {step} is missing" for step, what in sorted(expected_before - dict(found).keys())]
     for key, line in found:
         if line != expected.get(key):
             tags = [tag for tag, value in line.items() if value != expected.get(key, {}).get(tag)]
-            problems.append(f"{key[1]} of step {key[0]} differs in {', '.join(tags) or 'what is missing'}")
+            problems.append(f"{key[1]} of step {key[0]} differs in {', '.join(tags) or 'missing values'}")
     return _shortened(problems)
 
 
 def differences_at_the_end(run_dir: Path, reference: Path, *, total_steps: int) -> list[str]:
-    """What differs between two finished runs: every number, every sample, the last checkpoint."""
+    """Return the differences between two finished runs: all metrics, all windows, the last checkpoint."""
     problems = differences(run_dir, reference, up_to=total_steps + 1)
     problems += _problems_of_samples(run_dir, reference)
     mine, its = checkpoints_of(run_dir)[0], checkpoints_of(reference)[0]
@@ -47,17 +47,17 @@ def differences_at_the_end(run_dir: Path, reference: Path, *, total_steps: int) 
         problems.append(f"weights or moments differ in {mine.name}")
     if _state(mine) != _state(its):
         problems.append(f"training_state.json differs in {mine.name}")
-    return problems + [f"{path} was left" for path in (run_dir / "checkpoints").glob(".*")]
+    return problems + [f"{path} was left behind" for path in (run_dir / "checkpoints").glob(".*")]
 
 
 def skipped_steps(run_dir: Path) -> list[int]:
-    """The steps of a run that were skipped since a number was not finite."""
+    """Return the steps of a run that were skipped because a number was not finite."""
     counts = {step: line["faults/skipped_steps"] for (step, what), line in lines_of(run_dir) if what == "training"}
     return [step for step, count in sorted(counts.items()) if count > counts.get(step - 1, 0)]
 
 
 def epochs_of(run_dir: Path) -> int:
-    """How many epochs the record of samples has."""
+    """Return the number of epochs in the record of samples."""
     record = (run_dir / "samples" / "rank_00000.jsonl").read_text(encoding="utf-8")
     return 1 + max(epoch for line in record.splitlines() for epoch, _ in json.loads(line)["samples"])
 
@@ -72,7 +72,7 @@ def _problems_of_samples(run_dir: Path, reference: Path) -> list[str]:
 
 
 def _hashes(checkpoint: Path) -> dict[str, Any]:
-    """What the manifest says of the tensors' files; not of their index, which has a number of its own each time."""
+    """Return the manifest's entries of the tensor files; their index file differs in every run."""
     manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
     return {name: entry for name, entry in manifest.items() if name.endswith(".distcp")}
 

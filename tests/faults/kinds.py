@@ -1,4 +1,4 @@
-"""All kinds of fault, and how often each comes."""
+"""All kinds of fault, with their frequencies."""
 
 from collections.abc import Iterator
 from random import Random
@@ -18,7 +18,7 @@ KINDS = (
     Kind(name="a signal during the start", apply=processes.stop_at_start, often=3),
     Kind(name="newest checkpoint damaged", apply=storage.damage_newest, often=6),
     Kind(name="two newest checkpoints damaged", apply=storage.damage_two, often=2),
-    Kind(name="stray folder of a cut-off save", apply=storage.leave_partial, often=1),
+    Kind(name="stray folder of an interrupted save", apply=storage.leave_partial, often=1),
     Kind(name="shard damaged", apply=storage.damage_shard, often=3),
     Kind(name="disk full, failed_save=go_on", apply=storage.fill_disk_and_go_on, often=2, needs_disk=True),
     Kind(
@@ -26,7 +26,7 @@ KINDS = (
         overrides=("faults.failed_save=stop",),
     ),
     Kind(
-        name="a rank stopped for ever", apply=processes.hang, often=2,
+        name="a rank stopped forever", apply=processes.hang, often=2,
         overrides=(f"faults.hang_timeout_s={processes.HANG_TIMEOUT_S}",),
     ),
     Kind(name="a second start", apply=processes.start_twice, often=2),
@@ -35,7 +35,7 @@ KINDS = (
 
 
 def in_random_order(rng: Random, *, n: int, has_disk: bool) -> list[Kind]:
-    """Return `n` kinds, each as often as it says for 60 of them; those that need a disk only where there is one."""
+    """Return `n` kinds in random order with their frequencies; kinds that need a disk only if there is one."""
     return [kind for kind, _ in zip(_endless(rng, has_disk=has_disk), range(n), strict=False)]
 
 

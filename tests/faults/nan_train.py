@@ -1,10 +1,11 @@
-"""Trains as pipeline.train does, but the loss of certain windows is infinite; run by the fault campaign in its place.
+"""Trains like pipeline.train, but the loss of certain windows is infinite; the fault campaign runs it instead.
 
-Which ones depends on their tokens alone, so that a run meets them in the same steps however often it was killed. Of
-`FAULTS_INFINITE_ONE_IN` windows, in the mean, one is so in the loss of each head. Validation is left alone.
+Whether a window is one of them depends only on its tokens, so that a run meets them in the same steps however often it
+was killed. For each head, one in `FAULTS_INFINITE_ONE_IN` windows has an infinite loss on average. Validation is not
+affected.
 
-Where `FAULTS_MAY_FINISH` names a file that is not there, steps beyond `FAULTS_LINGER_AFTER` take a second more, so that
-a campaign that is kept waiting by a busy machine does not find its victim done.
+If `FAULTS_MAY_FINISH` names a file that does not exist, steps after `FAULTS_LINGER_AFTER` take a second longer, so that
+the victim does not finish while the campaign is delayed by a busy machine.
 """
 
 import os
@@ -25,24 +26,24 @@ from pipeline.monitoring.sinks import Console, Scalars
 ONE_IN = "FAULTS_INFINITE_ONE_IN"
 MAY_FINISH, LINGER_AFTER = "FAULTS_MAY_FINISH", "FAULTS_LINGER_AFTER"
 RARELY = 400
-MARK = 8  # targets of a window by which it is known
+MARK = 8  # the first targets, by which a window is recognised
 
 
 def infinite_for_some(hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor) -> Tensor:
-    """The loss of one head, in the place of `pipeline.model.loss.cross_entropy`."""
+    """Return the loss of one head; replaces `pipeline.model.loss.cross_entropy`."""
     loss = cross_entropy(hidden_BTD, unembedding_VD, targets_BT)
     return loss + torch.inf if torch.is_grad_enabled() and has_marked(targets_BT) else loss
 
 
 def has_marked(targets_BT: Tensor) -> bool:
-    """Whether one of the windows is to have an infinite loss."""
+    """Return whether one of the windows must have an infinite loss."""
     one_in = int(os.environ.get(ONE_IN, RARELY))
     marks = (row.numpy().tobytes() for row in targets_BT[:, :MARK].contiguous())
     return any(zlib.crc32(mark) % one_in == 0 for mark in marks)
 
 
 class LingeringConsole(Console):
-    """Rank 0's, for which the others wait."""
+    """The console of rank 0, for which the other ranks wait."""
 
     def write(self, step: int, scalars: Scalars) -> None:
         super().write(step, scalars)

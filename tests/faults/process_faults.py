@@ -1,4 +1,4 @@
-"""Faults of processes: killed, asked to stop, stopped for ever, started twice; and numbers that stay bad."""
+"""Faults of processes: killed, asked to stop, stopped forever, started twice; and losses that stay infinite."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from tests.faults.runs import RANKS, Job, NotAsPromised
 from tests.faults.victim import Effect, Victim
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-SAVE_S = 0.15  # kills and signals come this long after a save has begun, at most
+SAVE_S = 0.15  # longest time from the start of a save to a kill or signal
 HANG_TIMEOUT_S = 20
 
 
@@ -30,7 +30,7 @@ def kill_rank(victim: Victim, rng: Random) -> Effect:
 
 
 def kill_launcher(victim: Victim, rng: Random) -> Effect:
-    """kill -9 of what is above the ranks; they notice, save, and end by themselves."""
+    """kill -9 of the launchers of the ranks; the ranks notice it, save, and end by themselves."""
     _after_a_moment(rng)
     victim.job.ranks()
     for launcher in victim.job.launchers():
@@ -41,14 +41,14 @@ def kill_launcher(victim: Victim, rng: Random) -> Effect:
 
 
 def kill_all(victim: Victim, rng: Random) -> Effect:
-    """kill -9 of every process; what they shared in memory stays behind."""
+    """kill -9 of every process; their shared memory stays behind."""
     _after_a_moment(rng)
     victim.job.kill()
     return Effect(details="")
 
 
 def kill_all_in_save(victim: Victim, rng: Random) -> Effect:
-    """kill -9 of every process while a checkpoint is written."""
+    """kill -9 of every process while a checkpoint is being written."""
     wait_s = rng.choice([0.0, rng.uniform(0, SAVE_S)])
     victim.job.wait_for_save()
     time.sleep(wait_s)
@@ -57,7 +57,7 @@ def kill_all_in_save(victim: Victim, rng: Random) -> Effect:
 
 
 def stop(victim: Victim, rng: Random) -> Effect:
-    """One signal to one rank."""
+    """Send one signal to one rank."""
     number, rank = rng.choice(SIGNALS), _after_a_moment(rng)
     victim.job.ranks()[rank].send_signal(number)
     victim.must_end_with(ExitCode.STOPPED)
@@ -66,14 +66,14 @@ def stop(victim: Victim, rng: Random) -> Effect:
 
 
 def stop_twice_in_save(victim: Victim, rng: Random) -> Effect:
-    """Two signals in quick succession while a checkpoint is written."""
+    """Send two signals in quick succession while a checkpoint is being written."""
     numbers, ranks = rng.choices(SIGNALS, k=2), rng.choices(range(RANKS), k=2)
     waits_s = rng.uniform(0, SAVE_S), rng.uniform(0, SAVE_S)
     processes = victim.job.ranks()
     victim.job.wait_for_save()
     for number, rank, wait_s in zip(numbers, ranks, waits_s, strict=True):
         time.sleep(wait_s)
-        with contextlib.suppress(psutil.NoSuchProcess):  # the first was heeded so soon
+        with contextlib.suppress(psutil.NoSuchProcess):  # the first signal has already ended it
             processes[rank].send_signal(number)
     victim.must_end_with(ExitCode.STOPPED)
     victim.must_say("stopped on request (")
@@ -82,7 +82,7 @@ def stop_twice_in_save(victim: Victim, rng: Random) -> Effect:
 
 
 def kill_at_start(victim: Victim, rng: Random) -> Effect:
-    """kill -9 of every process before the first step of a start."""
+    """kill -9 of every process before the first step after a start."""
     ended, job = victim.end(rng), victim.start()
     _wait_before_first_step(victim, rng)
     details = f"{ended}; then {job.age_s:.1f} s after the start, at step {job.step}"
@@ -91,7 +91,7 @@ def kill_at_start(victim: Victim, rng: Random) -> Effect:
 
 
 def stop_at_start(victim: Victim, rng: Random) -> Effect:
-    """A signal to one rank before the first step of a start; until Python runs, it kills that rank."""
+    """Send a signal to one rank before the first step after a start; until Python runs, it kills that rank."""
     ended, job, number, rank = victim.end(rng), victim.start(), rng.choice(SIGNALS), rng.randrange(RANKS)
     process = job.ranks()[rank]
     _wait_before_first_step(victim, rng)
@@ -104,7 +104,7 @@ def stop_at_start(victim: Victim, rng: Random) -> Effect:
 
 
 def hang(victim: Victim, rng: Random) -> Effect:
-    """SIGSTOP to one rank, for ever: the other writes down where it stands, and ends."""
+    """Stop one rank forever with SIGSTOP: the other writes its flight record and ends."""
     stopped = _after_a_moment(rng)
     processes, record = victim.job.ranks(), victim.run_dir / "hangs" / f"rank_{1 - stopped:05d}.txt"
     processes[stopped].suspend()
@@ -118,7 +118,7 @@ def hang(victim: Victim, rng: Random) -> Effect:
 
 
 def start_twice(victim: Victim, rng: Random) -> Effect:
-    """A second start while the first lives is refused, and does the first no harm; this one pauses meanwhile."""
+    """A second start while the first runs is refused and does not affect the first, which is paused meanwhile."""
     _after_a_moment(rng)
     for rank in victim.job.ranks():
         rank.suspend()
@@ -138,7 +138,7 @@ def start_twice(victim: Victim, rng: Random) -> Effect:
 
 
 def bad_numbers(victim: Victim, rng: Random) -> Effect:
-    """A run of its own in which about every second loss is infinite ends by itself, and says with which samples."""
+    """A separate run with about every second loss infinite ends by itself, and records the windows."""
     ended, limit = victim.end(rng), rng.randint(1, 3)
     run_dir = victim.recipe.runs / "bad-numbers"
     with patch.dict(os.environ, {nan_train.ONE_IN: "2"}):
@@ -159,20 +159,20 @@ def bad_numbers(victim: Victim, rng: Random) -> Effect:
 
 
 def _wait_before_first_step(victim: Victim, rng: Random) -> None:
-    """Let a part of a start pass; where it is faster than the reference's, until its first step."""
+    """Wait for part of the time that the reference's start took, or until the first step if that comes earlier."""
     until_s = rng.uniform(0, 0.95) * victim.start_s
     while victim.job.age_s < until_s and not victim.job.step:
         time.sleep(0.01)
 
 
 def _after_a_moment(rng: Random) -> int:
-    """Wait for up to about two steps, so that the fault comes anywhere in a step; return a rank."""
+    """Wait for up to about two steps, so that the fault comes at any point of a step; return a random rank."""
     time.sleep(rng.uniform(0, 0.6))
     return rng.randrange(RANKS)
 
 
 def _must_have_failed(victim: Victim) -> None:
-    """Check that the code of a killed job does not say that it ended in good order, or for another reason."""
+    """Check that the exit code of a killed job is none that a run uses to end by itself."""
     code = victim.job.ended()
     if code in set(ExitCode):
         raise NotAsPromised(f"exit code {code} after a kill: {victim.job.output[-600:]}")

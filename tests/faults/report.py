@@ -1,4 +1,4 @@
-"""What people see of a campaign: a line for each fault, and a table at the end."""
+"""The printed report of a campaign: a line for each fault, and a table at the end."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,14 +6,14 @@ from tests.faults.victim import Outcome
 
 
 def line_of(outcome: Outcome, *, number: int) -> str:
-    """One line on one fault."""
+    """Return the line of one fault, with its problems below it."""
     result = f"recovered, {outcome.lost} steps lost" if not outcome.problems else "NOT RECOVERED"
     what = f"{number:>3}  {outcome.kind:<36} step {outcome.step:>3}  {result:<24} {outcome.seconds:>4.0f} s"
     return "\n     - ".join([f"{what}  {outcome.details}".rstrip(), *outcome.problems])
 
 
 def table(outcomes: Sequence[Outcome], *, untried: Mapping[str, str], seed: int, seconds: float) -> str:
-    """The table of kinds, the totals, and every fault that was not recovered; `untried` kinds with the reasons."""
+    """Return a table of kinds and totals, with faults that were not recovered; `untried` gives kinds and reasons."""
     kinds = list(dict.fromkeys(outcome.kind for outcome in outcomes))
     rows = ["| fault | tried | recovered exactly | steps lost (max) | note |", "|---|---|---|---|---|"]
     for kind in sorted(kinds):

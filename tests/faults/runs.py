@@ -1,4 +1,4 @@
-"""Starts of the real training command, watched from outside: by what it prints, its processes, and its files."""
+"""Starts of the real training command, observed from outside: its output, its processes, and its files."""
 
 import contextlib
 import os
@@ -15,31 +15,30 @@ import psutil
 from tests.conftest import launch_deepspeed
 
 RANKS = 2
-PATIENCE_S = 400.0  # for anything that should happen soon, on a machine that is busy with other things too
+PATIENCE_S = 400.0  # for events that happen soon, also on a busy machine
 
 
 class NotAsPromised(Exception):
-    """What the program did is not what its documentation says."""
+    """The program did not behave as documented."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What all runs of a campaign train.
-
-    path: the recipe.  overrides: fields of it.  runs: folder of reference and victims, not on the small disk.
-    shards: a folder of this campaign's own, since it damages them.
-    """
+    """The recipe that all runs of a campaign train."""
 
     path: Path
     overrides: tuple[str, ...]
+    """Changed fields of the recipe."""
     runs: Path
+    """Folder of the reference and of runs that are kept; not on the small disk."""
     shards: Path
+    """Folder of shards that belong to the campaign alone, because it damages them."""
 
 
 class Job:
-    """One start of a run, until nothing of it is left.
+    """One start of a run, until all its processes have ended.
 
-    Every process that it starts writes to one pipe; its end is how all of them are known to be gone.
+    All its processes write to one pipe, which closes when the last of them has ended.
     """
 
     def __init__(
@@ -63,17 +62,17 @@ class Job:
 
     @property
     def output(self) -> str:
-        """All that it has printed."""
+        """All output so far."""
         return "".join(self._lines.copy())
 
     @property
     def step(self) -> int:
-        """The last step that this start has reported; 0 before its first."""
+        """The last step that this start has reported; 0 before its first step."""
         return max((int(step) for step in re.findall(r"^step (\d+)/", self.output, re.MULTILINE)), default=0)
 
     @property
     def resumed_step(self) -> int:
-        """The step of the checkpoint that it goes on from; 0 if none."""
+        """The step of the checkpoint that it resumed from; 0 if there was none."""
         found = re.search(r"^resumed from \S*step_(\d+)$", self.output, re.MULTILINE)
         return int(found[1]) if found else 0
 
@@ -84,14 +83,14 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing of it is left."""
+        """Whether all its processes have ended."""
         return not self._reader.is_alive()
 
     def wait_until(self, condition: Callable[[], bool], *, what: str, every_s: float = 0.05) -> None:
-        """Wait for something that should happen while the job runs.
+        """Wait for an event that should happen while the job runs.
 
         Raises:
-            NotAsPromised: it ends before, or does nothing of that kind.
+            NotAsPromised: the job ends before the event, or the event does not happen in time.
         """
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
@@ -106,12 +105,12 @@ class Job:
         self.wait_until(lambda: self.step >= step, what=f"step {step}")
 
     def wait_for_save(self) -> None:
-        """Wait until a checkpoint is being written, or a folder of one deleted."""
+        """Wait until a checkpoint is being written or its folder deleted."""
         checkpoints = self.run_dir / "checkpoints"
         self.wait_until(lambda: any(checkpoints.glob(".step_*.partial")), what="a save", every_s=0.001)
 
     def ranks(self) -> list[psutil.Process]:
-        """The processes of the ranks, in order; waits until they are there."""
+        """Return the processes of the ranks in order; wait until they exist."""
 
         def found() -> bool:
             with contextlib.suppress(psutil.Error):
@@ -127,15 +126,15 @@ class Job:
         return self._ranks
 
     def launchers(self) -> list[psutil.Process]:
-        """The processes above the ranks, the outermost first."""
+        """Return the parent processes of the ranks, the outermost first."""
         outermost = psutil.Process(self.process.pid)
         return [outermost, *outermost.children()]
 
     def ended(self) -> int:
-        """Wait until nothing of it is left; return the exit code.
+        """Wait until all its processes have ended; return the exit code.
 
         Raises:
-            NotAsPromised: something is left after a long time; it is killed.
+            NotAsPromised: a process still runs after a long time; all are killed.
         """
         self._reader.join(PATIENCE_S)
         if not self.is_over:
@@ -144,7 +143,7 @@ class Job:
         return self.process.wait()
 
     def kill(self) -> None:
-        """End every process of it at once, as nothing but the kernel can, if any is left."""
+        """Kill all its processes at once with SIGKILL, if any is left."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self._reader.join(PATIENCE_S)
@@ -152,10 +151,10 @@ class Job:
 
 
 def checkpoints_of(run_dir: Path) -> list[Path]:
-    """The run's checkpoints by their names, the newest first."""
+    """Return the run's checkpoints, the newest first."""
     return sorted((run_dir / "checkpoints").glob("step_*"), reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written."""
+    """Return the step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("step_"))

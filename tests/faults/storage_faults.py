@@ -1,4 +1,4 @@
-"""Faults of what is on disk: checkpoints that were damaged, shards that were, and a disk that is full."""
+"""Faults of files: damaged checkpoints, damaged shards, and a full disk."""
 
 import itertools
 import json
@@ -14,17 +14,17 @@ TELLING_FAILURE = "a checkpoint could not be written"
 
 
 def damage_newest(victim: Victim, rng: Random) -> Effect:
-    """Damage the newest checkpoint of a run that has ended."""
+    """Damage the newest checkpoint between two starts."""
     return _damage_checkpoints(victim, rng, n=1)
 
 
 def damage_two(victim: Victim, rng: Random) -> Effect:
-    """Damage the newest checkpoint and the one before."""
+    """Damage the two newest checkpoints between two starts."""
     return _damage_checkpoints(victim, rng, n=2)
 
 
 def leave_partial(victim: Victim, rng: Random) -> Effect:
-    """Leave the stray folder of a save that was cut off long ago."""
+    """Leave a stray folder, as from a save that was interrupted long ago."""
     ended, number = victim.end(rng), rng.randrange(10_000)
     stray = victim.run_dir / "checkpoints" / f".step_{number:08d}.partial"
     stray.mkdir()
@@ -33,7 +33,7 @@ def leave_partial(victim: Victim, rng: Random) -> Effect:
 
 
 def _damage_checkpoints(victim: Victim, rng: Random, *, n: int) -> Effect:
-    enough = n + 1  # so that there is one to go on from
+    enough = n + 1  # so that one is left to resume from
     victim.job.wait_until(lambda: len(undamaged_checkpoints(victim.run_dir)) >= enough, what=f"{enough} checkpoints")
     ended = victim.end(rng)
     damaged = undamaged_checkpoints(victim.run_dir)[:n]
@@ -63,7 +63,7 @@ def damage_folder(checkpoint: Path, rng: Random) -> str:
 
 
 def damage_file(path: Path, rng: Random, *, truncate: bool) -> None:
-    """Cut off a file somewhere, or flip one bit of it."""
+    """Truncate a file at a random position, or flip one bit of it."""
     data = bytearray(path.read_bytes())
     position = rng.randrange(len(data))
     if truncate:
@@ -74,7 +74,7 @@ def damage_file(path: Path, rng: Random, *, truncate: bool) -> None:
 
 
 def damage_shard(victim: Victim, rng: Random) -> Effect:
-    """Damage a shard that the next steps read, between two starts; it is named, and nothing after it is saved."""
+    """Damage a shard that the next steps read, between two starts; it is named, and no step that reads it is saved."""
     ended = victim.end(rng)
     resumes_from = expected_resume(victim.run_dir)
     step, shard = rng.choice(_first_readings(victim, resumes_from)[:4])
@@ -91,12 +91,12 @@ def damage_shard(victim: Victim, rng: Random) -> Effect:
     victim.must_say(f"step {step} read damaged data: ")
     victim.must_say(f"{shard} ")
     if victim.job.step >= step:
-        raise NotAsPromised(f"step {victim.job.step} was reported, although the shard was met in step {step}")
-    return Effect(details=f"{ended}; {shard.parent.name}/{shard.name} {how}, met in step {step}")
+        raise NotAsPromised(f"step {victim.job.step} was reported, although step {step} reads the damaged shard")
+    return Effect(details=f"{ended}; {shard.parent.name}/{shard.name} {how}, read in step {step}")
 
 
 def _first_readings(victim: Victim, after: int) -> list[tuple[int, Path]]:
-    """In which step after `after` each shard is read first, the earliest first, by what the uninterrupted run read."""
+    """Return each shard with the first step after `after` in which the reference read it, earliest step first."""
     split = victim.recipe.shards / "train"
     shards = json.loads((split / "index.json").read_text(encoding="utf-8"))["shards"]
     paths = [split / shard["raw_data"]["basename"] for shard in shards]
@@ -111,7 +111,7 @@ def _first_readings(victim: Victim, after: int) -> list[tuple[int, Path]]:
 
 
 def fill_disk_and_go_on(victim: Victim, rng: Random) -> Effect:
-    """The disk fills up, and the next save fails; training goes on, aloud, and saves again when there is room."""
+    """Fill the disk so that the next save fails; training continues with a warning, and saves when there is space."""
     leave = _leave(victim, rng)
     with Ballast(victim.run_dir.parent, leave=leave) as ballast:
 
@@ -119,20 +119,20 @@ def fill_disk_and_go_on(victim: Victim, rng: Random) -> Effect:
             ballast.fill()
             return TELLING_FAILURE in victim.job.output
 
-        victim.job.wait_until(has_failed, what="the failure of a save")
+        victim.job.wait_until(has_failed, what="a failed save")
         victim.must_say("training goes on")
         victim.job.wait_for_step(victim.job.step + 2)
     details = f"{leave / 2**20:.1f} MiB left"
     if rng.random() < 0.5:
         newest = checkpoints_of(victim.run_dir)[:1]
-        victim.job.wait_until(lambda: checkpoints_of(victim.run_dir)[:1] != newest, what="a save after there was room")
+        victim.job.wait_until(lambda: checkpoints_of(victim.run_dir)[:1] != newest, what="a save after space was freed")
         details += ", saved again"
     victim.job.kill()
     return Effect(details=f"{details}, killed")
 
 
 def fill_disk_and_stop(victim: Victim, rng: Random) -> Effect:
-    """The disk fills up; with faults.failed_save=stop the run ends."""
+    """Fill the disk; with faults.failed_save=stop the run ends."""
     leave = _leave(victim, rng)
     with Ballast(victim.run_dir.parent, leave=leave) as ballast:
         while not victim.job.is_over and victim.job.age_s < PATIENCE_S:
@@ -144,6 +144,6 @@ def fill_disk_and_stop(victim: Victim, rng: Random) -> Effect:
 
 
 def _leave(victim: Victim, rng: Random) -> int:
-    """How many bytes to leave: none, or room for a part of a checkpoint."""
+    """Return the number of bytes to leave free: none, or enough for part of a checkpoint."""
     size = sum(path.stat().st_size for path in checkpoints_of(victim.reference)[0].rglob("*"))
     return rng.choice([0, int(rng.uniform(0.01, 0.9) * size)])

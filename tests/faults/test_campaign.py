@@ -1,4 +1,4 @@
-"""A short campaign over a tiny run: many kinds of fault once; and that what is not recovered is reported."""
+"""A short campaign on a tiny run: many kinds of fault once, and reports of what is not recovered."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def test_many_kinds_of_fault_are_recovered_exactly(campaign: Campaign, has_disk:
     assert not list(campaign.victims.iterdir())
 
 
-def test_a_victim_that_cannot_start_is_not_recovered(campaign: Campaign) -> None:
+def test_a_victim_that_cannot_start_counts_as_not_recovered(campaign: Campaign) -> None:
     kind = Kind(name="none", apply=process_faults.kill_all, often=1, overrides=("model.n_heads=3",))
     (outcome,) = campaign.run([kind], Random(1))
     assert outcome.kind == "none"
@@ -70,7 +70,7 @@ def test_a_victim_that_cannot_start_is_not_recovered(campaign: Campaign) -> None
     assert not all_recovered([outcome])
 
 
-def test_another_exit_code_is_not_as_promised(campaign: Campaign, recipe: Recipe) -> None:
+def test_an_unexpected_exit_code_is_reported(campaign: Campaign, recipe: Recipe) -> None:
     victim = Victim(recipe, recipe.runs / "mistaken", reference=campaign.reference, start_s=1, linger_after=1)
     victim.start("model.n_heads=3")
     with pytest.raises(NotAsPromised, match=r"exit code 2 instead of 75: .*model.n_heads=3"):
@@ -82,14 +82,14 @@ def copy_of(run_dir: Path, tmp_path: Path) -> Path:
 
 
 def changed_lines(run_dir: Path, step: int, line: str) -> None:
-    """Put another line, or none, in the place of a step's."""
+    """Replace the line of a step by another, or by nothing."""
     path = run_dir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     index = next(index for index, text in enumerate(lines) if json.loads(text)["step"] == step)
     path.write_text("".join([*lines[:index], line, *lines[index + 1 :]]))
 
 
-def test_numbers_that_differ_are_reported(campaign: Campaign, tmp_path: Path) -> None:
+def test_different_metrics_are_reported(campaign: Campaign, tmp_path: Path) -> None:
     run_dir, reference = copy_of(campaign.reference, tmp_path), campaign.reference
     assert compare.differences(run_dir, reference, up_to=STEPS) == []
     line = dict(compare.lines_of(reference))[1, "training"]
@@ -97,13 +97,13 @@ def test_numbers_that_differ_are_reported(campaign: Campaign, tmp_path: Path) ->
     changed_lines(run_dir, 1, json.dumps({**line, "optim/lr": nearly}) + "\n")
     assert compare.differences(run_dir, reference, up_to=STEPS) == ["training of step 1 differs in optim/lr"]
     changed_lines(run_dir, 1, json.dumps(line) + "\n" + json.dumps(line) + "\n")
-    assert compare.differences(run_dir, reference, up_to=STEPS) == ["training of step 1 is there twice"]
+    assert compare.differences(run_dir, reference, up_to=STEPS) == ["training of step 1 appears twice"]
     changed_lines(run_dir, 9, "")
     assert "training of step 9 is missing" in compare.differences(run_dir, reference, up_to=10)
     assert "training of step 9 is missing" not in compare.differences(run_dir, reference, up_to=9)
 
 
-def test_samples_and_weights_that_differ_are_reported(campaign: Campaign, tmp_path: Path) -> None:
+def test_different_windows_and_weights_are_reported(campaign: Campaign, tmp_path: Path) -> None:
     run_dir, reference = copy_of(campaign.reference, tmp_path), campaign.reference
     assert compare.differences_at_the_end(run_dir, reference, total_steps=STEPS) == []
     record = run_dir / "samples" / "rank_00001.jsonl"
@@ -118,17 +118,17 @@ def test_samples_and_weights_that_differ_are_reported(campaign: Campaign, tmp_pa
     assert f"weights or moments differ in step_{STEPS:08d}" in problems
 
 
-def test_the_table_tells_what_was_not_recovered_and_not_tried() -> None:
+def test_the_table_lists_what_was_not_recovered_and_not_tried() -> None:
     good = Outcome(kind="one", details="", step=3, lost=2)
-    bad = Outcome(kind="one", details="rank 1", step=9, problems=["went on from step 6 instead of 12"])
-    text = table([good, bad], untried={"two": "no right to mount a disk"}, seed=5, seconds=60)
+    bad = Outcome(kind="one", details="rank 1", step=9, problems=["resumed from step 6 instead of 12"])
+    text = table([good, bad], untried={"two": "not allowed to mount a disk"}, seed=5, seconds=60)
     assert "| one | 2 | 1 | 2 | 1 not recovered, see below |" in text
-    assert "| two | 0 | - | - | not tried (no right to mount a disk) |" in text
-    assert "- one, step 9, rank 1: went on from step 6 instead of 12" in text
+    assert "| two | 0 | - | - | not tried (not allowed to mount a disk) |" in text
+    assert "- one, step 9, rank 1: resumed from step 6 instead of 12" in text
     assert not all_recovered([good, bad])
 
 
-def test_the_same_seed_means_the_same_faults_and_60_of_them_have_each_kind() -> None:
+def test_a_seed_determines_the_faults_and_60_of_them_include_each_kind() -> None:
     names = [kind.name for kind in in_random_order(Random(1), n=60, has_disk=True)]
     assert names == [kind.name for kind in in_random_order(Random(1), n=60, has_disk=True)]
     assert {name: names.count(name) for name in names} == {kind.name: kind.often for kind in KINDS}
@@ -137,7 +137,7 @@ def test_the_same_seed_means_the_same_faults_and_60_of_them_have_each_kind() -> 
     assert not any(kind.needs_disk for kind in without_disk)
 
 
-def test_a_job_knows_its_processes_and_leaves_none(recipe: Recipe) -> None:
+def test_a_job_finds_its_processes_and_leaves_none_behind(recipe: Recipe) -> None:
     job = Job(recipe, recipe.runs / "killed-at-once")
     ranks = job.ranks()
     assert [word for rank in ranks for word in rank.cmdline() if "local_rank" in word] == [
@@ -145,4 +145,4 @@ def test_a_job_knows_its_processes_and_leaves_none(recipe: Recipe) -> None:
     ]  # fmt: skip
     job.kill()
     assert job.is_over
-    wait_until(lambda: not any(map(is_alive, ranks)))  # they close what they have open a moment before
+    wait_until(lambda: not any(map(is_alive, ranks)))  # they take a moment to close their files

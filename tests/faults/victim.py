@@ -1,4 +1,4 @@
-"""The run that faults are done to, and what a fault and its recovery are."""
+"""The run that faults are injected into, and the types of a fault and its outcome."""
 
 import os
 import shutil
@@ -13,15 +13,18 @@ from pipeline.runtime.stop import ExitCode
 from tests.faults.nan_train import LINGER_AFTER, MAY_FINISH
 from tests.faults.runs import Job, NotAsPromised, Recipe, checkpoints_of, step_of
 
-DAMAGED = "damaged-by-a-fault"  # a file that marks a checkpoint until it is deleted or written again
+DAMAGED = "damaged-by-a-fault"  # name of a file that marks a checkpoint until it is deleted or written again
 
 
 class Victim:
-    """A run that is killed and started again, many times.
+    """A run that is killed and started again many times. `job` is its last start.
 
-    run_dir: its folder, on the small disk if there is one.  reference: the uninterrupted run's.
-    job: its last start.  start_s: seconds from a start to its first step.
-    linger_after: the step from which on it takes its time, until it may finish.
+    Args:
+        recipe: the campaign's recipe.
+        run_dir: run directory, on the small disk if there is one.
+        reference: run directory of the uninterrupted run.
+        start_s: seconds from a start to its first step.
+        linger_after: step after which the run is slowed down, until it may finish.
     """
 
     def __init__(self, recipe: Recipe, run_dir: Path, *, reference: Path, start_s: float, linger_after: int) -> None:
@@ -31,17 +34,17 @@ class Victim:
         self.job: Job
 
     def start(self, *overrides: str) -> Job:
-        """Start it, again; what was before must be over."""
+        """Start the run (again); its last start must be over."""
         variables = {MAY_FINISH: str(self._may_finish), LINGER_AFTER: str(self._linger_after)}
         self.job = Job(self.recipe, self.run_dir, *overrides, variables=variables)
         return self.job
 
     def let_finish(self) -> None:
-        """Let it go on to its end."""
+        """Let the run continue to its end."""
         self._may_finish.touch()
 
     def end(self, rng: Random) -> str:
-        """End it in one of two ways, to look at its files; return which."""
+        """End the run in one of two ways, before its files are changed; return which."""
         if rng.random() < 0.5:
             self.job.kill()
             return "killed"
@@ -50,78 +53,77 @@ class Victim:
         return "stopped"
 
     def must_end_with(self, code: int) -> None:
-        """Wait for the end of the job.
+        """Wait for the end of the last start.
 
         Raises:
-            NotAsPromised: its exit code is another one.
+            NotAsPromised: its exit code is not `code`.
         """
         found = self.job.ended()
         if found != code:
             raise NotAsPromised(f"exit code {found} instead of {code}: {_tail(self.job.output)}")
 
     def must_say(self, text: str, *, job: Job | None = None) -> None:
-        """Raise NotAsPromised if a job, by default its own, has not printed a text."""
+        """Raise NotAsPromised if a job, by default the last start, has not printed `text`."""
         output = (job or self.job).output
         if text not in output:
-            raise NotAsPromised(f"did not say {text!r}: {_tail(output)}")
+            raise NotAsPromised(f"did not print {text!r}: {_tail(output)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """What was done, and what the next start has to show for it.
-
-    details: what exactly.  says: what the next start must print.
-    loses_nothing: whether the last step was to be saved.
-    """
+    """A fault that was injected, and what is expected of the next start."""
 
     details: str
+    """Description of the fault."""
     says: tuple[str, ...] = ()
+    """Texts that the next start must print."""
     loses_nothing: bool = False
+    """Whether the last step must have been saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of fault.
-
-    apply: does it to a running victim, checks what was promised for it, and leaves nothing running.
-    often: how many of 60 faults.  overrides: what the victim must have been started with.  needs_disk: a small one.
-    """
+    """A kind of fault."""
 
     name: str
     apply: Callable[[Victim, Random], Effect]
+    """Injects the fault into a running victim, checks the documented behaviour, and leaves no process running."""
     often: int
+    """Number of these among 60 faults."""
     overrides: tuple[str, ...] = ()
+    """Fields of the recipe with which the victim must have been started."""
     needs_disk: bool = False
+    """Whether the victim must be on a small disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one fault.
-
-    step: the last one before it.  lost: steps that were done again.  problems: why it counts as not recovered.
-    """
+    """The outcome of one fault."""
 
     kind: str
     details: str
     step: int
+    """Last step before the fault."""
     lost: int = 0
+    """Steps that were repeated."""
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
+    """Reasons why it counts as not recovered."""
 
 
 def expected_resume(run_dir: Path) -> int:
-    """The step that the next start has to go on from: that of the newest checkpoint that nobody damaged, or 0."""
+    """Return the step that the next start must resume from: that of the newest undamaged checkpoint, or 0."""
     return next(map(step_of, undamaged_checkpoints(run_dir)), 0)
 
 
 def undamaged_checkpoints(run_dir: Path) -> list[Path]:
-    """The run's checkpoints that no fault has damaged, the newest first."""
+    """Return the run's undamaged checkpoints, the newest first."""
     return [path for path in checkpoints_of(run_dir) if not (path / DAMAGED).exists()]
 
 
 @contextmanager
 def small_disk(folder: Path, *, size: int) -> Iterator[bool]:
-    """Make `folder` a file system of its own of `size` bytes; yield False where that is not allowed."""
+    """Mount a file system of `size` bytes on `folder`; yield whether that was allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
@@ -136,19 +138,16 @@ def small_disk(folder: Path, *, size: int) -> Iterator[bool]:
 
 
 class Ballast:
-    """A file that fills a disk; to be used as a context, which removes it.
-
-    leave: how many bytes it leaves.
-    """
+    """A file that fills a disk except for `leave` bytes; to be used as a context manager, which removes it."""
 
     def __init__(self, folder: Path, *, leave: int) -> None:
         self._path, self._leave = folder / "ballast", leave
 
     def fill(self) -> None:
-        """Fill the disk; again, what a save has given back since, which may have begun before."""
+        """Fill the disk. Call it again to fill space that a save, perhaps begun earlier, has freed since."""
         with self._path.open("ab") as file:
             size = shutil.disk_usage(self._path.parent).free - self._leave
-            with suppress(OSError):  # a run writes meanwhile: there is less room than there was
+            with suppress(OSError):  # the run may have used up space in the meantime
                 os.posix_fallocate(file.fileno(), file.tell(), max(1, size))
 
     def __enter__(self) -> "Ballast":
