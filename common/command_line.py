@@ -111,6 +111,11 @@ def _fails_as(error: OSError, stream: TextIO) -> bool:
     return False
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of an exception in one line; the name of its type if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def below_one(arguments: argparse.Namespace, *names: str) -> list[str]:
     """Return a problem for each of these options that was given a value below 1."""
     given = [(name, getattr(arguments, name)) for name in names]

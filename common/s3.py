@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from common.command_line import UserError
+from common.command_line import UserError, one_line
 from common.files import partial_path
 
 SCHEME = "s3://"
@@ -187,10 +187,6 @@ def _explained(name: str) -> Iterator[None]:
         if code in _MISSING:
             raise MissingObjectError(errno.ENOENT, "no such object", name) from error
         meaning = "is forbidden to these credentials" if code in _FORBIDDEN else "cannot be used"
-        raise RemoteError(f"{name} {meaning} ({code}: {_one_line(error)})") from error
+        raise RemoteError(f"{name} {meaning} ({code}: {one_line(error)})") from error
     except (Boto3Error, BotoCoreError, ValueError) as error:  # botocore raises ValueError for malformed endpoints
-        raise RemoteError(f"{name} cannot be reached ({_one_line(error)})") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise RemoteError(f"{name} cannot be reached ({one_line(error)})") from error

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.command_line import UserError, command_parser, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error, one_line
 from pipeline.data.sample_record import StepSamples, steps_of
 
 _MOST_SHOWN = 8  # problems, or samples that differ
@@ -58,8 +58,7 @@ class _RecordedRun:
             self.most_padding: int = values["data"]["num_canonical_nodes"] - 1
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
             raise UserError(
-                f"{path} is not a run: its config.yaml cannot be read ({' '.join(str(error).split())}); give a folder"
-                " under runs/"
+                f"{path} is not a run: its config.yaml cannot be read ({one_line(error)}); give a folder under runs/"
             ) from error
 
     def steps(self) -> Iterator[StepSamples]:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from common.command_line import UserError, raise_if_any
+from common.command_line import UserError, one_line, raise_if_any
 from pipeline.config.model import model_problems, resolve_model
 from pipeline.config.schema import Config
 
@@ -50,7 +50,7 @@ def read_config(recipe: Path, overrides: Sequence[str] = ()) -> tuple[Config, li
         try:
             values.setdefault(section, {})[field] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            problems.append(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}")
+            problems.append(f"the value of {override!r} is not YAML: {one_line(error)}")
     config, invalid = _validated(values)
     config = dataclasses.replace(config, model=resolve_model(config.model))
     return config, problems + invalid + _inconsistencies(config, given=values)
@@ -62,7 +62,7 @@ def _read_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {recipe} cannot be read ({error}); see pipeline/recipes/") from error
     except yaml.YAMLError as error:
-        raise UserError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"recipe {recipe} is not YAML: {one_line(error)}") from error
     if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
         raise UserError(f"recipe {recipe} must map sections (model, data, train, ...) to their fields")
     return values

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from common.command_line import one_line
 from common.files import partial_path
 from common.mds import streaming
 from common.shard_format import content_fault, file_fault
@@ -75,4 +76,4 @@ def decompress(
 
 def reason_of(error: Exception) -> str:
     """Return why something failed, in one line."""
-    return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split()) or type(error).__name__
+    return (isinstance(error, OSError) and error.strerror) or one_line(error)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from common.command_line import UserError
+from common.command_line import UserError, one_line
 from pipeline.runtime.world import World
 
 
@@ -40,7 +40,7 @@ def process_group(world: World, *, timeout_s: float = 1800) -> Iterator[torch.de
     except torch.distributed.DistNetworkError as error:
         port = os.environ.get("MASTER_PORT")
         raise UserError(
-            f"the ranks cannot meet on port {port} ({' '.join(str(error).split())[:160]}); if another run uses it,"
+            f"the ranks cannot meet on port {port} ({one_line(error)[:160]}); if another run uses it,"
             " give the launcher another --master_port"
         ) from error
     try:

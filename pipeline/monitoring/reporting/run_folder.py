@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from common.command_line import UserError
+from common.command_line import UserError, one_line
 from common.wording import counted
 from pipeline.config.recipe import read_config
 from pipeline.config.schema import Config
@@ -185,7 +185,7 @@ def _config(path: Path, problems: list[str]) -> tuple[Config | None, dict[str, A
         config, unusual = read_config(path)
         fields = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (UserError, ValueError, TypeError, RecursionError) as error:
-        problems.append(f"config.yaml cannot be read: {' '.join(str(error).split())}")
+        problems.append(f"config.yaml cannot be read: {one_line(error)}")
         return None, {}
     if unusual:
         problems.append(f"this version does not accept all of config.yaml: {'; '.join(unusual)}")

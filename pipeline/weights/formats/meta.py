@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from common.command_line import UserError, raise_if_any
+from common.command_line import UserError, one_line, raise_if_any
 from common.files import write_json, written_whole
 from pipeline.config.model import ModelConfig
 from pipeline.weights.formats.export import ExportOptions, Format, copy_tokenizer, staged
@@ -133,7 +133,7 @@ def _load(folder: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(paths[0], map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises half a dozen types for a file that is not its own
-        raise UserError(f"{paths[0]} is not a file of weights ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{paths[0]} is not a file of weights ({one_line(error)[:200]})") from error
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise UserError(f"{paths[0]} is not one flat dict of weights by name")
     hollow = [name for name, weight in weights.items() if not _is_stored(weight)]
