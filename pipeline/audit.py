@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from common.command_line import UserError, command_parser, exit_on_user_error, one_line
+from common.wording import counted
 from pipeline.data.sample_record import StepSamples, steps_of
 
 _MOST_SHOWN = 8  # problems, or samples that differ
@@ -92,14 +93,17 @@ def _report(run: _RecordedRun) -> bool:
     if n_steps < last:
         problems.append(f"{last - n_steps} of the steps up to {last} are missing")
     n_samples = sum(map(len, by_epoch.values()))
-    print(f"{run.path}: {n_steps:,} steps up to step {last:,}, {n_samples:,} samples, {len(by_epoch)} epochs")
+    print(
+        f"{run.path}: {counted(n_steps, 'step')} up to step {last:,}, {counted(n_samples, 'sample')},"
+        f" {counted(len(by_epoch), 'epoch')}"
+    )
     for epoch, samples in sorted(by_epoch.items()):
         n_repeated = len(samples) - len(np.unique(samples))
-        print(f"  epoch {epoch}: {len(samples):,} samples, {n_repeated:,} of them repeated")
+        print(f"  epoch {epoch}: {counted(len(samples), 'sample')}, {n_repeated:,} of them repeated")
         if n_repeated > run.most_padding:
             problems.append(f"epoch {epoch} repeats {n_repeated} samples; at most {run.most_padding} can be padding")
     if n_replaced:
-        print(f"  {n_replaced:,} windows of damaged shards were replaced by others")
+        print(f"  replaced by others: {counted(n_replaced, 'window')} of damaged shards")
     if run.incomplete is not None:
         print(
             f"  step {run.incomplete.step} is ignored: not all ranks have written it, so it is still running, or the"
@@ -118,13 +122,13 @@ def _compare(one: _RecordedRun, other: _RecordedRun) -> bool:
     for of_one, of_other in _common_steps(one, other):
         n_common += 1
         if of_one != of_other:
-            print(f"different from step {of_one.step:,} on; the {n_common - 1:,} common steps before it are the same")
+            print(f"different from step {of_one.step:,} on, after {counted(n_common - 1, 'equal step')}")
             _print_difference(one.path, of_one, of_other)
             _print_difference(other.path, of_other, of_one)
             return False
     if not n_common:
         raise UserError(f"{one.path} and {other.path} have no recorded step in common")
-    print(f"the same samples in each of {n_common:,} common steps")
+    print(f"the same samples in {counted(n_common, 'common step')}")
     return True
 
 

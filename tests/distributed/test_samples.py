@@ -140,7 +140,7 @@ def test_one_rank_of_each_replica_writes_the_record(runs: tuple[Path, Path]) -> 
 
 def test_the_audit_command_finds_them_equal(runs: tuple[Path, Path], tmp_path: Path) -> None:
     done = run_module("pipeline.audit", *runs)
-    assert (done.stdout, done.returncode) == (f"the same samples in each of {RUN_STEPS} common steps\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == (f"the same samples in {RUN_STEPS} common steps\n", 0), done.stderr
     done = run_module("pipeline.audit", runs[1])
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{RUN_STEPS} steps up to step {RUN_STEPS}, {RUN_STEPS * SEQUENCES} samples, 4 epochs" in done.stdout

@@ -53,7 +53,7 @@ def test_repeated_samples_are_wrong_beyond_padding(
 def test_replaced_windows_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, code = outcome(capsys, recorded_run(tmp_path / "run", {1: [[0, [3, [1, 8], 0, [2, 9]]]]}))
     assert code == 0
-    assert "2 windows of damaged shards were replaced by others" in out
+    assert "replaced by others: 2 windows of damaged shards" in out
 
 
 def test_an_incomplete_last_step_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,13 +63,13 @@ def test_an_incomplete_last_step_is_ignored(tmp_path: Path, capsys: pytest.Captu
     assert "step 2 is ignored: not all ranks have written it" in out
     whole = recorded_run(tmp_path / "whole", {1: [[0, [3, 1, 2, 0]]], 2: [[0, [4, 5, 6, 7]]]})
     out, code = outcome(capsys, run, whole)
-    assert (code, out) == (0, "the same samples in each of 1 common steps\n")
+    assert (code, out) == (0, "the same samples in 1 common step\n")
 
 
 def test_runs_with_equal_samples_on_other_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     halves = [{step: [[epoch, ids[half::2]]] for step, ((epoch, ids),) in GOOD.items()} for half in (0, 1)]
     out, code = outcome(capsys, recorded_run(tmp_path / "a", GOOD), recorded_run(tmp_path / "b", *halves))
-    assert (code, out) == (0, "the same samples in each of 3 common steps\n")
+    assert (code, out) == (0, "the same samples in 3 common steps\n")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_first_difference_is_named(
     out, code = outcome(capsys, a, b)
     assert code == 1
     assert out.splitlines() == [
-        "different from step 2 on; the 1 common steps before it are the same",
+        "different from step 2 on, after 1 equal step",
         f"  only {a} had {only_a}",
         f"  only {b} had {only_b}",
     ]
@@ -96,7 +96,7 @@ def test_the_first_difference_is_named(
 
 def test_steps_that_one_run_lacks_are_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = recorded_run(tmp_path / "a", GOOD), recorded_run(tmp_path / "b", {2: GOOD[2], 9: GOOD[1]})
-    assert outcome(capsys, a, b) == ("the same samples in each of 1 common steps\n", 0)
+    assert outcome(capsys, a, b) == ("the same samples in 1 common step\n", 0)
     c = recorded_run(tmp_path / "c", {9: GOOD[1]})
     with pytest.raises(UserError, match="have no recorded step in common"):
         audit.main([str(a), str(c)])
