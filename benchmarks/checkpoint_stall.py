@@ -38,16 +38,14 @@ STATE_BYTES = 12  # of a parameter: its fp32 value, and Adam's two moments
 
 @dataclass(frozen=True, kw_only=True)
 class Save:
-    """The seconds of one checkpoint.
-
-    stall_s: training waited for it.
-    whole_s: until the checkpoint was complete.
-    steps_s: each step taken in the meantime.
-    """
+    """The times of one checkpoint."""
 
     stall_s: float
+    """How long training waited for it."""
     whole_s: float
+    """How long it took until the checkpoint was complete."""
     steps_s: list[float]
+    """The time of each step taken in the meantime."""
 
 
 def config_in(directory: Path, *, dim: int, n_layers: int, asynchronous: bool) -> Config:
@@ -129,7 +127,15 @@ def _folder_of(config: Config, *, world: World) -> CheckpointFolder:
 
 def table(saves: dict[bool, list[Save]], quiet_s: list[float], *, parameters: int) -> str:
     """Return the saves of both kinds as a Markdown table of medians."""
-    rows = [["checkpoint", "stall, s", "over the synchronous stall", "complete after, s", "steps meanwhile, slowed to"]]
+    rows = [
+        [
+            "checkpoint",
+            "stall, s",
+            "over the synchronous stall",
+            "complete after, s",
+            "step time meanwhile / without a save",
+        ]
+    ]
     reference_s = median(one.stall_s for one in saves[False])
     for asynchronous, of in saves.items():
         stalls, whole_s = [one.stall_s for one in of], median(one.whole_s for one in of)

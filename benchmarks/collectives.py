@@ -34,19 +34,21 @@ SMALL = 64  # elements; smaller collectives carry norms, flags and losses, and a
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """The collectives of one step on one rank.
-
-    gathers, reduces: number of calls.
-    gathered, reduced: elements sent, divided by the number of the model's parameters.
-    """
+    """The collectives of one step on one rank."""
 
     json: str
+    """Name of a file of ds_configs/."""
     tight: bool
+    """Whether ZeRO-3 had no room to keep gathered parameters."""
     n_future_tokens: int
     gathers: int
+    """Calls that gather parameters."""
     gathered: float
+    """Elements gathered, divided by the number of the model's parameters."""
     reduces: int
+    """Calls that reduce gradients."""
     reduced: float
+    """Elements reduced, divided by the number of the model's parameters."""
 
 
 def counted(ways: Sequence[tuple[str, bool]], *, heads: Sequence[int], ranks: int = 2) -> list[Counted]:

@@ -50,7 +50,7 @@ def write_random_run(folder: Path, config: ModelConfig) -> None:
     write_checkpoint(source, folder, ExportOptions())
 
 
-def measured(source: Path, to: str, dtype: str, output: Path) -> ProcessPeak:
+def measure_conversion(source: Path, to: str, dtype: str, output: Path) -> ProcessPeak:
     """Run one conversion and return its peaks.
 
     Raises:
@@ -86,7 +86,12 @@ def measure_all(config: ModelConfig, folder: Path) -> list[tuple[str, str, str, 
     folder.mkdir()
     write_random_run(folder / "run", config)
     return [
-        (source, to, dtype, measured(folder / source, to, dtype, folder / (to if dtype == "fp32" else "half")))
+        (
+            source,
+            to,
+            dtype,
+            measure_conversion(folder / source, to, dtype, folder / (to if dtype == "fp32" else "half")),
+        )
         for source, to, dtype in ROUTE
     ]
 

@@ -40,19 +40,17 @@ FLASH_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu.default"
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One micro batch of one model.
-
-    naive: use the naive sum instead of the head-sequential loss.
-    gradients_exist: a later micro batch of an optimizer step, not its first.
-    """
+    """One micro batch of one model."""
 
     config: ModelConfig
     seq_len: int
     micro_batch: int = 1
     dtype: str = "bf16"
     naive: bool = False
+    """Use the naive sum instead of the head-sequential loss."""
     activation_checkpointing: bool = False
     gradients_exist: bool = False
+    """Whether it is a later micro batch of an optimizer step, not its first."""
 
     @property
     def logits_bytes(self) -> int:

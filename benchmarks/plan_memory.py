@@ -37,9 +37,10 @@ SMALL_LIMITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One training setup: a file of ds_configs/ by name, and the options of the recipe."""
+    """One training setup."""
 
     json: str
+    """Name of a file of ds_configs/."""
     ranks: int = 2
     stages: int = 1
     n_future_tokens: int = 4
@@ -48,7 +49,7 @@ class Case:
 
     @property
     def config(self) -> Config:
-        """The recipe, with two micro batches per step and stage."""
+        """The recipe, with two micro batches for each pipeline stage in a step."""
         replicas, seq_len = self.ranks // self.stages, 128
         return Config(
             model=ModelConfig(

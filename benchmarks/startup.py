@@ -41,6 +41,8 @@ MISTAKES: dict[str, list[str]] = {
     "pipeline.evaluate": ["--ckpt_dir", NOWHERE, "--problems", NOWHERE, "--output", NOWHERE],
     "pipeline.report": [NOWHERE, "--output", f"{NOWHERE}.html"],
     "pipeline.audit": [NOWHERE],
+    "pipeline.check_run": [*DEMO, "--nodes", "1", "--ranks_per_node", "1", "optim.lr=-1"],
+    "pipeline.requeue": [NOWHERE, "--exit_code", "1", "--job", "1"],
     "data_prep.train_tokenizer": ["--input", NOWHERE, "--output", f"{NOWHERE}.model", "--vocab_size", "300"],
     "data_prep.write_shards": ["--input", NOWHERE, "--tokenizer", "bytes", "--out", NOWHERE],
     "data_prep.deduplicate_corpus": ["--input", NOWHERE, "--out", NOWHERE],

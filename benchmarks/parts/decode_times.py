@@ -16,26 +16,26 @@ from pipeline.model.network import MultiTokenModel
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """The figures of one way to decode, at one batch size.
-
-    n_same: how many of the `n_sequences` sequences have the same tokens as autoregressive decoding.
-    tokens_per_forward: over all sequences, without the prompt's forward and its token.
-    accepted: for each draft of a block, the fraction of times that it was accepted.
-    acceptance_rate: accepted drafts over all drafts, as LayerSkip reports it; None without drafts.
-    tokens_per_s: of all sequences, including the prompts' forwards.
-    over_autoregressive, over_transformers: ratios of tokens per second within a round.
-    """
+    """The figures of one way to decode, at one batch size."""
 
     batch_size: int
     decoding: str
+    """The name of the way."""
     n_sequences: int
     n_same: int
+    """How many of the sequences have the same tokens as in autoregressive decoding."""
     tokens_per_forward: float
+    """Over all sequences, without the prompt's forward and its token."""
     accepted: list[float]
+    """For each draft of a block, the fraction of times that it was accepted."""
     acceptance_rate: float | None
+    """Accepted drafts over all drafts, as LayerSkip reports it; None without drafts."""
     tokens_per_s: Spread
+    """Of all sequences, including the prompts' forwards."""
     over_autoregressive: Spread
+    """The ratio of tokens per second to autoregressive decoding, within a round."""
     over_transformers: Spread
+    """The ratio of tokens per second to transformers' generate, within a round."""
 
     @property
     def efficiency(self) -> float:
@@ -95,17 +95,15 @@ def take_times(
 
 @dataclass(frozen=True, kw_only=True)
 class Floor:
-    """A lower bound of the time of an autoregressive step, and its measured time.
-
-    n_bytes: the bytes that it must read, weights and cached positions.
-    copy_bytes_per_s: bandwidth of a copy within the device's memory.
-    step_s: measured seconds of a step, without the prompt's forward.
-    """
+    """A lower bound of the time of an autoregressive step, and its measured time."""
 
     batch_size: int
     n_bytes: int
+    """The bytes that a step must read: weights and cached positions."""
     copy_bytes_per_s: float
+    """The bandwidth of a copy within the device's memory."""
     step_s: float
+    """The measured time of a step, without the prompt's forward."""
 
     @property
     def floor_s(self) -> float:

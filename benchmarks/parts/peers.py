@@ -98,7 +98,7 @@ def _modeling() -> ModuleType:
 def _with_liger(modeling: ModuleType, model: nn.Module) -> dict[str, Any]:
     """Give one model liger-kernel's forwards; return the changed names of transformers' module with their new values.
 
-    The kernel changes these names for every model. They are restored here, and set only while this model runs.
+    liger-kernel changes these names for every model. They are restored here, and set only while this model runs.
     """
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 

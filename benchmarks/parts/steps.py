@@ -31,16 +31,13 @@ BUCKETS = {"reduce_bucket_size", "stage3_prefetch_bucket_size"}
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One model, and how it is trained.
-
-    way: our head-sequential loss, the naive sum of the same model (naive.py), or a peer (peers.py).
-    linear_heads: each head is one matrix with its own unembedding, as in lingua.
-    json: name of a file of ds_configs/.
-    """
+    """One model, and how it is trained."""
 
     way: Way = "sequential"
+    """Our head-sequential loss, the naive sum of the same model (naive.py), or a peer (peers.py)."""
     n_future_tokens: int = 1
     linear_heads: bool = False
+    """Whether each head is one matrix with its own unembedding, as in lingua."""
     dim: int
     n_layers: int
     n_heads: int
@@ -50,6 +47,7 @@ class Case:
     activation_checkpointing: bool = False
     compile: bool = False
     json: str = "zero1_fp32"
+    """Name of a file of ds_configs/."""
 
     @property
     def name(self) -> str:
@@ -114,16 +112,15 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseTimes:
-    """The seconds of each measured step of a case, and bytes on the rank with the most memory.
-
-    peak_bytes: the peak within a step.
-    resident_bytes: held between steps: weights, optimizer state, buffers.
-    """
+    """The step times of a case, and its memory on the rank with the most."""
 
     case: Case
     seconds: list[float]
+    """Of each measured step, on the slowest rank."""
     peak_bytes: int
+    """The peak within a step."""
     resident_bytes: int
+    """Held between steps: weights, optimizer state, buffers."""
 
 
 def time_steps(
