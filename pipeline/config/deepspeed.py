@@ -1,4 +1,4 @@
-"""The DeepSpeed JSON: reading it, filling in the recipe's values, and what this project does not support in it.
+"""The DeepSpeed JSON: reading it, filling in the recipe's values, and refusing unsupported settings.
 
 One owner per value. Batch sizes, accumulation, clipping and the optimizer's hyperparameters belong to the recipe; they
 are "auto" or absent in the JSON and are filled in here. ZeRO stage, buckets, offload and precision belong to the JSON.
@@ -95,7 +95,7 @@ def tensor_parallel_section(parallel: ParallelConfig) -> dict[str, Any]:
 
 
 def deepspeed_problems(values: dict[str, Any], parallel: ParallelConfig) -> list[str]:
-    """Return what this project cannot train with in a DeepSpeed JSON, one line each; docs/decisions.md has reasons."""
+    """Return the unsupported settings of a DeepSpeed JSON, one line each; docs/decisions.md gives the reasons."""
     problems = []
     optimizer = values.get("optimizer", {"type": "AdamW"})
     if optimizer.get("type") != "AdamW":
@@ -138,6 +138,6 @@ def zero_stage(values: dict[str, Any]) -> int:
 
 
 def precision(values: dict[str, Any]) -> Precision:
-    """Return the precision in which a DeepSpeed JSON multiplies matrices."""
+    """Return the precision of matrix products under a DeepSpeed JSON."""
     is_bf16 = values.get("bf16", values.get("bfloat16", {})).get("enabled", False)  # DeepSpeed takes both names
     return "bf16" if is_bf16 else "fp32"

@@ -47,8 +47,8 @@ class ModelConfig:
     head_type: Literal["transformer", "linear"] = "transformer"
     """Each head is a transformer layer, or a single matrix (then all n_layers belong to the trunk; appendix B)."""
     head_order: Literal["parallel", "causal", "anticausal"] = "parallel"
-    """What a head reads: "parallel" heads the trunk's output; "causal" heads the output of the head before them, from
-    the nearest token to the furthest; "anticausal" heads the same from the furthest to the nearest (appendix B)."""
+    """What a head reads: "parallel" heads the trunk's output; "causal" heads the output of the head for the token
+    before; "anticausal" heads the output of the head for the token after (appendix B)."""
     replicated_unembedding: bool = False
     """True gives each head its own unembedding, as in the paper's byte-level models (Table S13)."""
     shorten_trunk: bool = True
@@ -65,7 +65,7 @@ class ModelConfig:
     """Weights to start from, instead of random ones: a run, a checkpoint or an export with the same trunk. It may have
     fewer heads (to finetune a baseline, appendix D) or more heads, which are dropped (§3.6)."""
     new_heads: Literal["copy", "fresh"] = "copy"
-    """How heads start that init_from does not have: as copies of its next-token head, or with fresh random weights."""
+    """Initial weights of heads that init_from does not have: copies of its next-token head, or fresh random weights."""
 
     @property
     def n_trunk_layers(self) -> int:
@@ -128,7 +128,7 @@ def model_from_dict(values: dict[str, Any], *, source: str = "model") -> ModelCo
 
 
 def model_problems(model: ModelConfig) -> list[str]:
-    """Return why a resolved architecture is impossible, one line for each reason."""
+    """Return why a resolved architecture is impossible, one line each."""
     if 0 in (model.dim, model.n_layers, model.n_heads):
         return ["model: give model.size, or all of model.dim, model.n_layers and model.n_heads"]
     problems = []

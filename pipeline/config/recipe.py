@@ -40,17 +40,8 @@ def read_config(recipe: Path, overrides: Sequence[str] = ()) -> tuple[Config, li
     Raises:
         UserError: the recipe cannot be read at all.
     """
-    values, problems = _read_recipe(recipe), []
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        section, dot, field = key.partition(".")
-        if not (separator and dot and field):
-            problems.append(f"{override!r} must have the form section.field=value")
-            continue
-        try:
-            values.setdefault(section, {})[field] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            problems.append(f"the value of {override!r} is not YAML: {one_line(error)}")
+    values = _read_recipe(recipe)
+    problems = _override(values, overrides)
     config, invalid = _validated(values)
     config = dataclasses.replace(config, model=resolve_model(config.model))
     return config, problems + invalid + _inconsistencies(config, given=values)
@@ -66,6 +57,22 @@ def _read_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
         raise UserError(f"recipe {recipe} must map sections (model, data, train, ...) to their fields")
     return values
+
+
+def _override(values: dict[str, dict[str, Any]], overrides: Sequence[str]) -> list[str]:
+    """Write `section.field=value` overrides into `values`; return one line for each that cannot be parsed."""
+    problems = []
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        section, dot, field = key.partition(".")
+        if not (separator and dot and field):
+            problems.append(f"{override!r} must have the form section.field=value")
+            continue
+        try:
+            values.setdefault(section, {})[field] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            problems.append(f"the value of {override!r} is not YAML: {one_line(error)}")
+    return problems
 
 
 def _validated(values: dict[str, dict[str, Any]]) -> tuple[Config, list[str]]:

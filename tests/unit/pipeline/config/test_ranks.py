@@ -140,7 +140,7 @@ def test_an_impossible_batch_names_the_nearest_possible_one(batch_tokens: int, d
     (problem,) = batch_problems(config, data_ranks=data_ranks)
     assert problem == (
         f"train.batch_tokens={batch_tokens} is not a multiple of data.seq_len=64 x train.micro_batch_size=4 x "
-        f"{data_ranks} ranks = {256 * data_ranks}; the nearest multiple is {nearest}"
+        f"{data_ranks} replicas = {256 * data_ranks}; the nearest multiple is {nearest}"
     )
     repaired = batch_config(batch_tokens=nearest, micro_batch_size=4, seq_len=64)
     assert batch_problems(repaired, data_ranks=data_ranks) == []
