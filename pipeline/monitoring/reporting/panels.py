@@ -36,7 +36,7 @@ class Quantity:
 
 QUANTITIES = (
     Quantity(tag="throughput/tokens_per_s", title="Throughput", unit="tokens/s", noisy=True, from_zero=True),
-    Quantity(tag="throughput/mfu", title="Model FLOPs utilization", unit="%", scale=100, noisy=True, from_zero=True),
+    Quantity(tag="throughput/mfu", title="Model FLOPs utilisation", unit="%", scale=100, noisy=True, from_zero=True),
     Quantity(tag="optim/grad_norm", title="Gradient norm before clipping", unit="L2", noisy=True, may_be_log=True),
     Quantity(tag="optim/lr", title="Learning rate", unit="", from_zero=True),
     Quantity(tag="memory/peak_GiB", title="Peak memory of rank 0", unit="GiB", from_zero=True),

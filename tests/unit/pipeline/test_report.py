@@ -36,7 +36,7 @@ def test_a_page_about_one_run(write: Write, tmp_path: Path) -> None:
     assert "Validation loss per head" in text
     assert "20.5 thousand" in text  # 40 x 512
     assert {"h1", "h2"} <= {str(given.get("class")) for name, given in checker.tags if name == "g"}
-    assert "Model FLOPs utilization" not in text  # nothing logged it
+    assert "Model FLOPs utilisation" not in text  # nothing logged it
 
 
 def test_the_config_table_lists_only_fields_that_differ_from_their_defaults(write: Write) -> None:
