@@ -1,1 +1,1 @@
-"""What any process of a run needs: ranks, collectives, logs, signals, the watchdog and the lease."""
+"""Services for the processes of a run, such as ranks, collectives, logs, stop requests, the watchdog and the lease."""

@@ -1,7 +1,4 @@
-"""What the ranks exchange besides the engine's tensors: means, counts, and small Python objects.
-
-Every function here is collective: all ranks must call it, in the same order.
-"""
+"""Collectives over all ranks: means, flags, and small Python objects. Every rank must call each function."""
 
 from __future__ import annotations
 
@@ -11,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from common.command_line import UserError
 from pipeline.runtime.world import World
 
-if TYPE_CHECKING:  # torch takes seconds to import; commands import this module before they need it
+if TYPE_CHECKING:  # torch takes seconds to import; commands report a user's mistake before that
     import torch
     import torch.distributed as dist
     from torch import Tensor
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Return the mean of `values` over all ranks, in fp32; every rank must call it."""
+    """Return the mean of `values` over all ranks, fp32."""
     import torch.distributed as dist
 
     mean = values.detach().float().clone()
@@ -42,7 +39,7 @@ def on_any_rank(flag: bool, *, device: torch.device) -> bool:
 
 
 def from_every_rank(value: Any, *, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Return the ranks' values, in order, on every rank; every rank must call it."""
+    """Return the values of all ranks, in order of rank, on every rank. The values must be picklable."""
     import torch.distributed as dist
 
     values = [None] * dist.get_world_size(group)
@@ -51,7 +48,7 @@ def from_every_rank(value: Any, *, group: dist.ProcessGroup | None = None) -> li
 
 
 def from_main(value: Any) -> Any:
-    """Return rank 0's `value` on every rank; every rank must call it."""
+    """Return rank 0's `value` on every rank. It must be picklable."""
     import torch.distributed as dist
 
     box = [value]
@@ -60,7 +57,7 @@ def from_main(value: Any) -> Any:
 
 
 def by_main(action: Callable[[], None], *, world: World) -> None:
-    """Let rank 0 do something with files; every rank must call it, and a mistake of rank 0's is every rank's.
+    """Let rank 0 do something with files, and make every rank raise the error if it fails.
 
     Raises:
         UserError: `action` raised it, or a file could not be written.

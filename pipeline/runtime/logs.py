@@ -1,9 +1,9 @@
-"""Each rank's own record of what went wrong on it, in a file that exists only if something did.
+"""Logging: our logger, its handlers, and a log for each rank, which exists only if something went wrong on it.
 
     runs/<name>/ranks/rank_00003.log    warnings and errors of any library, and the traceback that ended the rank
 
-Rank 0 alone speaks on the console. What another rank has to say would otherwise be lost, or lie among the output of
-thousands; a traceback goes to both. Every line has its time, its rank and its host.
+Only rank 0 writes to the console, because the output of thousands of ranks would be unreadable. The warnings of the
+others would be lost without their own files. Tracebacks go to both. Every line has its time, rank and host.
 """
 
 import logging
@@ -18,11 +18,11 @@ from types import TracebackType
 from pipeline.runtime.world import World
 
 logger = logging.getLogger("pipeline")
-_LIBRARIES = ("", "DeepSpeed")  # loggers: the root, and one that keeps its records from it
+_LIBRARIES = ("", "DeepSpeed")  # the root logger, and one that does not propagate to it
 
 
 def configure_logging(world: World, *, handlers: Iterable[logging.Handler]) -> None:
-    """Let this rank log to `handlers`: rank 0 everything, the others only warnings."""
+    """Send our log records to `handlers`: everything on rank 0, only warnings and errors on the others."""
     logger.handlers.clear()
     logger.propagate = False
     logger.setLevel(logging.INFO if world.is_main else logging.WARNING)
@@ -31,23 +31,23 @@ def configure_logging(world: World, *, handlers: Iterable[logging.Handler]) -> N
 
 
 class LogFile(logging.FileHandler):
-    """Appends to a file what its disk takes."""
+    """Appends records to a file, and drops those that the disk refuses."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Leave out what a full disk refuses."""
+        """Drop the record: a full disk must not end or spam a run."""
 
 
 def log_file_handler(path: Path) -> logging.Handler:
-    """Return a handler that appends dated lines to `path`."""
+    """Return a handler that appends lines with date and level to `path`."""
     handler = LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     return handler
 
 
 def keep_rank_log(directory: Path, *, world: World) -> logging.Handler:
-    """Record this process's warnings and uncaught exceptions from now on; return the handler, for our own logger.
+    """Record this process's warnings and uncaught exceptions from now on; return the handler, for `configure_logging`.
 
-    Where the disk refuses, nothing is recorded, and nothing else happens.
+    What the disk refuses is dropped.
     """
     path = directory / f"rank_{world.rank:05d}.log"
     handler = LogFile(path, encoding="utf-8", delay=True, errors="backslashreplace")
@@ -56,19 +56,19 @@ def keep_rank_log(directory: Path, *, world: World) -> logging.Handler:
     handler.setLevel(logging.WARNING)
     for name in _LIBRARIES:
         logging.getLogger(name).addHandler(handler)
-    if world.is_main and logging.lastResort is not None:  # with a handler, the root would say no more on stderr
+    if world.is_main and logging.lastResort is not None:  # a root logger with handlers stops writing to stderr
         logging.getLogger().addHandler(logging.lastResort)
-    _record_warnings(handler, speaks=world.is_main)
+    _record_warnings(handler, to_stderr=world.is_main)
     _record_exceptions(handler)
     return handler
 
 
-def _record_warnings(handler: logging.Handler, *, speaks: bool) -> None:
+def _record_warnings(handler: logging.Handler, *, to_stderr: bool) -> None:
     show = warnings.showwarning
 
     def record(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: object) -> None:
         handler.handle(_record(logging.WARNING, f"{filename}:{lineno}: {category.__name__}: {message}"))
-        if speaks:
+        if to_stderr:
             show(message, category, filename, lineno)
 
     warnings.showwarning = record  # type: ignore[assignment]

@@ -1,12 +1,12 @@
-"""The named ranges of a training step, which a trace of torch's profiler shows.
+"""Named ranges of a training step, which a trace of torch's profiler shows.
 
-The model, the data loader and the engine open a range around each part of their work; `monitoring/trace.py` reads from
+The model, the data loader and the engine open a range around each part of their work. `monitoring/trace.py` reads from
 a trace how long each part took.
 """
 
 from torch.profiler import record_function
 
-PREFIX = "train: "  # tells our ranges from the others in a trace
+PREFIX = "train: "  # distinguishes our ranges from others in a trace
 STEP, GRADIENTS, OPTIMIZER = "step", "gradients", "optimizer"
 
 

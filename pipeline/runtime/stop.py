@@ -1,7 +1,7 @@
-"""How a run ends: exit codes, and stop requests, which set a flag that the loop polls.
+"""How a run ends: its exit codes, and stop requests, which the training loop polls.
 
-A request is SIGTERM, SIGUSR1 (Slurm's warning before the time limit), or the death of the launcher that started this
-rank, which else would train on unseen.
+A stop request is SIGTERM, SIGUSR1 (Slurm's warning before the time limit), or the death of the launcher that started
+this rank, because a rank without its launcher would train on unnoticed.
 """
 
 import os
@@ -14,19 +14,19 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class ExitCode(IntEnum):
-    """What the exit code of a run says; docs/operations.md tells what to do about each."""
+    """Exit codes of a run; docs/operations.md says what to do about each."""
 
     FINISHED = 0
-    MISTAKE = 2  # of the user's; common/command_line.py
-    BAD_NUMBERS = 65  # EX_DATAERR: the loss or the data went bad; a restart would meet the same again
-    FAILED_SAVE = 74  # EX_IOERR: a checkpoint could not be written; the one before is whole
-    STOPPED = 75  # EX_TEMPFAIL: saved on request; start again to go on
-    HUNG = 76  # EX_PROTOCOL: no progress for too long; start again to go on
-    TAKEN_OVER = 77  # EX_NOPERM: a later start of the same job goes on with the run (lease.py)
+    MISTAKE = 2  # a user's mistake, see common/command_line.py
+    BAD_NUMBERS = 65  # EX_DATAERR: bad losses or damaged data; a restart would meet them again
+    FAILED_SAVE = 74  # EX_IOERR: a checkpoint could not be written; earlier ones are intact
+    STOPPED = 75  # EX_TEMPFAIL: stopped on request after saving; start again to continue
+    HUNG = 76  # EX_PROTOCOL: no progress for too long; start again to continue
+    TAKEN_OVER = 77  # EX_NOPERM: a later start of the same job has taken the run over (lease.py)
 
 
 class Ending(Exception):
-    """A run cannot go on. All ranks raise it together, after the same step."""
+    """A run must end before its last step. All ranks raise it together, after the same step."""
 
     def __init__(self, exit_code: ExitCode, why: str) -> None:
         super().__init__(why)
@@ -34,30 +34,33 @@ class Ending(Exception):
 
 
 class StopRequest:
-    """`reason` says what asked this rank to stop first; more requests change nothing, so a save is never cut short.
-
-    `has_launcher`: the process that started this one watches over it, and its death is a request too.
-    """
+    """Remembers the first stop request. Later requests change nothing, so that they never cut a save short."""
 
     def __init__(self, *, has_launcher: bool) -> None:
+        """Install the signal handlers.
+
+        Args:
+            has_launcher: whether the parent process is a launcher, whose death is a stop request too.
+        """
         self._reason: str | None = None
         self._parent = os.getppid() if has_launcher else None
         for number in SIGNALS:
             signal.signal(number, self._handle)
-        # Python's tracker of shared memory would die of a signal to all processes of a job, and what it tracks leak.
+        # Python's tracker of shared memory is a process of its own. It inherits this mask, or a signal to all processes
+        # of a job would kill it, and the shared memory that it tracks would leak.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a launcher may have held them back until now
 
     @property
     def reason(self) -> str | None:
-        """A signal's name, or "its launcher's death"; None while nothing asked."""
+        """The name of the signal, or "its launcher's death"; None if there was no request."""
         if self._reason is None and self._parent is not None and os.getppid() != self._parent:
             self._reason = "its launcher's death"
         return self._reason
 
     def close(self) -> None:
-        """Take no more requests: what comes while the interpreter ends, without handlers, would be its exit code."""
+        """Ignore later signals: while the interpreter shuts down, without handlers, they would change the exit code."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""This process's place among the ranks, and which start of which job it belongs to, from the launcher's variables."""
+"""This process's place among the ranks, and the job that it belongs to, read from the launcher's variables."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """One start of a run. job: which job it is of.  restart: how often the scheduler had started that job before."""
+    """One start of a job."""
 
     job: str
+    """Name of the job."""
     restart: int = 0
+    """How often the scheduler had started this job before."""
 
     def is_later_than(self, other: Launch) -> bool:
-        """Whether both are starts of one job, and this one came later."""
+        """Return True if both are starts of the same job, and this one came later."""
         return self.job == other.job and self.restart > other.restart
 
     def __str__(self) -> str:
@@ -28,31 +30,29 @@ BY_HAND = Launch(job="a start by hand")
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process's place: `rank` of `world_size`, and `local_rank` of `local_world_size` on its node.
-
-    has_launcher: whether a launcher started it, and watches over it.  launch: which start of which job this is.
-    """
+    """This process's place: `rank` of `world_size`, and `local_rank` of `local_world_size` on its node."""
 
     rank: int
     local_rank: int
     world_size: int
     local_world_size: int
     has_launcher: bool = False
+    """True if a launcher started this process and watches over it."""
     launch: Launch = BY_HAND
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank speaks for all."""
+        """True on rank 0, which logs and writes the files of the run."""
         return self.rank == 0
 
 
 def world_from_environment() -> World:
-    """Read the launcher's variables, and complete them for the libraries that read them too.
+    """Return this process's place, and set the launcher's variables that other libraries read but the launcher did not.
 
-    Slurm's srun has names of its own; they count for a step's tasks alone, since a job's batch script has some of them
-    too, and then starts ranks by another launcher or one by itself. The deepspeed launcher sets LOCAL_SIZE where
-    torchrun sets LOCAL_WORLD_SIZE; mosaicml-streaming knows only the latter, and without it every rank believes that
-    it owns the node (mosaicml/streaming #717). Without any launcher this is a world of one.
+    Slurm's srun uses variables of its own. They are read only in the tasks of a job step, because a batch script has
+    some of them too when it starts ranks with another launcher, or a single process. The deepspeed launcher sets
+    LOCAL_SIZE, but mosaicml-streaming reads only torchrun's LOCAL_WORLD_SIZE; without it every rank assumes that it has
+    the node to itself (mosaicml/streaming #717). Without any launcher the world is a single rank.
     """
     env = os.environ
     launch = Launch(job=f"process {os.getpid()} on {socket.gethostname()}")
@@ -60,7 +60,9 @@ def world_from_environment() -> World:
         env.update(RANK=env["SLURM_PROCID"], LOCAL_RANK=env["SLURM_LOCALID"], WORLD_SIZE=env["SLURM_STEP_NUM_TASKS"])
         env["LOCAL_WORLD_SIZE"] = str(tasks_on_node(env["SLURM_STEP_TASKS_PER_NODE"], node=int(env["SLURM_NODEID"])))
         env.setdefault("MASTER_ADDR", first_host(env["SLURM_STEP_NODELIST"]))
-        env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 10_000))  # jobs may share a node
+        env.setdefault(
+            "MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 10_000)
+        )  # one port per job, because jobs may share a node
         launch = Launch(job=f"Slurm job {env['SLURM_JOB_ID']}", restart=int(env.get("SLURM_RESTART_COUNT", "0")))
     has_launcher = "LOCAL_RANK" in env
     env.setdefault("RANK", "0")
@@ -78,7 +80,7 @@ def world_from_environment() -> World:
 
 
 def tasks_on_node(tasks_per_node: str, *, node: int) -> int:
-    """Return how many tasks run on the node of that index, by Slurm's count of all nodes: "2(x3),1" is 2, 2, 2, 1."""
+    """Return the number of tasks on a node, by its index, from Slurm's notation: "2(x3),1" means 2, 2, 2, 1."""
     counts = [
         int(count)
         for entry in tasks_per_node.split(",")
@@ -89,7 +91,7 @@ def tasks_on_node(tasks_per_node: str, *, node: int) -> int:
 
 
 def first_host(hosts: str) -> str:
-    """Return the first of the hosts in Slurm's notation, where rank 0 is: "gpu[01-03,7],big" begins with gpu01."""
+    """Return the first host of a list in Slurm's notation, where rank 0 runs: gpu01 for "gpu[01-03,7],big"."""
     found = re.match(r"([^,\[]*)(?:\[([^],-]+)[^]]*\])?([^,\[]*)", hosts)
-    assert found is not None  # it matches anything
+    assert found is not None  # the pattern matches any text
     return "".join(part or "" for part in found.groups())

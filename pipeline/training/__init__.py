@@ -1,1 +1,1 @@
-"""The training loop, and DeepSpeed around the model; only this package imports deepspeed."""
+"""The training loop, and DeepSpeed around the model; no other package imports deepspeed."""

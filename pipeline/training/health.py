@@ -1,13 +1,15 @@
-"""Numbers going bad: steps that were skipped because a number was not finite, and losses that jump.
+"""Finds bad steps: steps that were skipped because a number was not finite, and steps whose loss jumps.
 
-A jump is what large runs have met in earnest, and answered by going back to a checkpoint some 100 steps before it and
-leaving 200 to 500 batches out (PaLM, arXiv 2204.02311, §5.1: the batches are harmless in themselves; it takes them and
-the weights of that moment). Steps by the standard deviations of the last 128 losses, none being judged before half of
-them are there, are OLMo-core's way (its optimizer skips what lies 6 above the mean). Two things differ here. The centre
-is the median and the spread comes from the median distance to it, since one jump inside the window would widen a
-standard deviation so far that the next one hides behind it. And the spread has a floor.
+Large runs have met such jumps. PaLM (arXiv 2204.02311, §5.1) went back to a checkpoint about 100 steps before the jump,
+and left out 200 to 500 batches. The batches are harmless by themselves; the jump needs them and the weights of that
+moment.
 
-Nothing here knows of ranks. Every rank is to call it with the same numbers, the means over all of them, and so reaches
+A loss is judged by the losses of the last 128 steps, once half of them are known, as in OLMo-core, whose optimizer
+skips steps with a loss 6 standard deviations above the mean. Two things differ here. The centre is the median, and the
+spread comes from the median distance to it, because a single jump in the window would widen the standard deviation so
+much that it hides the next one. And the spread has a floor.
+
+This module knows nothing of ranks. Every rank calls it with the same numbers, the means over all ranks, and so comes to
 the same verdict at the same step.
 """
 
@@ -23,12 +25,12 @@ from typing import Any
 from common.files import append_line
 from pipeline.config.schema import FaultsConfig
 
-DEVIATIONS_PER_MAD = 1.4826  # median distance to the median -> standard deviation, for normal noise
-SPREAD_FLOOR = 0.01  # of the loss; with 10 deviations, no rise of less than a tenth is a jump
+DEVIATIONS_PER_MAD = 1.4826  # standard deviation / median distance to the median, for normal noise
+SPREAD_FLOOR = 0.01  # relative to the loss; with 10 deviations, a rise of less than a tenth is never a jump
 
 
 class Verdict(Enum):
-    """What became of a step. After TOO_MANY_SKIPPED the run should end, and after SPIKE go back."""
+    """The verdict on a step. After TOO_MANY_SKIPPED the run should end, and after SPIKE it may roll back."""
 
     GOOD = "good"
     SKIPPED = "skipped"
@@ -37,17 +39,17 @@ class Verdict(Enum):
 
 
 def is_spike(loss: float, *, losses: Sequence[float], deviations: float) -> bool:
-    """Return whether `loss` lies more than `deviations` robust standard deviations above the median of `losses`.
+    """Return True if `loss` lies more than `deviations` robust standard deviations above the median of `losses`.
 
-    A loss that has been flat for long has hardly any spread: the next batch of a slightly different kind would be a
-    jump. So the spread is at least `SPREAD_FLOOR` of the median, and of 1 nat where the loss is below that (a small
-    model that has learnt its corpus by heart). A falling loss widens the spread and lies below the median: it is never
-    a jump. Nor is a rise that takes longer than the window, which moves the median along; validation shows that.
+    A loss that has long been flat has hardly any spread, so any unusual batch would be a jump. Therefore the spread is
+    at least `SPREAD_FLOOR` times the median, and times 1 nat if the median is lower (a small model that has memorised
+    its corpus). A falling loss is never a jump, because it widens the spread and lies below the median. Neither is a
+    rise that takes longer than the window, because the median rises too; validation shows such a rise.
 
     Args:
-        loss: of the step to judge, in nats; finite.
-        losses: of the steps before it, in any order; finite, at least one.
-        deviations: how many are too many.
+        loss: the step's loss in nats; finite.
+        losses: losses of the steps before, in any order; finite, at least one.
+        deviations: the threshold.
     """
     centre = median(losses)
     spread = DEVIATIONS_PER_MAD * median(abs(other - centre) for other in losses)
@@ -55,21 +57,21 @@ def is_spike(loss: float, *, losses: Sequence[float], deviations: float) -> bool
 
 
 class Health:
-    """Judges each step by the ones before it; `state_dict` lets a resumed run go on as if it had not stopped.
-
-    `skipped` counts the skipped steps of the whole run, `skipped_in_a_row` those since the last good one.
-    """
+    """Judges each step by the steps before it. With `state_dict`, a resumed run judges as if it had not stopped."""
 
     def __init__(self, faults: FaultsConfig) -> None:
         self._faults = faults
         self._losses: deque[float] = deque(maxlen=faults.spike_window)
-        self.skipped = self.skipped_in_a_row = 0
+        self.skipped = 0
+        """Number of skipped steps of the whole run."""
+        self.skipped_in_a_row = 0
+        """Number of skipped steps since the last good one."""
 
     def observe(self, *, loss: float, gradient_norm: float) -> Verdict:
-        """Judge the step that has just been made, and remember it.
+        """Judge the latest step, and remember its loss.
 
-        A step whose loss or gradient norm is not finite counts as skipped, and its loss is forgotten. The loss of a
-        spike is remembered: where nobody goes back, a new level becomes the usual one within half a window.
+        A step whose loss or gradient norm is not finite counts as skipped, and its loss is not remembered. The loss of
+        a spike is remembered, so that a new level becomes normal within half a window if the run does not roll back.
 
         Args:
             loss: total loss of the step, in nats.
@@ -87,7 +89,7 @@ class Health:
         return Verdict.SPIKE if spike else Verdict.GOOD
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counts and the window's losses: plain, finite values, a few KiB as JSON, which loses nothing."""
+        """Return the counts and the window's losses as plain, finite values: a few KiB of JSON, without loss."""
         return {
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
@@ -95,7 +97,7 @@ class Health:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`; of a longer window's losses, the newest stay."""
+        """Restore a `state_dict`. If its window was longer, only the newest losses are kept."""
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
         self._losses = deque(state["losses"], maxlen=self._faults.spike_window)
 
@@ -103,11 +105,11 @@ class Health:
 def record_bad_step(
     path: Path, *, step: int, loss: float, gradient_norm: float, verdict: Verdict, samples: Sequence[Any]
 ) -> None:
-    """Append one line of JSON about a step to `path` (bad_steps.jsonl), and flush it to disk; for rank 0 alone.
+    """Append a line of JSON about a bad step to `path` (bad_steps.jsonl) and flush it; only rank 0 may call it.
 
-    It tells what happened, in that order: a step that a run meets again after going back has a line each time. JSON has
-    no NaN and no infinity; they stand as "nan", "inf" and "-inf", which `float` reads. `samples` are plain values that
-    tell which ones the step had, of all ranks.
+    The lines are in the order of events: a step that is repeated after a rollback may have several lines. JSON has no
+    NaN or infinity, so these are written as "nan", "inf" and "-inf", which `float` reads. `samples` are the samples of
+    the step on all ranks, as plain values.
 
     Raises:
         OSError: the file cannot be written.

@@ -77,10 +77,10 @@ class Trainer:
             with open_recorders(
                 self._config, world=self._world, device=self._device, precision=self._engine.precision, step=self._step
             ) as recorders:
-                undone_to = self._train(recorders)
-            if undone_to is None:
+                rollback_to = self._train(recorders)
+            if rollback_to is None:
                 return self._stopped() if self._is_stopping else ExitCode.FINISHED
-            self._restore(undone_to)  # only the model goes back; the data goes on after the bad step
+            self._restore(rollback_to)  # the data does not go back: it continues after the bad step
 
     def _train(self, recorders: Recorders) -> Checkpoint | None:
         """Train until the last step, a stop request or a rollback; return the checkpoint to roll back to, if any."""
@@ -97,9 +97,9 @@ class Trainer:
                 result = self._engine.train_step(self._data, learning_rate=rate, takes_grad_norms=takes_norms)
                 consumed = self._data.take_consumed()
                 losses_N = self._agree(step, result, consumed)
-            undo_to = self._judge(step, losses_N, gradient_norm=result.gradient_norm, samples=consumed.samples)
-            if undo_to is not None:
-                return undo_to
+            rollback_to = self._judge(step, losses_N, gradient_norm=result.gradient_norm, samples=consumed.samples)
+            if rollback_to is not None:
+                return rollback_to
             recorders.samples.write(step, consumed.samples)
             self._step, is_last = step, step == config.total_steps
 
@@ -121,10 +121,10 @@ class Trainer:
         return None
 
     def _agree(self, step: int, result: StepResult, consumed: Consumed) -> Tensor:
-        """Return the mean losses (N,) over all ranks, and learn what the ranks met in the step.
+        """Return the mean losses (N,) over all ranks, and act on what any rank reports about the step.
 
         Raises:
-            Ending: a rank met something that ends the run.
+            Ending: a rank reports something that ends the run.
         """
         own = StepCounts(
             stop_requests=self._stop.reason is not None,
@@ -147,7 +147,11 @@ class Trainer:
         return losses_N
 
     def _handle_damaged_data(self, step: int, consumed: Consumed) -> None:
-        """Warn of the damaged shards of all ranks, or end the run if it is to stop or no shard is left."""
+        """Warn about the damaged shards that any rank found.
+
+        Raises:
+            Ending: the run is to stop for damaged shards, or no intact shard is left.
+        """
         of_ranks = from_every_rank((consumed.faults, consumed.nothing_left))
         of_all_ranks = sorted({fault for faults, _ in of_ranks for fault in faults})
         if self._config.faults.bad_shard == "stop" or any(nothing_left for _, nothing_left in of_ranks):
@@ -162,12 +166,12 @@ class Trainer:
     def _judge(
         self, step: int, losses_N: Tensor, *, gradient_norm: float, samples: list[EpochSamples]
     ) -> Checkpoint | None:
-        """Check the step's numbers, and record a bad step with its samples.
+        """Judge the step by its numbers, and record a bad step with its samples.
 
-        Returns the checkpoint to roll back to if the loss jumped and the run is to undo that.
+        Returns the checkpoint to roll back to; None if the run does not roll back.
 
         Raises:
-            Ending: the numbers have been bad too often.
+            Ending: there were too many bad steps.
         """
         loss = losses_N.sum().item()
         verdict = self._health.observe(loss=loss, gradient_norm=gradient_norm)
@@ -195,10 +199,10 @@ class Trainer:
         return None
 
     def _rollback_target(self, step: int) -> Checkpoint | None:
-        """Return the newest checkpoint, from which to train on with the data after `step`; None if there is none yet.
+        """Return the newest checkpoint, or None if there is none yet.
 
         Raises:
-            Ending: the run has been rolled back to this checkpoint too often.
+            Ending: the run has rolled back to this checkpoint too often.
         """
         self._settle()
         found, limit = self._checkpoints.newest(), self._config.faults.max_rollbacks
@@ -217,7 +221,7 @@ class Trainer:
         return found
 
     def _validate(self, monitor: Monitor) -> None:
-        """Validate and report the losses; a stop request meanwhile ends the validation, which then stays due."""
+        """Validate and report the losses. A stop request ends the validation early; it then stays due."""
         assert self._validation is not None
         with monitor.paused():
             try:
@@ -232,6 +236,11 @@ class Trainer:
         self._validation_is_due = False
 
     def _until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches.
+
+        Raises:
+            _Stopped: a rank was asked to stop.
+        """
         for batch in batches:
             self._watchdog.progress(f"validation after step {self._step}")
             if self._any(self._stop.reason is not None):
@@ -275,6 +284,7 @@ class Trainer:
         return self._world.is_main and not self._lease.is_mine
 
     def _give_way(self) -> None:
+        """End the run, because another start has its lease."""
         holder = from_main(self._lease.holder)
         raise Ending(
             ExitCode.TAKEN_OVER,
@@ -282,6 +292,7 @@ class Trainer:
         )
 
     def _restore(self, found: Checkpoint) -> None:
+        """Load everything but the position in the data from a checkpoint."""
         self._watchdog.progress(f"loading {found.path}")
         state = found.state
         self._health.load_state_dict(state["health"])
@@ -293,13 +304,14 @@ class Trainer:
         logger.info("resumed from %s", found.path)
 
     def _stopped(self) -> ExitCode:
+        """Log why the run stops, and return the exit code."""
         reasons = enumerate(from_every_rank(self._stop.reason))
         why = ", ".join(f"{reason} on rank {rank}" for rank, reason in reasons if reason is not None)
         logger.info("stopped on request (%s) after step %d; the same command continues from there", why, self._step)
         return ExitCode.STOPPED
 
     def _warn(self, message: str, *values: object) -> None:
-        """Log on rank 0 what every rank knows."""
+        """Log a warning that all ranks share, on rank 0 only."""
         if self._world.is_main:
             logger.warning(message, *values)
 

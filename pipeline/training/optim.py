@@ -1,4 +1,4 @@
-"""What the optimizer is told: parameter groups, and the learning rate as a pure function of the step."""
+"""The optimizer's parameter groups, and the learning rate as a pure function of the step."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from pipeline.config.schema import OptimConfig
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into matrices, which decay, and norm weights, which do not; without empty groups."""
+    """Return the non-empty parameter groups: matrices, which have weight decay, and norm weights, which have none."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     norms = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
@@ -19,8 +19,8 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
 def learning_rate(step: int, *, optim: OptimConfig, total_steps: int) -> float:
     """Return the learning rate of optimizer step `step` (1-based).
 
-    Linear from 0 to the peak over `warmup_steps`, then a cosine down to `min_lr_ratio` x peak at the last
-    step (paper, Table S13 and its text).
+    The schedule rises linearly from 0 to `lr` over `warmup_steps`, then falls along a cosine to `min_lr_ratio` times
+    `lr` at the last step (paper, Table S13 and its text).
     """
     if step <= optim.warmup_steps:
         return optim.lr * step / optim.warmup_steps

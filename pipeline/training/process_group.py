@@ -1,4 +1,4 @@
-"""Joining and leaving the process group, and the late import of deepspeed."""
+"""Join and leave the process group, and import deepspeed late."""
 
 import os
 import warnings
@@ -17,11 +17,12 @@ from pipeline.runtime.world import World
 def process_group(world: World, *, timeout_s: float = 1800) -> Iterator[torch.device]:
     """Join the process group, yield this rank's device (its GPU, or the CPU with gloo), and leave the group.
 
-    A collective that a rank is missing from for `timeout_s` is an error of the others.
+    If a rank does not join a collective within `timeout_s`, the collective raises an error on the other ranks.
 
-    Who exits without leaving races gloo's threads: one that frees its last tensor while the interpreter shuts down
-    aborts the process ("terminate called without an active exception"), and the exit code is lost. All ranks end or
-    meet a user's mistake together; on any other error the rest may wait in a collective, and leaving would join them.
+    Exiting without leaving the group can crash a gloo thread: if it frees its last tensor while the interpreter shuts
+    down, it aborts the process ("terminate called without an active exception"), and the exit code is lost. The group
+    is left at the normal end and after a `UserError`, which all ranks reach together. After any other error the other
+    ranks may still wait in a collective, and leaving would wait with them.
 
     Raises:
         UserError: the launcher's rendezvous port is taken, for instance by another run on this machine.
@@ -41,7 +42,7 @@ def process_group(world: World, *, timeout_s: float = 1800) -> Iterator[torch.de
         port = os.environ.get("MASTER_PORT")
         raise UserError(
             f"the ranks cannot meet on port {port} ({one_line(error)[:160]}); if another run uses it,"
-            " give the launcher another --master_port"
+            " choose another port with the launcher's --master_port"
         ) from error
     try:
         yield device
@@ -52,13 +53,13 @@ def process_group(world: World, *, timeout_s: float = 1800) -> Iterator[torch.de
 
 
 def import_deepspeed() -> Any:
-    """Import deepspeed, which takes seconds, when it is first needed."""
+    """Return the module deepspeed, whose import takes seconds, so that it happens only when needed."""
     import deepspeed
     import deepspeed.accelerator
     import deepspeed.ops
 
-    # The native ops that DeepSpeed may build: none. Joining gloo's group would compile one that only its inference
-    # uses, under a lock file which a start that is killed meanwhile leaves, and every later start waits for.
+    # Let DeepSpeed build no native op. Joining gloo's group would compile one that only DeepSpeed's inference uses. A
+    # start that is killed during the compilation leaves a lock file, for which every later start waits.
     deepspeed.ops.__compatible_ops__ = {}
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 deprecates, once per rank and run.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

@@ -1,8 +1,8 @@
-"""Sequence parallelism: neighbouring ranks hold stretches of the same sequences' positions (DeepSpeed-Ulysses).
+"""Sequence parallelism: neighbouring ranks hold stretches of the same sequences (DeepSpeed-Ulysses, arXiv 2309.14509).
 
-Everything but attention treats positions one by one. Attention exchanges, over the ranks of a group, all heads of a
-stretch for all positions of some heads, and back (arXiv 2309.14509). To DeepSpeed the group is ordinary data
-parallelism: each rank's loss is the mean over its stretch, and their mean over all ranks is the mean over the batch.
+Everything but attention works on each position separately. For attention, the ranks of a group exchange all attention
+heads of their stretch for all positions of some attention heads, and back. To DeepSpeed, the group is ordinary data
+parallelism: each rank's loss is the mean over its stretch, and the mean over all ranks is the mean over the batch.
 """
 
 from typing import Any
@@ -17,9 +17,9 @@ from pipeline.model.network import MultiTokenModel
 
 
 def share_sequences(model: MultiTokenModel, *, group_size: int, seq_len: int) -> slice:
-    """Make `model` work on this rank's stretch of every sequence; return which positions that is.
+    """Make `model` work on this rank's stretch of every sequence, and return the positions of the stretch.
 
-    The group is `group_size` consecutive ranks. Every rank must call it.
+    A group is `group_size` consecutive ranks. Every rank must call it.
     """
     from deepspeed.sequence.layer import DistributedAttention
 
@@ -29,7 +29,7 @@ def share_sequences(model: MultiTokenModel, *, group_size: int, seq_len: int) ->
 
     def attend(query_BHTE: Tensor, key_BKTE: Tensor, value_BKTE: Tensor, **options: Any) -> Tensor:
         query, key, value = (x.transpose(1, 2) for x in (query_BHTE, key_BKTE, value_BKTE))
-        return exchange(query, key, value, 0, **options).transpose(1, 2)  # 0: the batch comes first
+        return exchange(query, key, value, 0, **options).transpose(1, 2)  # 0 is the batch dimension
 
     for module in model.modules():
         if isinstance(module, Attention):
@@ -41,12 +41,12 @@ def share_sequences(model: MultiTokenModel, *, group_size: int, seq_len: int) ->
 
 
 def positions_of(batch: Batch, positions: slice) -> Batch:
-    """Return some positions of a batch; targets are per position, so none is missing at the cut."""
+    """Return some positions of a batch. Each position brings all its targets, so none is missing at the cut."""
     return Batch(batch.tokens_BT[:, positions], batch.targets_BTN[:, positions])
 
 
 def _attend_to_all(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-    """Attend with positions before heads, (B, T, H, E), as DeepSpeed has them."""
+    """Attend over tensors of shape (B, T, H, E), as DeepSpeed orders the dimensions."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     mixed = F.scaled_dot_product_attention(query, key, value, **options)
     return mixed.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""One process under a watchdog: `python -m tests.helpers.hanging WAY DIRECTORY TIMEOUT_S [RANK PORT]`."""
+"""A process under a watchdog: `python -m tests.helpers.hanging WAY DIRECTORY TIMEOUT_S [RANK PORT]`."""
 
 import ctypes
 import os
@@ -28,7 +28,7 @@ def hang_without_disk(watchdog: Watchdog) -> None:
 
 
 def hang_with_the_interpreter(watchdog: Watchdog) -> None:
-    ctypes.PyDLL(None).sleep(1000)  # PyDLL keeps the interpreter's lock during a call
+    ctypes.PyDLL(None).sleep(1000)  # PyDLL holds the interpreter's lock during a call
 
 
 def go_slowly(watchdog: Watchdog) -> None:
@@ -52,21 +52,21 @@ def go_on_at_the_last_moment(watchdog: Watchdog) -> None:
     while not watchdog.path.exists():
         time.sleep(0.01)
     watchdog.progress("went on")
-    time.sleep(6)  # beyond the time that the watchdog lingers
+    time.sleep(6)  # longer than the watchdog lingers
 
 
 def fork(watchdog: Watchdog) -> None:
     pid = os.fork()
     if pid == 0:
         time.sleep(3)
-        sys.exit(FORKED_EXIT_CODE)  # leaves the context, and ends the interpreter, as a parent would
+        sys.exit(FORKED_EXIT_CODE)  # leaves the context and ends the interpreter, like a parent
     for _ in range(1000):
         watchdog.progress("waiting for the child")
         time.sleep(0.25)
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             assert os.waitstatus_to_exitcode(status) == FORKED_EXIT_CODE
-            hang(watchdog)  # the parent is watched as before
+            hang(watchdog)  # the parent is still watched
     os.kill(pid, 9)
 
 

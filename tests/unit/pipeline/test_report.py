@@ -91,7 +91,8 @@ def test_the_history_survives_a_cut_line_and_a_full_disk(tmp_path: Path, pipelin
     run = read_run_folder(tmp_path)
     assert [event["step"] for event in run.history] == [0, 5]
     history.record(tmp_path / "missing", "end", exit_code=0)
-    assert "misses this end (No such file or directory)" in pipeline_log.text
+    path = tmp_path / "missing" / history.HISTORY
+    assert f"could not write this end to {path} (No such file or directory)" in pipeline_log.text
 
 
 def test_runs_are_compared_after_the_same_number_of_tokens(write: Write, tmp_path: Path) -> None:

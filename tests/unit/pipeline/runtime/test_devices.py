@@ -1,4 +1,4 @@
-"""Peaks of devices by the names that drivers give them; figures of the makers' data sheets, typed in once more."""
+"""Peaks of devices by the names that drivers report, against the makers' data sheets, typed in once more."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_peaks_are_the_data_sheets(name: str, bf16: float, fp32: float) -> None:
         "NVIDIA A100-SXM4-80GB MIG 3g.40gb",  # slices
         "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
         "GRID A100-40C",
-        "NVIDIA A100-SXM-64GB",  # a board of one site, with more cores
+        "NVIDIA A100-SXM-64GB",  # a custom board with more cores
         "NVIDIA RTX A1000",  # names that contain another
         "NVIDIA A100X",
         "NVIDIA GH200 480GB",
@@ -51,5 +51,5 @@ def test_peaks_are_the_data_sheets(name: str, bf16: float, fp32: float) -> None:
         "",
     ],
 )
-def test_what_is_not_known_has_no_peak(name: str, precision: Precision) -> None:
+def test_an_unknown_device_has_no_peak(name: str, precision: Precision) -> None:
     assert peak_flops(name, precision=precision) is None

@@ -1,4 +1,4 @@
-"""Every rank keeps its own warnings, and the traceback that ended it; rank 0 alone says them."""
+"""Every rank records its own warnings, and the traceback that ended it; only rank 0 also prints them."""
 
 import re
 import subprocess
@@ -37,7 +37,7 @@ def rank(number: int, directory: Path, how: str = "loud") -> subprocess.Complete
 
 
 @pytest.mark.parametrize("number", [0, 3])
-def test_what_went_wrong_is_kept_with_time_rank_and_host(tmp_path: Path, number: int) -> None:
+def test_warnings_and_tracebacks_are_recorded_with_time_rank_and_host(tmp_path: Path, number: int) -> None:
     done = rank(number, tmp_path)
     assert done.returncode == 1
     kept = (tmp_path / f"rank_{number:05d}.log").read_text()
@@ -55,12 +55,12 @@ def test_what_went_wrong_is_kept_with_time_rank_and_host(tmp_path: Path, number:
     assert ("theirs" in done.stderr, "old name" in done.stderr) == (number == 0,) * 2
 
 
-def test_where_nothing_was_wrong_there_is_no_file(tmp_path: Path) -> None:
+def test_a_rank_without_problems_has_no_file(tmp_path: Path) -> None:
     assert rank(3, tmp_path, "quiet").returncode == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_refuses_is_no_error(tmp_path: Path) -> None:
+def test_a_full_disk_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "rank_00003.log").symlink_to("/dev/full")
     done = rank(3, tmp_path)
     assert done.stderr.endswith("ValueError: the end\n")

@@ -12,7 +12,7 @@ from pipeline.runtime.stop import ExitCode, StopRequest
 from tests.conftest import REPOSITORY
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
-INTERRUPT_HANDLER = signal.getsignal(signal.SIGINT)  # Python's own, or none where the tests run in the background
+INTERRUPT_HANDLER = signal.getsignal(signal.SIGINT)  # Python's own, or none if the tests run in the background
 
 
 @pytest.fixture
@@ -24,11 +24,11 @@ def stop() -> Iterator[StopRequest]:
 
 
 def send(number: signal.Signals) -> None:
-    """Signal this process; the handler has run when this returns (it is the main thread's own signal)."""
+    """Signal this process. The handler has run on return, because the main thread signals itself."""
     os.kill(os.getpid(), number)
 
 
-def test_nothing_is_requested_at_first(stop: StopRequest) -> None:
+def test_there_is_no_request_at_first(stop: StopRequest) -> None:
     assert stop.reason is None
 
 
@@ -38,7 +38,7 @@ def test_a_signal_requests_a_stop(stop: StopRequest, number: signal.Signals) -> 
     assert stop.reason == number.name
 
 
-def test_more_signals_change_nothing(stop: StopRequest) -> None:
+def test_later_signals_change_nothing(stop: StopRequest) -> None:
     for number in (*STOPPING, *STOPPING):
         send(number)
         assert stop.reason == "SIGTERM"
@@ -83,7 +83,7 @@ print(StopRequest(has_launcher=False).reason, flush=True)
 
 
 def test_a_signal_held_back_by_the_launcher_is_a_request() -> None:
-    """As slurm/launch.sh holds back those that come while Python starts."""
+    """slurm/launch.sh blocks signals while Python starts."""
     command = ["env", "--block-signal=USR1", sys.executable, "-c", BLOCKED]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -97,7 +97,7 @@ import os, signal, sys
 from pipeline.runtime.stop import StopRequest
 
 class Late:
-    def __del__(self):  # when Python has taken its handlers back
+    def __del__(self):  # after Python has removed its handlers
         for number in (signal.SIGTERM, signal.SIGUSR1):
             os.kill(os.getpid(), number)
 
@@ -113,7 +113,7 @@ def test_a_signal_while_the_interpreter_ends_does_not_change_the_exit_code() -> 
     assert (done.returncode, done.stderr) == (75, "")
 
 
-def test_the_exit_codes_are_the_systems() -> None:
+def test_the_exit_codes_are_those_of_sysexits() -> None:
     assert (ExitCode.STOPPED, ExitCode.FAILED_SAVE) == (os.EX_TEMPFAIL, os.EX_IOERR)
     assert ExitCode.TAKEN_OVER == os.EX_NOPERM
     assert (ExitCode.BAD_NUMBERS, ExitCode.HUNG) == (os.EX_DATAERR, os.EX_PROTOCOL)
@@ -128,13 +128,13 @@ memory = SharedMemory(create=True, size=1)
 os.killpg(0, signal.SIGUSR1)
 while stop.reason is None:
     time.sleep(0.01)
-time.sleep(0.5)  # for the tracker to die, if it does
+time.sleep(0.5)  # time for the tracker to die, if it does
 memory.unlink()
 """
 
 
 def test_a_signal_to_all_processes_of_a_job_leaves_its_shared_memory_tracked() -> None:
-    """Slurm signals so; multiprocessing.resource_tracker is a process of its own that Python starts when needed."""
+    """As Slurm signals. multiprocessing.resource_tracker is a process of its own, which Python starts when needed."""
     done = subprocess.run(
         [sys.executable, "-c", SHARING], cwd=REPOSITORY, capture_output=True, text=True, check=False,
         start_new_session=True,

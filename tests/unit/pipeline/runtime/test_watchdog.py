@@ -1,4 +1,4 @@
-"""The watchdog, in processes that hang in earnest: what ends them, what does not, and what they leave behind."""
+"""The watchdog in processes that really hang: which it ends, which it does not, and the records they leave."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def start(way: str, *arguments: object) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """All that hang or go on by themselves, at the same time."""
+    """Start all processes that need no input, at the same time."""
     root = tmp_path_factory.mktemp("ways")
     started = {way: start(way, root / way / "hangs", timeout_s) for way, timeout_s in TIMEOUTS_S.items()}
     yield started
@@ -53,7 +53,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, su
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """What is left of a process: exit code, stderr, and the folder that was to hold the flight record."""
+    """A process that has ended: its exit code, its stderr, and the folder for its flight record."""
 
     code: int
     stderr: str
@@ -66,7 +66,7 @@ class Ended:
 
 @pytest.fixture
 def ended(request: pytest.FixtureRequest, processes: dict[str, subprocess.Popen[str]]) -> Ended:
-    """The process that a test is parametrized with, once it has ended."""
+    """Wait for the process that a test is parametrized with."""
     process = processes[request.param]
     _, stderr = process.communicate(timeout=300)
     assert isinstance(process.args, list)
@@ -78,7 +78,7 @@ def of_way(way: str) -> pytest.MarkDecorator:
 
 
 @of_way("hang")
-def test_a_hung_process_writes_down_where_it_stands_and_exits(ended: Ended) -> None:
+def test_a_hung_process_writes_a_record_and_exits(ended: Ended) -> None:
     record = ended.record.read_text()
     assert ended.code == ExitCode.HUNG
     assert re.fullmatch(
@@ -97,7 +97,7 @@ def test_a_hung_process_writes_down_where_it_stands_and_exits(ended: Ended) -> N
     assert [path.name for path in ended.directory.iterdir()] == ["rank_00003.txt"]
 
 
-def test_both_ranks_of_a_missed_collective_say_where_they_stand(tmp_path: Path) -> None:
+def test_both_ranks_of_a_missed_collective_write_a_record(tmp_path: Path) -> None:
     port = free_port()
     ranks = [start("miss_a_collective", tmp_path, 8, rank, port) for rank in range(2)]
     try:
@@ -120,13 +120,13 @@ def test_both_ranks_of_a_missed_collective_say_where_they_stand(tmp_path: Path) 
 
 
 @of_way("hang_without_disk")
-def test_a_record_that_cannot_be_written_keeps_nobody_alive(ended: Ended) -> None:
+def test_a_process_whose_record_cannot_be_written_exits_too(ended: Ended) -> None:
     assert ended.code == ExitCode.HUNG
     assert f": starting; writing {ended.record} failed: NotADirectoryError" in ended.stderr
 
 
 @of_way("hang_with_the_interpreter")
-def test_a_call_that_keeps_the_interpreter_is_ended_too(ended: Ended) -> None:
+def test_a_call_that_holds_the_interpreters_lock_is_ended_too(ended: Ended) -> None:
     assert ended.code == 1
     assert ended.stderr.startswith("Timeout (0:00:02)!")
     assert "in hang_with_the_interpreter" in ended.stderr
@@ -134,19 +134,19 @@ def test_a_call_that_keeps_the_interpreter_is_ended_too(ended: Ended) -> None:
 
 
 @of_way("go_slowly")
-def test_slow_progress_is_progress(ended: Ended) -> None:
+def test_a_slow_process_is_not_ended(ended: Ended) -> None:
     assert (ended.code, ended.stderr) == (0, "")
     assert not ended.record.exists()
 
 
 @of_way("leave")
-def test_who_has_left_is_free(ended: Ended) -> None:
+def test_a_process_that_has_left_the_context_is_not_ended(ended: Ended) -> None:
     assert (ended.code, ended.stderr) == (0, "")
     assert not ended.record.exists()
 
 
 @of_way("go_on_at_the_last_moment")
-def test_who_goes_on_after_all_is_spared(ended: Ended) -> None:
+def test_a_process_that_makes_progress_after_its_record_is_not_ended(ended: Ended) -> None:
     assert ended.code == 0
     assert "rank 3: no progress for " in ended.stderr
 
@@ -159,8 +159,8 @@ def test_a_forked_child_is_not_watched_and_can_end(ended: Ended) -> None:
     assert "in hang\n" in ended.record.read_text()
 
 
-def test_a_stopped_process_has_its_time_when_it_goes_on(tmp_path: Path) -> None:
-    timeout_s = 8.0  # so long that it does not matter when exactly this process is woken
+def test_time_spent_stopped_does_not_count(tmp_path: Path) -> None:
+    timeout_s = 8.0  # long enough that it does not matter exactly when this process wakes up
     with start("wait_for_a_line", tmp_path, timeout_s) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -168,9 +168,9 @@ def test_a_stopped_process_has_its_time_when_it_goes_on(tmp_path: Path) -> None:
         try:
             assert process.stdout.readline() == "ready\n"
             process.send_signal(signal.SIGSTOP)
-            time.sleep((1 + SECOND_LINE) / 2 * timeout_s)  # the clock has run out, but not for the second line
+            time.sleep((1 + SECOND_LINE) / 2 * timeout_s)  # past the limit of the first line, but not of the second
             process.send_signal(signal.SIGCONT)
-            time.sleep(timeout_s / 5)  # not yet any progress
+            time.sleep(timeout_s / 5)  # no progress yet
             assert process.poll() is None
             print("go on", file=process.stdin, flush=True)
             assert process.wait(300) == 0
@@ -179,7 +179,7 @@ def test_a_stopped_process_has_its_time_when_it_goes_on(tmp_path: Path) -> None:
             process.kill()
 
 
-def test_torch_is_told_to_record_collectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_is_made_to_record_collectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     record_collectives(tmp_path)
@@ -192,7 +192,7 @@ def test_torch_is_told_to_record_collectives(tmp_path: Path, monkeypatch: pytest
     }
 
 
-def test_what_the_user_told_torch_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_the_user_has_set_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     chosen = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "7", "TORCH_FR_DUMP_TEMP_FILE": "x", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}

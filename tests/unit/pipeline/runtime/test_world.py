@@ -1,4 +1,4 @@
-"""This process's place among the ranks, as each launcher says it."""
+"""This process's place among the ranks, from the variables of each launcher."""
 
 import os
 
@@ -7,7 +7,7 @@ import pytest
 from pipeline.runtime.world import World, first_host, tasks_on_node, world_from_environment
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# As srun sets them for the fifth of seven tasks, on the third of four nodes.
+# The variables that srun sets for the fifth of seven tasks, on the third of four nodes.
 STEP = {
     "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "1", "SLURM_PROCID": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "2",
     "SLURM_STEP_NUM_TASKS": "7", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NTASKS": "9",
@@ -17,7 +17,7 @@ STEP = {
 
 def world_of(monkeypatch: pytest.MonkeyPatch, **variables: str) -> World:
     for name in (*NAMES, *(name for name in os.environ if name.startswith("SLURM"))):
-        monkeypatch.setenv(name, "")  # so that what the function sets is taken back, too
+        monkeypatch.setenv(name, "")  # so that variables that the function sets are removed again
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -31,7 +31,7 @@ def place(world: World) -> tuple[int, int, int, int]:
 @pytest.mark.parametrize(
     ("text", "counts"), [("1", [1]), ("2(x3),1", [2, 2, 2, 1]), ("8(x64)", [8] * 64), ("1,3(x2)", [1, 3, 3])]
 )
-def test_slurms_counts(text: str, counts: list[int]) -> None:
+def test_slurms_task_counts(text: str, counts: list[int]) -> None:
     assert [tasks_on_node(text, node=node) for node in range(len(counts))] == counts
 
 
@@ -40,7 +40,7 @@ def test_slurms_counts(text: str, counts: list[int]) -> None:
     [("n1", "n1"), ("n[1-2]", "n1"), ("gpu[007-019,33],big", "gpu007"), ("gpu[7,9]", "gpu7"), ("b,a[1-2]", "b"),
      ("rack[3,4-5]-node", "rack3-node"), ("127.0.0.1", "127.0.0.1")],
 )  # fmt: skip
-def test_where_rank_0_is(hosts: str, first: str) -> None:
+def test_the_first_host_runs_rank_0(hosts: str, first: str) -> None:
     assert first_host(hosts) == first
 
 
@@ -56,7 +56,7 @@ def test_srun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_launcher_inside_a_slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As deepspeed with --launcher slurm or torchrun, each started by srun once on each node, give their ranks."""
+    """As with torchrun, or deepspeed --launcher slurm: srun starts the launcher once on each node."""
     world = world_of(monkeypatch, **STEP, RANK="1", LOCAL_RANK="1", WORLD_SIZE="4", LOCAL_SIZE="2")
     assert place(world) == (1, 1, 4, 2)
     assert world.launch.job.startswith("process ")

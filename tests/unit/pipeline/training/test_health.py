@@ -1,4 +1,4 @@
-"""Skipped steps and jumps of the loss: on thousands of made-up runs, on jumps of known sizes, and across resumes."""
+"""Skipped steps and jumps of the loss: in thousands of synthetic runs, for jumps of known sizes, and across resumes."""
 
 import json
 import math
@@ -46,18 +46,18 @@ def training_run(seed: int, *, kind: str, n_steps: int = 160) -> list[float]:
     return list(decay * (1 + relative_noise * noise(rng, kind=kind, n_steps=n_steps)))
 
 
-def test_the_defaults_of_a_run_are_what_is_tested_here() -> None:
+def test_the_defaults_are_the_values_tested_here() -> None:
     faults = FaultsConfig()
     assert (faults.spike_window, faults.spike_deviations, faults.max_skipped_steps) == (128, 10.0, 10)
 
 
 @pytest.mark.parametrize("kind", NOISES)
 def test_healthy_runs_raise_no_alarm(kind: str) -> None:
-    """No step of 1000 runs for each kind of noise, 96,000 judged ones, is called a jump."""
+    """No step is called a jump in 1000 runs for each kind of noise, of which 96,000 steps are judged."""
     assert [seed for seed in range(1000) if spikes(training_run(seed, kind=kind))] == []
 
 
-def test_every_jump_by_half_is_found_where_noise_is_small() -> None:
+def test_every_jump_by_half_is_found_if_the_noise_is_small() -> None:
     for seed in range(300):
         rng = np.random.default_rng(seed)
         losses = list(2.5 * (1 + 0.02 * rng.standard_normal(200)))
@@ -76,7 +76,7 @@ def test_an_odd_batch_among_noise_is_no_jump() -> None:
 
 @pytest.mark.parametrize(("level", "rise", "found"), [(3.0, 0.29, False), (3.0, 0.31, True), (0.02, 0.09, False),
                                                        (0.02, 0.11, True), (0.0, 0.09, False)])  # fmt: skip
-def test_a_flat_loss_may_rise_by_a_tenth_of_it_or_of_one_nat(level: float, rise: float, found: bool) -> None:
+def test_a_flat_loss_may_rise_by_a_tenth_of_itself_or_of_one_nat(level: float, rise: float, found: bool) -> None:
     assert is_spike(level + rise, losses=[level] * 128, deviations=10.0) == found
 
 
@@ -87,7 +87,7 @@ def test_deviations_are_counted_from_the_median_by_the_median_deviation() -> Non
     assert not is_spike(limit * 0.999, losses=losses, deviations=7.0)
 
 
-def test_downward_is_never_a_jump() -> None:
+def test_a_falling_loss_is_never_a_jump() -> None:
     assert spikes([9.0] * 100 + [2.0] * 300) == []
 
 
@@ -108,19 +108,19 @@ def test_a_fast_divergence_is_found_while_it_rises() -> None:
     assert spikes([2.5] * 200 + rising)[0] < 200 + 5
 
 
-def test_a_rise_slower_than_the_window_is_none() -> None:
+def test_a_rise_slower_than_the_window_is_no_jump() -> None:
     assert spikes(list(np.linspace(2.5, 7.0, 2000))) == []
 
 
-def test_a_new_level_becomes_the_usual_one() -> None:
+def test_a_new_level_becomes_normal() -> None:
     found = spikes([2.5] * 200 + [5.0] * 200)
-    assert found == list(range(200, 200 + 64))  # then half of the window is of the new level
+    assert found == list(range(200, 200 + 64))  # then half of the window has the new level
 
 
 @pytest.mark.parametrize(
     ("loss", "gradient_norm"), [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf), (2.0, -math.inf)]
 )
-def test_what_is_not_finite_is_skipped(loss: float, gradient_norm: float) -> None:
+def test_a_step_that_is_not_finite_is_skipped(loss: float, gradient_norm: float) -> None:
     judge = health()
     before = judge.state_dict()["losses"]
     assert judge.observe(loss=loss, gradient_norm=gradient_norm) is Verdict.SKIPPED
@@ -128,7 +128,7 @@ def test_what_is_not_finite_is_skipped(loss: float, gradient_norm: float) -> Non
     assert (judge.skipped_in_a_row, judge.skipped) == (1, 1)
 
 
-def test_one_more_than_may_be_skipped_in_a_row_is_too_many() -> None:
+def test_one_skipped_step_above_the_limit_is_too_many() -> None:
     judge = health(max_skipped_steps=2)
     losses = [math.nan, math.nan, 2.0, math.nan, math.nan, math.nan, math.nan]
     assert verdicts(losses, judge=judge) == [
@@ -137,11 +137,11 @@ def test_one_more_than_may_be_skipped_in_a_row_is_too_many() -> None:
     assert (judge.skipped_in_a_row, judge.skipped) == (4, 6)
 
 
-def test_none_may_be_skipped() -> None:
+def test_the_limit_may_be_zero() -> None:
     assert verdicts([math.nan], judge=health(max_skipped_steps=0)) == [Verdict.TOO_MANY_SKIPPED]
 
 
-def test_a_resumed_run_judges_as_an_uninterrupted_one() -> None:
+def test_a_resumed_run_judges_like_an_uninterrupted_one() -> None:
     rng = np.random.default_rng(3)
     losses = [float(loss) for loss in 2.5 + 0.3 * rng.standard_normal(400)]
     for at in rng.choice(400, 60, replace=False):
@@ -158,7 +158,7 @@ def test_a_resumed_run_judges_as_an_uninterrupted_one() -> None:
         assert second.state_dict() == uninterrupted.state_dict()
 
 
-def test_a_saved_state_is_no_longer_the_judges_own() -> None:
+def test_a_saved_state_does_not_change_afterwards() -> None:
     judge = health()
     verdicts([2.0, 3.0], judge=judge)
     state = judge.state_dict()
@@ -183,7 +183,7 @@ def test_bad_steps_are_recorded_one_line_each(tmp_path: Path) -> None:
     )
 
 
-def test_a_line_cut_short_does_not_swallow_the_next(tmp_path: Path) -> None:
+def test_a_line_that_was_cut_short_does_not_swallow_the_next(tmp_path: Path) -> None:
     path = tmp_path / "bad_steps.jsonl"
     path.write_text('{"step": 7, "lo')
     record_bad_step(path, step=9, loss=8.5, gradient_norm=2.0, verdict=Verdict.SPIKE, samples=[1])

@@ -1,4 +1,4 @@
-"""The schedule against the paper's words, and which parameters decay."""
+"""The learning-rate schedule against the paper's description, and which parameters decay."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_decay_matches_torch_cosine_annealing() -> None:
         assert learning_rate(step, optim=ours, total_steps=100) == pytest.approx(reference.get_last_lr()[0], rel=1e-6)
 
 
-def test_norms_do_not_decay_and_nothing_is_lost() -> None:
+def test_norms_do_not_decay_and_every_parameter_is_in_a_group() -> None:
     with torch.device("meta"):
         model = MultiTokenModel(ModelConfig(dim=32, n_layers=3, n_heads=4, n_future_tokens=2))
     decaying, steady = parameter_groups(model, weight_decay=0.1)

@@ -1,4 +1,4 @@
-"""Joining and leaving the process group; what engines compute is tested by running them (tests/distributed)."""
+"""Joining and leaving the process group, in a process of its own."""
 
 import os
 import subprocess
@@ -16,17 +16,17 @@ from pipeline.runtime.collectives import from_main
 from pipeline.runtime.world import world_from_environment
 from pipeline.training.process_group import process_group
 
-faulthandler.dump_traceback_later(250, exit=True)  # a hang says where
+faulthandler.dump_traceback_later(250, exit=True)  # prints where a hang is
 
 def gloo_threads():
     names = []
     for task in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # it may end meanwhile
+        with suppress(OSError):  # the thread may have ended
             names.append((task / "comm").read_text())
     return [name for name in names if "gloo" in name]
 
 def left_threads():
-    end_s = time.monotonic() + 60  # the kernel has a thread for a moment after it was joined
+    end_s = time.monotonic() + 60  # the kernel still lists a thread for a moment after it was joined
     while gloo_threads() and time.monotonic() < end_s:
         time.sleep(0.01)
     return gloo_threads()
@@ -46,7 +46,7 @@ finally:
 
 @pytest.mark.parametrize(("end", "returncode"), [("mistake", 2), ("end", 0)])
 def test_no_thread_of_the_process_group_outlives_it(end: str, returncode: int, tmp_path: Path) -> None:
-    """One that does can abort the interpreter's shutdown, and the exit code is lost. And joining compiles nothing."""
+    """Such a thread can abort the interpreter's shutdown, and the exit code is lost. And joining compiles nothing."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, end], env={**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)},
         capture_output=True, text=True, check=False, timeout=300,

@@ -1,4 +1,4 @@
-"""Stages one after the other compute what the whole model does: loss and every gradient."""
+"""Stages run one after the other compute the same loss and the same gradients as the whole model."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def of_whole_model(config: ModelConfig) -> Result:
 
 
 def of_stages(config: ModelConfig, shares: list[Share], *, activation_checkpointing: bool = False) -> Result:
-    """The same, stage by stage, as ranks do it: what is handed on is cut off, and its gradient handed back."""
+    """Return the same, stage by stage as on ranks: each output is detached, and its gradient is passed back."""
     stages = []
     for share in shares:
         stages.append(StageModule(config, share, activation_checkpointing=activation_checkpointing).double())
@@ -88,7 +88,7 @@ def test_balanced_stages_are_the_whole_model(heads: dict[str, Any], n_future_tok
 
 @pytest.mark.parametrize("head_order", ["parallel", "causal", "anticausal"])
 def test_any_cut_is_the_whole_model(head_order: Any) -> None:
-    """Also those that no balance asks for."""
+    """Also a cut that balancing would never choose."""
     config = tiny_config(n_layers=5, n_future_tokens=3, vocab_size=V, head_order=head_order)
     expected, cuts = of_whole_model(config), every_cut(config, 3)
     assert len(cuts) == 10
@@ -97,13 +97,13 @@ def test_any_cut_is_the_whole_model(head_order: Any) -> None:
 
 
 @pytest.mark.parametrize("head_order", ["parallel", "causal", "anticausal"])
-def test_recomputing_stages_are_too(head_order: Any) -> None:
+def test_stages_that_recompute_activations_are_the_whole_model(head_order: Any) -> None:
     config = tiny_config(n_layers=9, n_future_tokens=8, vocab_size=V, head_order=head_order)
     result = of_stages(config, balanced_shares(config, 4), activation_checkpointing=True)
     assert_same(result, of_whole_model(config))
 
 
-def test_stages_hand_on_the_trunks_output_and_the_heads_computed_so_far() -> None:
+def test_stages_pass_on_the_trunks_output_and_the_heads_computed_so_far() -> None:
     config = tiny_config(n_layers=9, n_future_tokens=8, vocab_size=V)
     tokens, targets = random_batch(8)
     handed: Any = (tokens, targets)
