@@ -1,4 +1,4 @@
-"""ProcessPeak memory and time of conversions, each the real command in a process of its own.
+"""Peak memory and time of conversions, each the real command in a process of its own.
 
     python -m benchmarks.conversion [--size 0.6B] [--json FILE]
 

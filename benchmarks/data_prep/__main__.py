@@ -7,7 +7,7 @@
     memory    peak of the real command on corpora of several sizes: plain, near duplicates, shuffled, Parquet
     formats   shard size, compression, hashes: bytes on disk, and speed
 
-Ways take turns, and figures are medians over the rounds. The slow ways get a part of the corpus.
+Ways take turns, and figures are medians over the rounds. The slow ways use a subset of the corpus.
 """
 
 import argparse
@@ -54,13 +54,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _measure_speed(scratch: Path, arguments: argparse.Namespace, results: dict[str, Any]) -> None:
     whole = copy_corpus(scratch / "whole", n_bytes=int(arguments.corpus_mb * MB))
-    share = copy_corpus(scratch / "share", n_bytes=int(min(arguments.slow_corpus_mb, arguments.corpus_mb) * MB))
-    results["corpus"], results["share"] = str(whole), str(share)
-    print(f"{whole}; the slow ways: {share}; medians of {arguments.repeats} rounds", flush=True)
+    subset = copy_corpus(scratch / "subset", n_bytes=int(min(arguments.slow_corpus_mb, arguments.corpus_mb) * MB))
+    results["corpus"], results["subset"] = str(whole), str(subset)
+    print(f"{whole}; the slow ways: {subset}; medians of {arguments.repeats} rounds", flush=True)
     model, out = scratch / "tokenizer.model", scratch / "out"
-    train_tokenizer(share, model)
+    train_tokenizer(subset, model)
     if "ways" in arguments.parts:
-        results["ways"] = _ways(whole, share, out, model=model, rounds=arguments.repeats)
+        results["ways"] = _ways(whole, subset, out, model=model, rounds=arguments.repeats)
     if "workers" in arguments.parts:
         results["wall_s_by_workers"] = _workers(whole, out, model=model, rounds=arguments.repeats)
     if "stages" in arguments.parts:
@@ -70,18 +70,18 @@ def _measure_speed(scratch: Path, arguments: argparse.Namespace, results: dict[s
     shutil.rmtree(whole.folder)
 
 
-def _ways(whole: Corpus, share: Corpus, out: Path, *, model: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
-    jsonl = share.folder.with_suffix(".jsonl")
-    write_jsonl(share, jsonl)
+def _ways(whole: Corpus, subset: Corpus, out: Path, *, model: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
+    jsonl = subset.folder.with_suffix(".jsonl")
+    write_jsonl(subset, jsonl)
     ways: dict[str, Callable[[Path], Pass]] = {
         "floor": lambda out: floor(whole, out),
         "bytes": lambda out: ours(whole, out, tokenizer=BYTES, engine="sentencepiece"),
         "gigatoken": lambda out: ours(whole, out, tokenizer=str(model), engine="gigatoken"),
-        "gigatoken, on the share": lambda out: ours(share, out, tokenizer=str(model), engine="gigatoken"),
-        "sentencepiece, on the share": lambda out: ours(share, out, tokenizer=str(model), engine="sentencepiece"),
-        "megatron, on the share": lambda out: megatron(jsonl, out, model=model),
-        "foundry, on the share": lambda out: foundry(share, out, model=model),
-        "datatrove, on the share": lambda out: datatrove(jsonl, out, model=model),
+        "gigatoken, on the subset": lambda out: ours(subset, out, tokenizer=str(model), engine="gigatoken"),
+        "sentencepiece, on the subset": lambda out: ours(subset, out, tokenizer=str(model), engine="sentencepiece"),
+        "megatron, on the subset": lambda out: megatron(jsonl, out, model=model),
+        "foundry, on the subset": lambda out: foundry(subset, out, model=model),
+        "datatrove, on the subset": lambda out: datatrove(jsonl, out, model=model),
     }
     passes: dict[str, list[Pass]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -89,7 +89,7 @@ def _ways(whole: Corpus, share: Corpus, out: Path, *, model: Path, rounds: int) 
             passes[name].append(way(out))
             shutil.rmtree(out)
     best = {name: _median(of) for name, of in passes.items()}
-    base = best["sentencepiece, on the share"].mb_per_s
+    base = best["sentencepiece, on the subset"].mb_per_s
     print()
     table = LiveTable("way", "MB/s per core", "million tokens/s per core", "over sentencepiece")
     for name, of in best.items():
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=f"what to measure, any of {', '.join(PARTS)} (default: all)")
     add("--corpus_mb", type=float, default=200, metavar="N", help=f"size of the corpus {DEFAULT}")
-    add("--slow_corpus_mb", type=float, default=40, metavar="N", help=f"size of the slow ways' part of it {DEFAULT}")
+    add("--slow_corpus_mb", type=float, default=40, metavar="N", help=f"size of the subset for the slow ways {DEFAULT}")
     memory_help = "sizes of the corpora for measuring memory (default: 50 1000)"
     add("--memory_mb", type=float, nargs="+", default=[50, 1000], metavar="N", help=memory_help)
     add("--scratch", type=Path, metavar="DIR", help="folder for corpus and shards (default: the system's)")

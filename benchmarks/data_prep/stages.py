@@ -44,13 +44,13 @@ def stages(corpus: Corpus, out: Path, *, tokenizer: str, engine: Engine) -> dict
     checked = [d for d, of in zip(documents, digests, strict=True) if of[-1] < part_writer._CHECKED_OF_256]
     timed("check", lambda: [] if loaded.is_reference else [loaded.encode(document.text) for document in checked])
     packer = WindowPacker(SHAPE)
-    shares = [arrays[i : i + 100] for i in range(0, len(arrays), 100)]
-    windows = timed("pack", lambda: [packer.add(share) for share in shares])
+    batches = [arrays[i : i + 100] for i in range(0, len(arrays), 100)]
+    windows = timed("pack", lambda: [packer.add(batch) for batch in batches])
     mds = MDSWriter(out, window_length=SHAPE.length, compression=None)
 
     def write() -> None:
-        for share in windows:
-            mds.add(share)
+        for batch in windows:
+            mds.add(batch)
         mds.finish()
 
     timed("write", write)

@@ -137,7 +137,7 @@ def time_steps(
 
 
 def steps_on_rank(task: dict[str, Any]) -> dict[str, Any]:
-    """Measure all cases as one of the ranks; return the seconds and bytes of each on the slowest and fullest rank."""
+    """Measure all cases as one of the ranks; return the times of the slowest rank, and the bytes of the fullest."""
     import torch
 
     from pipeline.monitoring.environment import device_name

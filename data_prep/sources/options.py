@@ -8,12 +8,13 @@ from data_prep.sources.documents import ReadOptions, Selection
 from data_prep.sources.huggingface import PREFIX
 from data_prep.sources.listing import CODE_EXTENSIONS, UNCUT, ListedSource, list_source
 from data_prep.sources.mixture import MIX_SYNTAX, parse_mix
-from data_prep.sources.standard_input import STDIN, kept_input
+from data_prep.sources.standard_input import STDIN, copied_input
 
 _INPUT_HELP = (
     "source trees, files (text, .jsonl[.gz|.zst], .parquet), Hugging Face data sets"
     f" {PREFIX}PATH_OR_NAME[:CONFIG][@SPLIT] (streamed; default split: train), or - for jsonl from standard input,"
-    " which is first copied to the output's work folder, so that a continued run uses the copy; read in this order"
+    " which is first copied to the output's work folder, so that a continued run uses the copy; sources are read in the"
+    " given order"
 )
 _MIX_HELP = (
     f"sources with weights, instead of --input: {MIX_SYNTAX}. Each document comes WEIGHT times: 0.25 keeps a quarter,"
@@ -36,7 +37,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         help="extensions of the files to read in a folder, e.g. .py .md .jsonl.zst .parquet, or '*' for all"
         " (default: those of common programming languages)",
     )
-    exclude_help = "files and folders of a folder to leave out, in .gitignore syntax: 'build/' '*_pb2.py' '!a.py'"
+    exclude_help = "files and folders to leave out of input folders, in .gitignore syntax: 'build/' '*_pb2.py' '!a.py'"
     group.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help=exclude_help)
     field_help = "key of the text in jsonl, or its column in Parquet and data sets (default: %(default)s)"
     group.add_argument("--text_field", default="text", metavar="NAME", help=field_help)
@@ -74,7 +75,7 @@ def sources_of(
             cannot be read.
     """
     wanted = parse_mix(arguments.mix) if arguments.mix else [(path, Selection(path)) for path in arguments.input]
-    stdin = kept_input(work, metadata=metadata) if STDIN in (path for path, _ in wanted) else None
+    stdin = copied_input(work, metadata=metadata) if STDIN in (path for path, _ in wanted) else None
     sources = [
         list_source(
             path,

@@ -16,11 +16,11 @@ from common.command_line import UserError
 from common.files import hold_lock, written_whole
 
 STDIN = "-"
-_KEPT = "stdin.jsonl"
+_COPY = "stdin.jsonl"
 _CHUNK_BYTES = 1 << 20
 
 
-def kept_input(folder: Path, *, metadata: Path | None) -> tuple[str, int]:
+def copied_input(folder: Path, *, metadata: Path | None) -> tuple[str, int]:
     """Return the path and size of the copy of standard input in `folder`; make the copy if there is none.
 
     Args:
@@ -31,7 +31,7 @@ def kept_input(folder: Path, *, metadata: Path | None) -> tuple[str, int]:
     Raises:
         UserError: standard input is empty, another process is copying to this folder, or the copy cannot be written.
     """
-    path = folder / _KEPT
+    path = folder / _COPY
     if metadata is not None and metadata.is_file():
         return str(path), _size_then(metadata)
     try:
@@ -44,20 +44,20 @@ def kept_input(folder: Path, *, metadata: Path | None) -> tuple[str, int]:
                 f"{folder.parent} is not empty; standard input is copied to the output folder: choose an empty one"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        if holder := hold_lock(folder / f"{_KEPT}.lock"):
+        if holder := hold_lock(folder / f"{_COPY}.lock"):
             raise UserError(f"{holder} is copying standard input to {folder}; wait for it, or choose another output")
         if path.is_file():
             size = path.stat().st_size
             print(f"continuing with the {size:,} bytes that an earlier run read; standard input is not read again")
             return str(path), size
-        for left in folder.glob(f".{_KEPT}.partial-*"):  # of a run that was killed during the copy
+        for left in folder.glob(f".{_COPY}.partial-*"):  # of a run that was killed during the copy
             left.unlink()
-        return str(path), _keep(path)
+        return str(path), _copy_to(path)
     except OSError as error:
         raise UserError(f"cannot copy standard input to {folder}: {error.strerror}") from error
 
 
-def _keep(path: Path) -> int:
+def _copy_to(path: Path) -> int:
     if sys.stdin is None or sys.stdin.isatty():
         what = "closed" if sys.stdin is None else "a terminal"
         raise UserError(f"input '-' is jsonl from standard input, which is {what}; pipe something into it")
