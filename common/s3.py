@@ -28,7 +28,7 @@ _FORBIDDEN = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoes
 
 
 @dataclass(frozen=True)
-class _Patience:
+class _RetryPolicy:
     """How persistently a request is tried."""
 
     attempts: int
@@ -36,9 +36,9 @@ class _Patience:
     """Seconds that an answer may pause before the attempt has failed."""
 
 
-_AT_FIRST = _Patience(2, 10.0)  # for the first request, whose answer the user is waiting for
+_INTERACTIVE = _RetryPolicy(2, 10.0)  # for the first request, whose answer a user waits for
 # The waits between attempts double, up to 20 s: this takes a minute if every attempt is refused at once.
-_PATIENTLY = _Patience(16, 30.0)
+_PERSISTENT = _RetryPolicy(16, 30.0)
 
 
 class RemoteError(UserError):
@@ -81,14 +81,14 @@ class S3Path:
         bucket = f"{SCHEME}{self._bucket}"
         try:
             with _explained(bucket):
-                _client(os.getpid(), _AT_FIRST).head_bucket(Bucket=self._bucket)
+                _client(os.getpid(), _INTERACTIVE).head_bucket(Bucket=self._bucket)
         except MissingObjectError as error:
             raise RemoteError(f"there is no bucket {bucket}; create it first, or name another") from error
 
     def sizes(self) -> dict[str, int]:
         """Return the size in bytes of each object below this prefix, by its name relative to the prefix."""
         with _explained(str(self)):
-            pages = _client(os.getpid(), _PATIENTLY).get_paginator("list_objects_v2")
+            pages = _client(os.getpid(), _PERSISTENT).get_paginator("list_objects_v2")
             return {
                 found["Key"].removeprefix(f"{self._key}/"): found["Size"]
                 for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._key}/")
@@ -99,23 +99,23 @@ class S3Path:
         """Return the bytes of an object."""
         data = io.BytesIO()
         with _explained(str(self)):  # get_object would not retry after a connection breaks
-            _client(os.getpid(), _PATIENTLY).download_fileobj(self._bucket, self._key, data)
+            _client(os.getpid(), _PERSISTENT).download_fileobj(self._bucket, self._key, data)
         return data.getvalue()
 
     def write_bytes(self, data: bytes) -> None:
         """Write a small object."""
         with _explained(str(self)):
-            _client(os.getpid(), _PATIENTLY).put_object(Bucket=self._bucket, Key=self._key, Body=data)
+            _client(os.getpid(), _PERSISTENT).put_object(Bucket=self._bucket, Key=self._key, Body=data)
 
     def unlink(self) -> None:
         """Delete an object if it exists."""
         with _explained(str(self)):
-            _client(os.getpid(), _PATIENTLY).delete_object(Bucket=self._bucket, Key=self._key)
+            _client(os.getpid(), _PERSISTENT).delete_object(Bucket=self._bucket, Key=self._key)
 
     def upload(self, path: Path, *, progress: Callable[[int], object] | None = None) -> None:
-        """Write a file as an object, in parallel pieces if it is large; `progress` gets the bytes of each piece."""
+        """Write a file as an object, in parallel pieces if it is large; `progress` gets the sizes of sent pieces."""
         with _explained(str(self)):
-            _client(os.getpid(), _PATIENTLY).upload_file(str(path), self._bucket, self._key, Callback=progress)
+            _client(os.getpid(), _PERSISTENT).upload_file(str(path), self._bucket, self._key, Callback=progress)
 
     def download(self, path: Path) -> None:
         """Write an object to a file, which appears whole or not at all; create the folder of the file if necessary.
@@ -127,7 +127,7 @@ class S3Path:
         partial = partial_path(path)
         try:
             with _explained(str(self)):
-                _client(os.getpid(), _PATIENTLY).download_file(self._bucket, self._key, str(partial))
+                _client(os.getpid(), _PERSISTENT).download_file(self._bucket, self._key, str(partial))
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -160,14 +160,14 @@ def folder_at(name: str) -> Path | S3Path:
 
 
 @functools.cache
-def _client(_pid: int, patience: _Patience) -> Any:
+def _client(_pid: int, policy: _RetryPolicy) -> Any:
     """Return the client of this process, since a forked process must not use its parent's connections."""
     import boto3
     from botocore.config import Config
 
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": patience.attempts}, connect_timeout=_CONNECT_TIMEOUT_S,
-        read_timeout=patience.read_timeout_s, max_pool_connections=_CONNECTIONS,
+        retries={"mode": "standard", "total_max_attempts": policy.attempts}, connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=policy.read_timeout_s, max_pool_connections=_CONNECTIONS,
     )  # fmt: skip
     return boto3.session.Session().client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None)
 

@@ -61,7 +61,7 @@ class Consumed:
     samples: list[EpochSamples] = field(default_factory=list)
     """The samples by epoch, in the order in which they were read; empty for validation."""
     faults: list[str] = field(default_factory=list)
-    """One line for each shard that was found damaged for the first time."""
+    """One line for each shard that was found damaged for the first time, or again if nothing was left to read."""
     skipped_windows: int = 0
     """Number of windows that others replaced because their shard is damaged."""
     nothing_left: bool = False

@@ -69,7 +69,7 @@ def test_what_is_damaged_there_is_found_and_named(name: str, s3: S3Server) -> No
 
 def test_storage_without_an_answer_is_no_damage(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(S3Path, "check_bucket", lambda _: monkeypatch.setenv("AWS_ENDPOINT_URL", NOWHERE))
-    monkeypatch.setattr(s3_folders, "_PATIENTLY", replace(s3_folders._PATIENTLY, attempts=1))
+    monkeypatch.setattr(s3_folders, "_PERSISTENT", replace(s3_folders._PERSISTENT, attempts=1))
     with pytest.raises(RemoteError, match=r"metadata\.json cannot be reached"):
         check_shards.main([name])
     with pytest.raises(RemoteError, match=r"index\.json cannot be reached"):
@@ -79,7 +79,7 @@ def test_storage_without_an_answer_is_no_damage(name: str, monkeypatch: pytest.M
 def test_an_endpoint_that_says_nothing_is_given_up(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(s3_folders, "_AT_FIRST", replace(s3_folders._AT_FIRST, read_timeout_s=0.2))
+        monkeypatch.setattr(s3_folders, "_INTERACTIVE", replace(s3_folders._INTERACTIVE, read_timeout_s=0.2))
         with pytest.raises(RemoteError, match=rf"s3://{s3.bucket} cannot be reached \(Read timeout on endpoint URL"):
             folder_at(f"s3://{s3.bucket}/x")
 

@@ -208,7 +208,7 @@ def test_unreachable_storage_ends_the_search_at_once(
     monkeypatch.setattr(S3Path, "download", counted)
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", NOWHERE)
-        patch.setattr(s3_folders, "_PATIENTLY", replace(s3_folders._PATIENTLY, attempts=1))
+        patch.setattr(s3_folders, "_PERSISTENT", replace(s3_folders._PERSISTENT, attempts=1))
         samples = [dataset[shard * PER_SHARD] for shard in (2, 4, 6)]
     for sample in samples:
         assert sample.read_id == NOTHING
