@@ -1,8 +1,7 @@
-"""check_shards against shards that are whole, and against every kind of damage."""
+"""check_shards on intact shards, and on every kind of damage."""
 
 import json
 import shutil
-import sysconfig
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from common.command_line import UserError
 from data_prep import check_shards, train_tokenizer, write_shards
 from tests.conftest import run_module
 from tests.helpers.shard_damage import DAMAGE, SHARD, change_json, flip_a_byte
+from tests.helpers.shard_writing import STDLIB
 
-JSON_PACKAGE = Path(sysconfig.get_path("stdlib")) / "json"
+JSON_PACKAGE = STDLIB / "json"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def zstd_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shards(byte_shards: Path, tmp_path: Path) -> Path:
-    """A copy of whole byte shards, to damage."""
+    """A copy of intact byte shards, which the test may damage."""
     return Path(shutil.copytree(byte_shards, tmp_path / "shards"))
 
 
@@ -46,7 +46,7 @@ def test_damage_is_found_and_named(name: str, shards: Path) -> None:
         check_shards.main([str(shards)])
 
 
-def test_whole_shards_pass(byte_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_intact_shards_pass(byte_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_shards.main([str(byte_shards)])
     header, train, val = capsys.readouterr().out.splitlines()
     metadata = json.loads((byte_shards / "metadata.json").read_text())
@@ -88,7 +88,7 @@ def test_splits_outside_of_the_folder_are_refused(shards: Path) -> None:
 
 
 def _replace_compressed(root: Path, contents: bytes) -> None:
-    """Put other bytes into the place of the only compressed shard of train, with the hash that they have."""
+    """Replace the only compressed shard of train by other bytes, with their size and hash in the index."""
     [path] = (root / "train" / "part-00000").glob("*.zstd")
     path.write_bytes(contents)
     info = {"bytes": len(contents), "hashes": {"xxh64": xxhash.xxh64_hexdigest(contents)}}
@@ -96,8 +96,8 @@ def _replace_compressed(root: Path, contents: bytes) -> None:
         change_json(root / "train/index.json", "shards", 0, "zip_data", key, value=value)
 
 
-def test_a_compressed_shard_takes_no_more_room_than_its_index_says(zstd_shards: Path, tmp_path: Path) -> None:
-    """Its own header says 2 GiB, in zeros; memory for them would be taken before a byte is looked at."""
+def test_a_compressed_shard_takes_no_more_memory_than_its_index_says(zstd_shards: Path, tmp_path: Path) -> None:
+    """Its header claims 2 GiB of zeros; decompressing at once would allocate them before any check."""
     root = Path(shutil.copytree(zstd_shards, tmp_path / "shards"))
     size = 1 << 31
     compressor = zstandard.ZstdCompressor().compressobj(size=size)
@@ -112,7 +112,7 @@ def test_a_compressed_shard_takes_no_more_room_than_its_index_says(zstd_shards: 
     assert peak_bytes < size / 20
 
 
-def test_what_is_not_compressed_is_named(zstd_shards: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_decompressed_is_named(zstd_shards: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(zstd_shards, tmp_path / "shards"))
     _replace_compressed(root, b"plain")
     with pytest.raises(UserError, match=r"shard\.00000\.mds\.zstd cannot be decompressed"):
@@ -131,7 +131,7 @@ def test_another_tokenizer_is_found(zstd_shards: Path, tmp_path: Path) -> None:
 
 
 def test_the_overlap_is_checked_across_the_shards_of_a_part(tmp_path: Path) -> None:
-    """Two shards of one part, each right by itself, of which the second does not follow the first."""
+    """Two shards of one part are each correct, but the second does not follow the first."""
     from common.mds import streaming
 
     def write(folder: Path, starts: list[int]) -> list[int]:
@@ -170,7 +170,7 @@ def test_every_problem_is_listed(shards: Path) -> None:
 
 def test_a_sample_shows_text_and_where_documents_end(zstd_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    check_shards.main([str(zstd_shards), "--sample", "100000"])  # more than there are: all of them
+    check_shards.main([str(zstd_shards), "--sample", "100000"])  # more than there are: all are shown
     shown = capsys.readouterr().out
     metadata = json.loads((zstd_shards / "metadata.json").read_text())
     assert shown.count("--- train, window ") == metadata["splits"]["train"]["windows"]
@@ -209,7 +209,7 @@ def test_document_ids_that_do_not_count_documents_are_found(tmp_path: Path) -> N
     assert problems_of("right", right, ends="eos") == []
     late = right.copy()
     late[1] = [0, 0, 1, 1, 1, 2]
-    assert problems_of("late_bos", late, ends="bos") == []  # where EOS ends no document, a step may be anywhere
+    assert problems_of("late_bos", late, ends="bos") == []  # without an EOS after each document, a step may be anywhere
     for name, wrong in (("late", late), ("from_1", right + np.uint16(1))):
         [problem] = problems_of(name, wrong, ends="eos")
         assert problem.endswith("the document ids do not count the documents of each window from 0")

@@ -1,4 +1,4 @@
-"""Near deduplication by datatrove's stages, against our own of one process; a real kill, and datatrove's executor."""
+"""Near deduplication by datatrove's stages, against that of one process; a real kill, and datatrove's executor."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ from data_prep.tokens.packing import WindowShape
 from tests.conftest import run_module
 from tests.helpers.held import Hold
 from tests.helpers.own_problems import write_jsonl
-from tests.helpers.written import held_run, kill
+from tests.helpers.shard_writing import held_run, kill, option_words
 
 N_ORIGINALS = 60
 
@@ -37,7 +37,7 @@ def _text(seed: int, n_words: int = 300) -> list[str]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Originals, of every second an equal copy or one with few other words, far away; some of few words; a tree."""
+    """Originals; after them, for every second one, an equal or a near copy; two short documents; source files."""
     folder = tmp_path_factory.mktemp("near") / "corpus"
     folder.mkdir()
     originals = [_text(seed) for seed in range(N_ORIGINALS)]
@@ -61,7 +61,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _arguments(corpus: Path, out: Path, **changes: Any) -> list[str]:
     options = {"input": corpus, "extensions": ".py .jsonl", "text_field": "content", "language_field": "lang",
                "out": out, "tasks": 4, "num_workers": 1} | changes  # fmt: skip
-    return [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
+    return option_words(options)
 
 
 def _rows(out: Path) -> list[dict[str, Any]]:
@@ -83,7 +83,9 @@ def reference(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_what_stays_is_what_one_process_keeps(corpus: Path, reference: Path, tmp_path: Path) -> None:
+def test_the_documents_that_stay_are_those_that_one_process_keeps(
+    corpus: Path, reference: Path, tmp_path: Path
+) -> None:
     (tmp_path / WORK_FOLDER).mkdir()
     pieces = list_source(str(corpus), extensions=[".py", ".jsonl"]).pieces
     part, reading = Part(0, pieces), ReadOptions(text_field="content")
@@ -92,10 +94,10 @@ def test_what_stays_is_what_one_process_keeps(corpus: Path, reference: Path, tmp
     )
     survey_part(part, options, near=True)
     decide([part], tmp_path, near=True)
-    of_tree_first, of_rows, of_tree_last = decided(part, tmp_path)
-    stay = [number for number, reason in enumerate(of_rows) if not reason]
-    assert (of_tree_first, of_tree_last) == ([""], ["near_duplicate"])
-    n_short = 1  # of two equal documents of one word, which have no signature
+    reasons_of_first_file, reasons_of_rows, reasons_of_last_file = decided(part, tmp_path)
+    stay = [number for number, reason in enumerate(reasons_of_rows) if not reason]
+    assert (reasons_of_first_file, reasons_of_last_file) == ([""], ["near_duplicate"])
+    n_short = 1  # one of the two short documents, which have no signature and are equal
     assert len(stay) == N_ORIGINALS + n_short
     rows = _rows(reference)
     assert [row["stars"] for row in rows if "stars" in row] == [*stay, stay[-1] + 1]
@@ -106,7 +108,7 @@ def test_what_stays_is_what_one_process_keeps(corpus: Path, reference: Path, tmp
     }
 
 
-def test_records_keep_what_they_said_and_write_shards_reads_them(corpus: Path, reference: Path, tmp_path: Path) -> None:
+def test_records_keep_their_fields_and_write_shards_reads_them(corpus: Path, reference: Path, tmp_path: Path) -> None:
     row = next(row for row in _rows(reference) if row.get("stars") == 7)
     assert row == {"content": " ".join(_text(7)), "lang": "Rust", "license": ["mit"], "stars": 7, "path": "src/7.rs",
                    "language": "rust"}  # fmt: skip
@@ -116,10 +118,10 @@ def test_records_keep_what_they_said_and_write_shards_reads_them(corpus: Path, r
     report = json.loads((tmp_path / "out" / REPORT).read_text())
     kept = {name: of["kept"]["documents"] for name, of in report["languages"].items()}
     assert kept == {"python": 1, "rust": N_ORIGINALS + 1}
-    assert report["rules"]["duplicate"]["documents"] == 1  # of few words
+    assert report["rules"]["duplicate"]["documents"] == 1  # the short one
 
 
-def test_tasks_and_workers_change_nothing(corpus: Path, reference: Path, tmp_path: Path) -> None:
+def test_the_numbers_of_tasks_and_workers_change_no_document(corpus: Path, reference: Path, tmp_path: Path) -> None:
     deduplicate_corpus.main(_arguments(corpus, tmp_path / "a", tasks=1, num_workers=2))
     assert _rows(tmp_path / "a") == _rows(reference)
     assert len(_files(tmp_path / "a")) == 1 < len(_files(reference))
@@ -144,7 +146,7 @@ def test_datatroves_own_executor_runs_the_stages(corpus: Path, reference: Path, 
     assert _files(work) == _files(reference)
 
 
-def test_a_killed_run_goes_on(corpus: Path, reference: Path, tmp_path: Path) -> None:
+def test_a_killed_run_continues(corpus: Path, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     at = "datatrove.pipeline.dedup.minhash:MinhashDedupBuckets.run"
     hold = Hold(command="data_prep.deduplicate_corpus", at=at, after=3, file=tmp_path / "held")
@@ -159,7 +161,7 @@ def test_a_killed_run_goes_on(corpus: Path, reference: Path, tmp_path: Path) -> 
     assert not (out / "work").exists()
 
 
-def test_a_finished_folder_stays(corpus: Path, reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_folder_is_kept(corpus: Path, reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = _files(reference)
     deduplicate_corpus.main(_arguments(corpus, reference))
     assert "already finished, with the same arguments" in capsys.readouterr().out
@@ -168,8 +170,8 @@ def test_a_finished_folder_stays(corpus: Path, reference: Path, capsys: pytest.C
     assert _files(reference) == before
 
 
-def test_rules_come_before_duplicates(tmp_path: Path) -> None:
-    """A copy that its licence drops is no reason to drop the copy that may stay; an empty file does no harm."""
+def test_rules_apply_before_deduplication(tmp_path: Path) -> None:
+    """A copy dropped for its licence does not cause another copy to be dropped; an empty file does no harm."""
     text = " ".join(_text(0))
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text, "license": name} for name in ("gpl-3.0", "mit", "mit")])
     (tmp_path / "b.jsonl").touch()
@@ -206,7 +208,7 @@ def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:
     assert "data_prep.deduplicate_corpus: error: " in done.stderr
     assert "a.jsonl.gz: corrupt_archive (byte " in done.stderr
     assert "Traceback" not in done.stderr
-    deduplicate_corpus.main(strict)  # the same command, but for --strict, goes on
+    deduplicate_corpus.main(strict)  # the same command without --strict continues
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["dropped"]["corrupt_archive"] == 1
 
     (tmp_path / "other").mkdir()
@@ -224,10 +226,10 @@ def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:
             deduplicate_corpus.main(_arguments(corpus, **{"out": tmp_path / "new"} | changes))
 
 
-def test_two_runs_on_one_folder(corpus: Path, tmp_path: Path) -> None:
+def test_a_second_run_on_a_folder_is_refused(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    hold_lock(out / ".lock")  # which a process would not notice of itself
+    hold_lock(out / ".lock")  # a second run in this process would not see the lock
     done = run_module("data_prep.deduplicate_corpus", *_arguments(corpus, out))
     assert done.returncode == 2
     assert f"is writing to {out}; wait until it ends, or choose another --out" in done.stderr

@@ -1,4 +1,4 @@
-"""What stats says of shards, against the documents that they were written from."""
+"""The numbers of stats, against the documents that the shards were written from."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 from common.command_line import UserError
 from common.shard_format import read_metadata
 from data_prep import stats, write_shards
+from tests.helpers.shard_damage import flip_a_byte
 
 PNG = b"\x89PNG"
 
@@ -20,7 +21,7 @@ def lengths() -> list[int]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory, lengths: list[int]) -> Path:
-    """Byte shards of several parts, one file a document."""
+    """Byte shards of several parts; each document is a file."""
     folder = tmp_path_factory.mktemp("stats")
     (folder / "corpus").mkdir()
     for number, length in enumerate(lengths):
@@ -39,24 +40,24 @@ def test_lengths_are_those_of_the_documents(
 ) -> None:
     stats.main([str(shards)])
     numbers = json.loads((shards / "stats.json").read_text())
-    said = numbers["splits"]["train"]
-    assert numbers["splits"]["all"] == said  # there is no other
+    train = numbers["splits"]["train"]
+    assert numbers["splits"]["all"] == train  # there is no other split
     parts = len(list((shards / "train").glob("part-*")))
     assert parts >= 3
     found, n_cut = stats.document_lengths(shards / "train", read_metadata(shards))
     assert 0 < n_cut <= parts
     whole = iter(length + 1 for length in lengths)  # with EOS
-    assert all(length in whole for length in found.tolist())  # the same in order, but for those that were cut
+    assert all(length in whole for length in found.tolist())  # the same order, without the cut documents
     assert len(found) >= len(lengths) - 2 * parts
-    assert (said["documents"], said["bytes"]) == (len(lengths), sum(lengths))
-    assert said["tokens_per_byte"] == pytest.approx((sum(lengths) + len(lengths)) / sum(lengths))
-    assert (said["mean_length"], said["longest"]) == (pytest.approx(found.mean()), found.max())
-    assert said["percentiles"]["50"] == np.sort(found)[-(-len(found) // 2) - 1]
+    assert (train["documents"], train["bytes"]) == (len(lengths), sum(lengths))
+    assert train["tokens_per_byte"] == pytest.approx((sum(lengths) + len(lengths)) / sum(lengths))
+    assert (train["mean_length"], train["longest"]) == (pytest.approx(found.mean()), found.max())
+    assert train["percentiles"]["50"] == np.sort(found)[-(-len(found) // 2) - 1]
     assert (shards / "stats.png").read_bytes().startswith(PNG)
     assert "tokens/byte" in capsys.readouterr().out
 
 
-def test_mistakes_are_said(shards: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist: the folder was not written by data_prep"):
         stats.main([str(tmp_path)])
     out = tmp_path / "out"
@@ -67,13 +68,10 @@ def test_mistakes_are_said(shards: Path, tmp_path: Path) -> None:
         stats.main([str(shards), "--output", str(tmp_path / "no" / "picture.png")])
 
 
-def test_damage_is_said(shards: Path, tmp_path: Path) -> None:
+def test_damage_is_reported(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_shards.main([*_command(shards.parent / "corpus", out), "--val_fraction", "0"])
-    (file,) = (out / "train" / "part-00000").glob("*.mds")
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
+    flip_a_byte(out)
     with pytest.raises(
         UserError, match=r"has the xxh64 hash .*, its index says .* see python -m data_prep.check_shards"
     ):

@@ -1,4 +1,5 @@
-import sysconfig
+"""Tokenizers that train_tokenizer writes, and what it refuses."""
+
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from data_prep.sources.documents import ReadOptions
 from data_prep.sources.listing import list_source
 from data_prep.train_tokenizer import read_documents, sentences_of
 from tests.conftest import run_module
+from tests.helpers.shard_writing import STDLIB
 
-JSON_PACKAGE = Path(sysconfig.get_path("stdlib")) / "json"
+JSON_PACKAGE = STDLIB / "json"
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +34,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "\r\n",
         "x = 'é☃数\U0001f600'",
         "non\u00a0breaking\u2028separator\ufeff",
-        "ﬁ Å ①",  # what NFKC would change
+        "ﬁ Å ①",  # NFKC would change these
         "2024 3.14",
         "</s><s><unk>\0",
     ],
 )
-def test_any_text_comes_back(model: Path, text: str) -> None:
+def test_decoding_gives_back_any_text(model: Path, text: str) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     assert processor.decode(processor.encode(text)) == text
 
 
-def test_a_whole_source_file_comes_back_in_fewer_tokens(model: Path) -> None:
+def test_a_source_file_takes_less_than_half_as_many_tokens_as_characters(model: Path) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     text = (JSON_PACKAGE / "decoder.py").read_text()
     tokens = processor.encode(text)
@@ -50,7 +52,7 @@ def test_a_whole_source_file_comes_back_in_fewer_tokens(model: Path) -> None:
     assert len(tokens) < len(text) / 2
 
 
-def test_the_model_is_of_llama_2s_kind(model: Path) -> None:
+def test_the_model_has_the_settings_of_llama_2(model: Path) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     specials = (processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id(), processor.vocab_size())
     assert specials == (0, 1, 2, -1, 600)
@@ -69,14 +71,14 @@ def test_digits_are_single_tokens(tmp_path: Path) -> None:
     assert [piece for piece in processor.encode_as_pieces("2024") if piece != "▁"] == ["2", "0", "2", "4"]
 
 
-def test_the_model_does_not_depend_on_the_threads(model: Path, tmp_path: Path) -> None:
+def test_the_model_does_not_depend_on_the_number_of_threads(model: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.model"
     arguments = ["--input", str(JSON_PACKAGE), "--output", str(again), "--vocab_size", "600", "--num_threads", "1"]
     train_tokenizer.main(arguments)
     assert again.read_bytes() == model.read_bytes()
 
 
-def test_sentinels_are_ids_that_no_text_gives(tmp_path: Path) -> None:
+def test_no_text_is_encoded_to_sentinels(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     arguments = ["--input", str(JSON_PACKAGE), "--output", str(path), "--vocab_size", "600", "--fim_tokens"]
     train_tokenizer.main(arguments)
@@ -91,7 +93,7 @@ def test_sentinels_are_ids_that_no_text_gives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "short\n", "x" * 10_000, "line\n" * 3000, "é" * 2048 + "\n", "a\n" + "b" * 5000])
-def test_sentences_are_the_text_in_runs_that_sentencepiece_takes(text: str) -> None:
+def test_sentences_are_the_text_in_runs_that_sentencepiece_accepts(text: str) -> None:
     sentences = list(sentences_of(text))
     assert "".join(sentences) == text
     assert all(0 < len(sentence.encode()) <= 4 * 2048 for sentence in sentences)
@@ -99,14 +101,14 @@ def test_sentences_are_the_text_in_runs_that_sentencepiece_takes(text: str) -> N
     assert all(sentence.endswith("\n") or "\n" not in sentence for sentence in cuts)
 
 
-def test_a_sample_is_spread_and_fixed(tmp_path: Path) -> None:
+def test_documents_are_chosen_from_all_over_the_corpus_and_always_the_same(tmp_path: Path) -> None:
     for i in range(100):
         (tmp_path / f"{i:03}.py").write_text(f"{i:03}" + "x" * 97)
     sources = [list_source(str(tmp_path), extensions=[".py"])]
-    sample = read_documents(sources, reading=ReadOptions(), max_bytes=1000)
-    assert sample == read_documents(sources, reading=ReadOptions(), max_bytes=1000)
-    assert len(sample) == 10
-    numbers = [int(document.text[:3]) for document in sample]
+    documents = read_documents(sources, reading=ReadOptions(), max_bytes=1000)
+    assert documents == read_documents(sources, reading=ReadOptions(), max_bytes=1000)
+    assert len(documents) == 10
+    numbers = [int(document.text[:3]) for document in documents]
     assert min(numbers) < 40  # not only the last files
     assert max(numbers) > 60  # not only the first
     assert len(read_documents(sources, reading=ReadOptions(), max_bytes=10**6)) == 100
@@ -125,7 +127,7 @@ def test_a_sample_is_spread_and_fixed(tmp_path: Path) -> None:
         ({"--input": "/no/such/input"}, r"'/no/such/input' does not exist"),
     ],
 )
-def test_mistakes_are_said(change: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_mistakes_are_reported(change: dict[str, str], message: str, tmp_path: Path) -> None:
     options = {"--input": str(JSON_PACKAGE), "--output": str(tmp_path / "m"), "--vocab_size": "600"} | change
     with pytest.raises(UserError, match=message):
         train_tokenizer.main([word for option in options.items() for word in option])
@@ -138,11 +140,11 @@ def test_an_empty_corpus_is_a_mistake(tmp_path: Path) -> None:
         train_tokenizer.main(["--input", str(tmp_path), "--output", str(tmp_path / "m")])
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_a_mistake_gives_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = run_module("data_prep.train_tokenizer", "--input", JSON_PACKAGE, "--output", tmp_path / "m")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(
         "data_prep.train_tokenizer: error: --vocab_size 32000 does not fit the corpus"
     )
     assert "Traceback" not in done.stderr
-    assert "sentencepiece" not in done.stderr.lower()  # its own log
+    assert "sentencepiece" not in done.stderr.lower()  # the log of the library

@@ -1,8 +1,7 @@
-"""Shards to S3, against a server on this machine: what arrives, what is refused, and a kill on the way."""
+"""Uploads of shards to an S3 server on this machine: what arrives, what is refused, and a kill midway."""
 
 import json
 import shutil
-import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from data_prep import merge_shards, upload_shards, write_shards
 from tests.conftest import run_module
 from tests.helpers.held import Hold, wait_until
 from tests.helpers.s3_server import NOWHERE, S3Server
-from tests.helpers.written import held_run, kill
+from tests.helpers.shard_damage import flip_a_byte
+from tests.helpers.shard_writing import STDLIB, held_run, kill
 
-STDLIB = Path(sysconfig.get_path("stdlib"))
 PREFIX = "some/where"
 
 
@@ -27,7 +26,7 @@ def remote(s3: S3Server) -> str:
 
 
 def _files(root: Path) -> dict[str, bytes]:
-    """What a finished folder should be in S3: all of it, but the indexes of parts, and what holds its lock."""
+    """Return the objects that an upload of a folder makes: all its files but the indexes of parts and the lock file."""
     paths = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".lock"]
     return {
         f"{PREFIX}/{path.relative_to(root)}": path.read_bytes()
@@ -41,13 +40,13 @@ def _arguments(out: str, *more: Any) -> list[str]:
             "--num_workers", "1", "--out", str(out), *map(str, more)]  # fmt: skip
 
 
-def test_what_arrives_is_the_folder_and_once_it_is_there_nothing_is_done(
+def test_the_folder_arrives_and_the_same_command_then_does_nothing(
     s3: S3Server, remote: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_shards.main(_arguments(remote, "--work_dir", tmp_path / "work", "--compression", "zstd"))
     assert s3.objects() == _files(tmp_path / "work")
     capsys.readouterr()
-    for folder in ("work", "other"):  # the second has none of it
+    for folder in ("work", "other"):  # the second is empty: the copy in S3 is enough
         write_shards.main(_arguments(remote, "--work_dir", tmp_path / folder, "--compression", "zstd"))
         assert f"{remote} is already finished, with the same arguments; nothing to do" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "other").iterdir()] == [".lock"]
@@ -57,7 +56,7 @@ def test_what_arrives_is_the_folder_and_once_it_is_there_nothing_is_done(
     assert f"{remote} has these shards already; nothing to do" in capsys.readouterr().out
 
 
-def test_shares_of_many_machines_are_merged_and_then_sent(s3: S3Server, remote: str, tmp_path: Path) -> None:
+def test_shares_are_merged_and_then_uploaded(s3: S3Server, remote: str, tmp_path: Path) -> None:
     cut = ["--part_bytes", 20_000]
     for share in ("2/2", "1/2"):
         write_shards.main(_arguments(str(tmp_path / "shared"), *cut, "--part", share))
@@ -73,7 +72,7 @@ def test_shares_of_many_machines_are_merged_and_then_sent(s3: S3Server, remote: 
 
 
 def _many_parts(of: Path, folder: Path, *, parts: int) -> None:
-    """Finished shards with the first part of others many times, as parts of their own."""
+    """Write finished shards that have the first part of other shards many times, each time as another part."""
     shutil.copytree(of, folder)
     part = folder / "train" / "part-00000"
     (shard,) = json.loads((part / "index.json").read_text())["shards"]
@@ -87,8 +86,8 @@ def _many_parts(of: Path, folder: Path, *, parts: int) -> None:
     (folder / "train" / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
 
 
-def test_an_upload_that_was_killed_goes_on(s3: S3Server, remote: str, byte_shards: Path, tmp_path: Path) -> None:
-    s3.client().put_object(Bucket=s3.bucket, Key="some/whereabouts/x", Body=b"another's")  # begins alike
+def test_a_killed_upload_continues(s3: S3Server, remote: str, byte_shards: Path, tmp_path: Path) -> None:
+    s3.client().put_object(Bucket=s3.bucket, Key="some/whereabouts/x", Body=b"foreign")  # a name that begins the same
     folder = tmp_path / "shards"
     _many_parts(byte_shards, folder, parts=60)
     hold = Hold(command="data_prep.upload_shards", at="common.s3:S3Path.upload", after=7, file=tmp_path / "held")
@@ -107,7 +106,7 @@ def test_an_upload_that_was_killed_goes_on(s3: S3Server, remote: str, byte_shard
     assert {key: data for key, data in s3.objects().items() if "whereabouts" not in key} == _files(folder)
 
 
-def test_a_write_whose_upload_was_killed_goes_on_by_the_same_command(
+def test_write_shards_continues_after_its_upload_was_killed(
     s3: S3Server, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = _arguments(remote, "--work_dir", tmp_path / "work")
@@ -120,20 +119,17 @@ def test_a_write_whose_upload_was_killed_goes_on_by_the_same_command(
     assert s3.objects() == _files(tmp_path / "work")
 
 
-def test_what_is_no_shards_of_ours_is_let_be(s3: S3Server, remote: str, tmp_path: Path) -> None:
-    s3.client().put_object(Bucket=s3.bucket, Key=f"{PREFIX}/thesis.pdf", Body=b"dear to somebody")
+def test_a_prefix_with_something_else_is_left_alone(s3: S3Server, remote: str, tmp_path: Path) -> None:
+    s3.client().put_object(Bucket=s3.bucket, Key=f"{PREFIX}/thesis.pdf", Body=b"years of work")
     with pytest.raises(UserError, match=rf"{remote} is not empty, and does not hold shards \(it holds thesis\.pdf\)"):
         write_shards.main(_arguments(remote, "--work_dir", tmp_path / "work"))
     assert not list((tmp_path / "work").rglob("shard.*"))
     assert list(s3.modified()) == [f"{PREFIX}/thesis.pdf"]
 
 
-def test_a_damaged_shard_is_not_sent(s3: S3Server, remote: str, byte_shards: Path, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_not_uploaded(s3: S3Server, remote: str, byte_shards: Path, tmp_path: Path) -> None:
     shutil.copytree(byte_shards, tmp_path / "shards")
-    (path,) = (tmp_path / "shards" / "train" / "part-00000").glob("shard.*")
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    flip_a_byte(tmp_path / "shards")
     with pytest.raises(UserError, match=r"shard\.00000\.mds has the xxh64 hash .*; nothing more is sent"):
         upload_shards.main([str(tmp_path / "shards"), remote])
     assert f"{PREFIX}/{METADATA}" not in s3.modified()
@@ -150,7 +146,7 @@ def test_a_damaged_shard_is_not_sent(s3: S3Server, remote: str, byte_shards: Pat
         ("gs://bucket/x", {}, "gs://bucket/x: only s3://bucket/prefix is supported"),
     ],
 )
-def test_a_mistake_is_one_line_before_any_work(
+def test_a_mistake_gives_one_line_before_any_work(
     out: str, variables: dict[str, str], message: str, s3: S3Server, remote: str, tmp_path: Path
 ) -> None:
     arguments = _arguments(out or remote, "--work_dir", tmp_path / "work")
@@ -161,7 +157,7 @@ def test_a_mistake_is_one_line_before_any_work(
     assert not (tmp_path / "work").exists()
 
 
-def test_arguments_that_do_not_go_together(s3: S3Server, remote: str, tmp_path: Path) -> None:
+def test_conflicting_arguments_are_refused(s3: S3Server, remote: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs --work_dir"):
         write_shards.main(_arguments(remote))
     with pytest.raises(

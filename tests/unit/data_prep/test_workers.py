@@ -1,3 +1,5 @@
+"""Pools of workers: results, progress, and failures."""
+
 import errno
 import os
 import re
@@ -29,15 +31,15 @@ def test_results_come_in_order_and_progress_adds_up() -> None:
         assert progress.read() == (8, 80, 28)
 
 
-def test_the_bar_goes_by_parts_where_bytes_are_not_known(capsys: pytest.CaptureFixture[str]) -> None:
-    """So that it has an end to come to; how fast bytes are read is said beside it."""
+def test_the_bar_counts_parts_if_the_number_of_bytes_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    """So the bar has an end; the speed of reading is shown beside it."""
     with worker_pool(2) as (pool, progress):
         results_of([pool.submit(_double, 1) for _ in range(8)], progress, input_bytes=None, verb="doubling")
     last = capsys.readouterr().err.split("\r")[-1]
     assert re.search(r"100%.* 8/8 .*part/s, 8 documents, 0\.0M tokens, 0\.0 MB/s", last), last
 
 
-def test_a_killed_worker_and_a_full_disk_are_said_in_words() -> None:
+def test_a_killed_worker_and_a_full_disk_are_reported_in_words() -> None:
     def wait_for_death() -> None:
         with worker_pool(1) as (pool, progress):
             results_of([pool.submit(_be_killed)], progress, input_bytes=None, verb="x")
@@ -50,5 +52,5 @@ def test_a_killed_worker_and_a_full_disk_are_said_in_words() -> None:
         wait_for_death()
     with pytest.raises(UserError, match="cannot write: No space left on device; make room"):
         fail_with(errno.ENOSPC)
-    with pytest.raises(OSError, match="Input/output error"):  # not the user's mistake
+    with pytest.raises(OSError, match="Input/output error"):  # not a user's mistake
         fail_with(errno.EIO)

@@ -1,11 +1,10 @@
-"""Folders that are full, forbidden, damaged or none, and Ctrl-C: one message, and the same command goes on."""
+"""Full disks, missing permissions, damaged folders and Ctrl-C: one message, and the same command continues."""
 
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,35 +14,31 @@ from common.command_line import UserError
 from common.shard_format import METADATA
 from data_prep import check_shards, merge_shards, report, stats, train_tokenizer, write_shards
 from tests.conftest import REPOSITORY
-from tests.helpers.written import byte_arguments, files_of, held_run, in_second_part
+from tests.helpers.shard_writing import byte_arguments, copy_packages, files_of, held_in_part, held_run, written_files
 
-STDLIB = Path(sysconfig.get_path("stdlib"))
-FORBID = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")  # what lets root read and write anything
+WITHOUT_PRIVILEGE = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")  # so that permissions bind root
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python sources of 500 kB."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for package in ("email", "json"):
-        shutil.copytree(STDLIB / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
+    return copy_packages(tmp_path_factory.mktemp("corpus"), "email", "json")
 
 
 @pytest.fixture(scope="module")
 def reference(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of one undisturbed run."""
     out = tmp_path_factory.mktemp("reference") / "out"
-    write_shards.main(byte_arguments(corpus, out))
-    return files_of(out)
+    return written_files(byte_arguments(corpus, out), out)
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A file system of its own; the function gives it a size in kB, and returns where it is."""
+    """A function that resizes a file system made for the test to a number of kB, and returns its path."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=False, capture_output=True).returncode:
-        pytest.skip("mounts no file systems here")
+        pytest.skip("file systems cannot be mounted here")
 
     def sized(n_kilobytes: int) -> Path:
         subprocess.run(["mount", "-o", f"remount,size={n_kilobytes}k", str(folder)], check=True)
@@ -53,12 +48,12 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_full_disks_are_said_and_outlived(
+def test_a_run_continues_after_a_full_disk(
     corpus: Path, tmp_path: Path, reference: dict[str, bytes], disk: Callable[[int], Path]
 ) -> None:
     out = disk(64) / "out"
     (out.parent / "filling").write_bytes(bytes(60 << 10))
-    for n_kilobytes in (64, 800):  # there is no room for the plan; and none for all shards
+    for n_kilobytes in (64, 800):  # too small for the plan, then for all shards
         disk(n_kilobytes)
         with pytest.raises(
             UserError, match=r"cannot write.*: No space left on device; make room, then run the same comm"
@@ -82,10 +77,10 @@ def _free(folder: Path) -> int:
     return status.f_bavail * status.f_bsize
 
 
-def test_what_may_not_be_read_or_written_is_named(corpus: Path, tmp_path: Path) -> None:
-    if subprocess.run([*FORBID, "true"], check=False, capture_output=True).returncode and os.geteuid() == 0:
-        pytest.skip("root may read and write anything here")
-    forbid = FORBID if os.geteuid() == 0 else ()
+def test_missing_permissions_are_reported(corpus: Path, tmp_path: Path) -> None:
+    if subprocess.run([*WITHOUT_PRIVILEGE, "true"], check=False, capture_output=True).returncode and os.geteuid() == 0:
+        pytest.skip("root ignores permissions here")
+    prefix = WITHOUT_PRIVILEGE if os.geteuid() == 0 else ()
     closed, hidden = tmp_path / "closed", tmp_path / "hidden"
     closed.mkdir()
     hidden.mkdir()
@@ -98,13 +93,13 @@ def test_what_may_not_be_read_or_written_is_named(corpus: Path, tmp_path: Path) 
         (hidden, new, f"input '{hidden}' holds nothing that can be read ({hidden}: Permission denied)"),
         (hidden / "a.py", new, f"input '{hidden}/a.py' cannot be read: Permission denied"),
     ):
-        command = [*forbid, sys.executable, "-m", "data_prep.write_shards", *byte_arguments(given, into)]
+        command = [*prefix, sys.executable, "-m", "data_prep.write_shards", *byte_arguments(given, into)]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (2, f"data_prep.write_shards: error: {message}\n")
     assert not new.exists()
 
 
-def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
     for command in (check_shards.main, stats.main, merge_shards.main, report.main):
@@ -112,19 +107,19 @@ def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
             command([str(path)])
 
 
-def test_ctrl_c_is_a_line_and_the_same_command_goes_on(
+def test_ctrl_c_prints_a_line_and_the_same_command_continues(
     corpus: Path, tmp_path: Path, reference: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"
     run = held_run(
-        byte_arguments(corpus, out), in_second_part(tmp_path / "held"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
+        byte_arguments(corpus, out), held_in_part(1, file=tmp_path / "held"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal sends it
     _, errors = run.communicate(timeout=300)
     assert run.returncode == 130
-    assert errors.endswith("\ninterrupted; run the same command to continue\n")  # after the bar
+    assert errors.endswith("\ninterrupted; run the same command to continue\n")  # after the progress bar
     assert "Traceback" not in errors
     write_shards.main(byte_arguments(corpus, out))
     assert files_of(out) == reference
@@ -132,7 +127,7 @@ def test_ctrl_c_is_a_line_and_the_same_command_goes_on(
 
 @pytest.fixture(scope="module")
 def unmerged(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of which all parts are written, and nothing is merged."""
+    """A folder in which all parts are written, but not merged."""
     out = tmp_path_factory.mktemp("unmerged") / "out"
     for more in (["--survey_only"], []):
         for number in (1, 2):
@@ -170,7 +165,7 @@ def test_a_damaged_folder_is_not_merged(
 
 
 @pytest.mark.parametrize("name", ["part-00001.survey.npz", "part-00001.decision.npy"])
-def test_damaged_surveys_and_decisions_are_named_and_can_be_mended(
+def test_damaged_surveys_and_decisions_are_named_and_can_be_replaced(
     name: str, corpus: Path, unmerged: Path, tmp_path: Path, reference: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""What write_shards makes of documents, against a stream that is built one token at a time from the documents."""
+"""The windows of write_shards, against a stream that is built from the documents one token at a time."""
 
 import json
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ from data_prep.tokens.fim import FimOptions
 from data_prep.tokens.options import DocumentOptions
 from data_prep.tokens.packing import WindowShape
 from tests.helpers.sentencepiece_models import small_code_model
-from tests.helpers.written import files_of
+from tests.helpers.shard_writing import files_of
 
 BOS, EOS, PRE, SUF, MID, EOT = range(256, 262)
 Rows = list[list[int]]
 
 
 def texts_of_corpus() -> list[str]:
-    """Documents of 1 to 900 characters: what looks special, several bytes a character, two that are equal."""
+    """Return documents of 1 to 300 pieces: lookalikes of special tokens, multi-byte characters, two equal documents."""
     random = np.random.default_rng(0)
     alphabet = ["a", "b", " ", "\n", "\t", "\r", "é", "☃", "\U0001f600", "<PRE>", "▁<MID>", "</s>"]
     texts = ["x", "é", "same", "same"]
@@ -36,7 +36,7 @@ def texts_of_corpus() -> list[str]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Half of the documents as lines, half as files."""
+    """Half of the documents as lines of jsonl, half as files."""
     folder, texts = tmp_path_factory.mktemp("corpus"), texts_of_corpus()
     half = len(texts) // 2
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:half]))
@@ -46,16 +46,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def columns_of(split: Path) -> dict[str, Rows]:
-    """All windows of a split, by column, as streaming reads them."""
+    """Return all windows of a split, by column, as streaming reads them."""
     from common.mds import streaming
 
     dataset = streaming.StreamingDataset(local=str(split), batch_size=1)
-    samples = [dataset[i] for i in range(len(dataset))]
-    return {name: [sample[name].tolist() for sample in samples] for name in (samples[0] if samples else ())}
+    windows = [dataset[i] for i in range(len(dataset))]
+    return {name: [window[name].tolist() for window in windows] for name in (windows[0] if windows else ())}
 
 
 def part_written(corpus: Path, out: Path, shape: WindowShape, documents: DocumentOptions) -> PartResult:
-    """Write the corpus as one part, all of it for training."""
+    """Write the corpus as one part, without a validation split."""
     (out / WORK_FOLDER).mkdir(parents=True)
     pieces = list_source(str(corpus), extensions=[".jsonl", ".txt"]).pieces
     options = PartOptions(
@@ -66,7 +66,7 @@ def part_written(corpus: Path, out: Path, shape: WindowShape, documents: Documen
 
 
 def text_of(ids: list[int]) -> str:
-    """The document that its tokens stand for, filled in the middle or not."""
+    """Return the text of a document from its tokens, rearranged for fill-in-the-middle or not."""
     if ids[0] != PRE:
         return bytes(ids).decode()
     assert ids[-1] == EOT
@@ -83,7 +83,7 @@ def naive_windows(stream: list[int], shape: WindowShape) -> Rows:
 
 
 def documents_in(stream: list[int], *, ends: str) -> Iterator[list[int]]:
-    """The tokens of each document without its ends, which are checked."""
+    """Yield the tokens of each document without BOS and EOS, whose positions are checked."""
     document: list[int] = []
     for token in stream:
         if token == BOS:
@@ -107,10 +107,10 @@ def documents_in(stream: list[int], *, ends: str) -> Iterator[list[int]]:
 @pytest.mark.parametrize("ends", ["eos", "bos", "both"])
 @pytest.mark.parametrize("shuffle_seed", [None, 0, 1])
 @pytest.mark.parametrize("fim_rate", [0.0, 0.5, 1.0])
-def test_no_token_is_lost_or_doubled(
+def test_no_token_is_lost_or_repeated(
     ends: Any, shuffle_seed: int | None, fim_rate: float, corpus: Path, tmp_path: Path
 ) -> None:
-    """With windows of one position, which leave no tail, the stream is all there is."""
+    """Windows of one position leave no tail, so together they are the whole stream."""
     fim = FimOptions(fim_rate, 0.5, 0) if fim_rate else None
     options = DocumentOptions(ends=ends, fim=fim, shuffle_seed=shuffle_seed)
     counts = part_written(corpus, tmp_path, WindowShape(1, 1), options).splits["train"]
@@ -129,7 +129,7 @@ def test_no_token_is_lost_or_doubled(
 
 
 def windows_by_hand(folder: Path, *, length: int) -> Any:
-    """The windows of a part's one shard, (windows, length)."""
+    """Return the windows of a part's only shard, (n_windows, length)."""
     raw = (folder / "shard.00000.mds").read_bytes()
     n_windows, start = np.frombuffer(raw, dtype=np.uint32, count=2).tolist()
     return np.frombuffer(raw, dtype=np.uint16, offset=start).reshape(n_windows, length)
@@ -137,7 +137,7 @@ def windows_by_hand(folder: Path, *, length: int) -> Any:
 
 @pytest.mark.parametrize(("seq_len", "lookahead"), [(16, 3), (5, 40), (600, 8)])
 @pytest.mark.parametrize("ends", ["eos", "bos", "none"])
-def test_document_ids_are_those_of_every_token(
+def test_every_token_has_the_id_of_its_document(
     seq_len: int, lookahead: int, ends: Any, corpus: Path, tmp_path: Path
 ) -> None:
     shape = WindowShape(seq_len, lookahead)
@@ -174,7 +174,7 @@ def command(corpus: Path, out: Path, *more: str) -> list[str]:
     return ["--input", str(corpus), "--out", str(out), *usual, "--part_bytes", "4000", "--num_workers", "1", *more]
 
 
-def test_with_everything_on_any_number_of_workers_writes_the_same(
+def test_with_all_options_any_number_of_workers_writes_the_same(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "1"
@@ -201,7 +201,7 @@ def test_with_everything_on_any_number_of_workers_writes_the_same(
     assert {PRE, SUF, MID, EOT, BOS, EOS} <= {token for window in ids["tokens"] for token in window}
 
 
-def test_a_killed_run_goes_on_to_the_same_shuffle(
+def test_a_killed_run_continues_with_the_same_shuffle(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object, **__: object) -> None:
@@ -216,7 +216,7 @@ def test_a_killed_run_goes_on_to_the_same_shuffle(
     for number in (1, 3):
         (out / WORK_FOLDER / f"part-{number:05}.json").unlink()
     (out / WORK_FOLDER / "part-00001.staging-1").mkdir()
-    (out / WORK_FOLDER / "part-00001.staging-1" / "train.documents").write_bytes(b"of a killed worker")
+    (out / WORK_FOLDER / "part-00001.staging-1" / "train.documents").write_bytes(b"left by a killed worker")
     write_shards.main(command(corpus, out, *ALL))
     assert files_of(out) == files_of(tmp_path / "whole")
 
@@ -234,13 +234,13 @@ def test_a_killed_run_goes_on_to_the_same_shuffle(
         ),
     ],
 )
-def test_mistakes_are_said(words: list[str], message: str, corpus: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported(words: list[str], message: str, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         write_shards.main(command(corpus, tmp_path / "out", *words))
     assert not (tmp_path / "out").exists()
 
 
-def test_special_tokens_that_a_model_has_not_are_a_mistake(corpus: Path, tmp_path: Path) -> None:
+def test_a_model_without_the_special_tokens_is_refused(corpus: Path, tmp_path: Path) -> None:
     name = small_code_model(tmp_path / "m", bos_id=-1)
     for words, message in (
         (["--document_ends", "both"], "--document_ends both: tokenizer .* has no BOS; choose eos or none"),

@@ -1,4 +1,4 @@
-"""What write_shards refuses, and how it says so."""
+"""What write_shards refuses, and with which messages."""
 
 import shlex
 import subprocess
@@ -12,17 +12,7 @@ from common.command_line import UserError
 from data_prep import write_shards
 from data_prep.shards.folder import locked
 from tests.conftest import REPOSITORY, run_module
-from tests.helpers.written import arguments_for, make_corpus
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    return make_corpus(tmp_path / "corpus")
-
-
-@pytest.fixture
-def model(sentencepiece_model: Path) -> Path:
-    return sentencepiece_model
+from tests.helpers.shard_writing import model_arguments
 
 
 @pytest.mark.parametrize(
@@ -56,11 +46,11 @@ def model(sentencepiece_model: Path) -> Path:
         ({"seq_len": 0, "lookahead": 0}, r"--seq_len.*\n.*--lookahead"),
     ],
 )
-def test_mistakes_are_said_before_any_work(
+def test_mistakes_are_reported_before_any_work(
     changes: dict[str, Any], message: str, corpus: Path, model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        write_shards.main(arguments_for(corpus, model, **{"out": tmp_path / "out"} | changes))
+        write_shards.main(model_arguments(corpus, model, **{"out": tmp_path / "out"} | changes))
     assert not (tmp_path / "out").exists()
 
 
@@ -71,19 +61,19 @@ def test_a_vocabulary_beyond_uint16_is_refused(
     tokenizer.vocab_size = 65537
     monkeypatch.setattr(write_shards, "load_tokenizer", lambda name, **_: tokenizer)
     with pytest.raises(UserError, match="has 65537 ids; shards hold 65536"):
-        write_shards.main(arguments_for(corpus, model, tmp_path / "out"))
+        write_shards.main(model_arguments(corpus, model, tmp_path / "out"))
 
 
 def test_a_folder_of_something_else_is_left_alone(corpus: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"is not empty, and does not hold shards \(it holds corpus\)"):
-        write_shards.main(arguments_for(corpus, model, tmp_path))
+        write_shards.main(model_arguments(corpus, model, tmp_path))
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_two_runs_on_one_folder(corpus: Path, model: Path, tmp_path: Path) -> None:
-    with locked(tmp_path / "out"):  # which a process would not notice of itself
-        done = run_module("data_prep.write_shards", *arguments_for(corpus, model, tmp_path / "out"))
+def test_a_second_run_on_a_folder_is_refused(corpus: Path, model: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "out"):  # a second run in this process would not see the lock
+        done = run_module("data_prep.write_shards", *model_arguments(corpus, model, tmp_path / "out"))
     assert done.returncode == 2
     assert "another write_shards is writing to" in done.stderr
 
@@ -101,27 +91,25 @@ def test_two_runs_on_one_folder(corpus: Path, model: Path, tmp_path: Path) -> No
         ),
     ],
 )
-def test_shards_without_windows_are_refused_and_can_be_mended(
+def test_shards_without_windows_are_refused_and_the_advice_helps(
     changes: dict[str, Any], message: str, corpus: Path, model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        write_shards.main(arguments_for(corpus, model, tmp_path / "out", **changes))
-    write_shards.main(
-        arguments_for(corpus, model, tmp_path / "out", val_fraction=0)
-    )  # the advice can be followed at once
+        write_shards.main(model_arguments(corpus, model, tmp_path / "out", **changes))
+    write_shards.main(model_arguments(corpus, model, tmp_path / "out", val_fraction=0))
     assert not (tmp_path / "out" / "val").exists()
 
 
-def test_jsonl_without_the_text_field_says_so(model: Path, tmp_path: Path) -> None:
+def test_jsonl_without_the_text_field_is_reported(model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"content": "x"}\n' * 3)
     message = (
         r"no documents in .*; dropped: 3 no_text_field \(first: .*a\.jsonl:1, byte 0: no key 'text' among 'content'\)"
     )
     with pytest.raises(UserError, match=message):
-        write_shards.main(arguments_for(tmp_path / "a.jsonl", model, tmp_path / "out"))
+        write_shards.main(model_arguments(tmp_path / "a.jsonl", model, tmp_path / "out"))
 
 
-def test_standard_input_that_is_closed(tmp_path: Path) -> None:
+def test_closed_standard_input_is_refused(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "data_prep.write_shards", "--input", "-", "--tokenizer", "bytes", "--out"]
     command = f"{shlex.join(words)} {shlex.quote(str(tmp_path / 'out'))} <&-"
     done = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, text=True, check=False)
@@ -132,7 +120,7 @@ def test_standard_input_that_is_closed(tmp_path: Path) -> None:
     )
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(corpus: Path, tmp_path: Path) -> None:
+def test_a_mistake_gives_one_line_and_exit_code_2(corpus: Path, tmp_path: Path) -> None:
     done = run_module("data_prep.write_shards", "--input", corpus, "--tokenizer", "bytes", "--out", "x", "--seq_len", 0)
     assert done.returncode == 2
     assert done.stderr == "data_prep.write_shards: error: bad arguments: --seq_len must be at least 1, not 0\n"

@@ -19,7 +19,7 @@ from data_prep.shards.parts import WORK_FOLDER
 from data_prep.shards.tally import REPORT
 from tests.conftest import REPOSITORY
 from tests.helpers.held import wait_until
-from tests.helpers.written import kill_in_second_part
+from tests.helpers.shard_writing import kill_in_second_part
 
 TEXTS = [f"document {i}" for i in range(2000)]
 

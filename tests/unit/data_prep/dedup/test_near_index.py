@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 
 
 def by_datasketch(signatures: Signatures) -> npt.NDArray[np.bool_]:
-    """Keep each row that is not near to one that was kept, in datasketch's index."""
+    """Return which rows are near to an earlier row that stays, (rows,), by datasketch's index."""
     from datasketch import MinHash, MinHashLSH
 
     index, is_near = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS), []

@@ -1,10 +1,8 @@
-"""Exact and near deduplication through write_shards, against sets of words; over parts, workers and a kill."""
+"""Exact and near deduplication by write_shards, against sets of words; over parts and workers, and after a kill."""
 
 import gzip
 import json
 import random
-import shutil
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,17 @@ from data_prep.shards.parts import WORK_FOLDER
 from data_prep.shards.tally import REPORT
 from tests.helpers.held import Hold
 from tests.helpers.own_problems import HUMANEVAL, write_jsonl
-from tests.helpers.written import files_of, held_run, kill
+from tests.helpers.shard_writing import STDLIB, copy_packages, files_of, held_run, kill, option_words
 
-STDLIB = Path(sysconfig.get_path("stdlib"))
 CODE = (STDLIB / "argparse.py").read_text()
 
 
 def _arguments(corpus: Path, out: Path, **changes: Any) -> list[str]:
     options = {
-        "input": corpus,
-        "tokenizer": "bytes",
-        "out": out,
-        "seq_len": 256,
-        "val_fraction": 0,
-        "part_bytes": 100_000,
-        "num_workers": 1,
-        "extensions": ".py .jsonl",
-    } | changes
-    return [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
+        "input": corpus, "tokenizer": "bytes", "out": out, "seq_len": 256, "val_fraction": 0, "part_bytes": 100_000,
+        "num_workers": 1, "extensions": ".py .jsonl",
+    }  # fmt: skip
+    return option_words(options | changes)
 
 
 def _report(out: Path) -> dict[str, Any]:
@@ -43,13 +34,13 @@ def _report(out: Path) -> dict[str, Any]:
 
 
 def _dropped(out: Path) -> dict[str, list[str]]:
-    """Names of the files that each rule dropped from, as far as the samples go."""
-    samples = _report(out)["samples"].items()
-    return {rule: [Path(sample["source"]).name.partition(":")[0] for sample in of_rule] for rule, of_rule in samples}
+    """Return the names of the files of the first documents that each rule dropped, from the report."""
+    examples = _report(out)["samples"].items()
+    return {rule: [Path(example["source"]).name.partition(":")[0] for example in found] for rule, found in examples}
 
 
 def _changed(text: str, *, fraction: float, seed: int = 0) -> str:
-    """The text with a fraction of its lines replaced by others of new words."""
+    """Return the text with a fraction of its lines replaced by lines of new words."""
     generator = random.Random(seed)
     lines = text.split("\n")
     for place in generator.sample(range(len(lines)), k=int(fraction * len(lines))):
@@ -58,17 +49,17 @@ def _changed(text: str, *, fraction: float, seed: int = 0) -> str:
 
 
 def _jaccard(a: str, b: str) -> float:
-    """The true similarity of two texts."""
+    """Return the true Jaccard similarity of two texts."""
     left, right = ({tuple(words[i : i + 5]) for i in range(len(words) - 4)} for words in map(words_of, (a, b)))
     return len(left & right) / len(left | right)
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Sources of several parts, with copies far apart, near copies, and one in a record of jsonl."""
-    folder = tmp_path / "corpus"
-    shutil.copytree(STDLIB / "email", folder / "b_email", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(STDLIB / "json", folder / "c_json", ignore=shutil.ignore_patterns("__pycache__"))
+    """Sources of several parts, with equal and near copies of a file far from it, one of them in a record of jsonl."""
+    folder = copy_packages(tmp_path / "corpus", "email", "json")
+    (folder / "email").rename(folder / "b_email")
+    (folder / "json").rename(folder / "c_json")
     (folder / "a_first.py").write_text(CODE)
     (folder / "b_email" / "copy.py").write_text(CODE)
     (folder / "c_json" / "near.py").write_text(_changed(CODE, fraction=0.05))
@@ -100,7 +91,7 @@ def test_near_documents_are_dropped_and_others_stay(corpus: Path, tmp_path: Path
     assert all(_jaccard(a.read_text(), CODE) < 0.6 for a in sources if a.name not in ("a_first.py", "__init__.py"))
 
 
-def test_of_a_chain_the_ends_stay(tmp_path: Path) -> None:
+def test_both_ends_of_a_chain_of_near_documents_stay(tmp_path: Path) -> None:
     words = [f"w{i}" for i in range(2000)]
     chain = [" ".join(words[start : start + 1000]) for start in (0, 100, 200)]
     assert _jaccard(chain[0], chain[1]) > 0.8 > 0.7 > _jaccard(chain[0], chain[2])
@@ -110,8 +101,8 @@ def test_of_a_chain_the_ends_stay(tmp_path: Path) -> None:
     assert _report(tmp_path / "out")["samples"]["near_duplicate"][0]["text"] == chain[1][:200]
 
 
-def test_the_first_that_the_rules_leave_stays(tmp_path: Path) -> None:
-    """A copy that its licence drops is no reason to drop the copy that may stay."""
+def test_the_first_document_that_no_rule_drops_stays(tmp_path: Path) -> None:
+    """A copy that is dropped for its licence does not cause the copy with another licence to be dropped."""
     rows = [{"text": CODE, "license": name} for name in ("gpl-3.0", "gpl-3.0", "mit", "mit")]
     rows.insert(3, {"text": CODE[::-1], "license": "mit"})
     write_jsonl(tmp_path / "c.jsonl", rows)
@@ -123,7 +114,7 @@ def test_the_first_that_the_rules_leave_stays(tmp_path: Path) -> None:
     assert _report(out)["kept"]["documents"] == 2
 
 
-def test_a_problem_inside_a_larger_file_is_dropped_by_name(corpus: Path, tmp_path: Path) -> None:
+def test_a_file_that_contains_a_benchmark_problem_is_dropped(corpus: Path, tmp_path: Path) -> None:
     problem = HUMANEVAL[0]
     (corpus / "leak.py").write_text(CODE + problem["prompt"] + problem["canonical_solution"])
     benchmark = write_jsonl(tmp_path / "own_eval.jsonl", HUMANEVAL)
@@ -142,7 +133,7 @@ def test_a_problem_inside_a_larger_file_is_dropped_by_name(corpus: Path, tmp_pat
 
 @pytest.fixture
 def everything(corpus: Path, tmp_path: Path) -> dict[str, Any]:
-    """Arguments that use all there is."""
+    """Options that use all of deduplication and filters."""
     benchmark = write_jsonl(tmp_path / "own_eval.jsonl", HUMANEVAL)
     (corpus / "leak.py").write_text(CODE[:9000] + HUMANEVAL[0]["prompt"])
     return {"dedup": "near", "filters": "starcoder", "decontaminate": benchmark}
@@ -161,14 +152,14 @@ def test_any_number_of_workers_and_a_kill_in_the_survey_give_the_same_bytes(
     hold = Hold(command="data_prep.write_shards", at=at, after=1, file=tmp_path / "held")
     kill(held_run(_arguments(corpus, out, **everything), hold))
     assert len(list(out.glob(f"{WORK_FOLDER}/*.survey.npz"))) == 1
-    assert not list(out.glob("train/part-*"))  # before any part
+    assert not list(out.glob("train/part-*"))  # no part is written before all are surveyed
     assert not (out / METADATA).exists()
     write_shards.main(_arguments(corpus, out, **everything))
     assert files_of(out) == reference
 
 
 def killed(*_: object, **__: object) -> None:
-    """Stands for a death; workers find it by its name."""
+    """Stand for a kill; a function of this module, so that workers can import it."""
     raise RuntimeError("killed")
 
 
@@ -188,8 +179,8 @@ def test_finished_surveys_are_not_made_again(
     assert files_of(out) == files_of(tmp_path / "one")
 
 
-def test_what_cannot_be_read_is_no_document(corpus: Path, tmp_path: Path) -> None:
-    """Surveys and parts count the same documents, also where reading fails in the middle."""
+def test_records_that_cannot_be_read_are_not_documents(corpus: Path, tmp_path: Path) -> None:
+    """Surveys and parts count the same documents, even if reading fails in the middle of a file."""
     rows = "".join(json.dumps({"text": f"number {i} " * 9}) + "\n" for i in range(500)) + '{"text": 1}\nnot JSON\n'
     damaged = gzip.compress(rows.encode(), mtime=0)[:-40]
     (corpus / "damaged.jsonl.gz").write_bytes(damaged)

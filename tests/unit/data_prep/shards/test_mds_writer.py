@@ -1,4 +1,4 @@
-"""MDSWriter against streaming's own, byte for byte."""
+"""MDSWriter against streaming's MDSWriter, byte for byte."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from data_prep.shards import mds_writer
 from data_prep.shards.mds_writer import MDSWriter
 
 LENGTH = 40
-LIMIT = 2000  # bytes of a shard, so that a few windows make several
+LIMIT = 2000  # bytes of a shard, so that few windows fill several shards
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -44,7 +44,7 @@ def test_the_files_are_those_that_streaming_writes(
     ours, theirs = files_of(tmp_path / "ours"), files_of(tmp_path / "reference")
     if compression is None:
         assert ours == theirs
-    else:  # the two packages may not compress alike: what comes out again has to be the same
+    else:  # their zstd libraries may compress differently; the decompressed windows must be the same
         assert ours.keys() == theirs.keys()
         indices = [json.loads(files["index.json"])["shards"] for files in (ours, theirs)]
         assert [shard["raw_data"] for shard in indices[0]] == [shard["raw_data"] for shard in indices[1]]
@@ -53,11 +53,13 @@ def test_the_files_are_those_that_streaming_writes(
             assert np.array_equal(np.stack([dataset[i]["tokens"] for i in range(len(dataset))]), windows)
 
 
-def test_shards_end_where_streamings_do_at_every_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_end_after_the_same_window_as_those_of_streaming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from common.mds import streaming
 
     windows = np.zeros((50, LENGTH), dtype=np.uint16)
-    for limit in range(2000, 2000 + 4 + 2 * LENGTH + 1, 4):  # over the size of one more window
+    for limit in range(2000, 2000 + 4 + 2 * LENGTH + 1, 4):  # up to room for one more window
         columns, out = {"tokens": f"ndarray:uint16:{LENGTH}"}, str(tmp_path / f"reference-{limit}")
         with streaming.MDSWriter(columns=columns, out=out, hashes=["xxh64"], size_limit=limit) as reference:
             for window in windows:
@@ -69,7 +71,7 @@ def test_shards_end_where_streamings_do_at_every_limit(tmp_path: Path, monkeypat
         assert files_of(tmp_path / f"ours-{limit}") == files_of(tmp_path / f"reference-{limit}")
 
 
-def test_the_largest_shard_is_of_the_size_that_streaming_takes_by_default() -> None:
+def test_the_largest_size_of_a_shard_is_the_default_of_streaming() -> None:
     import inspect
 
     from common.mds import streaming
@@ -77,18 +79,20 @@ def test_the_largest_shard_is_of_the_size_that_streaming_takes_by_default() -> N
     assert inspect.signature(streaming.MDSWriter).parameters["size_limit"].default == mds_writer._SHARD_BYTES
 
 
-def test_two_columns_are_those_that_streaming_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_with_two_columns_are_those_that_streaming_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from common.mds import streaming
 
     names = ["document_ids", "tokens"]
-    samples = np.random.default_rng(0).integers(0, 1 << 16, (50, 2, LENGTH)).astype(np.uint16)
+    windows = np.random.default_rng(0).integers(0, 1 << 16, (50, 2, LENGTH)).astype(np.uint16)
     columns, out = dict.fromkeys(reversed(names), f"ndarray:uint16:{LENGTH}"), str(tmp_path / "reference")
     with streaming.MDSWriter(columns=columns, out=out, hashes=["xxh64"], size_limit=LIMIT) as reference:
-        for document_ids, tokens in samples:
+        for document_ids, tokens in windows:
             reference.write({"tokens": tokens, "document_ids": document_ids})
     monkeypatch.setattr(mds_writer, "_SHARD_BYTES", LIMIT)
     writer = MDSWriter(tmp_path / "ours", window_length=LENGTH, compression=None, columns=names)
-    for piece in np.array_split(samples.reshape(50, 2 * LENGTH), [1, 3, 30]):
+    for piece in np.array_split(windows.reshape(50, 2 * LENGTH), [1, 3, 30]):
         writer.add(piece)
     writer.finish()
     assert files_of(tmp_path / "ours") == files_of(tmp_path / "reference")

@@ -1,4 +1,4 @@
-"""check_shards, stats and report on shards in S3, against what they say of the same shards on a disk."""
+"""check_shards, stats and report on shards in S3, against their output for the same shards on a disk."""
 
 import json
 import socket
@@ -17,7 +17,7 @@ from tests.helpers.s3_server import NOWHERE, S3Server
 
 @pytest.fixture
 def shards(tmp_path: Path, sentencepiece_model: Path) -> Path:
-    """Compressed, of a SentencePiece model, and several parts."""
+    """Compressed shards of several parts, with a SentencePiece model."""
     corpus = tmp_path / "corpus.jsonl"
     documents = [{"text": f"def f{n}(x):\n    return x + {n}\n" * 20} for n in range(200)]
     corpus.write_text("".join(f"{json.dumps(document)}\n" for document in documents))
@@ -35,24 +35,24 @@ def name(s3: S3Server, shards: Path) -> str:
     return f"s3://{s3.bucket}/a/b"
 
 
-def test_all_say_the_same_of_both(
+def test_all_commands_print_the_same_for_both(
     shards: Path, name: str, s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said: list[list[str]] = []
+    printed: list[list[str]] = []
     for folder in (str(shards), name):
         capsys.readouterr()
         check_shards.main([folder, "--sample", "2"])
         stats.main([folder, "--output", str(tmp_path / "stats.png")])
         report.main([folder])
-        said.append(capsys.readouterr().out.splitlines())
-    assert said[0] == said[1]
-    assert any(line.startswith("val") and line.endswith("  ok") for line in said[1])
+        printed.append(capsys.readouterr().out.splitlines())
+    assert printed[0] == printed[1]
+    assert any(line.startswith("val") and line.endswith("  ok") for line in printed[1])
     assert {"a/b/metadata.json", "a/b/tokenizer.model", "a/b/report.json"} <= set(s3.take_sent())
     with pytest.raises(UserError, match=f"stats does not write to {name}: give a file for the histogram with --output"):
         stats.main([name])
 
 
-def test_what_is_damaged_there_is_found_and_named(name: str, s3: S3Server) -> None:
+def test_damaged_objects_are_found_and_named(name: str, s3: S3Server) -> None:
     keys = sorted(key for key in s3.modified() if "/train/part-" in key)
     s3.client().delete_object(Bucket=s3.bucket, Key=keys[0])
     s3.corrupt(keys[1], times=1)
@@ -67,7 +67,7 @@ def test_what_is_damaged_there_is_found_and_named(name: str, s3: S3Server) -> No
         check_shards.main([name])
 
 
-def test_storage_without_an_answer_is_no_damage(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_storage_is_not_reported_as_damage(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(S3Path, "check_bucket", lambda _: monkeypatch.setenv("AWS_ENDPOINT_URL", NOWHERE))
     monkeypatch.setattr(s3_folders, "_PERSISTENT", replace(s3_folders._PERSISTENT, attempts=1))
     with pytest.raises(RemoteError, match=r"metadata\.json cannot be reached"):
@@ -76,7 +76,7 @@ def test_storage_without_an_answer_is_no_damage(name: str, monkeypatch: pytest.M
         read_index(S3Path(name) / "train")
 
 
-def test_an_endpoint_that_says_nothing_is_given_up(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_endpoint_is_given_up(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(s3_folders, "_INTERACTIVE", replace(s3_folders._INTERACTIVE, read_timeout_s=0.2))
@@ -84,7 +84,7 @@ def test_an_endpoint_that_says_nothing_is_given_up(s3: S3Server, monkeypatch: py
             folder_at(f"s3://{s3.bucket}/x")
 
 
-def test_a_path_is_as_a_path_on_a_disk(s3: S3Server, tmp_path: Path) -> None:
+def test_an_s3_path_behaves_like_a_path_on_a_disk(s3: S3Server, tmp_path: Path) -> None:
     folder = S3Path(f"s3://{s3.bucket}/a/")
     assert (str(folder), str(folder / "b/c"), (folder / "b" / "c").name) == (
         f"s3://{s3.bucket}/a", f"s3://{s3.bucket}/a/b/c", "c",

@@ -1,9 +1,7 @@
-"""Windows as people read them: marks, and shades that change nothing of the text."""
+"""The text of windows: marks, and shades that do not change the text."""
 
 import itertools
 import re
-import sysconfig
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,18 +9,18 @@ import pytest
 from common.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from data_prep import train_tokenizer
 from data_prep.shards.window_text import marked_text
+from tests.helpers.shard_writing import STDLIB
 
-STDLIB = Path(sysconfig.get_path("stdlib"))
 TEXT = "  def f(x):\n\treturn '☃é數🎉' + x  # two  spaces\n\n" + (STDLIB / "heapq.py").read_text()[:3000]
 
 
-def test_the_mark_stands_where_the_document_ends() -> None:
+def test_a_mark_shows_where_a_document_ends() -> None:
     window = np.array([*b"ab", 257, *b"c\n", 257, 257, *b"d"], dtype=np.uint16)
     assert marked_text(window, ByteTokenizer()) == "ab⟦EOS⟧\nc\n⟦EOS⟧\n⟦EOS⟧\nd"
 
 
 def test_every_special_token_has_its_mark() -> None:
-    """BOS too, and sentinels, which a document of which the middle is last cannot be read without."""
+    """Also BOS, and the sentinels, without which a document rearranged for fill-in-the-middle cannot be read."""
     window = np.array([256, *b"a", 257, 256, 258, *b"b", 259, *b"c", 260, *b"d", 261, 257], dtype=np.uint16)
     sentinels = {"prefix": 258, "suffix": 259, "middle": 260, "end": 261}
     expected = "⟦BOS⟧a⟦EOS⟧\n⟦BOS⟧⟦PREFIX⟧b⟦SUFFIX⟧c⟦MIDDLE⟧d⟦END⟧⟦EOS⟧\n"
@@ -41,7 +39,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return load_tokenizer(str(path))
 
 
-def test_shades_show_every_token_and_change_no_text(tokenizer: Tokenizer) -> None:
+def test_shades_show_every_token_and_do_not_change_the_text(tokenizer: Tokenizer) -> None:
     ids, more = tokenizer.encode(TEXT), tokenizer.encode("x = 1\n")
     window = np.array([*ids, tokenizer.eos_id, *more], dtype=np.uint16)
     shaded = marked_text(window, tokenizer, style="color")
