@@ -35,17 +35,22 @@ _EXAMPLES = """examples:
   python -m data_prep.stats data/code --output code.png"""
 
 
+Lengths = npt.NDArray[np.int64]  # (documents,), in tokens with EOS
+
+
 @dataclass
 class SplitStats:
-    """Counts of one split or of all, from metadata.json, and the lengths of whole documents in tokens, with EOS."""
+    """Numbers of one split, or of all. Lengths are in tokens, with EOS, and of documents that are not cut off."""
 
     documents: int
     tokens: int
     bytes: int
+    """UTF-8 bytes of the documents."""
     tokens_per_byte: float
     cut_documents: int = 0
     mean_length: float = 0.0
     percentiles: dict[str, int] = field(default_factory=dict)
+    """Lengths by percentile, `PERCENTILES`."""
     longest: int = 0
 
 
@@ -64,23 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if metadata.get("document_ends", "eos") not in ("eos", "both"):
         raise UserError(f"{root} was written with --document_ends {metadata['document_ends']}: no EOS ends a document")
     languages = read_report(root, languages_of)
-    stats, lengths = {}, {}
-    n_all_cut = 0
-    for split in metadata["splits"]:
-        try:
-            lengths[split], n_cut = document_lengths(root / split, metadata)
-        except DamagedShardError as error:
-            raise UserError(f"{error}; see python -m data_prep.check_shards {root}") from error
-        stats[split] = _stats(metadata["splits"][split], lengths[split], n_cut=n_cut)
-        n_all_cut += n_cut
-    total = {unit: sum(getattr(of, unit) for of in stats.values()) for unit in UNITS}
-    stats[ALL] = _stats(total, np.concatenate(list(lengths.values())), n_cut=n_all_cut)
+    stats, lengths = _measure(root, metadata)
     print(f"{table(stats)}\n\n{language_table(languages)}")
     picture = picture or Path(f"{root}/stats.png")
     try:
         _draw(lengths, picture)
-        numbers = {"splits": {split: asdict(of) for split, of in stats.items()}, "languages": languages}
-        write_json(picture.with_suffix(".json"), numbers)
+        splits = {split: asdict(split_stats) for split, split_stats in stats.items()}
+        write_json(picture.with_suffix(".json"), {"splits": splits, "languages": languages})
     except OSError as error:
         raise UserError(f"cannot write {picture}: {error.strerror}; name another file with --output") from error
     print(f"histogram: {picture}")
@@ -97,23 +92,43 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _measure(root: Path | S3Path, metadata: dict[str, Any]) -> tuple[dict[str, SplitStats], dict[str, Lengths]]:
+    """Return the numbers of each split and of all, and the lengths of the documents of each split.
+
+    Raises:
+        UserError: the shards are damaged.
+    """
+    stats: dict[str, SplitStats] = {}
+    lengths: dict[str, Lengths] = {}
+    for split, counts in metadata["splits"].items():
+        try:
+            lengths[split], n_cut = document_lengths(root / split, metadata)
+        except DamagedShardError as error:
+            raise UserError(f"{error}; see python -m data_prep.check_shards {root}") from error
+        stats[split] = _stats(counts, lengths[split], n_cut=n_cut)
+    total = {unit: sum(getattr(split_stats, unit) for split_stats in stats.values()) for unit in UNITS}
+    n_cut = sum(split_stats.cut_documents for split_stats in stats.values())
+    stats[ALL] = _stats(total, np.concatenate(list(lengths.values())), n_cut=n_cut)
+    return stats, lengths
+
+
 def languages_of(report: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Return the kept documents, bytes, tokens and tokens per byte of each language, the one with most bytes first."""
-    kept = {name: of[KEPT] for name, of in report["languages"].items() if of[KEPT]["documents"]}
+    kept = {name: section[KEPT] for name, section in report["languages"].items() if section[KEPT]["documents"]}
     return {
         name: {unit: kept[name][unit] for unit in UNITS} | {"tokens_per_byte": tokens_per_byte(kept[name])}
         for name in sorted(kept, key=lambda name: (-kept[name]["bytes"], name))
     }
 
 
-def document_lengths(folder: Path | S3Path, metadata: dict[str, Any]) -> tuple[npt.NDArray[np.int64], int]:
+def document_lengths(folder: Path | S3Path, metadata: dict[str, Any]) -> tuple[Lengths, int]:
     """Return the lengths in tokens of a split's whole documents, EOS included, and the number of those cut off.
 
     Raises:
         DamagedShardError: a file is not what its index says.
     """
     eos_id = metadata["tokenizer"]["eos_id"]
-    lengths: list[npt.NDArray[np.int64]] = []
+    lengths: list[Lengths] = []
     part, open_tokens, n_cut = "", 0, 0
     for next_part, tokens in _token_runs(folder, metadata):
         if next_part != part:
@@ -141,7 +156,7 @@ def _token_runs(folder: Path | S3Path, metadata: dict[str, Any]) -> Iterator[tup
             yield shard.part, shard.tokens[-1, seq_len:]
 
 
-def _stats(counts: dict[str, Any], lengths: npt.NDArray[np.int64], *, n_cut: int) -> SplitStats:
+def _stats(counts: dict[str, Any], lengths: Lengths, *, n_cut: int) -> SplitStats:
     stats = SplitStats(
         documents=counts["documents"],
         tokens=counts["tokens"],
@@ -163,12 +178,12 @@ def table(stats: dict[str, SplitStats]) -> str:
         f"{'split':<8}{'documents':>12}{'tokens':>16}{'tokens/byte':>13}{'bytes/token':>13}"
         f"{'cut':>6}{'mean':>10}{heads}{'longest':>12}"
     ]
-    for split, of in stats.items():
-        values = "".join(f"{of.percentiles.get(str(percentile), 0):>9,}" for percentile in PERCENTILES)
+    for split, row in stats.items():
+        values = "".join(f"{row.percentiles.get(str(percentile), 0):>9,}" for percentile in PERCENTILES)
         lines.append(
-            f"{split:<8}{of.documents:>12,}{of.tokens:>16,}{of.tokens_per_byte:>13.3f}"
-            f"{of.bytes / max(1, of.tokens):>13.2f}{of.cut_documents:>6,}{of.mean_length:>10,.0f}"
-            f"{values}{of.longest:>12,}"
+            f"{split:<8}{row.documents:>12,}{row.tokens:>16,}{row.tokens_per_byte:>13.3f}"
+            f"{row.bytes / max(1, row.tokens):>13.2f}{row.cut_documents:>6,}{row.mean_length:>10,.0f}"
+            f"{values}{row.longest:>12,}"
         )
     return "\n".join(lines)
 
@@ -176,16 +191,16 @@ def table(stats: dict[str, SplitStats]) -> str:
 def language_table(languages: dict[str, dict[str, float]]) -> str:
     """Return a table of the languages."""
     lines = [f"{'language':<26}{'documents':>12}{'tokens':>16}{'tokens/byte':>13}{'bytes/token':>13}{'of tokens':>11}"]
-    n_tokens = sum(of["tokens"] for of in languages.values())
-    for name, of in languages.items():
+    n_tokens = sum(row["tokens"] for row in languages.values())
+    for name, row in languages.items():
         lines.append(
-            f"{name:<26}{of['documents']:>12,}{of['tokens']:>16,}{of['tokens_per_byte']:>13.3f}"
-            f"{of['bytes'] / max(1, of['tokens']):>13.2f}{of['tokens'] / max(1, n_tokens):>11.1%}"
+            f"{name:<26}{row['documents']:>12,}{row['tokens']:>16,}{row['tokens_per_byte']:>13.3f}"
+            f"{row['bytes'] / max(1, row['tokens']):>13.2f}{row['tokens'] / max(1, n_tokens):>11.1%}"
         )
     return "\n".join(lines)
 
 
-def _draw(lengths: dict[str, npt.NDArray[np.int64]], picture: Path) -> None:
+def _draw(lengths: dict[str, Lengths], picture: Path) -> None:
     """Draw two histograms over the length of documents: the fraction of the documents, and that of their tokens."""
     import matplotlib as mpl
 
@@ -193,13 +208,13 @@ def _draw(lengths: dict[str, npt.NDArray[np.int64]], picture: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", sharex=True)
-    longest = max((int(of.max()) for of in lengths.values() if len(of)), default=1)
+    longest = max((int(in_split.max()) for in_split in lengths.values() if len(in_split)), default=1)
     n_bins = _BINS_PER_FACTOR_TWO * int(np.ceil(np.log2(longest + 1)))
     edges = np.logspace(0, n_bins / _BINS_PER_FACTOR_TWO, num=n_bins + 1, base=2)
     for panel, unit in zip(panels, ("documents", "tokens"), strict=True):
-        for split, of in lengths.items():
-            weights = np.ones(len(of)) if unit == "documents" else of.astype(float)
-            panel.hist(of, bins=edges, weights=weights / max(1.0, weights.sum()), histtype="step", label=split)
+        for split, in_split in lengths.items():
+            weights = np.ones(len(in_split)) if unit == "documents" else in_split.astype(float)
+            panel.hist(in_split, bins=edges, weights=weights / max(1.0, weights.sum()), histtype="step", label=split)
         panel.set(xscale="log", xlabel="tokens in a document", ylabel=f"fraction of {unit}")
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         panel.grid(alpha=0.3)

@@ -86,8 +86,8 @@ def counts_of(work: Path, n_tasks: int) -> tuple[int, int, Counter[str]]:
     """Return the number of documents before and after deduplication, and of those dropped before it, by reason."""
     seen = [_read(_task_file(work, "seen", rank)) for rank in range(n_tasks)]
     written = [_read(_task_file(work, "written", rank))["documents"] for rank in range(n_tasks)]
-    dropped = sum((Counter(of["dropped"]) for of in seen), Counter())
-    return sum(of["documents"] for of in seen), sum(written), dropped
+    dropped = sum((Counter(task["dropped"]) for task in seen), Counter())
+    return sum(task["documents"] for task in seen), sum(written), dropped
 
 
 class SourceReader(PipelineStep):

@@ -43,7 +43,7 @@ class MDSWriter:
         self, folder: Path, *, window_length: int, compression: str | None, columns: Sequence[str] = (TOKENS,)
     ) -> None:
         self._folder = folder
-        self._sample_bytes = 2 * window_length * len(columns)
+        self._window_bytes = 2 * window_length * len(columns)
         self._config: dict[str, Any] = {
             "version": _MDS_VERSION,
             "format": "mds",
@@ -55,7 +55,7 @@ class MDSWriter:
             "column_sizes": [2 * window_length] * len(columns),
         }
         self._header = json.dumps(self._config, sort_keys=True).encode()
-        self._room = max(1, (_SHARD_BYTES - 8 - len(self._header)) // (4 + self._sample_bytes))  # windows in a shard
+        self._windows_per_shard = max(1, (_SHARD_BYTES - 8 - len(self._header)) // (4 + self._window_bytes))
         self._pending: list[TokenArray] = []
         self._n_pending = 0
         self._shards: list[dict[str, Any]] = []
@@ -64,11 +64,11 @@ class MDSWriter:
     def add(self, windows: TokenArray) -> None:
         """Append windows (n_windows, n_columns * window_length); those that do not fill a shard stay in memory."""
         while len(windows):
-            taken = windows[: self._room - self._n_pending]
+            taken = windows[: self._windows_per_shard - self._n_pending]
             windows = windows[len(taken) :]
             self._pending.append(taken)
             self._n_pending += len(taken)
-            if self._n_pending == self._room:
+            if self._n_pending == self._windows_per_shard:
                 self._write_shard()
 
     def finish(self) -> None:
@@ -79,24 +79,24 @@ class MDSWriter:
         (self._folder / INDEX).write_text(index, encoding="utf-8")
 
     def _write_shard(self) -> None:
-        n, name = self._n_pending, f"shard.{len(self._shards):05}.mds"
-        start = 4 * (n + 2) + len(self._header)
-        raw = np.empty(start + n * self._sample_bytes, dtype=np.uint8)
-        raw[:4].view(np.uint32)[0] = n
-        raw[4 : 4 * (n + 2)].view(np.uint32)[:] = start + self._sample_bytes * np.arange(n + 1)
-        raw[4 * (n + 2) : start] = np.frombuffer(self._header, dtype=np.uint8)
-        np.concatenate(self._pending, out=raw[start:].view(np.uint16).reshape(n, -1))
-        stored, zip_info = raw.data, None
-        raw_info = _file_info(raw.data, name)
+        n_windows, name = self._n_pending, f"shard.{len(self._shards):05}.mds"
+        start = 4 * (n_windows + 2) + len(self._header)  # of the windows
+        raw = np.empty(start + n_windows * self._window_bytes, dtype=np.uint8)
+        raw[:4].view(np.uint32)[0] = n_windows
+        raw[4 : 4 * (n_windows + 2)].view(np.uint32)[:] = start + self._window_bytes * np.arange(n_windows + 1)
+        raw[4 * (n_windows + 2) : start] = np.frombuffer(self._header, dtype=np.uint8)
+        np.concatenate(self._pending, out=raw[start:].view(np.uint16).reshape(n_windows, -1))
+        stored, zip_entry = raw.data, None
+        raw_entry = _file_entry(raw.data, name)
         if (compression := self._config["compression"]) is not None:
             level = int(compression.partition(":")[2] or _ZSTD_LEVEL)
             stored = memoryview(zstandard.ZstdCompressor(level=level).compress(raw.data))
             name = f"{name}.zstd"
-            zip_info = _file_info(stored, name)
+            zip_entry = _file_entry(stored, name)
         (self._folder / name).write_bytes(stored)
-        self._shards.append({"samples": n, "raw_data": raw_info, "zip_data": zip_info} | self._config)
+        self._shards.append({"samples": n_windows, "raw_data": raw_entry, "zip_data": zip_entry} | self._config)
         self._pending, self._n_pending = [], 0
 
 
-def _file_info(data: memoryview, name: str) -> dict[str, Any]:
+def _file_entry(data: memoryview, name: str) -> dict[str, Any]:
     return {"basename": name, "bytes": len(data), "hashes": {"xxh64": xxhash.xxh64_hexdigest(data)}}
