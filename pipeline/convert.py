@@ -1,11 +1,12 @@
-"""Weights from one format to another: training checkpoints, Meta's release, Hugging Face.
+"""Convert weights between training checkpoints, Meta's format and Hugging Face's format.
 
     python -m pipeline.convert --input runs/demo --to hf --output exports/demo
 
-The input is a run directory (its newest whole checkpoint is taken), one checkpoint of any way of running, or a folder
-in Meta's or Hugging Face's format. Values are kept bit for bit unless --dtype asks otherwise, and however large the
-model is, a weight (meta, deepspeed) or a file of 5 GB (hf) is in memory at a time. With an export goes a model card,
-README.md, whose licence is yours to fill in. `--to deepspeed` writes a checkpoint to start runs from (model.init_from).
+The input is a run directory (its newest whole checkpoint is used), a checkpoint with any sharding, or a folder in
+Meta's or Hugging Face's format. Without --dtype, all values are kept bit for bit. However large the model is, only one
+weight (meta, deepspeed) or one file of at most 5 GB (hf) is in memory at a time. An export comes with a model card,
+README.md, in which you fill in the licence. `--to deepspeed` writes a checkpoint that runs can start from with
+model.init_from.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Raises:
-        UserError: the input is no model, does not fit the output's format, or the output folder holds something else.
+        UserError: the input is not a model or cannot be written in this format, or the output folder cannot be used.
     """
     arguments = _parse(argv)
     _check_output(arguments.output)
@@ -50,22 +51,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _tokenizer(name: str | None, stored: StoredModel) -> str | None:
-    """Return the tokenizer that goes along, checked against the model.
+    """Return the tokenizer to include, checked against the model; warn if there is none.
 
     Raises:
-        UserError: it has other ids than the model.
+        UserError: the tokenizer and the model have different numbers of ids.
     """
     if name is None:
-        print("warning: no tokenizer goes along; name it with --tokenizer_path", file=sys.stderr)
+        print("warning: the output has no tokenizer; give one with --tokenizer_path", file=sys.stderr)
         return None
     n_ids = load_tokenizer(name, vocab_size=stored.config.vocab_size).vocab_size
     if n_ids != stored.config.vocab_size:
-        raise UserError(f"the tokenizer {name} has {n_ids} ids, but the model {stored.config.vocab_size}")
+        raise UserError(f"the tokenizer {name} has {n_ids} ids, but the model has {stored.config.vocab_size}")
     return name
 
 
 def _first_token(stored: StoredModel, path: Path, tokenizer: str | None) -> Literal["bos", "eos", "none"]:
-    """Return what stood before a document in training: what our shards say, mostly EOS; BOS for Meta's models."""
+    """Return the token before each document in training: as the shards record it, or EOS; BOS for Meta's models."""
     ends = (stored.provenance.shards or {}).get("document_ends")
     if ends is not None:
         return "bos" if ends == "both" else ends
@@ -84,10 +85,10 @@ def _use(format_name: str, folder: Path, options: ExportOptions) -> str:
 
 
 def _check_output(folder: Path) -> None:
-    """Refuse an output folder that holds anything but an earlier export.
+    """Check that the output folder does not exist, is empty, or holds only an earlier export.
 
     Raises:
-        UserError: it does, or it is a file.
+        UserError: the folder holds something else, or it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder} is a file; give a folder")
@@ -95,19 +96,23 @@ def _check_output(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     foreign = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if foreign:
-        raise UserError(f"--output {folder} holds {foreign[0]!r}, which is no export; give a new or empty folder")
+        raise UserError(f"--output {folder} holds {foreign[0]!r}, which no export has; give a new or empty folder")
 
 
 @contextmanager
 def published_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`; on success it takes its place, whole, else it is removed.
+    """Yield an empty folder beside `folder`, which replaces `folder` on success and is removed on failure.
 
     Raises:
-        UserError: no folder can be made there, or the disk is full.
+        UserError: the folder cannot be created, or the disk is full.
     """
     folder = folder.resolve()
-    for left in folder.parent.glob(f".{folder.name}.*-*"):  # perhaps of another machine's process, so not deleted here
-        print(f"warning: {left} is of a conversion that runs or was killed; if killed, delete it", file=sys.stderr)
+    for left in folder.parent.glob(f".{folder.name}.*-*"):  # perhaps from another machine, so it is not deleted
+        print(
+            f"warning: {left} was left by a conversion that is still running or was killed; if it was killed, delete"
+            " the folder",
+            file=sys.stderr,
+        )
     partial, former = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("partial", "former"))
     try:
         partial.mkdir(parents=True)
@@ -126,18 +131,18 @@ def published_folder(folder: Path) -> Iterator[Path]:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("pipeline.convert", description=__doc__)
-    input_help = "a run directory (its newest whole checkpoint is taken), a checkpoint, or an export of any format"
+    input_help = "a run directory (its newest whole checkpoint is used), a checkpoint, or an export in any format"
     parser.add_argument("--input", required=True, type=Path, metavar="RUN_OR_DIR", help=input_help)
     parser.add_argument("--to", required=True, choices=list(FORMATS), help="the format to write")
-    output_help = "folder to write; an earlier export there is replaced as a whole"
+    output_help = "the folder to write; an earlier export there is replaced as a whole"
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=output_help)
-    dtype_help = "precision of the weights written (default: as the input has them; checkpoints have fp32)"
+    dtype_help = "precision of the written weights (default: that of the input; fp32 for checkpoints)"
     parser.add_argument("--dtype", choices=list(DTYPES), help=dtype_help)
-    tokenizer_help = "a SentencePiece model, or the word 'bytes' (default: the run's, or that in the input folder)"
+    tokenizer_help = "a SentencePiece model, or the word 'bytes' (default: that of the run, or of the input folder)"
     parser.add_argument("--tokenizer_path", metavar="FILE", help=tokenizer_help)
     first_help = (
-        "what preceded a document in training, and so a text in the tokenizer that --to hf writes (default: eos for "
-        "runs, as in their shards, and for bytes; else bos)"
+        "the token before each document in training, which the tokenizer of --to hf puts before each text (default: "
+        "eos for runs, as in their shards, and for bytes; else bos)"
     )
     parser.add_argument("--first_token", choices=["bos", "eos", "none"], help=first_help)
     return parser.parse_args(argv)

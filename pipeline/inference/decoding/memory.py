@@ -63,7 +63,7 @@ class DecodingMemory:
     def _advice(self) -> str:
         ways = [f"lower --max_batch_size ({self.max_batch_size}) or --max_seq_len ({self.max_seq_len})"]
         if self.dtype == "fp32":
-            ways.append("take --dtype bf16")
+            ways.append("use --dtype bf16")
         if self.n_heads_used > 1:
             ways.append(f"use fewer heads (--n_heads_used {self.n_heads_used})")
         return ", or ".join(ways)

@@ -8,9 +8,9 @@ from pipeline.weights.formats import huggingface, meta, training
 from pipeline.weights.formats.export import Format
 
 FORMATS = {"meta": meta.FORMAT, "hf": huggingface.FORMAT, "deepspeed": training.FORMAT}
-"""By the names that `pipeline.convert --to` knows."""
+"""The formats, by their names for `pipeline.convert --to`."""
 EXPORTS = ("meta", "hf")
-"""Those that decoding reads."""
+"""The formats that inference reads."""
 _LOOKS = {
     "meta": "params.json and consolidated.pth",
     "hf": "config.json and model.safetensors",
@@ -21,8 +21,12 @@ _LOOKS = {
 def format_of(path: Path, *, among: Collection[str] = tuple(FORMATS)) -> Format:
     """Return the format of the folder `path`.
 
+    Args:
+        path: the folder.
+        among: names of the formats to consider.
+
     Raises:
-        UserError: it has none of those asked for.
+        UserError: the folder has none of these formats.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist")
@@ -32,4 +36,4 @@ def format_of(path: Path, *, among: Collection[str] = tuple(FORMATS)) -> Format:
     if FORMATS["deepspeed"].is_at(path):
         raise UserError(f"{path} is a run or a checkpoint; export it first: python -m pipeline.convert --input {path}")
     expected = "; ".join(f"{_LOOKS[name]} ({name})" for name in among)
-    raise UserError(f"{path} holds no model; expected is a folder with one of: {expected}")
+    raise UserError(f"{path} holds no model; expected a folder with one of: {expected}")

@@ -1,4 +1,4 @@
-"""What every format offers, what its writer is told, and the steps that the writers share."""
+"""Writing a model in some format: the options, the interface of a format, and steps that several formats share."""
 
 from __future__ import annotations
 
@@ -18,57 +18,58 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""torch's names of the dtypes that `--dtype` accepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What a writer is told besides the weights.
-
-    dtype: of the weights written; None keeps that of the source.
-    tokenizer: that goes along: "bytes", or the path of a SentencePiece model; None for none.
-    first_token: what stood before a document in training.
-    """
+    """What a writer needs to know besides the model."""
 
     dtype: torch.dtype | None = None
+    """Dtype of the written weights; None keeps the stored one."""
     tokenizer: str | None = None
+    """The tokenizer to include: "bytes", or the path of a SentencePiece model; None includes none."""
     first_token: Literal["bos", "eos", "none"] = "bos"
+    """The token before each document in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How a kind of folder is recognised, read and written.
-
-    is_at: whether a path is one; looks at file names only.
-    read_config: its architecture; needs no torch.
-    open: its weights. Both raise UserError where the folder is not whole.
-    write: an export into an existing, empty folder.
-    files: patterns of all names that an export may consist of.
-    """
+    """How folders of one format are recognised, read and written."""
 
     is_at: Callable[[Path], bool]
+    """Returns whether a path has this format; looks at file names only."""
     read_config: Callable[[Path], ModelConfig]
+    """Returns the architecture, without torch; raises `UserError` if the folder is not whole."""
     open: Callable[[Path], StoredModel]
+    """Returns the model; raises `UserError` if the folder is not whole."""
     write: Callable[[StoredModel, Path, ExportOptions], None]
+    """Writes a model into an existing, empty folder."""
     files: tuple[str, ...]
+    """Patterns of all file names that an export may have."""
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Return the dtype that `--dtype` names; see `DTYPES`."""
+    """Return the dtype of a name in `DTYPES`."""
     import torch
 
     return getattr(torch, DTYPES[name])
 
 
 def copy_tokenizer(tokenizer: str | None, folder: Path) -> None:
-    """Put a SentencePiece model into a folder; bytes need none."""
+    """Copy a SentencePiece model into a folder; nothing to copy for "bytes" or None."""
     if tokenizer not in (None, BYTES):
         shutil.copyfile(tokenizer, folder / TOKENIZER)
 
 
 def staged(stored: StoredModel, folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Return all weights by our names, cast, each mapped from a file of its own in `folder`.
+    """Return all weights by our names, converted to `dtype`, each mapped from its own file in `folder`.
 
-    `torch.save` and its kin want every tensor at once; mapped ones take no memory that the system cannot have back.
+    `torch.save` needs all tensors at once. The system can drop the pages of mapped tensors and read them again, so a
+    model larger than the memory can be saved.
+
+    Raises:
+        OSError: the disk is full.
     """
     import torch
     from tqdm import tqdm
@@ -77,7 +78,7 @@ def staged(stored: StoredModel, folder: Path, dtype: torch.dtype | None) -> dict
     for index, name in enumerate(tqdm(shapes_by_name(stored.config), desc="reading", unit="weight", disable=None)):
         weight = stored.read(name)
         weight_dtype, path = dtype or weight.dtype, folder / str(index)
-        with path.open("wb") as file:  # a full disk is an error here; in a mapped page it would be SIGBUS
+        with path.open("wb") as file:  # a full disk raises an error here; a write to a mapped page would end in SIGBUS
             os.posix_fallocate(file.fileno(), 0, weight.numel() * weight_dtype.itemsize)
         mapped = torch.from_file(str(path), shared=True, size=weight.numel(), dtype=weight_dtype)
         weights[name] = mapped.view(weight.shape).copy_(weight)

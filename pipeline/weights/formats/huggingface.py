@@ -1,10 +1,10 @@
-"""Hugging Face's format: a plain `LlamaForCausalLM` of trunk and next-token head, which other tools load as it is.
+"""Hugging Face's format: trunk and next-token head as a plain `LlamaForCausalLM`, which other tools load as it is.
 
     config.json, generation_config.json     the architecture, read by transformers, vLLM, lm-eval
-    model*.safetensors [+ index]            trunk and next-token head under transformers' names
-    extra_heads.safetensors                 the further heads under names of the same kind; only this project reads them
+    model*.safetensors [+ index]            trunk and next-token head, with the names of transformers
+    extra_heads.safetensors                 the further heads, with similar names; only this project reads them
 
-How our models are Llamas is in `llama.py`.
+`llama.py` maps our models to Llamas.
 """
 
 from __future__ import annotations
@@ -28,30 +28,31 @@ from pipeline.weights.formats.stored_model import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 CONFIG, INDEX, EXTRA_HEADS = "config.json", "model.safetensors.index.json", "extra_heads.safetensors"
-MAX_SHARD_SIZE = "5GB"  # transformers' own; also what a writer holds in memory
+MAX_SHARD_SIZE = "5GB"  # the default of transformers; a writer holds one file in memory
 
 
 def read_config(folder: Path) -> ModelConfig:
     """Return the architecture that `folder/config.json` describes; needs no torch.
 
     Raises:
-        UserError: the file is missing, or describes what this project's layers are not.
+        UserError: the file is missing, or this project's layers cannot be the architecture.
     """
     return config_of_llama(read_json_object(folder / CONFIG), source=str(folder / CONFIG))
 
 
 def open_folder(folder: Path) -> StoredModel:
-    """Return the weights of a Hugging Face folder.
+    """Return the model of a folder in Hugging Face's format.
 
     Raises:
-        UserError: a file is missing or unreadable, or weights are missing, unexpected or of another shape.
+        UserError: a file is missing or unreadable, or weights are missing, unexpected or have the wrong shape.
     """
     config = read_config(folder)
     files = _opened(folder)
-    where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (no mapping, though it has keys)
+    where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
     found = {name: tuple(file.get_slice(name).get_shape()) for name, file in where.items()}
     names = hf_names(config)
     shapes = shapes_by_name(config)
@@ -75,6 +76,11 @@ def open_folder(folder: Path) -> StoredModel:
 
 
 def _opened(folder: Path) -> list[Any]:
+    """Return the open safetensors files of a folder.
+
+    Raises:
+        UserError: a file is missing, unreadable, or outside the folder.
+    """
     from safetensors import SafetensorError, safe_open
 
     if (folder / INDEX).is_file():
@@ -101,17 +107,30 @@ def write_folder(stored: StoredModel, folder: Path, options: ExportOptions) -> N
     """Write a whole export into an existing folder; one file of weights, at most 5 GB, is in memory at a time.
 
     Raises:
-        UserError: no Llama is this model, or its tokenizer has no exact tokenizer.json.
+        UserError: the model is not a Llama, or its tokenizer cannot be written as tokenizer.json.
     """
     import torch
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
-    from tqdm import tqdm
 
     config = hf_config(stored.config)
     dtype = options.dtype or torch.promote_types(
         stored.read("heads.norm.weight").dtype, stored.read("heads.output.weight").dtype
     )
+    _write_weights(stored, folder, dtype=dtype)
+    values = {**config, "torch_dtype": str(dtype).removeprefix("torch.")}
+    if stored.seq_len is not None:
+        values["max_position_embeddings"] = stored.seq_len
+    if options.tokenizer is not None:
+        values |= _write_tokenizer(options.tokenizer, folder, options)
+    write_json(folder / CONFIG, values)
+
+
+def _write_weights(stored: StoredModel, folder: Path, *, dtype: torch.dtype) -> None:
+    """Write the files of weights, and their index if there are several."""
+    import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+    from tqdm import tqdm
+
     shapes, names = shapes_by_name(stored.config), hf_names(stored.config)
     llama = {
         names[own]: torch.empty(shape, dtype=dtype, device="meta")
@@ -130,23 +149,21 @@ def write_folder(stored: StoredModel, folder: Path, options: ExportOptions) -> N
             partial.touch()
             usual_mode = partial.stat().st_mode
             save_file(weights, partial, metadata={"format": "pt"})
-            partial.chmod(usual_mode)  # safetensors 0.8 leaves files that their owner alone can read
+            partial.chmod(usual_mode)  # safetensors 0.8 makes files that only their owner can read
     if split.is_sharded:
         write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
-    values = {**config, "torch_dtype": str(dtype).removeprefix("torch.")}
-    if stored.seq_len is not None:
-        values["max_position_embeddings"] = stored.seq_len
-    if options.tokenizer is not None:
-        from pipeline.weights.formats.tokenizer_json import write_tokenizer_files
 
-        tokenizer = load_tokenizer(options.tokenizer)
-        first = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "none": None}[options.first_token]
-        ids = {"bos_token_id": first, "eos_token_id": tokenizer.eos_id}
-        values |= ids
-        write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
-        model = None if options.tokenizer == BYTES else Path(options.tokenizer)
-        write_tokenizer_files(model, folder, first_token=options.first_token)
-    write_json(folder / CONFIG, values)
+
+def _write_tokenizer(name: str, folder: Path, options: ExportOptions) -> dict[str, int | None]:
+    """Write the files of a tokenizer, and generation_config.json; return the ids of its BOS and EOS for config.json."""
+    from pipeline.weights.formats.tokenizer_json import write_tokenizer_files
+
+    tokenizer = load_tokenizer(name)
+    first = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "none": None}[options.first_token]
+    ids = {"bos_token_id": first, "eos_token_id": tokenizer.eos_id}
+    write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
+    write_tokenizer_files(None if name == BYTES else Path(name), folder, first_token=options.first_token)
+    return ids
 
 
 def _is_extra(hf_name: str) -> bool:
@@ -154,6 +171,7 @@ def _is_extra(hf_name: str) -> bool:
 
 
 def _converted(stored: StoredModel, name: str) -> Tensor:
+    """Return one of our weights in the layout of transformers."""
     weight = stored.read(name)
     return rotary_halves(weight, head_dim=stored.config.head_dim) if is_rotated(name) else weight
 

@@ -1,8 +1,8 @@
-"""Our models as transformers' Llama: the names of its weights, its config.json, and the order of rotary pairs.
+"""Our models as transformers' Llama: the names of the weights, config.json, and the order of rotary pairs.
 
-The next-token head, and the heads that it reads from in an anticausal chain, are the Llama's last layers; the further
-heads have names of the same kind. Rotary pairs are halves there and neighbours here, so the rows of queries and keys
-are permuted: values are kept bit for bit.
+The next-token head is the Llama's last layer, after the heads that it reads from in an anticausal chain. The further
+heads get names of the same kind. transformers pairs the first half of a head's dimensions with the second for the
+rotary embedding, we pair neighbours; so the rows of queries and keys are permuted, and their values do not change.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pipeline.weights.formats.stored_model import described_model, shapes_by_nam
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LARGEST = 2**24  # of the whole numbers in config.json
-_OWN_KEY = "multi_token_prediction"  # of config.json: the contents of params.json
+_LARGEST = 2**24  # largest accepted integer in config.json
+_OWN_KEY = "multi_token_prediction"  # key of config.json with the contents of params.json
 _MODULES = {
     "attention.wq": "self_attn.q_proj",
     "attention.wk": "self_attn.k_proj",
@@ -39,7 +39,7 @@ _OUTSIDE_LAYERS = {
 
 
 def hf_names(config: ModelConfig) -> dict[str, str]:
-    """Return transformers' name of each of our weights."""
+    """Return the name in transformers of each of our weights."""
     return {name: _hf_name(name, config) for name in shapes_by_name(config)}
 
 
@@ -59,7 +59,7 @@ def _hf_name(name: str, config: ModelConfig) -> str:
 
 
 def next_token_chain(config: ModelConfig) -> list[int]:
-    """Return the heads from the trunk to the next-token head, both included: [0] but for an anticausal chain."""
+    """Return the heads from the trunk to the next-token head, head 0: [0], or [..., 1, 0] in an anticausal chain."""
     inputs = head_inputs(config)
     chain: list[int] = []
     head: int | None = 0
@@ -70,7 +70,7 @@ def next_token_chain(config: ModelConfig) -> list[int]:
 
 
 def rotary_halves(weight: Tensor, *, head_dim: int) -> Tensor:
-    """Return a query or key projection (H E, D) with each head's rows ordered as halves instead of as pairs."""
+    """Return a query or key projection (H E, D) with each head's rows reordered from neighbouring pairs to halves."""
     return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(weight.shape)
 
 
@@ -80,20 +80,20 @@ def rotary_pairs(weight: Tensor, *, head_dim: int) -> Tensor:
 
 
 def is_rotated(name: str) -> bool:
-    """Return whether one of our weights makes queries or keys, whose rows come in rotary pairs."""
+    """Return whether one of our weights projects to queries or keys, whose rows are rotary pairs."""
     return name.endswith((".attention.wq.weight", ".attention.wk.weight"))
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """Return the contents of config.json, without what depends on dtype, tokenizer and training length.
+    """Return the contents of config.json except for the dtype, the tokenizer's ids and the training length.
 
     Raises:
-        UserError: its next-token head is no transformer layer, so that no Llama is this model.
+        UserError: the next-token head is not a transformer layer, so the model is not a Llama.
     """
     if config.head_type != "transformer":
         raise UserError(
-            f"a model with head_type={config.head_type} is no LlamaForCausalLM, in which a layer follows the trunk;"
-            " take --to meta"
+            f"a model with head_type={config.head_type} cannot be a LlamaForCausalLM, which has only transformer"
+            " layers; use --to meta"
         )
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -120,7 +120,7 @@ def config_of_llama(values: dict[str, Any], *, source: str) -> ModelConfig:
     """Return the architecture that the contents of a config.json describe.
 
     Raises:
-        UserError: it is what this project's layers are not; the message begins with `source`.
+        UserError: this project's layers cannot be this architecture; the message begins with `source`.
     """
     if isinstance(values.get(_OWN_KEY), dict):
         return config_of_params(values[_OWN_KEY], source=f"{source}, {_OWN_KEY}")
@@ -140,7 +140,7 @@ def config_of_llama(values: dict[str, Any], *, source: str) -> ModelConfig:
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     problems += [f"missing key {key!r}" for key in needed if key not in values]
     problems += [
-        f"{key}={values[key]!r} must be a whole number from 1 to {_LARGEST:,}"
+        f"{key}={values[key]!r} must be an integer from 1 to {_LARGEST:,}"
         for key in needed
         if key in values and not (isinstance(values[key], int) and 0 < values[key] <= _LARGEST)
     ]
@@ -165,13 +165,13 @@ def config_of_llama(values: dict[str, Any], *, source: str) -> ModelConfig:
 
 
 def _rope_theta(values: dict[str, Any]) -> float:
-    """Return the base of the rotary frequencies, where transformers 4 or 5 writes it."""
+    """Return the base of the rotary frequencies; transformers 4 and 5 store it under different keys."""
     parameters = values.get("rope_parameters")
     return values.get("rope_theta") or (isinstance(parameters, dict) and parameters.get("rope_theta")) or 10_000.0
 
 
 def _ffn_rule(dim: int, width: int) -> dict[str, Any]:
-    """Return the terms of Llama's rule that give a feed-forward `width`: the usual ones, or any that do."""
+    """Return parameters of Llama's feed-forward rule that give `width`; the defaults if they do."""
     if ModelConfig(dim=dim).ffn_dim == width:
         return {}
     return {"multiple_of": width, "ffn_dim_multiplier": min(1.0, width / int(8 * dim / 3))}

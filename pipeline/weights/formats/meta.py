@@ -1,9 +1,11 @@
 """The format of Meta's release: `consolidated.pth`, one flat dict of weights, and `params.json`, the architecture.
 
-The next-token head is the last of `layers`, and the others are `extra_heads`; the names apart, the weights are ours
-unchanged. Heads that the release does not know (head_type, head_order, replicated_unembedding) add those keys to
-params.json, and `extra_outputs` to the weights. Read are also folders of other Llama tools: `consolidated.00.pth`,
-`rope.freqs` among the weights, any precision, and Llama 2's `vocab_size: -1`.
+The next-token head is the last of `layers`, and the other heads are `extra_heads`. Only the names differ from ours; the
+weights are the same. For heads that Meta's release does not have, params.json gets the additional keys head_type,
+head_order and replicated_unembedding, and the weights get `extra_outputs`.
+
+Folders of other Llama tools can be read too: `consolidated.00.pth` instead of `consolidated.pth`, `rope.freqs` among
+the weights, any precision, and `vocab_size: -1` as in Llama 2.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, PARAMS = "consolidated.pth", "params.json"
-# Meta's names for the parts of a model-parallel checkpoint; other Llama tools give a whole one the first name.
+# Meta's names for the parts of a model-parallel checkpoint; other Llama tools use the first name for a whole one.
 _FIRST_PART, _SECOND_PART = "consolidated.00.pth", "consolidated.01.pth"
 _PARAMS_KEYS = ("dim", "ffn_dim_multiplier", "multiple_of", "n_future_tokens", "n_heads", "n_kv_heads", "n_layers",
                 "norm_eps", "rope_theta", "vocab_size")  # fmt: skip
@@ -40,7 +42,7 @@ _OWN_PARAMS_KEYS = ("head_type", "head_order", "replicated_unembedding")
 
 
 def meta_name(name: str, *, n_trunk_layers: int) -> str:
-    """Return the Meta format's name of one of our weights."""
+    """Return the name of one of our weights in Meta's format."""
     module, _, rest = name.partition(".")
     if module == "heads" and rest.startswith("layers."):
         _, index, rest = rest.split(".", 2)
@@ -49,17 +51,17 @@ def meta_name(name: str, *, n_trunk_layers: int) -> str:
 
 
 def meta_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Return every weight of the Meta format, by name, with its shape."""
+    """Return the shape of every weight, by its name in Meta's format."""
     return {
         meta_name(name, n_trunk_layers=config.n_trunk_layers): shape for name, shape in shapes_by_name(config).items()
     }
 
 
 def meta_params(config: ModelConfig) -> dict[str, Any]:
-    """Return the contents of params.json: exactly the keys of Meta's release, and ours where they say something."""
+    """Return the contents of params.json: the keys of Meta's release, and our keys that differ from their defaults."""
     values, defaults = dataclasses.asdict(config), dataclasses.asdict(ModelConfig())
     values |= {"n_kv_heads": config.kv_heads, "ffn_dim_multiplier": config.ffn_dim_multiplier or 1.0}
-    values |= {"n_layers": config.n_transformer_layers}  # a trunk that was not shortened: heads are counted here
+    values |= {"n_layers": config.n_transformer_layers}  # counts the heads, also if the trunk was not shortened
     own_keys = [key for key in _OWN_PARAMS_KEYS if values[key] != defaults[key]]
     return {key: values[key] for key in [*_PARAMS_KEYS, *own_keys]}
 
@@ -68,33 +70,33 @@ def config_of_params(values: dict[str, Any], *, source: str) -> ModelConfig:
     """Return the architecture that the contents of a params.json describe.
 
     Raises:
-        UserError: a key is unknown, missing or wrong; the message begins with `source`.
+        UserError: a key is unknown or missing, or a value is wrong; the message begins with `source`.
     """
     unknown = [f"unknown key {key!r}" for key in values if key not in (*_PARAMS_KEYS, *_OWN_PARAMS_KEYS)]
     missing = [f"missing key {key!r}" for key in ("dim", "n_layers", "n_heads", "vocab_size") if key not in values]
     raise_if_any(unknown + missing, heading=source)
-    return described_model({"n_future_tokens": 1, **values}, source=source)  # 1 is Meta's default, not ours
+    return described_model({"n_future_tokens": 1, **values}, source=source)  # Meta's default is 1, ours is not
 
 
 def read_config(folder: Path) -> ModelConfig:
     """Return the architecture that `folder/params.json` describes; needs no torch unless its vocab_size is -1.
 
     Raises:
-        UserError: the file is missing or no such description.
+        UserError: the file is missing, or does not describe a model.
     """
     path = folder / PARAMS
     values = read_json_object(path)
-    if values.get("vocab_size") == -1:  # Llama 2's, which leaves it to the tokenizer
+    if values.get("vocab_size") == -1:  # as in Llama 2, which takes it from the tokenizer
         embedding = _load(folder).get("tok_embeddings.weight")
         values["vocab_size"] = embedding.shape[0] if embedding is not None and embedding.ndim else 0
     return config_of_params(values, source=str(path))
 
 
 def open_folder(folder: Path) -> StoredModel:
-    """Return the weights of a Meta folder.
+    """Return the model of a folder in Meta's format.
 
     Raises:
-        UserError: a file is missing or unreadable, or weights are missing, unexpected or of another shape.
+        UserError: a file is missing or unreadable, or weights are missing, unexpected or have the wrong shape.
     """
     config = read_config(folder)
     weights = _load(folder)
@@ -109,7 +111,7 @@ def open_folder(folder: Path) -> StoredModel:
 
 
 def write_folder(stored: StoredModel, folder: Path, options: ExportOptions) -> None:
-    """Write consolidated.pth and params.json into an existing folder; takes as much disk again while it writes."""
+    """Write consolidated.pth and params.json into an existing folder; needs twice the disk space while it writes."""
     import torch
 
     with TemporaryDirectory(dir=folder, prefix=".staged-") as scratch, written_whole(folder / WEIGHTS) as partial:
@@ -126,24 +128,26 @@ def _load(folder: Path) -> dict[str, Tensor]:
     import torch
 
     if (folder / _SECOND_PART).exists():
-        raise UserError(f"{folder} holds a model in several parts ({_SECOND_PART}); merge them into one {WEIGHTS}")
+        raise UserError(
+            f"{folder} holds a model in several parts ({_SECOND_PART}); merge them into one {WEIGHTS} first"
+        )
     paths = [folder / name for name in (WEIGHTS, _FIRST_PART) if (folder / name).is_file()]
     if not paths:
         raise UserError(f"{folder} has no {WEIGHTS} or {_FIRST_PART}")
     try:
         weights = torch.load(paths[0], map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch.load raises half a dozen types for a file that is not its own
+    except Exception as error:  # torch.load raises many types
         raise UserError(f"{paths[0]} is not a file of weights ({one_line(error)[:200]})") from error
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise UserError(f"{paths[0]} is not one flat dict of weights by name")
-    hollow = [name for name, weight in weights.items() if not _is_stored(weight)]
-    if hollow:
-        raise UserError(f"{paths[0]} does not hold all the values of {hollow[0]!r}")
+    incomplete = [name for name, weight in weights.items() if not _is_stored(weight)]
+    if incomplete:
+        raise UserError(f"{paths[0]} does not hold all the values of {incomplete[0]!r}")
     return weights
 
 
 def _is_stored(weight: Tensor) -> bool:
-    """Return whether a tensor has a value in the file for each of its elements: a few bytes may claim any shape."""
+    """Return whether the file stores a value for every element of a tensor; a small file can claim any shape."""
     import torch
 
     if weight.layout != torch.strided or weight.device.type != "cpu":

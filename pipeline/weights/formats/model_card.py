@@ -1,8 +1,8 @@
 """A model's README.md, which the Hugging Face Hub shows as its card: what it is, how it was made, how to use it.
 
-All of it comes from the architecture and from what the run and its shards recorded; what nobody recorded is "unknown".
-Of a path only the last name is given, by which one knows a corpus, so that nothing of the machine is published. Under
-which licence a model goes out is its owner's to say: the card holds a placeholder that the Hub accepts.
+All facts come from the architecture and from the records of the run and its shards; a fact that was not recorded is
+"unknown". Of a path only the last name is published, which identifies a corpus but tells nothing about the machine. The
+owner of the model chooses its licence, so the card holds a placeholder that the Hub accepts.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ CARD = "README.md"
 FormatName = Literal["meta", "hf"]
 
 _UNKNOWN = "unknown"
-_MOST_SOURCES = 20  # a corpus may come in thousands of files
-_RECIPE_SECTIONS = ("model", "data", "train", "optim", "parallel")  # the others do not change the model
+_MAX_SOURCES = 20  # a corpus may have thousands of files
+_RECIPE_SECTIONS = ("model", "data", "train", "optim", "parallel")  # the other sections do not affect the model
 _PATHS = {"data": "shards", "model": "init_from"}
 _PAPER = "[Better & Faster Large Language Models via Multi-token Prediction](https://arxiv.org/abs/2404.19737)"
 _FILES = {
     "consolidated.pth": "all weights, under the names of Meta's release",
     "params.json": "the architecture, for Meta's format",
     "config.json": "the architecture, for transformers",
-    "generation_config.json": "its special tokens",
+    "generation_config.json": "the special tokens for generation",
     "extra_heads.safetensors": "the further heads, which transformers does not read",
     "model*.safetensors": "trunk and next-token head",
-    "model.safetensors.index.json": "which of these files has which weight",
+    "model.safetensors.index.json": "the file of each weight",
     TOKENIZER: "the SentencePiece model",
     "tokenizer*.json": "the tokenizer, for transformers",
-    "special_tokens_map.json": "the names of its special tokens",
+    "special_tokens_map.json": "the names of the special tokens",
 }
 _TRANSFORMERS = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -68,7 +68,7 @@ _CITATION = """```bibtex
 def write_model_card(
     folder: Path, stored: StoredModel, *, name: str, format_name: FormatName, options: ExportOptions
 ) -> None:
-    """Write the card of the finished export of `stored` in `folder`, which will be published as `name`."""
+    """Write the card of a finished export of `stored` in `folder`, which will be published as `name`."""
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != CARD}
     card = model_card(
         stored.config, name=name, format_name=format_name, options=options, seq_len=stored.seq_len,
@@ -87,9 +87,16 @@ def model_card(
     provenance: Provenance,
     files: Mapping[str, int],
 ) -> str:
-    """Return the card, Markdown with the Hub's YAML in front.
+    """Return the card: Markdown after the YAML header that the Hub reads.
 
-    `seq_len` is the number of tokens of the sequences that it was trained on; `files` maps names to bytes.
+    Args:
+        config: the architecture.
+        name: the title.
+        format_name: the format of the export.
+        options: how it was exported.
+        seq_len: length of the training sequences in tokens; None if it is not known.
+        provenance: how the model was made.
+        files: size in bytes of each file of the export, by name.
     """
     sections = {
         "": _what_it_is(config, format_name),
@@ -110,22 +117,22 @@ def _front_matter(config: ModelConfig, format_name: FormatName) -> str:
     values: dict[str, Any] = {"pipeline_tag": "text-generation", "tags": [*tags, "arxiv:2404.19737"]}
     if format_name == "hf":
         values |= {"library_name": "transformers"}
-    placeholder = "license: other # TODO: yours, from hf.co/docs/hub/repositories-licenses\n"
+    placeholder = "license: other # TODO: choose one from hf.co/docs/hub/repositories-licenses\n"
     return placeholder + yaml.safe_dump(values, sort_keys=False)
 
 
 def _what_it_is(config: ModelConfig, format_name: FormatName) -> str:
     n_heads = config.n_future_tokens
     if n_heads == 1:
-        return f"A language model with one prediction head, for the next token: the baseline of {_PAPER}.\n"
+        return f"A language model with one prediction head, which predicts the next token: the baseline of {_PAPER}.\n"
     text = (
-        f"A language model that predicts {n_heads} tokens at once, after {_PAPER}: on a shared trunk, {n_heads} heads "
-        f"predict the tokens 1 to {n_heads} places ahead.\n"
+        f"A language model that predicts {n_heads} tokens at once, as in {_PAPER}: {n_heads} heads on a shared trunk "
+        f"predict the next {n_heads} tokens.\n"
     )
     if format_name == "hf":
         text += (
-            "\ntransformers loads the trunk and the next token's head, which are an ordinary Llama. The further heads "
-            "are for self-speculative decoding.\n"
+            "\ntransformers loads the trunk and the next-token head as an ordinary Llama. The further heads are for "
+            "self-speculative decoding.\n"
         )
     return text
 
@@ -133,7 +140,7 @@ def _what_it_is(config: ModelConfig, format_name: FormatName) -> str:
 def _size(config: ModelConfig, seq_len: int | None) -> dict[str, Any]:
     return {
         "parameters": parameter_count(config),
-        "transformer layers": f"{config.n_transformer_layers}, {config.n_trunk_layers} of them the trunk's",
+        "transformer layers": f"{config.n_transformer_layers}, {config.n_trunk_layers} of them in the trunk",
         "prediction heads": f"{config.n_future_tokens} ({config.head_type}, {config.head_order})",
         "width": config.dim,
         "attention heads": f"{config.n_heads} of width {config.head_dim}; keys and values: {config.kv_heads}",
@@ -144,26 +151,28 @@ def _size(config: ModelConfig, seq_len: int | None) -> dict[str, Any]:
 
 
 def _use(config: ModelConfig, format_name: FormatName, options: ExportOptions) -> str:
-    """Return what to type, `FOLDER` being the folder of the card."""
+    """Return the commands that use the model; `FOLDER` stands for the folder of the card."""
     tokenizer = {None: "TOKENIZER", BYTES: BYTES}.get(options.tokenizer, f"FOLDER/{TOKENIZER}")
-    start = {"bos": "with BOS", "eos": "with EOS", "none": "without a special token"}[options.first_token]
+    start = {"bos": "BOS", "eos": "EOS", "none": "no special token"}[options.first_token]
     command = f"python -m pipeline.generate --ckpt_dir FOLDER --tokenizer_path {tokenizer}"
-    text = f"`FOLDER` is the one with this file. Texts begin {start}.\n\n"
+    command += f" --first_token {options.first_token} --prompt 'import '"
+    text = f"`FOLDER` is the folder of this file. In training, {start} preceded each document.\n\n"
     if format_name == "hf" and options.tokenizer is not None:
         text += f"{_TRANSFORMERS}\n"
-    heads = "with all heads, self-speculatively" if config.n_future_tokens > 1 else "with the code that trained it"
-    return f"{text}Decoding {heads}:\n\n```sh\n{command} --first_token {options.first_token} --prompt 'import '\n```\n"
+    how = "self-speculatively, with all heads" if config.n_future_tokens > 1 else "with the code that trained it"
+    return f"{text}To generate text {how}:\n\n```sh\n{command}\n```\n"
 
 
 def _training(provenance: Provenance) -> str:
-    facts: dict[str, Any] = {"optimizer steps": provenance.step, "tokens seen": provenance.tokens}
+    facts: dict[str, Any] = {"optimizer steps": provenance.step, "training tokens": provenance.tokens}
     config, deepspeed = provenance.config or {}, provenance.deepspeed_config
     facts |= {"tokens per step": None, "learning rate": None, "precision": None, "ZeRO stage": None}
     if "train" in config:
         train, optim = config["train"], config["optim"]
         least = optim["lr"] * optim["min_lr_ratio"]
         facts["tokens per step"] = train["batch_tokens"]
-        facts["learning rate"] = f"{optim['lr']:g} after {optim['warmup_steps']:,} steps, then a cosine to {least:g}"
+        rate = f"{optim['lr']:g} after {optim['warmup_steps']:,} warm-up steps, then cosine decay to {least:g}"
+        facts["learning rate"] = rate
     if deepspeed is not None:
         facts["precision"] = "bf16" if deepspeed.get("bf16", {}).get("enabled") else "fp32"
         facts["ZeRO stage"] = deepspeed.get("zero_optimization", {}).get("stage", 0)
@@ -172,26 +181,26 @@ def _training(provenance: Provenance) -> str:
         if settings.get(section, {}).get(field):
             settings[section][field] = PurePath(settings[section][field]).name
     text = yaml.safe_dump(settings, sort_keys=False) if settings else f"{_UNKNOWN}\n"
-    return f"{_table(facts.items())}\nAll settings (of a path, the last name):\n\n```yaml\n{text}```\n"
+    return f"{_table(facts.items())}\nAll settings (paths are shortened to their last name):\n\n```yaml\n{text}```\n"
 
 
 def _data(shards: Mapping[str, Any] | None) -> str:
     if shards is None:
         return f"{_UNKNOWN}\n"
     tokenizer = shards["tokenizer"]
-    facts = {"tokenizer": tokenizer["kind"], "ids": shards["vocab_size"]}
+    facts = {"tokenizer": tokenizer["kind"], "vocabulary size": shards["vocab_size"]}
     if tokenizer["sha256"]:
-        facts["SHA-256 of its model"] = f"`{tokenizer['sha256']}`"
+        facts["SHA-256 of the tokenizer"] = f"`{tokenizer['sha256']}`"
     for split, counts in shards["splits"].items():
         facts[split] = f"{counts['documents']:,} documents, {counts['tokens']:,} tokens, {_bytes(counts['bytes'])}"
     facts |= {f"dropped: {reason}": f"{count:,} documents" for reason, count in shards["dropped"].items()}
     sources = shards["sources"]
     rows = [
         (f"`{PurePath(source['path']).name or _UNKNOWN}`", f"{source['files']:,} files, {_bytes(source['bytes'])}")
-        for source in sources[:_MOST_SOURCES]
+        for source in sources[:_MAX_SOURCES]
     ]
-    more = f"\nand {len(sources) - _MOST_SOURCES:,} more.\n" if len(sources) > _MOST_SOURCES else ""
-    return f"{_table(facts.items())}\nRead from:\n\n{_table(rows)}{more}"
+    more = f"\nand {len(sources) - _MAX_SOURCES:,} more.\n" if len(sources) > _MAX_SOURCES else ""
+    return f"{_table(facts.items())}\nSources:\n\n{_table(rows)}{more}"
 
 
 def _versions(environment: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -205,7 +214,7 @@ def _versions(environment: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _table(rows: Iterable[tuple[str, Any]]) -> str:
-    """Return a Markdown table of names and values; None is unknown, integers get thousands separators."""
+    """Return a Markdown table of names and values; None becomes "unknown", integers get thousands separators."""
     lines = ["| | |\n|---|---|\n"]
     for name, value in rows:
         text = _UNKNOWN if value is None else f"{value:,}" if isinstance(value, int) else value

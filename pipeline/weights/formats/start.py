@@ -18,14 +18,14 @@ _SHARED = ("dim", "n_heads", "kv_heads", "head_dim", "ffn_dim", "vocab_size", "n
 
 
 def starting_weights(config: ModelConfig, *, tokenizer_sha256: str) -> StoredModel:
-    """Return the weights that a fresh run begins with.
+    """Return the model whose weights a fresh run starts from.
 
     Args:
-        config: of the run, with `init_from`.
-        tokenizer_sha256: of the run's shards; '' for bytes.
+        config: the run's model, with `init_from` set.
+        tokenizer_sha256: hash of the tokenizer of the run's shards; '' for bytes.
 
     Raises:
-        UserError: `model.init_from` holds no weights, or they do not fit the run or its tokenizer.
+        UserError: `model.init_from` is not a model, or its architecture or tokenizer does not fit the run.
     """
     assert config.init_from is not None
     path = Path(config.init_from)
@@ -34,16 +34,16 @@ def starting_weights(config: ModelConfig, *, tokenizer_sha256: str) -> StoredMod
     if stored.tokenizer is not None and load_tokenizer(stored.tokenizer).sha256 != tokenizer_sha256:
         raise UserError(
             f"model.init_from={path} was trained with {stored.tokenizer}, which is not the tokenizer of data.shards;"
-            " write the shards with it"
+            " write the shards with that tokenizer"
         )
     return stored
 
 
 def check_start(stored: StoredModel, config: ModelConfig) -> None:
-    """Raise what keeps a run of another number of heads from starting with these weights, all at once.
+    """Check that a run can start from these weights; the number of heads may differ.
 
     Raises:
-        UserError: the architectures differ in more than their heads.
+        UserError: the architectures differ in more than the number of heads; lists every difference.
     """
     theirs = stored.config
     problems = [
@@ -66,12 +66,13 @@ def check_start(stored: StoredModel, config: ModelConfig) -> None:
 
 
 def fill(model: torch.nn.Module, stored: StoredModel, *, new_heads: str) -> None:
-    """Copy the weights of `stored` into the part of a model that is here, which may have more heads or fewer.
+    """Copy the stored weights into a model, which may have more heads or fewer.
 
     Args:
-        model: named as `model.py` names the whole; a pipeline stage has only some of the weights.
-        source: fits (see `start_problems`).
-        new_heads: "copy" begins heads that the source lacks as copies of its next-token head; "fresh" leaves them.
+        model: the whole model, or a pipeline stage with some of its weights; named as in `pipeline.model.network`.
+        stored: fits the model; see `check_start`.
+        new_heads: "copy" starts additional heads as copies of the stored next-token head; "fresh" leaves them as they
+            were initialised.
     """
     import torch
 
@@ -83,7 +84,7 @@ def fill(model: torch.nn.Module, stored: StoredModel, *, new_heads: str) -> None
 
 
 def _origin(name: str, *, n_heads: int, new_heads: str) -> str | None:
-    """Return which weight of a model with `n_heads` heads begins the weight `name`; None leaves it as it is."""
+    """Return which weight of a stored model with `n_heads` heads to copy into the weight `name`, or None for none."""
     kind, _, rest = name.removeprefix("heads.").partition(".")
     if name.startswith("trunk.") or kind not in ("layers", "extra_outputs"):
         return name

@@ -1,7 +1,8 @@
 """A model as it lies on disk: its architecture, its weights one at a time, its tokenizer, and how it was made.
 
-Every format is read into the names and layout of `pipeline.model.network`, so a conversion holds one weight in memory,
-however large the model is. Descriptions and shapes come from files of others: they are checked before they are used.
+Whatever the format, weights have the names and layout of `pipeline.model.network`, and are read one at a time, so that
+large models can be converted in little memory. The files may come from anybody, so descriptions and shapes are checked
+before they are used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # importing torch takes seconds; --help and wrong arguments d
     from pipeline.model.network import MultiTokenModel
 
 TOKENIZER = "tokenizer.model"
-# Beyond any model. What is described is built, without memory for its weights, and then compared with what is there.
+# Bounds beyond any real model: a described model is built, on the meta device, before its weights are compared.
 _LARGEST = {
     "dim": 2**20, "n_layers": 2**11, "n_heads": 2**16, "n_future_tokens": 2**11, "multiple_of": 2**24,
     "ffn_dim_multiplier": 2**10,
@@ -31,48 +32,48 @@ _LARGEST = {
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What is known of how a model was made; None where it is not.
-
-    step: optimizer steps that it was trained for.  tokens: those that it saw meanwhile.
-    config: its run's resolved config.  deepspeed_config, environment: its run's files of these names.
-    shards: metadata.json of what it was trained on.
-    """
+    """What is known about the training of a model; unknown facts are None."""
 
     step: int | None = None
+    """Number of optimizer steps."""
     tokens: int | None = None
+    """Number of training tokens."""
     config: Mapping[str, Mapping[str, Any]] | None = None
+    """The run's resolved config."""
     deepspeed_config: Mapping[str, Any] | None = None
+    """The run's ds_config.json."""
     environment: Mapping[str, Any] | None = None
+    """The run's environment.json."""
     shards: Mapping[str, Any] | None = None
+    """The metadata.json of the training data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """A model's weights where they lie.
-
-    path: folder of the weights.
-    config: the architecture.
-    read: returns a weight by its name in `model.py`: on the CPU, in the precision of the file, possibly mapped from it.
-    tokenizer: "bytes", or the path of a SentencePiece model; None where it is not known.
-    seq_len: tokens of the sequences that it was trained on; None where it is not known.
-    provenance: how it was made.
-    """
+    """A model on disk."""
 
     path: Path
+    """The folder of the weights."""
     config: ModelConfig
+    """The architecture."""
     read: Callable[[str], Tensor]
+    """Returns a weight by its name in `pipeline.model.network`, on the CPU, with the file's dtype; perhaps mapped from
+    the file."""
     tokenizer: str | None = None
+    """"bytes", or the path of a SentencePiece model; None if it is not known."""
     seq_len: int | None = None
+    """Length of the training sequences in tokens; None if it is not known."""
     provenance: Provenance = Provenance()
+    """How the model was made."""
 
 
 def tokenizer_in(folder: Path) -> str | None:
-    """Return the path of the SentencePiece model in a folder, if it has one."""
+    """Return the path of the SentencePiece model in a folder, or None."""
     return str(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
 
 
 def shapes_by_name(config: ModelConfig) -> dict[str, torch.Size]:
-    """Return every weight of a model by name, with its shape."""
+    """Return the shape of every weight of a model, by name; imports torch only when it is called."""
     from pipeline.model.network import weight_shapes
 
     return weight_shapes(config)
@@ -82,7 +83,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        UserError: there is no such file, or it holds something else.
+        UserError: the file is missing, cannot be read, or holds something else.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -96,13 +97,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def described_model(values: dict[str, Any], *, source: str) -> ModelConfig:
-    """Return the architecture that values from outside describe, by the names of `ModelConfig`.
+    """Return the architecture that untrusted values describe; the keys are fields of `ModelConfig`.
 
     Raises:
         UserError: a value is wrong, or larger than in any model; the message begins with `source`.
     """
     problems = [
-        f"{name}={values[name]} is beyond any model; at most {largest:,} is read"
+        f"{name}={values[name]} is larger than in any model; at most {largest:,} is accepted"
         for name, largest in _LARGEST.items()
         if isinstance(values.get(name), int | float) and values[name] > largest
     ]
@@ -113,7 +114,7 @@ def described_model(values: dict[str, Any], *, source: str) -> ModelConfig:
 
 
 def key_problems(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> list[str]:
-    """Return what keeps stored weights, names and shapes, from being the expected ones, one line each."""
+    """Return the differences between the names and shapes of stored weights and the expected ones, one line each."""
     problems = [f"missing key {name!r}" for name in expected if name not in found]
     problems += [f"unexpected key {name!r}" for name in found if name not in expected]
     return problems + [
@@ -124,7 +125,7 @@ def key_problems(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
 
 
 def load_model(stored: StoredModel, *, device: str = "cpu", dtype: torch.dtype | None = None) -> MultiTokenModel:
-    """Return the model for decoding, in `dtype` or that of the weights, on `device`.
+    """Return the model for inference on `device`, with `dtype` or the dtype of the stored weights.
 
     Raises:
         UserError: it does not fit into the device's memory.
@@ -138,6 +139,6 @@ def load_model(stored: StoredModel, *, device: str = "cpu", dtype: torch.dtype |
     try:
         weights = {name: stored.read(name).to(device=device, dtype=dtype) for name in model.state_dict()}
     except torch.OutOfMemoryError as error:
-        raise UserError(f"the weights of {stored.path} do not fit on {device}; take --dtype bf16") from error
+        raise UserError(f"the weights of {stored.path} do not fit on {device}; use --dtype bf16") from error
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)

@@ -1,19 +1,19 @@
-"""A tokenizer as Hugging Face's tools read it, with the very ids of the one that the model was trained with.
+"""A tokenizer in the files that Hugging Face's tools read, with exactly the ids of the tokenizer used in training.
 
-    tokenizer.json             the tokenizer: pieces, merges, what becomes of spaces
+    tokenizer.json             the tokenizer: pieces, merges, the treatment of spaces
     tokenizer_config.json      how transformers, and with it vLLM and lm-eval, use it
     special_tokens_map.json    the names of the special tokens, for older tools
     tokenizer.model            the SentencePiece model itself, unchanged (not for bytes)
 
-tokenizer.json ranks pairs of neighbours, SentencePiece what they make: `common.sentencepiece_model` says why the ids
-are the same, and of which models they are not.
+tokenizer.json ranks pairs of neighbouring pieces, SentencePiece ranks the pieces that they form.
+`common.sentencepiece_model` explains why the ids are the same, and for which models they are not.
 
-Special tokens are not looked for in text (`split_special_tokens`): there, `</s>` is four characters like any others.
-Among ids they are special as ever, and `skip_special_tokens` drops them. Who reads tokenizer.json without transformers
-has to say so again: `tokenizer.encode_special_tokens = True`.
+Special tokens are not recognised in text (`split_special_tokens`): `</s>` in a text is four ordinary characters. Their
+ids are still special, and `skip_special_tokens` drops them. Programs that read tokenizer.json without transformers must
+set `tokenizer.encode_special_tokens = True` for the same behaviour.
 
-The ids of a text decode to what SentencePiece, or the bytes, decode to. Where ids cut a character's bytes short, there
-may be another number of replacement characters.
+Decoding gives the same text as SentencePiece or the bytes. Only if the ids end in the middle of a character, the number
+of replacement characters may differ.
 """
 
 from __future__ import annotations
@@ -34,20 +34,23 @@ FirstToken = Literal["bos", "eos", "none"]
 
 
 def write_tokenizer_files(tokenizer_model: Path | None, folder: Path, *, first_token: FirstToken) -> None:
-    """Write the files of a SentencePiece model, or of bytes where there is none, into a folder, which may hold others.
+    """Write the tokenizer's files into a folder, which may hold other files.
 
-    `first_token` is what `tokenizer(text)` puts before a text, and so do vLLM and lm-eval unless told otherwise: what
-    stood before a document in training. For models trained here that is EOS, for Meta's BOS. With "eos", EOS is the BOS
-    token too, as in GPT-2, since lm-eval takes that one where it has nothing to begin with. With "none" there is no BOS
-    token, and lm-eval takes EOS.
+    Args:
+        tokenizer_model: a SentencePiece model; None for bytes.
+        folder: the folder, which must exist.
+        first_token: the token before each document in training, EOS for models trained here and BOS for Meta's.
+            `tokenizer(text)` puts it before every text, and so do vLLM and lm-eval by default. With "eos", EOS is also
+            the BOS token, as in GPT-2, because lm-eval uses the BOS token where it has no context. With "none" there
+            is no BOS token, and lm-eval uses EOS.
 
     Raises:
-        UserError: the file is no SentencePiece model, or one that tokenizer.json cannot be; says why.
-        RuntimeError: what was written gives other ids than it should; a defect of this module.
+        UserError: the file is not a SentencePiece model, or tokenizer.json cannot express it; says why.
+        RuntimeError: the written files give other ids than the reference, which is a defect of this module.
     """
     reference = load_tokenizer(BYTES if tokenizer_model is None else str(tokenizer_model))
     if first_token == "bos" and reference.bos_id < 0:
-        raise UserError(f"{tokenizer_model} has no BOS to begin with; take eos or none as the first token")
+        raise UserError(f"{tokenizer_model} has no BOS; use eos or none as the first token")
     if tokenizer_model is None:
         tokenizer, names = _byte_level()
     else:
@@ -58,9 +61,9 @@ def write_tokenizer_files(tokenizer_model: Path | None, folder: Path, *, first_t
 
 
 def _byte_level() -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """Return the tokenizer whose ids are the bytes, and BOS and EOS after them; and these two's names.
+    """Return the byte-level tokenizer, and the names of its special tokens BOS and EOS, whose ids follow the bytes.
 
-    `tokenizers` writes each byte as a character (GPT-2's table); where nothing is merged, it stays a token.
+    `tokenizers` maps each byte to a character (GPT-2's table); without merges, each character is a token.
     """
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -78,10 +81,10 @@ def _sentencepiece(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     """Return the tokenizer of a SentencePiece model, and the names of its special tokens.
 
     Raises:
-        UserError: tokenizer.json cannot give its ids.
+        UserError: tokenizer.json cannot give the same ids; says why.
     """
     proto = parsed(path.read_bytes())
-    raise_if_any(obstacles(proto), heading=f"{path} has no tokenizer.json of the same ids")
+    raise_if_any(obstacles(proto), heading=f"{path} cannot be written as a tokenizer.json with the same ids")
     ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     names = {
         name: proto.pieces[index].piece
@@ -104,7 +107,7 @@ def _sentencepiece(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
 
 
 def _save(tokenizer: tokenizers.Tokenizer, names: dict[str, str], folder: Path, *, first_token: FirstToken) -> None:
-    """Write tokenizer.json and the files beside it."""
+    """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json."""
     from transformers import PreTrainedTokenizerFast
 
     first = names.get(first_token)
@@ -115,18 +118,22 @@ def _save(tokenizer: tokenizers.Tokenizer, names: dict[str, str], folder: Path, 
             special_tokens=[(first, tokenizer.token_to_id(first))],
         )
     named = {f"{name}_token": piece for name, piece in names.items()} | {"bos_token": first}
-    # Not LlamaTokenizerFast, which transformers 5 would rebuild by rules of its own.
+    # Not LlamaTokenizerFast, which transformers 5 would rebuild by its own rules.
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **named,
         split_special_tokens=True,
-        clean_up_tokenization_spaces=False,  # else decoding drops the space before a comma
+        clean_up_tokenization_spaces=False,  # otherwise decoding drops the space before a comma
         model_input_names=["input_ids", "attention_mask"],  # the default has token_type_ids, which Llama refuses
     ).save_pretrained(folder)
 
 
 def _verify(folder: Path, reference: Tokenizer, *, first_token: FirstToken) -> None:
-    """Compare what transformers loads from `folder` with `reference`, on texts and on the whole vocabulary as one."""
+    """Compare the tokenizer that transformers loads from `folder` with `reference`, on texts and the whole vocabulary.
+
+    Raises:
+        RuntimeError: they differ.
+    """
     from transformers import AutoTokenizer
 
     written = AutoTokenizer.from_pretrained(str(folder))
@@ -138,4 +145,4 @@ def _verify(folder: Path, reference: Tokenizer, *, first_token: FirstToken) -> N
             raise RuntimeError(f"{folder}: {text[:80]!r} has the ids {expected[:20]}, but transformers has {ids[:20]}")
     found, wanted = (len(written), written.eos_token_id), (reference.vocab_size, reference.eos_id)
     if found != wanted:
-        raise RuntimeError(f"{folder}: the number of ids, and EOS, are {wanted}, but transformers has {found}")
+        raise RuntimeError(f"{folder}: (number of ids, EOS) should be {wanted}, but transformers has {found}")

@@ -1,7 +1,7 @@
-"""Training checkpoints as a format: of any way of running, whatever ZeRO stage, pipeline or number of ranks.
+"""Training checkpoints as a format: their fp32 weights, whatever the ZeRO stage, pipeline or number of ranks.
 
-Read are their fp32 weights. Written is a checkpoint of no run, at step 0 and without Adam's moments, to start runs from
-(`model.init_from`).
+A written checkpoint belongs to no run: it is at step 0 and has no Adam moments. Runs can start from it with
+`model.init_from`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _STATE, _CHECKPOINTS = "training_state.json", "checkpoints"
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint folder that `path` is, or the newest whole one of the run directory that it is.
+    """Return `path` if it is a checkpoint, or the newest whole checkpoint if it is a run directory.
 
     Raises:
-        UserError: it is damaged, or has no whole checkpoint.
+        UserError: the checkpoint is damaged, or the run directory has no whole checkpoint.
     """
     from pipeline.weights.checkpoint.folder import newest_whole_checkpoint
     from pipeline.weights.checkpoint.manifest import damage_of
@@ -43,7 +43,7 @@ def find_checkpoint(path: Path) -> Path:
     if (path / _STATE).is_file():
         damage = damage_of(path)
         if damage is not None:
-            raise UserError(f"{path} is damaged ({damage}); give the run directory to take an older checkpoint")
+            raise UserError(f"{path} is damaged ({damage}); give the run directory instead to use an older checkpoint")
         return path
     checkpoint = newest_whole_checkpoint(path / _CHECKPOINTS)
     if checkpoint is None:
@@ -52,19 +52,19 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Return the architecture of the newest whole checkpoint; hashes it.
+    """Return the architecture of a checkpoint, or of the newest whole one of a run; hashes all its files.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no whole checkpoint, or it describes no model.
     """
     return open_checkpoint(path).config
 
 
 def open_checkpoint(path: Path) -> StoredModel:
-    """Return the weights of a checkpoint folder, or of a run's newest whole one.
+    """Return the model of a checkpoint, or of the newest whole checkpoint of a run.
 
     Raises:
-        UserError: there is none, or it does not hold the weights of its config, or holds more than weights.
+        UserError: there is no whole checkpoint, it lacks weights of its config, or it holds more than tensors.
     """
     from pipeline.weights.checkpoint.folder import SHARDED
     from pipeline.weights.checkpoint.state import weight_reader
@@ -76,12 +76,12 @@ def open_checkpoint(path: Path) -> StoredModel:
         raise UserError(f"{checkpoint / _STATE} describes no model")
     config = described_model(sections["model"], source=f"{checkpoint / _STATE}, config.model")
     read = weight_reader(checkpoint / SHARDED, shapes_by_name(config))
-    if "data" not in sections:  # of no run
+    if "data" not in sections:  # a checkpoint of no run
         return StoredModel(path=checkpoint, config=config, read=read, tokenizer=tokenizer_in(checkpoint))
     shards = _folder_of_shards(sections["data"])
     metadata = _json_or_none(shards / "metadata.json")
     if metadata is None:
-        print(f"warning: the run's shards, {shards}, are not here, and so is their tokenizer", file=sys.stderr)
+        print(f"warning: the run's shards, {shards}, and their tokenizer are not on this machine", file=sys.stderr)
     run_dir = checkpoint.parent.parent
     return StoredModel(
         path=checkpoint,
@@ -101,7 +101,7 @@ def open_checkpoint(path: Path) -> StoredModel:
 
 
 def _folder_of_shards(data: dict[str, Any]) -> Path:
-    """Return where a run's shards are on this machine; if they cannot be had, a path that does not exist."""
+    """Return the local folder of a run's shards; if there is none, warn, and return a path that does not exist."""
     try:
         return local_folder(DataConfig(shards=data["shards"], cache=data.get("cache", "")))
     except UserError as error:
@@ -114,10 +114,10 @@ def _json_or_none(path: Path) -> dict[str, Any] | None:
 
 
 def write_checkpoint(stored: StoredModel, folder: Path, options: ExportOptions) -> None:
-    """Write and seal a checkpoint of step 0 into an existing folder; takes as much disk again while it writes.
+    """Write a whole checkpoint of step 0 into an existing folder; needs twice the disk space while it writes.
 
     Raises:
-        UserError: a dtype is asked for that is not fp32, in which training keeps its weights.
+        UserError: a dtype other than fp32 is asked for.
     """
     import torch
 
@@ -125,7 +125,7 @@ def write_checkpoint(stored: StoredModel, folder: Path, options: ExportOptions) 
     from pipeline.weights.checkpoint.state import save_weights
 
     if options.dtype not in (None, torch.float32):
-        raise UserError(f"--dtype {options.dtype}: training checkpoints hold fp32; leave it out")
+        raise UserError(f"--dtype {options.dtype}: training checkpoints are always fp32; leave it out")
     with TemporaryDirectory(dir=folder, prefix=".staged-") as scratch:
         save_weights(folder / SHARDED, staged(stored, Path(scratch), torch.float32))
     copy_tokenizer(options.tokenizer, folder)

@@ -84,15 +84,15 @@ def test_half_precision_is_kept_where_a_format_can(tmp_path: Path, dtype: str) -
     ).read_bytes()
     run(tmp_path / "hf", tmp_path / "checkpoint", to="deepspeed")
     assert_same_bits(values(tmp_path / "checkpoint"), {name: weight.float() for name, weight in expected.items()})
-    with pytest.raises(UserError, match="training checkpoints hold fp32"):
+    with pytest.raises(UserError, match="training checkpoints are always fp32"):
         run(tmp_path / "hf", tmp_path / "bf16", "--dtype", dtype, to="deepspeed")
 
 
 def test_a_missing_tokenizer_is_missed_aloud(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(run_dir, tmp_path / "out")
     captured = capsys.readouterr()
-    assert f"warning: the run's shards, {tmp_path}/shards, are not here, and so is their tokenizer" in captured.err
-    assert "name it with --tokenizer_path" in captured.err
+    assert f"warning: the run's shards, {tmp_path}/shards, and their tokenizer are not on this machine" in captured.err
+    assert "give one with --tokenizer_path" in captured.err
     assert "--tokenizer_path TOKENIZER" in captured.out
 
 
@@ -118,9 +118,14 @@ def test_byte_level_runs_say_so(
     run(tmp_path / "run", tmp_path / "out")
     assert "--tokenizer_path bytes --first_token eos" in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
-    for fact in ("| tokens seen | 448 |", "| optimizer steps | 7 |", "| sequence length in training | 64 |", "`json`"):
+    for fact in (
+        "| training tokens | 448 |",
+        "| optimizer steps | 7 |",
+        "| sequence length in training | 64 |",
+        "`json`",
+    ):
         assert fact in card
-    with pytest.raises(UserError, match=r"tokenizer .* has 512 ids, but the model 258"):
+    with pytest.raises(UserError, match=r"tokenizer .* has 512 ids, but the model has 258"):
         run(tmp_path / "run", tmp_path / "other", "--tokenizer_path", str(sentencepiece_model))
 
 
@@ -153,7 +158,10 @@ def test_what_a_killed_conversion_left_is_named_and_kept(
 ) -> None:
     (tmp_path / ".out.partial-12345").mkdir()
     run(run_dir, tmp_path / "out")
-    assert f"{tmp_path}/.out.partial-12345 is of a conversion that runs or was killed" in capsys.readouterr().err
+    assert (
+        f"{tmp_path}/.out.partial-12345 was left by a conversion that is still running or was killed"
+        in capsys.readouterr().err
+    )
     assert (tmp_path / ".out.partial-12345").is_dir()
 
 
@@ -183,10 +191,10 @@ def test_wrong_inputs_and_outputs_are_named(run_dir: Path, tmp_path: Path) -> No
     (tmp_path / "young" / "checkpoints").mkdir(parents=True)
     cases = [
         (tmp_path / "nowhere", tmp_path / "out", "does not exist"),
-        (tmp_path / "notes", tmp_path / "out", "holds no model; expected is a folder with one of: params.json"),
+        (tmp_path / "notes", tmp_path / "out", "holds no model; expected a folder with one of: params.json"),
         (tmp_path / "young", tmp_path / "out", "no whole checkpoint"),
         (run_dir / "checkpoints" / "step_00000003", tmp_path / "out", "is damaged"),
-        (run_dir, tmp_path / "notes", "holds 'diary.txt', which is no export"),
+        (run_dir, tmp_path / "notes", "holds 'diary.txt', which no export has"),
         (run_dir, tmp_path / "file", "is a file; give a folder"),
         (run_dir, tmp_path / "file" / "out", "cannot be written"),
     ]

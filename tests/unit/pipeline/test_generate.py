@@ -182,7 +182,7 @@ def test_prompts_of_a_file_follow_those_of_the_command_line(
         (["--tokenizer_path", "{tokenizer}"], "has 512 ids, but the model has vocab_size 258"),
         (["--device", "abacus"], "--device abacus cannot be used"),
         (["--max_seq_len", "1" + "0" * 30], "not enough memory: the weights take"),
-        (["--ckpt_dir", "{tmp}"], "holds no model; expected is a folder with one of: params.json"),
+        (["--ckpt_dir", "{tmp}"], "holds no model; expected a folder with one of: params.json"),
         (["--ckpt_dir", "{tmp}/run"], "is a run or a checkpoint; export it first: python -m pipeline.convert"),
     ],
 )

@@ -169,7 +169,7 @@ def test_the_advice_is_what_would_help() -> None:
     with pytest.raises(UserError) as caught:
         memory(max_seq_len=10**12).check()
     assert str(caught.value).endswith(
-        "left; lower --max_batch_size (3) or --max_seq_len (1000000000000), or take --dtype bf16, or use fewer heads "
+        "left; lower --max_batch_size (3) or --max_seq_len (1000000000000), or use --dtype bf16, or use fewer heads "
         "(--n_heads_used 4)"
     )
     with pytest.raises(UserError) as caught:

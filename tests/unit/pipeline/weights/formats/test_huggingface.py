@@ -28,7 +28,7 @@ TOKENS = torch.arange(24).view(2, 12)
 def test_transformers_loads_trunk_and_next_token_head(tmp_path: Path, heads: dict[str, Any]) -> None:
     model = tiny_model(**heads)
     if heads["head_type"] == "linear":
-        with pytest.raises(UserError, match="head_type=linear is no LlamaForCausalLM"):
+        with pytest.raises(UserError, match="head_type=linear cannot be a LlamaForCausalLM"):
             exported(tmp_path / "out", model, to="hf")
         return
     exported(tmp_path / "out", model, to="hf")

@@ -65,9 +65,9 @@ def test_it_says_what_was_recorded(provenance: Provenance) -> None:
     assert provenance.shards is not None
     counts = provenance.shards["splits"]["train"]
     for title, facts in {
-        "Size": ["6,738,415,616", "32, 28 of them the trunk's", "4 (transformer, parallel)", "11,008", "4,096"],
-        "Training": ["1,234", "987,654,321", "8,388,608", "0.0003 after 2,000 steps, then a cosine to 9e-06", "bf16",
-                     "weight_decay: 0.1", "shards: shards-of-code"],
+        "Size": ["6,738,415,616", "32, 28 of them in the trunk", "4 (transformer, parallel)", "11,008", "4,096"],
+        "Training": ["1,234", "987,654,321", "8,388,608", "0.0003 after 2,000 warm-up steps, then cosine decay to",
+                     "9e-06", "bf16", "weight_decay: 0.1", "shards: shards-of-code"],
         "Data": ["| tokenizer | bytes |", f"{counts['documents']:,} documents, {counts['tokens']:,} tokens", "`json`"],
         "Versions": ["| git commit | 0123abc |", provenance.environment["python"],
                      provenance.environment["packages"]["torch"]],

@@ -183,7 +183,7 @@ def test_changed_models_are_refused(
 
 def test_a_bos_that_the_model_does_not_have_cannot_come_first(tmp_path: Path) -> None:
     model = trained(tmp_path / "m", ["def f(x): return x"], vocab_size=300, hard_vocab_limit=False, bos_id=-1)
-    with pytest.raises(UserError, match="has no BOS to begin with; take eos or none"):
+    with pytest.raises(UserError, match="has no BOS; use eos or none"):
         write_tokenizer_files(model, tmp_path, first_token="bos")
     assert written(model, tmp_path / "hf").bos_token_id == 2
 
