@@ -79,8 +79,8 @@ first=()
 trap 'terminated=1' TERM
 trap : USR1
 
-# slurm_says STATE REASON: whether Slurm's state and reason of this start of the job match these patterns. If Slurm has
-# started the job again meanwhile, its answer is about the later start, while this one runs on where Slurm cannot reach it.
+# slurm_says STATE REASON: whether Slurm's state and reason of this start of the job match these patterns. Nothing matches
+# if Slurm has already started the job again: then this start runs on where Slurm cannot reach it.
 slurm_says() {
     local state reason restarts
     read -r state reason restarts < <(squeue --noheader --jobs="$SLURM_JOB_ID" --Format="State:. ,Reason:. ,RestartCnt:.")

@@ -47,8 +47,8 @@ class ModelConfig:
     head_type: Literal["transformer", "linear"] = "transformer"
     """Each head is a transformer layer, or a single matrix (then all n_layers belong to the trunk; appendix B)."""
     head_order: Literal["parallel", "causal", "anticausal"] = "parallel"
-    """What a head reads: "parallel" heads the trunk's output; "causal" heads the output of the head for the token
-    before; "anticausal" heads the output of the head for the token after (appendix B)."""
+    """Input of the heads: the trunk's output ("parallel"), the output of the head for the token before ("causal"), or
+    that of the head for the token after ("anticausal"); see appendix B."""
     replicated_unembedding: bool = False
     """True gives each head its own unembedding, as in the paper's byte-level models (Table S13)."""
     shorten_trunk: bool = True
