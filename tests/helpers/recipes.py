@@ -1,4 +1,4 @@
-"""Recipes and DeepSpeed JSONs that the tests write, and configs of the same runs."""
+"""Recipes and JSON files for tests, and the configs of such runs."""
 
 import json
 from dataclasses import replace
@@ -43,7 +43,7 @@ def write_json(path: Path, values: Any) -> Path:
 
 
 def config_over(shards: Path | str = "", *, n_future_tokens: int = 4, eval_every_steps: int = 5) -> Config:
-    """Return a run of the model and batch of `write_recipe_over`, no field of whose optimizer has its default."""
+    """Return a config with the model and batch of `write_recipe_over`, and no default in its optimizer section."""
     return Config(
         model=ModelConfig(dim=32, n_layers=6, n_heads=4, vocab_size=258, n_future_tokens=n_future_tokens),
         data=DataConfig(shards=str(shards), seq_len=32),
@@ -53,7 +53,7 @@ def config_over(shards: Path | str = "", *, n_future_tokens: int = 4, eval_every
 
 
 def batch_config(*, total_tokens: int = 1, batch_tokens: int, micro_batch_size: int, seq_len: int) -> Config:
-    """Return a run of which only the sizes of its batches matter."""
+    """Return a config in which only the batch sizes matter."""
     return Config(
         data=DataConfig(seq_len=seq_len),
         train=TrainConfig(total_tokens=total_tokens, batch_tokens=batch_tokens, micro_batch_size=micro_batch_size),
@@ -61,7 +61,7 @@ def batch_config(*, total_tokens: int = 1, batch_tokens: int, micro_batch_size: 
 
 
 def parallel_config(*, compiled: bool = False, n_kv_heads: int | None = None, **sizes: Any) -> Config:
-    """Return a run of 6 layers, 4 attention heads, sequences of 32 and a feed-forward width of 256.
+    """Return a config with 6 layers, 4 attention heads, sequences of 32 tokens and a feed-forward width of 256.
 
     Args:
         compiled: whether torch.compile fuses the layers.
