@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.command_line import USER_ERROR_EXIT_CODE, UserError, exit_on_user_error, raise_if_any
+from common.command_line import USER_ERROR_EXIT_CODE, UserError, exit_on_user_error, one_line, raise_if_any
 from tests.conftest import REPOSITORY
 
 
@@ -117,3 +117,8 @@ def test_all_problems_are_in_one_error() -> None:
         raise_if_any(["a"], heading="bad arguments")
     with pytest.raises(UserError, match=r"^bad arguments:\n  - a\n  - b$"):
         raise_if_any(["a", "b"], heading="bad arguments")
+
+
+def test_a_message_of_one_line() -> None:
+    assert one_line(ValueError("first\n   second\tthird ")) == "first second third"
+    assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"

@@ -47,7 +47,7 @@ def test_a_record_continues_from_the_resumed_step(tmp_path: Path) -> None:
     text = (run / "samples" / "rank_00000.jsonl").read_text()
     assert text.splitlines()[0] == '{"step":1,"samples":[[0,[1,[101,7]]]]}'
     write(run, steps=range(1, 3))
-    assert recorded(run) == {1: [1, 101], 2: [2, 102]}, "a run that begins anew has its record anew"
+    assert recorded(run) == {1: [1, 101], 2: [2, 102]}, "a run that starts again has a new record"
 
 
 def test_files_of_ranks_that_no_longer_exist_are_cut_too(tmp_path: Path) -> None:
