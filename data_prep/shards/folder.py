@@ -21,14 +21,13 @@ import fcntl
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from common.command_line import UserError
-from common.files import write_json
+from common.files import partial_path, write_json
 from common.s3 import S3Path
 from common.shard_format import METADATA, TOKENIZER_MODEL
 from data_prep.shards.identity import Identity, read_json, refuse_difference
@@ -130,7 +129,7 @@ def claim(
             )
         work.mkdir(exist_ok=True)
         if tokenizer_model is not None:
-            copied = work / f"{TOKENIZER_MODEL}.{uuid.uuid4().hex}"
+            copied = partial_path(work / TOKENIZER_MODEL)
             shutil.copyfile(tokenizer_model, copied)
             copied.replace(work / TOKENIZER_MODEL)
         _create_json(work / _PLAN, plan)
@@ -182,7 +181,7 @@ def _listing_summary(part: Part) -> str:
 
 def _create_json(path: Path, value: Any) -> None:
     """Write a whole file unless it exists: if several runs try at once, one wins, also on network file systems."""
-    mine = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    mine = partial_path(path)
     write_json(mine, value)
     try:
         os.link(mine, path)
