@@ -10,7 +10,7 @@ from common.command_line import UserError
 from tests.helpers.monitored import config_in
 
 SECONDS = {
-    "plain step": [1.0, 9.0, 2.0],  # one of them while something else ran
+    "plain step": [1.0, 9.0, 2.0],  # the second while something else ran
     "step with norms": [1.5, 9.5, 2.5],
     "norms written": [0.1, 0.1, 0.7],
     "report": [0.2, 0.2, 0.9],

@@ -78,7 +78,7 @@ def test_a_mixture_of_every_kind_of_source(tmp_path: Path, capsys: pytest.Captur
     assert lines[5] == ["misspelt", "0", "0.00", "0", "0.00%"]
     assert shares["hub"]["documents"] == 100
     assert shares["tree"] == {"documents": 2, "bytes": 256 + 7, "tokens": 256 + 7 + 2}
-    assert 300 < shares["py"]["documents"] < 450  # 150 documents, twice and half of them once more
+    assert 300 < shares["py"]["documents"] < 450  # 150 documents twice, and half of them a third time
     assert 45 < shares["c"]["documents"] < 105
     assert metadata["dropped"]["other_language"] == 150 + 150 + 300
     assert metadata["dropped"]["not_sampled"] == 150 - shares["c"]["documents"]
@@ -95,7 +95,7 @@ def _command(out: Path, *words: object) -> list[str]:
     return [sys.executable, "-m", "data_prep.write_shards", *map(str, [*fixed, *words])]
 
 
-def test_standard_input_is_kept_whole_or_not_at_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_standard_input_is_copied_as_a_whole_or_not_at_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     corpus = _write(tmp_path / "a.jsonl", [f"{text} of standard input" for text in TEXTS])
     out, kept = tmp_path / "out", tmp_path / "out" / WORK_FOLDER / "stdin.jsonl"
     command = _command(out, "--input", "-", "--part_bytes", 20_000)
@@ -131,7 +131,7 @@ def test_standard_input_is_kept_whole_or_not_at_all(tmp_path: Path, capfd: pytes
     assert "input '-' is jsonl from standard input, which is empty" in capfd.readouterr().err
 
 
-def test_strict_ends_the_run_and_without_it_the_same_command_goes_on(
+def test_strict_ends_the_run_and_the_same_command_without_it_continues(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     texts = _write(tmp_path / "a.jsonl", TEXTS).read_bytes()
@@ -152,7 +152,7 @@ def test_strict_ends_the_run_and_without_it_the_same_command_goes_on(
     assert f"{tmp_path}/b.jsonl.gz, {place}\n" in capfd.readouterr().out
 
 
-def test_a_file_that_changed_since_the_survey_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_input_that_changed_since_the_survey_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _write(tmp_path / "a.jsonl", TEXTS)
     decide = write_parts.decide
 
