@@ -59,7 +59,7 @@ class Trunk(nn.Module):
         )
 
     def forward(self, tokens_or_hidden: Tensor) -> Tensor:
-        """Return z (B, T, D) from token ids (B, T), int64, or the hidden state (B, T, D) before this share."""
+        """Return z (B, T, D) from token ids (B, T), int64, or from the hidden state (B, T, D) of earlier layers."""
         with profiler_range("trunk"):
             hidden_BTD = tokens_or_hidden if self.tok_embeddings is None else self.tok_embeddings(tokens_or_hidden)
             n_positions, device = hidden_BTD.shape[1], hidden_BTD.device

@@ -157,7 +157,7 @@ def _cut(n_pieces: int, n_stages: int, cost: Callable[[int, int, int], float]) -
 
     @cache
     def best(stage: int, start: int) -> tuple[float, tuple[int, ...]]:
-        """Return the smallest largest cost of stages `stage` .. last on the pieces from `start`, and their stops."""
+        """Return the lowest possible maximum cost of stages `stage` .. last on pieces from `start`, and their stops."""
         if stage == n_stages - 1:
             return cost(stage, start, n_pieces), (n_pieces,)
         candidates = []

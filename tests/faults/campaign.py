@@ -31,7 +31,7 @@ from tests.conftest import run_module
 from tests.faults.compare import differences, differences_at_the_end, epochs_of, skipped_steps
 from tests.faults.kinds import KINDS, in_random_order
 from tests.faults.report import line_of, table
-from tests.faults.runs import Job, NotAsPromised, Recipe, checkpoints_of
+from tests.faults.runs import Job, NotAsDocumented, Recipe, checkpoints_of
 from tests.faults.victim import Kind, Outcome, Victim, expected_resume, small_disk
 
 MOST_STEPS_BETWEEN = 8  # between two faults
@@ -51,7 +51,7 @@ class Campaign:
             total_steps: number of steps of the recipe.
 
         Raises:
-            NotAsPromised: the reference failed.
+            NotAsDocumented: the reference failed.
         """
         self._recipe, self.victims, self._total_steps = recipe, victims, total_steps
         self.reference = recipe.runs / "reference"
@@ -60,7 +60,7 @@ class Campaign:
             job.wait_for_step(1)
             self._start_s = job.age_s
             if job.ended() != 0:
-                raise NotAsPromised(f"the uninterrupted run failed: {job.output[-4000:]}")
+                raise NotAsDocumented(f"the uninterrupted run failed: {job.output[-4000:]}")
         finally:
             job.kill()
         self._outcomes: list[Outcome] = []
@@ -121,7 +121,7 @@ class Campaign:
                 problems.append(f"lost {lost} steps, although the last step had to be saved")
             problems += [f"the restart did not print {text!r}" for text in effect.says if text not in victim.job.output]
             problems += differences(victim.run_dir, self.reference, up_to=victim.job.step)
-        except (NotAsPromised, OSError, ValueError) as error:
+        except (NotAsDocumented, OSError, ValueError) as error:
             problems.append(f"{type(error).__name__}: {error}")
         return Outcome(
             kind=kind.name, details=details, step=before.step, lost=lost, seconds=time.monotonic() - began_s,
@@ -138,7 +138,7 @@ class Campaign:
                 problems.append(f"exit code {code}: {victim.job.output[-2000:]}")
             else:
                 problems += differences_at_the_end(victim.run_dir, self.reference, total_steps=self._total_steps)
-        except (NotAsPromised, OSError, ValueError, LookupError) as error:
+        except (NotAsDocumented, OSError, ValueError, LookupError) as error:
             problems.append(f"{type(error).__name__}: {error}")
         for bad_step in skipped_steps(self.reference):
             self._outcomes.append(Outcome(kind=BAD_BATCH, details="", step=bad_step, problems=problems[:1]))

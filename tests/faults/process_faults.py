@@ -13,7 +13,7 @@ import psutil
 
 from pipeline.runtime.stop import ExitCode
 from tests.faults import nan_train
-from tests.faults.runs import RANKS, Job, NotAsPromised
+from tests.faults.runs import RANKS, Job, NotAsDocumented
 from tests.faults.victim import Effect, Victim
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -99,7 +99,7 @@ def stop_at_start(victim: Victim, rng: Random) -> Effect:
     process.send_signal(number)
     code, killed = job.ended(), 256 - number
     if code not in (ExitCode.STOPPED, killed):
-        raise NotAsPromised(f"exit code {code} instead of {ExitCode.STOPPED:d} or {killed}: {job.output[-600:]}")
+        raise NotAsDocumented(f"exit code {code} instead of {ExitCode.STOPPED:d} or {killed}: {job.output[-600:]}")
     return Effect(details=f"{details}: code {code}")
 
 
@@ -112,7 +112,7 @@ def hang(victim: Victim, rng: Random) -> Effect:
     processes[stopped].kill()
     victim.must_end_with(ExitCode.HUNG)
     if not record.exists() or "no progress for" not in record.read_text(encoding="utf-8"):
-        raise NotAsPromised(f"{record} was not written")
+        raise NotAsDocumented(f"{record} was not written")
     record.unlink()
     return Effect(details=f"rank {stopped}")
 
@@ -130,7 +130,7 @@ def start_twice(victim: Victim, rng: Random) -> Effect:
         for rank in victim.job.ranks():
             rank.resume()
     if code != ExitCode.MISTAKE:
-        raise NotAsPromised(f"the second start ended with {code}: {second.output[-600:]}")
+        raise NotAsDocumented(f"the second start ended with {code}: {second.output[-600:]}")
     victim.must_say("in use by", job=second)
     victim.job.wait_for_step(victim.job.step + 2)
     victim.job.kill()
@@ -148,12 +148,12 @@ def bad_numbers(victim: Victim, rng: Random) -> Effect:
     finally:
         job.kill()
     if code != ExitCode.BAD_NUMBERS:
-        raise NotAsPromised(f"exit code {code} instead of {ExitCode.BAD_NUMBERS:d}: {job.output[-600:]}")
+        raise NotAsDocumented(f"exit code {code} instead of {ExitCode.BAD_NUMBERS:d}: {job.output[-600:]}")
     lines = [json.loads(line) for line in (run_dir / "bad_steps.jsonl").read_text(encoding="utf-8").splitlines()]
     last = lines[-1 - limit :]
     in_a_row = [line["step"] - last[0]["step"] for line in last] == list(range(limit + 1))
     if not in_a_row or last[-1]["verdict"] != "too many skipped" or not all(line["samples"] for line in last):
-        raise NotAsPromised(f"bad_steps.jsonl ends with {last}")
+        raise NotAsDocumented(f"bad_steps.jsonl ends with {last}")
     shutil.rmtree(run_dir)
     return Effect(details=f"{ended}; another run ends after {limit + 1} in a row")
 
@@ -175,4 +175,4 @@ def _must_have_failed(victim: Victim) -> None:
     """Check that the exit code of a killed job is none that a run uses to end by itself."""
     code = victim.job.ended()
     if code in set(ExitCode):
-        raise NotAsPromised(f"exit code {code} after a kill: {victim.job.output[-600:]}")
+        raise NotAsDocumented(f"exit code {code} after a kill: {victim.job.output[-600:]}")

@@ -18,7 +18,7 @@ RANKS = 2
 PATIENCE_S = 400.0  # for events that happen soon, also on a busy machine
 
 
-class NotAsPromised(Exception):
+class NotAsDocumented(Exception):
     """The program did not behave as documented."""
 
 
@@ -90,14 +90,14 @@ class Job:
         """Wait for an event that should happen while the job runs.
 
         Raises:
-            NotAsPromised: the job ends before the event, or the event does not happen in time.
+            NotAsDocumented: the job ends before the event, or the event does not happen in time.
         """
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
             if self.is_over:
-                raise NotAsPromised(f"ended with {self.process.wait()} before {what}")
+                raise NotAsDocumented(f"ended with {self.process.wait()} before {what}")
             if time.monotonic() > deadline:
-                raise NotAsPromised(f"{what}: not within {PATIENCE_S:.0f} s")
+                raise NotAsDocumented(f"{what}: not within {PATIENCE_S:.0f} s")
             time.sleep(every_s)
 
     def wait_for_step(self, step: int) -> None:
@@ -134,12 +134,12 @@ class Job:
         """Wait until all its processes have ended; return the exit code.
 
         Raises:
-            NotAsPromised: a process still runs after a long time; all are killed.
+            NotAsDocumented: a process still runs after a long time; all are killed.
         """
         self._reader.join(PATIENCE_S)
         if not self.is_over:
             self.kill()
-            raise NotAsPromised(f"did not end within {PATIENCE_S:.0f} s")
+            raise NotAsDocumented(f"did not end within {PATIENCE_S:.0f} s")
         return self.process.wait()
 
     def kill(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 from pipeline.runtime.stop import ExitCode
-from tests.faults.runs import PATIENCE_S, NotAsPromised, checkpoints_of
+from tests.faults.runs import PATIENCE_S, NotAsDocumented, checkpoints_of
 from tests.faults.victim import DAMAGED, Ballast, Effect, Victim, expected_resume, undamaged_checkpoints
 
 TELLING_FAILURE = "a checkpoint could not be written"
@@ -91,7 +91,7 @@ def damage_shard(victim: Victim, rng: Random) -> Effect:
     victim.must_say(f"step {step} read damaged data: ")
     victim.must_say(f"{shard} ")
     if victim.job.step >= step:
-        raise NotAsPromised(f"step {victim.job.step} was reported, although step {step} reads the damaged shard")
+        raise NotAsDocumented(f"step {victim.job.step} was reported, although step {step} reads the damaged shard")
     return Effect(details=f"{ended}; {shard.parent.name}/{shard.name} {how}, read in step {step}")
 
 

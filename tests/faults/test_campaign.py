@@ -15,7 +15,7 @@ from tests.faults import compare, process_faults, storage_faults
 from tests.faults.campaign import BAD_BATCH, WHOLE_RUN, Campaign, all_recovered, disk_size
 from tests.faults.kinds import KINDS, in_random_order
 from tests.faults.report import table
-from tests.faults.runs import Job, NotAsPromised, Recipe
+from tests.faults.runs import Job, NotAsDocumented, Recipe
 from tests.faults.victim import Kind, Outcome, Victim, small_disk
 from tests.helpers.held import wait_until
 
@@ -73,7 +73,7 @@ def test_a_victim_that_cannot_start_counts_as_not_recovered(campaign: Campaign) 
 def test_an_unexpected_exit_code_is_reported(campaign: Campaign, recipe: Recipe) -> None:
     victim = Victim(recipe, recipe.runs / "mistaken", reference=campaign.reference, start_s=1, linger_after=1)
     victim.start("model.n_heads=3")
-    with pytest.raises(NotAsPromised, match=r"exit code 2 instead of 75: .*model.n_heads=3"):
+    with pytest.raises(NotAsDocumented, match=r"exit code 2 instead of 75: .*model.n_heads=3"):
         victim.must_end_with(ExitCode.STOPPED)
 
 

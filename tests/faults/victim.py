@@ -11,7 +11,7 @@ from random import Random
 
 from pipeline.runtime.stop import ExitCode
 from tests.faults.nan_train import LINGER_AFTER, MAY_FINISH
-from tests.faults.runs import Job, NotAsPromised, Recipe, checkpoints_of, step_of
+from tests.faults.runs import Job, NotAsDocumented, Recipe, checkpoints_of, step_of
 
 DAMAGED = "damaged-by-a-fault"  # name of a file that marks a checkpoint until it is deleted or written again
 
@@ -56,17 +56,17 @@ class Victim:
         """Wait for the end of the last start.
 
         Raises:
-            NotAsPromised: its exit code is not `code`.
+            NotAsDocumented: its exit code is not `code`.
         """
         found = self.job.ended()
         if found != code:
-            raise NotAsPromised(f"exit code {found} instead of {code}: {_tail(self.job.output)}")
+            raise NotAsDocumented(f"exit code {found} instead of {code}: {_tail(self.job.output)}")
 
     def must_say(self, text: str, *, job: Job | None = None) -> None:
-        """Raise NotAsPromised if a job, by default the last start, has not printed `text`."""
+        """Raise NotAsDocumented if a job, by default the last start, has not printed `text`."""
         output = (job or self.job).output
         if text not in output:
-            raise NotAsPromised(f"did not print {text!r}: {_tail(output)}")
+            raise NotAsDocumented(f"did not print {text!r}: {_tail(output)}")
 
 
 @dataclass(frozen=True, kw_only=True)
