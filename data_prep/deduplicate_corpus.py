@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Raises:
-        UserError: the arguments, the input or the output folder do not allow it; the message says which and why.
+        UserError: the arguments are wrong, or the input or the output folder cannot be used; the message says why.
     """
     arguments = _parse(argv)
     out: Path = arguments.out
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stages = _stages(arguments, slices)
         if arguments.slurm_partition:
             submit(stages, out, partition=arguments.slurm_partition, time_limit=arguments.slurm_time)
-            print("when no job is left, run the same command without --slurm_partition: it runs what failed, and ends")
+            print("when all jobs have ended, run the same command without --slurm_partition to finish")
             return
         run_here(stages, out, num_workers=arguments.num_workers)
         print(_finish(out, sources, n_tasks=len(slices)))

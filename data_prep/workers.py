@@ -36,7 +36,7 @@ def add_workers_argument(group: argparse._ArgumentGroup) -> None:
 class ProgressCounter:
     """Documents, input bytes and tokens so far, summed over all processes.
 
-    `read` takes no lock, so that it cannot hang on one which a killed worker held.
+    `read` takes no lock, because a killed worker may hold it forever.
     """
 
     def __init__(self, context: multiprocessing.context.BaseContext) -> None:
@@ -129,7 +129,7 @@ def results_of(
 
 
 def _start(progress: ProgressCounter) -> None:
-    """Prepare a worker process, which ends at once when its parent does, or at Ctrl-C."""
+    """Prepare a worker process: it ends at once when its parent ends, or at Ctrl-C."""
     global _progress
     _progress = progress
     signal.signal(signal.SIGINT, signal.SIG_DFL)

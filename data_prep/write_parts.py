@@ -22,7 +22,7 @@ from data_prep.workers import results_of, worker_pool
 
 
 def write_share(parts: Sequence[Part], arguments: argparse.Namespace, *, engine: Engine) -> None:
-    """Survey and write the missing parts of this run's share, and print what is done.
+    """Survey and write the missing parts of this run's share, and print a line before and after.
 
     Args:
         parts: all parts of the corpus.
@@ -112,7 +112,7 @@ def _decide_if_surveyed(parts: Sequence[Part], out: Path, *, near: bool, is_need
 
 
 def _input_bytes(parts: Sequence[Part], n_readings: Callable[[Piece], int]) -> int | None:
-    """Return how many bytes are read in all from these parts, or None if a format does not tell while it is read."""
+    """Return the bytes of all readings of these parts; None if a format does not report bytes while it is read."""
     pieces = [piece for part in parts for piece in part.pieces]
     if any(piece.format in UNMEASURED for piece in pieces):
         return None

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Raises:
-        UserError: the arguments, the input or the output folder do not allow it; the message says which and why.
+        UserError: the arguments are wrong, or the input or the output folder cannot be used; the message says why.
     """
     arguments = parse(argv, description=__doc__)
     tokenizer, engine = _tokenizer(arguments)
@@ -110,7 +110,7 @@ def _identity(arguments: argparse.Namespace, tokenizer: Tokenizer, sources: Sequ
 
 
 def _cut(sources: Sequence[ListedSource], *, part_bytes: int | None, seed: int | None) -> list[Part]:
-    """Return the parts of the corpus, of 1/256 of it, 8 to 512 MiB, unless `part_bytes` says otherwise.
+    """Return the parts of the corpus, each of `part_bytes`, or by default of 1/256 of the corpus, 8 to 512 MiB.
 
     A `seed` shuffles the pieces first, but only among those of the same weight, because a part has one weight.
     """

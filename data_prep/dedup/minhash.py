@@ -58,8 +58,8 @@ def stages_of(work: Path, *, n_tasks: int, reading: ReadOptions, filters: Filter
     Args:
         work: folder of the files that one stage writes for the next; `write_slices` has written the slices there.
         n_tasks: number of slices of the corpus.
-        reading: how they are read.
-        filters: which documents are dropped before duplicates are looked for.
+        reading: options for reading the slices.
+        filters: filters that drop documents before duplicates are looked for.
     """
     config = minhash_config()
     reader = SourceReader(work, reading, filters)

@@ -1,7 +1,7 @@
 """Near duplicates among MinHash signatures: which rows of a large array are near to an earlier row that stays.
 
-This is locality-sensitive hashing with little memory: the signatures, and what is computed from them, lie in mapped
-files, of which the system keeps in memory what fits.
+This is locality-sensitive hashing with little memory: the signatures, and the arrays computed from them, lie in mapped
+files, and the system keeps in memory as much of them as fits.
 
 1. The values of each band become a 64-bit key for each row. Keys are stored band by band.
 2. A stable sort of a band's keys brings rows with the same key together, in their order. So each row gets, for each

@@ -109,7 +109,7 @@ def claim(
 
     Args:
         out: the folder; this run has locked the parts of its share.
-        identity: what decides which bytes are written.
+        identity: the identity of the shards to write.
         parts: all parts of the corpus, not just those of this share.
         share: the parts that this run writes.
         tokenizer_model: copied into the work folder, because the last step may run where this file does not exist.
@@ -120,7 +120,7 @@ def claim(
     """
     work = out / WORK_FOLDER
     plan = {**identity, "listing": {part.name: _listing_summary(part) for part in parts}, **facts}
-    # look at the folder before the plan: other shares write theirs after it
+    # list the folder before reading the plan: other shares write their files after the plan
     foreign = sorted({path.name for path in out.iterdir()} - {_LOCK, WORK_FOLDER})
     if read_json(work / _PLAN) is None:
         if foreign:
@@ -148,7 +148,9 @@ def read_plan(out: Path) -> dict[str, Any]:
     """
     plan = read_json(out / WORK_FOLDER / _PLAN)
     if plan is None:
-        raise UserError(f"{out} holds no shards of write_shards, finished or not; give the folder of its --out")
+        raise UserError(
+            f"{out} holds no shards, finished or unfinished; give the folder that write_shards got as --out"
+        )
     with suppress(FileNotFoundError):
         reason = (out / WORK_FOLDER / _SPOILED).read_text(encoding="utf-8")
         raise UserError(f"{out} must be deleted and written again: {reason}")

@@ -1,6 +1,6 @@
-"""Identities: comparing what a folder holds with what a run would write into it.
+"""Identities: does a folder hold the shards that this run would write?
 
-An *identity* is everything that decides which bytes are written: format, arguments, tokenizer, sources. It is stored in
+An *identity* is everything that determines the written bytes: format, arguments, tokenizer, sources. It is stored in
 the JSON files of a folder (plan.json, metadata.json). A folder keeps one identity; a run with another one is refused.
 """
 
@@ -21,7 +21,7 @@ _LONGEST_VALUE = 160  # characters of a value that are shown whole
 
 
 def identifying_arguments(arguments: argparse.Namespace, *, ignored: Collection[str]) -> dict[str, Any]:
-    """Return the arguments that decide which bytes are written: all but the `ignored` ones.
+    """Return the arguments that determine the written bytes: all but the `ignored` ones.
 
     Benchmark files (--decontaminate) count by their content, not by their name alone.
     """
@@ -59,7 +59,7 @@ def refuse_difference(found: dict[str, Any], wanted: dict[str, Any], *, out: Pat
         found: the one stored in the folder `out`.
         wanted: the one of this run.
         out: the folder, for the message.
-        state: what was done with the folder, for the message, such as "was finished".
+        state: the state of the folder for the message, such as "was finished".
 
     Raises:
         UserError: they differ; the message says where.

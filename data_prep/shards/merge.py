@@ -4,7 +4,7 @@
 2. report.json is written, then the merged index.json of each split, then tokenizer.model.
 3. metadata.json is written, which makes the folder a finished one, and the work folder is removed.
 
-The step needs the folder alone, neither the corpus nor the tokenizer. What it has to know of those is in the plan
+The step needs only the folder. The facts that it needs about the corpus and the tokenizer are in the plan
 (`plan_facts`).
 """
 
@@ -59,7 +59,7 @@ def plan_facts(sources: Sequence[ListedSource], tokenizer: Tokenizer) -> dict[st
 
 
 def merge(out: Path) -> None:
-    """Finish a folder that this process has locked, and print what it holds.
+    """Finish a folder that this process has locked, and print a summary.
 
     Raises:
         UserError: parts are missing; or a split would have no window, and the unfinished folder is emptied.
@@ -90,7 +90,7 @@ def _missing_parts_message(out: Path, missing: Sequence[int], *, n_parts: int) -
 
 
 def _sum_of(results: Sequence[PartResult], plan: Mapping[str, Any]) -> PartResult:
-    """Return the sum of the parts' results, but with the tally and examples only of input that no part has."""
+    """Return the sum of the parts' results; its tally and examples cover only the input that was skipped unread."""
     total = PartResult(splits={name: SplitCounts() for name in results[0].splits})
     dropped: Counter[str] = Counter()
     for name in plan["names"]:
@@ -111,7 +111,7 @@ def _sum_of(results: Sequence[PartResult], plan: Mapping[str, Any]) -> PartResul
 
 
 def _split_problem(total: PartResult, report: Mapping[str, Any], plan: Mapping[str, Any]) -> str | None:
-    """Return why one could not train or evaluate on a split; None if each has a window."""
+    """Return why a split cannot be used for training or evaluation; None if every split has a window."""
     arguments = plan["arguments"]
     if not any(counts.documents for counts in total.splits.values()):
         named = " ".join(arguments["input"] or arguments["mix"])
@@ -178,7 +178,7 @@ def _split_lines(total: PartResult) -> str:
 
 
 def _source_lines(total: PartResult) -> list[str]:
-    """Return one line for each source with what was kept of it, also for those of which nothing was."""
+    """Return one line for each source with the documents, bytes and tokens kept from it, which may be none."""
     n_tokens = sum(counts["tokens"] for counts in total.sources.values())
     heading = f"  {'source':<26}{'kept':>10}{'MB':>10}{'tokens':>14}{'of tokens':>11}"
     return [heading] + [

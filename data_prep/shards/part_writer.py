@@ -115,8 +115,8 @@ def write_part(part: Part, options: PartOptions, reasons: Reasons | None) -> Par
     """Write one part and mark it as finished.
 
     Args:
-        part: what to read.
-        options: how to write it.
+        part: the part to read.
+        options: the options of all parts.
         reasons: why each document of the part is dropped, from its survey; None applies the filters now.
 
     Raises:

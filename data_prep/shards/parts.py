@@ -1,4 +1,4 @@
-"""Parts of a corpus, the unit of work and of restart: what one reads, how it is written, and what it contained.
+"""Parts of a corpus, the unit of work and of restart: their pieces of the input, their options and their results.
 
     DIR/train/part-00000/   the shards of a part, one folder for each split
     DIR/work/               files of unfinished work, among them part-00000.json, the *mark* of a part that is written
@@ -97,7 +97,7 @@ SourceCounts = dict[str, dict[str, int]]  # by name of the source: the documents
 
 @dataclass
 class PartResult:
-    """What was written from a part, and what was dropped. The tally and the examples go into report.json."""
+    """Counts of what was written from a part and of what was dropped; the tally and examples are for report.json."""
 
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)

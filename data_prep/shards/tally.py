@@ -1,4 +1,4 @@
-"""Counts of what was kept and what each rule dropped; report.json beside the shards, and its table.
+"""Counts of kept documents, and of those that each rule dropped; report.json beside the shards, and its table.
 
     {"kept": {"documents", "bytes", "tokens"}, "rules": {RULE: {"documents", "bytes"}},
      "languages": {LANGUAGE: {"kept": ..., "rules": ...}}, "samples": {RULE: [{"source", "text" or "detail"}, ...]}}

@@ -19,7 +19,7 @@ from data_prep.shards.parts import WORK_FOLDER
 from data_prep.shards.tally import REPORT
 from tests.conftest import REPOSITORY
 from tests.helpers.held import wait_until
-from tests.helpers.shard_writing import kill_in_second_part
+from tests.helpers.shard_writing import kill_in_second_part, option_words
 
 TEXTS = [f"document {i}" for i in range(2000)]
 
@@ -30,16 +30,9 @@ def _write(path: Path, texts: list[str], **columns: str) -> Path:
 
 
 def _run(out: Path, *words: object, **changes: object) -> dict[str, Any]:
-    fixed: dict[str, object] = {
-        "tokenizer": "bytes",
-        "seq_len": 64,
-        "lookahead": 8,
-        "num_workers": 1,
-        "val_fraction": 0.0,
-    }
-    options = fixed | {"out": out} | changes
-    arguments = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    write_shards.main([*map(str, words), *arguments])
+    """Write shards of bytes; return metadata.json."""
+    options = {"out": out, "tokenizer": "bytes", "seq_len": 64, "lookahead": 8, "num_workers": 1, "val_fraction": 0.0}
+    write_shards.main([*map(str, words), *option_words(options | changes)])
     metadata: dict[str, Any] = json.loads((out / METADATA).read_text())
     return metadata
 
@@ -68,20 +61,20 @@ def test_a_mixture_of_every_kind_of_source(tmp_path: Path, capsys: pytest.Captur
     words = ["--mix", *mix, "--language_field", "lang", "--extensions", "*", "--dedup", "exact"]
     metadata = _run(tmp_path / "out", *words, num_workers=2, part_bytes=1000)
 
-    shares, splits = metadata["shares"], metadata["splits"].values()
+    sources, splits = metadata["shares"], metadata["splits"].values()
     for unit in ("documents", "bytes", "tokens"):
-        assert sum(share[unit] for share in shares.values()) == sum(split[unit] for split in splits)
-    assert list(shares) == ["py", "c", "hub", "tree", "misspelt"]
+        assert sum(counts[unit] for counts in sources.values()) == sum(split[unit] for split in splits)
+    assert list(sources) == ["py", "c", "hub", "tree", "misspelt"]
     printed = capsys.readouterr().out.splitlines()
     lines = [line.split() for line in printed[printed.index(next(line for line in printed if "of tokens" in line)) :]]
     assert lines[4][:2] == ["tree", "2"]
     assert lines[5] == ["misspelt", "0", "0.00", "0", "0.00%"]
-    assert shares["hub"]["documents"] == 100
-    assert shares["tree"] == {"documents": 2, "bytes": 256 + 7, "tokens": 256 + 7 + 2}
-    assert 300 < shares["py"]["documents"] < 450  # 150 documents twice, and half of them a third time
-    assert 45 < shares["c"]["documents"] < 105
+    assert sources["hub"]["documents"] == 100
+    assert sources["tree"] == {"documents": 2, "bytes": 256 + 7, "tokens": 256 + 7 + 2}
+    assert 300 < sources["py"]["documents"] < 450  # 150 documents twice, and half of them a third time
+    assert 45 < sources["c"]["documents"] < 105
     assert metadata["dropped"]["other_language"] == 150 + 150 + 300
-    assert metadata["dropped"]["not_sampled"] == 150 - shares["c"]["documents"]
+    assert metadata["dropped"]["not_sampled"] == 150 - sources["c"]["documents"]
     assert [source["weight"] for source in metadata["sources"]] == [2.5, 0.5, 1.0, 1.0, 1.0]
     report = json.loads((tmp_path / "out" / REPORT).read_text())
     assert report["kept"]["documents"] == sum(split["documents"] for split in splits)
