@@ -8,14 +8,14 @@ num_canonical_nodes; the number of ranks does not matter. An epoch is a whole nu
 samples of a step that spans two epochs would depend on the number of ranks.
 
 If a shard is damaged, windows of another shard are read in place of its windows (see `dataset`). `TrainingData` and
-`ValidationData` keep account of that in `Consumed`, which the training loop takes after each step.
+`ValidationData` count that in `Consumed`, which the training loop takes after each step.
 """
 
 import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipeline.config.schema import DataConfig, TrainConfig
 from pipeline.config.shard_folder import local_folder, remote_split
-from pipeline.data.sample_record import NOTHING, EpochSamples
+from pipeline.data.consumed import Account, Consumed
 from pipeline.runtime.ranges import profiler_range
 
 if TYPE_CHECKING:  # streaming takes seconds to import
@@ -43,29 +43,14 @@ class Batch:
     targets_BTN: Tensor
     """Targets of every head, shape (B, T, N): `targets_BTN[b, t, i]` is the id of token t + 1 + i."""
     ids_B: tuple[int, ...] = ()
-    """Requested window numbers in their split; empty if there are none."""
+    """Indices of the requested windows in their split; empty if there are none."""
     read_ids_B: tuple[int, ...] = ()
-    """Numbers of the windows that were read; one that differs from the requested number replaces it because of a
-    damaged shard, and is NOTHING (-1) if no shard could be read."""
+    """Indices of the windows that were read: others if a shard is damaged, NOTHING (-1) if none could be read."""
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on `device`."""
         tokens_BT, targets_BTN = (x.to(device, non_blocking=True) for x in (self.tokens_BT, self.targets_BTN))
         return dataclasses.replace(self, tokens_BT=tokens_BT, targets_BTN=targets_BTN)
-
-
-@dataclass(kw_only=True)
-class Consumed:
-    """What one rank has read since it was last asked, with the damage that it met."""
-
-    samples: list[EpochSamples] = field(default_factory=list)
-    """The samples by epoch, in the order in which they were read; empty for validation."""
-    faults: list[str] = field(default_factory=list)
-    """One line for each shard that was found damaged for the first time, or again if nothing was left to read."""
-    skipped_windows: int = 0
-    """Number of windows that others replaced because their shard is damaged."""
-    nothing_left: bool = False
-    """True if a window could not be replaced either, so that its tokens are no data."""
 
 
 def batch_from_windows(windows_BW: Tensor, *, seq_len: int, n_future_tokens: int) -> Batch:
@@ -137,7 +122,7 @@ class TrainingData:
         )
         self._resumed_at = 0  # windows of the current epoch before the position that was loaded
         self.wait_s = 0.0
-        self._account = _Account()
+        self._account = Account()
         self._batches = self._all_epochs()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -174,7 +159,9 @@ class TrainingData:
             for collated in self._loader:
                 position = self._loader.state_dict()  # counts what all replicas have read, this batch included
                 if self._resumed_at < position["sample_in_epoch"] <= self._windows_per_epoch:
-                    self._account.add(collated, epoch=position["epoch"])
+                    self._account.add(
+                        collated.ids, read_ids=collated.read_ids, faults=collated.faults, epoch=position["epoch"]
+                    )
                     yield self._cutter.batch_of(collated)
             read = self.state_dict()["sample_in_epoch"]
             if read < self._windows_per_epoch:  # streaming reports this to nobody
@@ -226,13 +213,13 @@ class ValidationData:
         self._dataset = ShardFolder(
             local_folder(data) / "val", remote=remote_split(data, "val"), batch_size=micro_batch_size
         )
-        self._account = _Account()
+        self._account = Account()
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self._mine), self._micro_batch_size):
             wanted = self._mine[start : start + self._micro_batch_size]
             collated = _collate([self._dataset[index] for index in wanted])
-            self._account.add(collated)
+            self._account.add(collated.ids, read_ids=collated.read_ids, faults=collated.faults)
             yield self._cutter.batch_of(collated)
 
     def take_consumed(self) -> Consumed:
@@ -277,31 +264,3 @@ class _Cutter:
         windows_BW = windows_BW.to(self.device, non_blocking=True).long()
         batch = batch_from_windows(windows_BW, seq_len=self.seq_len, n_future_tokens=self.n_future_tokens)
         return dataclasses.replace(batch, ids_B=tuple(collated.ids), read_ids_B=tuple(collated.read_ids))
-
-
-class _Account:
-    """Gathers what batches consume until it is taken, and remembers which faults were reported."""
-
-    def __init__(self) -> None:
-        self._consumed = Consumed()
-        self._reported: set[str] = set()
-
-    def add(self, collated: _Collated, *, epoch: int | None = None) -> None:
-        """Count a batch; samples are recorded if they belong to an epoch."""
-        found, pairs = self._consumed, list(zip(collated.ids, collated.read_ids, strict=True))
-        nothing_read = NOTHING in collated.read_ids
-        # A known fault is reported again if nothing could be read, because that must end the run.
-        known = set(found.faults) if nothing_read else self._reported
-        found.faults += [fault for fault in collated.faults if fault not in known]
-        self._reported.update(collated.faults)
-        found.skipped_windows += sum(requested != read for requested, read in pairs)
-        found.nothing_left |= nothing_read
-        if epoch is not None:
-            if not found.samples or found.samples[-1][0] != epoch:
-                found.samples.append((epoch, []))
-            found.samples[-1][1].extend(pair[0] if pair[0] == pair[1] else pair for pair in pairs)
-
-    def take(self) -> Consumed:
-        """Return what was gathered, and begin anew."""
-        taken, self._consumed = self._consumed, Consumed()
-        return taken

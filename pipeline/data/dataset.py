@@ -44,11 +44,11 @@ class Window:
     tokens_W: NDArray[np.uint16]
     """Token ids, shape (seq_len + lookahead,); zeros if nothing could be read."""
     id: int
-    """The requested number."""
+    """Index of the requested window in the split."""
     read_id: int
-    """The number of the window that was read, or NOTHING."""
+    """Index of the window that was read, or NOTHING."""
     fault: str = ""
-    """Why the numbers differ, in one line; empty if they do not."""
+    """Why the indices differ, in one line; empty if they do not."""
 
 
 class ShardFolder(_Dataset):
@@ -89,7 +89,7 @@ class ShardFolder(_Dataset):
                 self._warn_of_small_cache(options)
 
     def get_item(self, sample_id: int, retry: int = 7) -> Window:
-        """Return a window by its number, or the one that replaces it."""
+        """Return a window by its index, or the one that replaces it."""
         wanted = int(sample_id)
         shard_id, offset = self.spanner[wanted]
         tokens_W = self._read(shard_id, offset)

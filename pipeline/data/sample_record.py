@@ -1,7 +1,7 @@
 """The record of the samples that a run has trained on, which `log.samples=true` keeps in the run directory.
 
-A sample is a window of training data, known by its epoch and its number in the train split. Every rank writes a file of
-its own, with one line for each step, appended before the step's checkpoint:
+A sample is a window of training data, identified by its epoch and its index in the train split. Every rank writes a
+file of its own, with one line for each step, appended before the step's checkpoint:
 
     runs/<name>/samples/rank_00003.jsonl
         {"step": 12, "samples": [[0, [17, 4, [9, 33]]]]}
@@ -27,10 +27,10 @@ from pipeline.config.schema import LogConfig
 from pipeline.runtime.collectives import from_main
 from pipeline.runtime.world import World
 
-NOTHING = -1  # stands for the number of the window that was read if no shard is intact
-ReadSample = int | tuple[int, int]  # the number of the requested window; a second number if another one was read
+NOTHING = -1  # stands for the index of the window that was read if none could be
+ReadSample = int | tuple[int, int]  # index of the requested window, and of the window read in its place if another
 EpochSamples = tuple[int, list[ReadSample]]  # an epoch, and samples of it in the order in which they were read
-Sample = tuple[int, int]  # an epoch, and the number of a window
+Sample = tuple[int, int]  # an epoch, and the index of a window
 
 FOLDER, PATTERN = "samples", "rank_*.jsonl"
 
@@ -96,7 +96,7 @@ class StepSamples:
     samples: Counter[Sample] = field(default_factory=Counter)
     """How often each sample was requested."""
     replaced: Counter[tuple[Sample, int]] = field(default_factory=Counter)
-    """Samples of damaged shards, each with the number of the window that was read in its place."""
+    """Samples of damaged shards, each with the index of the window that was read in its place."""
 
 
 def steps_of(run_dir: Path) -> Iterator[StepSamples]:

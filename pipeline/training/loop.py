@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import Config
-from pipeline.data.batches import Batch, Consumed, TrainingData, ValidationData
+from pipeline.data.batches import Batch, TrainingData, ValidationData
+from pipeline.data.consumed import Consumed
 from pipeline.data.sample_record import EpochSamples
 from pipeline.monitoring.monitor import Monitor, is_due
 from pipeline.monitoring.previews import Previews

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from common.command_line import UserError
-from pipeline.data.batches import Batch, Consumed, TrainingData
+from pipeline.data.batches import Batch, TrainingData
+from pipeline.data.consumed import Consumed
 from pipeline.data.sample_record import NOTHING
 from tests.conftest import REPOSITORY
 from tests.helpers.batches import config_for, training_data, validation_data, write_split
