@@ -1,8 +1,8 @@
-"""Continue prompts with a model, several tokens per forward where its heads agree with themselves.
+"""Continue prompts with a model; self-speculative decoding yields several tokens per forward.
 
-The model is an export, in the format of Meta's release or in Hugging Face's, as `pipeline.convert` writes them.
-Self-speculative decoding gives what autoregressive decoding gives, sooner: the same tokens if greedy, tokens of the
-same distribution if sampled. Without prompts it completes two small Python programs.
+The model is an export in Meta's or Hugging Face's format, as `pipeline.convert` writes them. Self-speculative decoding
+is a faster way to the results of autoregressive decoding: the same tokens if greedy, tokens with the same distribution
+if sampled. Without prompts, the command completes two small Python programs.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Raises:
-        UserError: the arguments, the folder, the tokenizer or the prompts do not allow it; says which and why.
+        UserError: an argument, the folder, the tokenizer or a prompt is wrong.
     """
     arguments = _parse(argv)
     _check(arguments)
@@ -88,17 +88,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _texts(arguments: argparse.Namespace) -> list[str]:
-    """Return the prompts of the command line, then those of the file; without either, the defaults."""
+    """Return the prompts of the command line, then those of the file; without both, the default prompts."""
     texts = list(arguments.prompt)
     if arguments.prompt_file is not None:
         texts += read_prompts(arguments.prompt_file)
     if not texts:
-        print("no --prompt, --prompt_file or --interactive: two small programs to complete", file=sys.stderr)
+        print("no --prompt, --prompt_file or --interactive: completing two small programs", file=sys.stderr)
     return texts or list(DEFAULT_PROMPTS)
 
 
 def _print_stream(session: Session, prompt: Prompt, decoding: Decoding) -> None:
-    """Print what `_readable` returns, as it comes."""
+    """Print the same text as `_readable`, piece by piece as it is decoded."""
     write(f"{prompt.text}\n> ")
     completion = session.stream(prompt, decoding, on_text=write)
     print(_after(completion))
@@ -107,7 +107,7 @@ def _print_stream(session: Session, prompt: Prompt, decoding: Decoding) -> None:
 def _print_batches(
     session: Session, prompts: Sequence[Prompt], decoding: Decoding, *, as_json: bool
 ) -> list[CompletedBatch]:
-    """Print each batch's completions once it is finished; return all of them."""
+    """Print the completions of each batch when it is finished; return all batches."""
     batches = []
     for batch in session.batches(prompts, decoding):
         for completion in batch.completions:
@@ -125,10 +125,10 @@ def _after(completion: Completion) -> str:
 
 
 def _compare(session: Session, prompts: Sequence[Prompt], decoding: Decoding, *, as_json: bool) -> None:
-    """Print completions, and how much sooner they come than autoregressively."""
+    """Print completions, and the speed-up over autoregressive decoding."""
     autoregressive = dataclasses.replace(decoding, n_heads_used=1)
-    for way in (decoding, autoregressive):  # so that neither pays for first calls
-        some = dataclasses.replace(way, max_gen_len=_WARM_UP_TOKENS)
+    for either in (decoding, autoregressive):  # warm up both, so that neither includes the cost of first calls
+        some = dataclasses.replace(either, max_gen_len=_WARM_UP_TOKENS)
         next(session.batches(prompts, some))
     fast = _print_batches(session, prompts, decoding, as_json=as_json)
     baseline = list(session.batches(prompts, autoregressive))
@@ -136,7 +136,7 @@ def _compare(session: Session, prompts: Sequence[Prompt], decoding: Decoding, *,
 
 
 def _comparison(fast: Sequence[CompletedBatch], baseline: Sequence[CompletedBatch], *, is_greedy: bool) -> str:
-    """Return the speed-up over autoregressive decoding, and, if greedy, whether the tokens are the same."""
+    """Return lines with the speed-up over autoregressive decoding and, if greedy, whether the tokens are the same."""
     token_ids = [
         [completion.token_ids for batch in way for completion in batch.completions] for way in (fast, baseline)
     ]
@@ -156,18 +156,22 @@ def _comparison(fast: Sequence[CompletedBatch], baseline: Sequence[CompletedBatc
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise what is wrong with the arguments alone, all at once."""
+    """Check what can be checked from the arguments alone.
+
+    Raises:
+        UserError: lists every problem.
+    """
     problems = decoding_problems(arguments)
     if not 0 <= arguments.temperature < math.inf:
         problems.append(f"--temperature must be 0 (greedy) or a positive number, not {arguments.temperature}")
     if "" in arguments.stop:
         problems.append("--stop '' would end every completion before it begins; give a text, or leave it out")
     if arguments.compare and arguments.decoding == "autoregressive":
-        problems.append("--compare compares self_speculative decoding with autoregressive; drop --decoding")
+        problems.append("--compare compares self_speculative decoding with autoregressive; leave out --decoding")
     if arguments.interactive:
         taken = [name for name in ("prompt", "prompt_file", "json", "compare") if getattr(arguments, name)]
-        problems += [f"--interactive reads prompts and prints text; drop --{name}" for name in taken]
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's processes are cut off from the terminal and its Ctrl-C
+        problems += [f"--interactive reads prompts and prints text; leave out --{name}" for name in taken]
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's processes do not get the terminal and its Ctrl-C
             problems.append("--interactive needs the terminal; start python -m pipeline.generate without torchrun")
     raise_if_any(problems, heading="bad arguments")
 
@@ -198,5 +202,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `head` has seen enough
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly if, for example, `head` closes the pipe
     exit_on_user_error(main, program="pipeline.generate")

@@ -1,4 +1,4 @@
-"""Shared by the tests of decoding: prompts, a model whose drafts are known, and a test of distributions."""
+"""Helpers of the decoding tests: prompts, a model with known drafts, and tests of distributions."""
 
 import itertools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ PROMPTS = [[5, 17, 3, 88], [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [60, 61]]
 
 
 def counting_model(shifts: list[int], *, vocab_size: int = 32) -> MultiTokenModel:
-    """Return a model whose head i predicts `token + shifts[i]`, whatever came before: right if shifts[i] is i + 1.
+    """Return a model whose head i predicts `token + shifts[i]` in any context, which is right if shifts[i] is i + 1.
 
     Embedding and unembedding are the identity, attention adds nothing, and a head's feed-forward layer permutes.
     """
@@ -42,7 +42,7 @@ def counting_model(shifts: list[int], *, vocab_size: int = 32) -> MultiTokenMode
 
 
 def assert_distributed_as(probabilities_X: Tensor, counts_X: Tensor) -> None:
-    """Pearson's test at five standard deviations; an impossible outcome fails at once."""
+    """Check counts with Pearson's test at five standard deviations; an outcome of probability 0 must not occur."""
     expected_X = probabilities_X * counts_X.sum()
     assert counts_X[probabilities_X == 0].sum() == 0
     common = expected_X >= 5
@@ -55,9 +55,11 @@ def assert_distributed_as(probabilities_X: Tensor, counts_X: Tensor) -> None:
 def assert_samples_are_the_models(
     decoding: Callable[[MultiTokenModel, list[list[int]], int, Sampling], Generation], sampling: dict[str, float]
 ) -> Generation:
-    """Hold 20,000 continuations of one prompt, of 4 tokens of 5 ids, against their exact distribution.
+    """Compare 20,000 continuations of one prompt, 4 tokens from 5 ids each, with their exact distribution.
 
-    decoding: called with the model, the prompts, the tokens to generate, and how to sample.
+    Args:
+        decoding: called with the model, the prompts, the number of tokens to generate, and the sampling.
+        sampling: temperature and top_p.
     """
     vocab_size, n_tokens, n_samples = 5, 4, 20_000
     model = tiny_model(n_future_tokens=3, vocab_size=vocab_size, n_layers=5, seed=5)
@@ -73,6 +75,6 @@ def assert_samples_are_the_models(
     drawn = (torch.tensor(generation.token_ids) * place).sum(-1)
     assert_distributed_as(exact, drawn.bincount(minlength=len(outcomes)))
     n_drafts = len(generation.accepted[0])
-    if n_drafts:  # the rule was exercised: some drafts stood, some fell
+    if n_drafts:  # some drafts were accepted and some rejected
         assert (n_tokens - 1) / (n_drafts + 1) < sum(generation.forwards) / n_samples < n_tokens - 1
     return generation

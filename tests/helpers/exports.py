@@ -1,4 +1,4 @@
-"""Folders of weights for tests: checkpoints as training seals them, and exports of tiny models."""
+"""Folders of weights for tests: checkpoints like those of training, and exports of tiny models."""
 
 import json
 import warnings
@@ -17,7 +17,7 @@ from pipeline.weights.formats.stored_model import StoredModel
 
 
 def write_checkpoint(folder: Path, model: MultiTokenModel, *, shards: Path | str = "shards") -> None:
-    """Write a checkpoint folder as training seals it; without Adam's moments."""
+    """Write a whole checkpoint folder like those of training, but without Adam's moments."""
     folder.mkdir(parents=True)
     config = Config(model=model.config, data=DataConfig(shards=str(shards), seq_len=64))
     (folder / "training_state.json").write_text(json.dumps({"step": 7, "tokens": 448, "config": config.as_dict()}))
@@ -37,7 +37,7 @@ def write_checkpoint(folder: Path, model: MultiTokenModel, *, shards: Path | str
 
 
 def in_memory(model: MultiTokenModel) -> StoredModel:
-    """Return a model's weights as a source."""
+    """Return a model in memory as a stored model."""
     weights: dict[str, Tensor] = dict(model.state_dict())
     return StoredModel(path=Path("memory"), config=model.config, read=weights.__getitem__)
 

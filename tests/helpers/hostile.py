@@ -1,4 +1,4 @@
-"""Programs that behave badly, and what the tests of the sandbox run and watch them with."""
+"""Programs that behave badly, and helpers of the sandbox tests to run and watch them."""
 
 import time
 from collections.abc import Callable
@@ -49,7 +49,7 @@ IGNORE_ALL = "import time\nwhile True:\n    try:\n        time.sleep(60)\n    ex
 
 
 def namespaces_are_missing() -> str:
-    """Return why this machine cannot isolate programs; empty if it can."""
+    """Return why this machine cannot isolate programs, or an empty string if it can."""
     try:
         find_isolation(allow_weak=False)
     except UserError as error:
@@ -69,7 +69,7 @@ def assert_passes(program: str, checks: str = "", **limits: int) -> None:
 
 
 def alive(token: str) -> list[int]:
-    """Return the processes that have this word on their command line."""
+    """Return the ids of the processes with this word on their command line."""
     return [process.pid for process in psutil.process_iter(["cmdline"]) if token in (process.info["cmdline"] or [])]
 
 

@@ -1,4 +1,4 @@
-"""Problems of our own in the formats of HumanEval and MBPP, each with a wrong solution beside the right one."""
+"""Our own problems in the formats of HumanEval and MBPP, each with a right and a wrong solution."""
 
 import json
 from pathlib import Path
@@ -74,6 +74,6 @@ SANITIZED_MBPP: list[dict[str, Any]] = [
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
-    """Write rows as lines of JSON; return the path."""
+    """Write rows as JSON lines; return the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -1,4 +1,4 @@
-"""Byte-level models that say what a test wants: each byte has its successor, whatever came before."""
+"""Byte-level models that write a given text: each byte has a fixed successor, in any context."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from pipeline.model.network import MultiTokenModel
 
 
 def scripted_model(script: str, *, n_heads: int = 4) -> MultiTokenModel:
-    """Return a model which continues any byte of `script` with the next one, and others, and the last, with EOS.
+    """Return a model that continues each byte of `script` with the next one, and other bytes and the last with EOS.
 
-    A byte that occurs again continues as it did first, so that "abca" goes round for ever. Every head is right. The
-    embedding is the identity, attention adds nothing, and a head's feed-forward layer maps tokens to tokens.
+    A repeated byte continues as at its first occurrence, so "abca" repeats forever. Every head is right. The embedding
+    is the identity, attention adds nothing, and a head's feed-forward layer maps tokens to tokens.
     """
     ids = list(script.encode())
     following = dict(zip(reversed(ids[:-1]), reversed(ids[1:]), strict=True))

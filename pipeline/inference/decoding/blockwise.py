@@ -1,17 +1,17 @@
-"""The loop of blockwise decoding (Stern et al. 2018), whoever drafts: draft a block, verify it, keep what stands.
+"""The loop of blockwise decoding (Stern et al. 2018) for any drafter: draft a block, verify it, keep accepted drafts.
 
     block        newest   draft 1  draft 2  draft 3
-    verified     checks 1 checks 2 checks 3 adds one more     the drafts that stand, then one certain token
+    verified     checks 1 checks 2 checks 3 adds one more     the accepted drafts, then one certain token
 
-Each step verifies one block in one forward: the newest token, not yet cached, and drafts for the tokens after it. So a
-step yields 1 token more than drafts stand. What the caches hold of the others is overwritten by the next block, which
-begins there. No drafts: that is autoregressive decoding. The prompt is a block without drafts. Every sequence advances
-at its own pace; finished ones leave the batch.
+Each step verifies one block in one forward. The block holds the newest token, which is not yet cached, and drafts of
+the tokens after it. So a step yields one token more than it accepts drafts. The next block starts after the accepted
+drafts and overwrites what the caches hold of the rejected ones. Without drafts this is autoregressive decoding. The
+prompt is a block without drafts. Each sequence advances at its own pace, and finished ones leave the batch.
 
-Which drafts stand, and how tokens are drawn, says `sampling.py`. Low-precision models may resolve near-ties differently
-in blocks of different length.
+`sampling.py` decides which drafts are accepted and draws tokens. In low precision, a model may resolve near-ties
+differently in blocks of different length.
 
-Shape suffixes as in `model.py`; L is the drafts of a block.
+Shape suffixes as in `pipeline.model.network`; L is the number of drafts in a block.
 """
 
 import time
@@ -27,56 +27,56 @@ from pipeline.inference.decoding.sampling import GREEDY, Drafts, Sampling, judge
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What decoding made of a batch of prompts.
-
-    token_ids: generated ids per sequence; the last is a stop id where that ended it.
-    forwards: forwards of the trunk per sequence, the prompt's not counted; each verified one block.
-    accepted: of each sequence's blocks, how many had their first draft accepted, their second, ...
-    seconds: wall time of the whole batch, the prompt's forward included.
-    """
+    """The result of decoding a batch of prompts."""
 
     token_ids: list[list[int]]
+    """Generated ids of each sequence; the last one is a stop id if that ended the sequence."""
     forwards: list[int]
+    """Forwards of the trunk for each sequence, without the prompt's; each verified one block."""
     accepted: list[list[int]]
+    """For each sequence, the number of blocks whose first draft was accepted, whose second was, and so on."""
     seconds: float
+    """Wall time of the whole batch, including the prompts' forward."""
 
     @property
     def tokens_per_forward(self) -> list[float]:
-        """Tokens per forward and sequence: 1.0 if autoregressive, at most one more than a block has drafts.
+        """Tokens per forward of each sequence: 1.0 if autoregressive, at most one more than a block has drafts.
 
-        The prompt's forward counts in neither, nor does the first token, which comes out of it.
+        The prompt's forward is not counted, and neither is the first token, which it yields.
         """
         pairs = zip(self.token_ids, self.forwards, strict=True)
         return [(len(ids) - 1) / forwards if forwards else 1.0 for ids, forwards in pairs]
 
     @property
     def tokens_per_s(self) -> list[float]:
-        """Tokens of each sequence over the seconds of its batch."""
+        """Tokens of each sequence divided by the seconds of the batch."""
         return [len(ids) / self.seconds for ids in self.token_ids]
 
 
 class Drafter(Protocol):
-    """A model with its caches, and a way to draft blocks.
-
-    n_drafts: drafts of a block.
-    max_seq_len: tokens of a sequence, its prompt included.
-    """
+    """A model with its caches, and a way to draft blocks."""
 
     n_drafts: int
+    """Number of drafts in a block."""
     max_seq_len: int
+    """Maximum number of tokens of a sequence, including its prompt."""
 
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Cache the prompts, from row 0 on; return the logits (B, 1, V) of the token after each."""
+        """Cache the prompts in rows 0 to B - 1; return the logits (B, 1, V) of the token after each."""
         ...
 
     def keep_rows(self, rows: list[int]) -> None:
-        """Make these rows of the last block's batch the first ones of the next."""
+        """Keep only these rows of the last block's batch, as the first rows of the next batch."""
         ...
 
     def draft(self, newest_B1: Tensor, n_accepted_B: Tensor, starts: Sequence[int], sampling: Sampling) -> Drafts:
-        """Draft the tokens after the newest one, which is at position `starts`.
+        """Draft the tokens after the newest one of each sequence.
 
-        n_accepted_B: how many drafts of the last block stand.
+        Args:
+            newest_B1: ids of the newest tokens, int64.
+            n_accepted_B: number of accepted drafts of the last block.
+            starts: positions of the newest tokens.
+            sampling: how drafts are drawn.
         """
         ...
 
@@ -98,15 +98,16 @@ def decode_blockwise(
     """Continue a batch of prompts until a stop id, `max_gen_len` new tokens, or `drafter.max_seq_len` tokens in all.
 
     Args:
-        drafter: the model, with room for the batch; what its caches held is overwritten.
-        prompts: ids per sequence, of any lengths from 1 to max_seq_len - 1.
-        max_gen_len: most tokens to generate per sequence, at least 1.
-        stop_ids: any of them ends a sequence, and is the last of its tokens.
+        drafter: the model, with room for the batch; the contents of its caches are overwritten.
+        prompts: ids of each sequence, 1 to max_seq_len - 1 of them; lengths may differ.
+        max_gen_len: maximum number of tokens to generate per sequence, at least 1.
+        stop_ids: ids that end a sequence; the stop id is its last token.
         sampling: how tokens are drawn.
-        on_tokens: called with each sequence's index and its new tokens, as they come; True ends it after them.
+        on_tokens: called with the index of a sequence and its new tokens as they come; returns True to end the sequence
+            after them.
 
     Raises:
-        ValueError: a prompt is empty or leaves no room; the batch does not fit.
+        ValueError: a prompt is empty or leaves no room for one more token, or the batch does not fit into the caches.
     """
     started = time.perf_counter()
     sequences = _sequences(prompts, max_gen_len=max_gen_len, max_seq_len=drafter.max_seq_len, n_drafts=drafter.n_drafts)
@@ -115,7 +116,7 @@ def decode_blockwise(
     drafts = propose(logits_BTV[:, 1:], sampling)  # none yet
     while True:
         n_accepted_B, certain_B1 = judge(drafts, logits_BTV, sampling)
-        # the step's only wait for the device
+        # the only wait for the device in this step
         step = torch.cat((n_accepted_B.unsqueeze(-1), certain_B1, drafts.ids_BL), dim=-1).tolist()
         for sequence, (n_accepted, certain, *ids) in zip(active, step, strict=True):
             new = sequence.extend([*ids[:n_accepted], certain], stop_ids=stop_ids)
@@ -144,12 +145,12 @@ def decode_blockwise(
 
 @dataclass
 class _Sequence:
-    """How far one sequence of a batch is."""
+    """The progress of one sequence of a batch."""
 
     index: int
     n_prompt: int
-    limit: int  # most tokens to generate
-    accepted: list[int]  # one per draft of a block
+    limit: int  # maximum number of tokens to generate
+    accepted: list[int]  # accepted so often, for each draft of a block
     token_ids: list[int] = field(default_factory=list)
     forwards: int = 0
     is_finished: bool = False
@@ -160,7 +161,7 @@ class _Sequence:
         return self.n_prompt + len(self.token_ids) - 1
 
     def extend(self, token_ids: list[int], *, stop_ids: Collection[int]) -> list[int]:
-        """Append tokens up to a stop id or the limit; return those appended."""
+        """Append tokens up to a stop id or the limit; return the appended ones."""
         new = token_ids[: self.limit - len(self.token_ids)]
         n_new = next((n for n, token_id in enumerate(new, start=1) if token_id in stop_ids), len(new))
         new = new[:n_new]

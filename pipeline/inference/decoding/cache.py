@@ -1,9 +1,9 @@
 """Static key/value caches, and the block of new tokens that a forward writes into them.
 
-Every sequence advances at its own pace: a block begins at each one's own position, and attention may look at what lies
-before. What a cache holds beyond that, of padding or of rejected drafts, is masked until it is overwritten.
+Every sequence advances at its own pace: a block starts at each sequence's own position, and attention sees the
+positions before it. Later positions hold padding or rejected drafts; they are masked until they are overwritten.
 
-Shape suffixes as in `model.py`.
+Shape suffixes as in `pipeline.model.network`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,32 +18,38 @@ from pipeline.model.layers import rotary_factors
 
 @dataclass
 class Block:
-    """The tokens of the current forward; all layers share it."""
+    """The positions of the current forward's tokens; all layers share it."""
 
-    rows_B1: Tensor  # sequences, int64
-    positions_BT: Tensor  # of the tokens in their sequences, int64
-    n_visible: int  # positions that attention may look at: up to the furthest of the block
+    rows_B1: Tensor
+    """Row of each sequence in the caches, int64."""
+    positions_BT: Tensor
+    """Position of each token in its sequence, int64."""
+    n_visible: int
+    """Number of positions that attention sees: up to the last position of the block."""
     rotary: Tensor
-    mask: Tensor | None  # (B, 1, T, S), added to the scores; None where causal order is enough
+    """Rotary factors of the positions."""
+    mask: Tensor | None
+    """(B, 1, T, S), added to the scores; None if causal order is enough."""
 
 
 class LayerCache:
-    """Keys and values of one layer, (max batch, K, capacity, E): a head's positions side by side, as attention reads.
+    """Keys and values of one layer, (max batch, K, capacity, E): the positions of a head are adjacent in memory.
 
-    With positions outermost, attention took 1.3 (fp32, 1 query) to 2.5 times (bf16) as long on a CPU.
+    Attention reads them in this order. With positions outermost, it took 1.3 (fp32, 1 query) to 2.5 times (bf16) as
+    long on a CPU.
     """
 
     def __init__(self, caches: "Caches", shape: tuple[int, int, int, int], *, like: Tensor) -> None:
-        # zeros, since attention multiplies what it masks by 0, and uninitialised memory may hold NaN
+        # zeros: attention multiplies masked values by 0, and uninitialised memory may hold NaN
         self._keys_BKSE, self._values_BKSE = like.new_zeros(shape), like.new_zeros(shape)
         self._caches = caches
 
     def update(self, key_BKTE: Tensor, value_BKTE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the block's keys and values; return those of all visible positions, (B, K, S, E) each."""
+        """Store the block's keys and values; return the keys and values of all visible positions, (B, K, S, E) each."""
         return self._stored(self._keys_BKSE, key_BKTE), self._stored(self._values_BKSE, value_BKTE)
 
     def keep(self, rows: list[int]) -> None:
-        """Move these rows of the batch to its front."""
+        """Move these rows to the front of the cache."""
         for stored_BKSE in (self._keys_BKSE, self._values_BKSE):
             stored_BKSE[: len(rows)] = stored_BKSE[rows]
 
@@ -54,14 +60,14 @@ class LayerCache:
 
 
 class Caches:
-    """One cache per layer, by name, and the block that they are about to be given."""
+    """One cache per layer, by name, and the positions of the block that is written next."""
 
     block: Block
 
     def __init__(
         self, names: Iterable[str], config: ModelConfig, *, max_batch_size: int, capacity: int, like: Tensor
     ) -> None:
-        """Allocate caches of `capacity` positions, of the dtype and on the device of `like`."""
+        """Allocate caches of `capacity` positions, with the dtype and on the device of `like`."""
         self._max_batch_size, self._capacity = max_batch_size, capacity
         self._dtype = like.dtype
         self._positions = torch.arange(capacity, device=like.device)
@@ -74,10 +80,10 @@ class Caches:
         return self._layers[name]
 
     def place(self, starts: Sequence[int], *, n_tokens: int) -> None:
-        """Let the next forward be of `n_tokens` tokens of each sequence, from its own position `starts` on.
+        """Set the positions of the next forward: `n_tokens` tokens of each sequence from `starts` on.
 
         Raises:
-            ValueError: they do not fit.
+            ValueError: the tokens do not fit into the caches.
         """
         n_rows, n_visible = len(starts), max(starts) + n_tokens
         if n_rows > self._max_batch_size or n_visible > self._capacity:
@@ -96,12 +102,12 @@ class Caches:
         )
 
     def keep(self, rows: list[int]) -> None:
-        """Make these rows of the batch the first ones of the next."""
+        """Keep only these rows of the batch, as the first rows of the next batch."""
         for layer in self._layers.values():
             layer.keep(rows)
 
     def _mask(self, positions_BT: Tensor, n_visible: int) -> Tensor:
         hidden_BTS = positions_BT.unsqueeze(-1) < self._positions[:n_visible]
-        # additive: made once here, where a boolean one is converted anew in every layer
+        # additive, because every layer would convert a boolean mask again
         mask_BTS = torch.zeros_like(hidden_BTS, dtype=self._dtype).masked_fill_(hidden_BTS, -torch.inf)
         return mask_BTS.unsqueeze(1)

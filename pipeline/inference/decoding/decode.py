@@ -1,14 +1,14 @@
-"""A model with its key/value caches, and decoding by speculation with the model's own heads.
+"""A model with its key/value caches, and self-speculative decoding with the model's own heads.
 
-Paper §2 and appendix A. Each block of the loop (`blockwise.py`) runs through the trunk and the k heads used:
+Paper §2 and appendix A. Each block of the loop (`blockwise.py`) runs through the trunk and the k heads in use:
 
-    block        newest   draft 1  draft 2  draft 3           k = 4 heads used
+    block        newest   draft 1  draft 2  draft 3           k = 4 heads
     head 0       checks 1 checks 2 checks 3 adds one more     the accepted drafts, then one certain token
-    heads 1..3   the outputs at the last accepted position are the next block's drafts
+    heads 1..3   their outputs at the last accepted position are the next block's drafts
 
-So a step yields 1 to k tokens for one forward, and computes nothing twice. k = 1 is autoregressive decoding.
+So one forward yields 1 to k tokens, and nothing is computed twice. k = 1 is autoregressive decoding.
 
-Shape suffixes as in `model.py`; L is the drafts of a block.
+Shape suffixes as in `pipeline.model.network`; L is the number of drafts in a block.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -23,14 +23,15 @@ from pipeline.model.formulas import head_inputs
 from pipeline.model.network import MultiTokenModel
 
 ONE_READING_ROWS = 16
-"""Up to so many rows, a product with the unembedding costs little more than reading it.
+"""Up to this many rows, a product with the unembedding matrix costs little more than reading the matrix.
 
-Then all heads are unembedded at once, wherever the next block may begin; else the further ones where it does begin.
+Then the outputs of all heads are unembedded at once, at every position. With more rows, the further heads are
+unembedded later, and only at the last accepted position, where the next block's drafts come from.
 """
 
 
 class Decoder:
-    """A model and its caches. `forward` is that of Meta's release; drafters use the parts of it."""
+    """A model and its caches. `forward` works as in Meta's release; drafters use the other methods."""
 
     def __init__(
         self,
@@ -43,8 +44,13 @@ class Decoder:
     ) -> None:
         """Allocate caches for the trunk and the first `n_heads_used` heads (default: all).
 
-        max_seq_len: tokens of a sequence, its prompt included.
-        max_drafts: most drafts of a block (default: one for each further head); the last may reach past max_seq_len.
+        Args:
+            model: the model.
+            max_batch_size: maximum number of sequences.
+            max_seq_len: maximum number of tokens of a sequence, including its prompt.
+            n_heads_used: number of heads that can be run.
+            max_drafts: maximum number of drafts in a block (default: one for each further head); the last drafts may
+                reach past max_seq_len.
         """
         config = model.config
         self.model = model
@@ -65,12 +71,11 @@ class Decoder:
     def forward(self, tokens_BT: Tensor, start_pos: int | Sequence[int], return_all_heads: bool = False) -> Tensor:
         """Return logits (B, T, N or 1, V), fp32, and cache the tokens; [:, t, i] predicts token t + 1 + i.
 
-        Without `return_all_heads` only the next-token head runs, and the other heads' caches are not filled.
-
         Args:
             tokens_BT: ids, int64.
-            start_pos: position of the first of them, for all sequences or for each.
-            return_all_heads: all heads, or the next-token head alone.
+            start_pos: position of the first token, of all sequences or of each.
+            return_all_heads: run all heads; otherwise only the next-token head runs, and the caches of the other heads
+                are not filled.
 
         Raises:
             ValueError: the tokens do not fit into the caches.
@@ -82,16 +87,16 @@ class Decoder:
 
     @torch.inference_mode()
     def hidden(self, tokens_BT: Tensor, start_pos: int | Sequence[int], *, n_heads: int) -> Tensor:
-        """Return the normed outputs (B, T, N, D) of the first `n_heads` heads, and cache the tokens in them."""
+        """Return the normed outputs (B, T, N, D) of the first `n_heads` heads; cache the tokens in trunk and heads."""
         self.place(tokens_BT, start_pos)
         return self.run_heads(self.run_trunk(self.model.trunk.tok_embeddings(tokens_BT)), n_heads=n_heads)
 
     @torch.inference_mode()
     def unembed(self, hidden_ND: Tensor, *, first_head: int) -> Tensor:
-        """Return logits (..., N, V), fp32, of the normed outputs (..., N, D) of heads from `first_head` on."""
+        """Return the logits (..., N, V), fp32, of normed outputs (..., N, D) of the heads from `first_head` on."""
         heads = self.model.heads
         if not self.model.config.replicated_unembedding:
-            # of a strided input, matmul makes batches, and in bf16 on a CPU a copy of the matrix for each
+            # for strided inputs matmul works in batches, and in bf16 on a CPU it copies the matrix for each
             return heads.output(hidden_ND.contiguous()).float()
         logits_NV = hidden_ND.new_empty((*hidden_ND.shape[:-1], self.model.config.vocab_size))
         for index in range(hidden_ND.shape[-2]):
@@ -99,13 +104,13 @@ class Decoder:
         return logits_NV.float()
 
     def place(self, tokens_BT: Tensor, start_pos: int | Sequence[int]) -> None:
-        """Say where the tokens lie that run through layers next: what they cache goes there."""
+        """Set the positions of the tokens that run through layers next; they are cached there."""
         n_rows, n_tokens = tokens_BT.shape
         starts = [start_pos] * n_rows if isinstance(start_pos, int) else start_pos
         self._caches.place(starts, n_tokens=n_tokens)
 
     def run_trunk(self, hidden_BTD: Tensor, *, layers: slice = slice(None)) -> Tensor:
-        """Return the outputs of these trunk layers for embeddings, or for the outputs of the layers before."""
+        """Return the outputs (B, T, D) of these trunk layers for embeddings or for outputs of the layers before."""
         block = self._caches.block
         trunk_layers = list(enumerate(self.model.trunk.layers))
         for index, layer in trunk_layers[layers]:
@@ -113,9 +118,13 @@ class Decoder:
         return hidden_BTD
 
     def run_heads(self, z_BTD: Tensor, *, n_heads: int) -> Tensor:
-        """Return the normed outputs (B, T, N, D) of the first `n_heads` heads for the trunk's."""
+        """Return the normed outputs (B, T, N, D) of the first `n_heads` heads; the input is the trunk's output.
+
+        Raises:
+            ValueError: there are caches for fewer heads.
+        """
         if n_heads > self.n_heads_used:
-            raise ValueError(f"{n_heads} heads asked of a decoder with caches for {self.n_heads_used}")
+            raise ValueError(f"{n_heads} heads asked for, but the decoder has caches for {self.n_heads_used}")
         block, heads = self._caches.block, self.model.heads
         outputs: dict[int, Tensor] = {}
         for head, source in head_inputs(self.model.config, n_heads).items():
@@ -124,9 +133,9 @@ class Decoder:
         return heads.norm(torch.stack([outputs[head] for head in range(n_heads)], dim=2))
 
     def read_prompts(self, prompts: Sequence[Sequence[int]], *, n_heads: int) -> Tensor:
-        """Cache the prompts; return the heads' outputs (B, 1, N, D) at each one's last token.
+        """Cache the prompts; return the heads' normed outputs (B, 1, N, D) at the last token of each.
 
-        Shorter prompts are filled up at their end; what the filling caches is overwritten, as rejected drafts are.
+        Shorter prompts are padded at their end; the cached padding is overwritten later, like rejected drafts.
         """
         device = self.model.heads.output.weight.device
         longest = max(map(len, prompts))
@@ -137,18 +146,18 @@ class Decoder:
 
     @torch.inference_mode()
     def keep_rows(self, rows: list[int]) -> None:
-        """Make these rows of the batch the first ones of the next."""
+        """Keep only these rows of the batch, as the first rows of the next batch."""
         self._caches.keep(rows)
 
 
 class HeadDrafter:
-    """Heads 1 to k - 1 draft, from what the trunk made of the block before."""
+    """Drafts with heads 1 to k - 1, from the trunk's output for the previous block."""
 
     def __init__(self, decoder: Decoder, *, n_heads_used: int) -> None:
-        """Use the first `n_heads_used` heads, k; with 1, nothing is drafted."""
+        """Use the first k = `n_heads_used` heads; with k = 1 nothing is drafted."""
         self.n_drafts, self.max_seq_len = n_heads_used - 1, decoder.max_seq_len
         self._decoder = decoder
-        # heads 1 to k - 1 at each token of the last block: logits, or the normed outputs that they will be made of
+        # of heads 1 to k - 1 at each token of the last block: logits, or the normed outputs to compute them from
         self._further_BTLX: Tensor
         self._are_logits = False
 
@@ -188,7 +197,7 @@ def decode(
     sampling: Sampling = GREEDY,
     on_tokens: Callable[[int, list[int]], bool | None] = lambda sequence, token_ids: None,
 ) -> Generation:
-    """Decode with the first `n_heads_used` heads, autoregressively with 1; for the rest see `decode_blockwise`."""
+    """Decode with the first `n_heads_used` heads; 1 is autoregressive. See `decode_blockwise` for the rest."""
     return decode_blockwise(
         HeadDrafter(decoder, n_heads_used=n_heads_used),
         prompts,

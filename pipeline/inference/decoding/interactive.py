@@ -1,4 +1,4 @@
-"""Prompts typed one after the other, and completions that appear as they are decoded."""
+"""Interactive use: prompts are typed one after the other, and completions appear as they are decoded."""
 
 import dataclasses
 import itertools
@@ -9,18 +9,21 @@ from common.command_line import UserError
 from pipeline.inference.decoding.prompts import Prompt
 from pipeline.inference.decoding.session import Decoding, Session
 
-_GREETING = """Each line is continued for itself: the model completes text, it does not converse.
-Ctrl-C stops a completion, Ctrl-D ends."""
+_GREETING = """Each line is a prompt of its own: the model completes text, it does not hold a conversation.
+Ctrl-C stops a completion, Ctrl-D ends the program."""
 
 
 def complete_lines(session: Session, decoding: Decoding, *, encode: Callable[[str], Prompt]) -> None:
-    """Continue each line of standard input, until it ends; the sampling of each has a seed of its own.
+    """Continue each line of standard input until it ends.
 
-    encode: returns a line as a prompt; its UserError is told, and the next line awaited.
+    Args:
+        session: the loaded model.
+        decoding: how lines are continued; each line adds 1 to the seed.
+        encode: turns a line into a prompt; if it raises `UserError`, the message is printed.
     """
-    import readline  # noqa: F401 (history and editing for input)
+    import readline  # noqa: F401 (gives `input` history and editing)
 
-    # as in the command line's arguments: bytes that are no UTF-8 are told of by `encode`
+    # as for arguments of the command line, so that `encode` can report bytes that are not UTF-8
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     print(_GREETING, file=sys.stderr, flush=True)
     for number in itertools.count():
@@ -40,5 +43,5 @@ def complete_lines(session: Session, decoding: Decoding, *, encode: Callable[[st
 
 
 def write(text: str) -> None:
-    """Print a piece of text at once."""
+    """Print text immediately, without a line end."""
     print(text, end="", flush=True)

@@ -1,11 +1,11 @@
-"""Speculation with the trunk's own first layers, after LayerSkip (Elhoushi et al. 2024): what heads are compared with.
+"""Speculation with the trunk's first layers as in LayerSkip (Elhoushi et al. 2024), for comparison with the heads.
 
-Drafting, one token at a time: the first `exit_layer` trunk layers, then the next-token head, norm and unembedding.
-Verification: the rest of the trunk and the head over the whole block, on the hidden states and caches that drafting
-left, so that no early layer runs twice over a token. Only the head does; its cache is written again, from the whole
-trunk's output.
+Drafting runs one token at a time through the first `exit_layer` trunk layers, the next-token head, norm and
+unembedding. Verification runs the whole block through the rest of the trunk and the head, using the hidden states and
+caches from drafting, so the early layers run only once per token. The head runs twice, and verification overwrites its
+cache with values computed from the whole trunk's output.
 
-Shape suffixes as in `model.py`; L is the drafts of a block.
+Shape suffixes as in `pipeline.model.network`; L is the number of drafts in a block.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from pipeline.inference.decoding.sampling import Drafts, Sampling, propose
 
 
 class LayerSkipDrafter:
-    """The first layers draft; works best with models trained for it, and is exact with all."""
+    """Drafts with the first layers; exact with any model, and fastest with models that were trained for it."""
 
     def __init__(self, decoder: Decoder, *, exit_layer: int, n_drafts: int) -> None:
-        """Draft `n_drafts` tokens with `exit_layer` of the trunk's layers.
+        """Draft `n_drafts` tokens with the first `exit_layer` layers of the trunk.
 
         Raises:
-            ValueError: the trunk has not that many layers to skip some, or the decoder's caches no room for the drafts.
+            ValueError: the trunk has too few layers, or the decoder's caches have no room for the drafts.
         """
         n_layers = decoder.model.config.n_trunk_layers
         if not 0 < exit_layer < n_layers:
@@ -33,7 +33,7 @@ class LayerSkipDrafter:
             raise ValueError(f"n_drafts={n_drafts} must be 1 to {decoder.max_drafts}, the decoder's max_drafts")
         self.n_drafts, self.max_seq_len = n_drafts, decoder.max_seq_len
         self._decoder, self._exit_layer = decoder, exit_layer
-        self._early: list[Tensor] = []  # of the block so far: outputs (B, 1, D) of the early layers
+        self._early: list[Tensor] = []  # outputs (B, 1, D) of the early layers for the tokens of the block so far
 
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         return self._decoder.unembed(self._decoder.read_prompts(prompts, n_heads=1), first_head=0).squeeze(2)
@@ -51,7 +51,7 @@ class LayerSkipDrafter:
         return Drafts.joined(drafts)
 
     def verify(self, block_BT: Tensor, starts: Sequence[int]) -> Tensor:
-        last = self.n_drafts  # no draft came out of it yet
+        last = self.n_drafts  # the last token has not run through the early layers yet
         self._run_early_layers(block_BT[:, last:], [start + last for start in starts])
         self._decoder.place(block_BT, starts)
         late = slice(self._exit_layer, None)

@@ -1,7 +1,7 @@
-"""What decoding needs of a device's memory, and a word of advice where that is more than there is.
+"""The memory that decoding needs on its device, checked before it is allocated.
 
-Linux grants a program more memory than the machine has, and kills it when it comes to use it; so what is needed is
-counted first.
+Linux lets a program allocate more memory than the machine has, and kills it once it uses that memory. So the need is
+computed first, and the error says which options to change.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from pipeline.weights.formats.export import torch_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingMemory:
-    """Weights and caches: their sizes follow from the model, and from what the command line asks for."""
+    """The sizes of weights and caches, from the model and the options of the command."""
 
     config: ModelConfig
     device: str
@@ -26,10 +26,10 @@ class DecodingMemory:
     n_heads_used: int
 
     def check(self) -> None:
-        """Refuse what cannot fit.
+        """Check that weights and caches fit.
 
         Raises:
-            UserError: weights and caches are larger than what is left on the device.
+            UserError: they are larger than the free memory of the device.
         """
         bytes_per_element, left = torch_dtype(self.dtype).itemsize, _bytes_left(self.device)
         weights = parameter_count(self.config) * bytes_per_element
@@ -37,18 +37,22 @@ class DecodingMemory:
         if weights + caches > left:
             raise UserError(
                 f"not enough memory: the weights take {weights / 1e9:.1f} GB in {self.dtype} and the caches "
-                f"{caches / 1e9:.1f}, and {self.device} has {left / 1e9:.1f} left; {self._advice}"
+                f"{caches / 1e9:.1f} GB, but {self.device} has {left / 1e9:.1f} GB left; {self._advice}"
             )
 
     @contextmanager
-    def shortage_told(self) -> Iterator[None]:
-        """Turn what the allocator raises within into a UserError."""
+    def shortage_explained(self) -> Iterator[None]:
+        """Explain errors of the memory allocator inside the `with` block.
+
+        Raises:
+            UserError: the memory was not enough; says which options to change.
+        """
         import torch
 
         try:
             yield
         except RuntimeError as error:
-            # a GPU's error has a type of its own, the CPU's has none
+            # only the error of a GPU has its own type
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 raise UserError(f"not enough memory on {self.device}; {self._advice}") from error
             raise

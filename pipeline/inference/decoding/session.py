@@ -1,6 +1,6 @@
-"""A loaded model that continues prompts: a batch at a time, or one as a stream of text.
+"""A loaded model that continues prompts, in batches or one prompt as a stream of text.
 
-Importing this module needs no torch; loading a model does.
+Importing this module does not import torch; loading a model does.
 """
 
 import sys
@@ -19,7 +19,7 @@ from pipeline.weights.formats.detect import EXPORTS, format_of
 from pipeline.weights.formats.export import torch_dtype
 from pipeline.weights.formats.stored_model import load_model
 
-if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments do without
+if TYPE_CHECKING:  # importing torch takes seconds; --help and wrong arguments do without it
     from pipeline.inference.decoding.sampling import Sampling
 
 DECODINGS = ("autoregressive", "self_speculative")
@@ -27,26 +27,25 @@ DECODINGS = ("autoregressive", "self_speculative")
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How prompts are continued.
-
-    n_heads_used: heads that speculate, the next-token head included; 1 is autoregressive.
-    max_gen_len: most tokens to generate; None is as many as the caches have room for.
-    temperature, top_p: see `Sampling`.
-    seed: of the sampling.
-    stops: texts that end a completion.
-    """
+    """How prompts are continued."""
 
     n_heads_used: int
+    """Number of heads, including the next-token head; 1 is autoregressive."""
     max_gen_len: int | None = None
+    """Maximum number of tokens to generate; None is as many as the caches have room for."""
     temperature: float = 0.0
+    """See `Sampling`."""
     top_p: float = 1.0
+    """See `Sampling`."""
     seed: int = 1
+    """Seed of the sampling."""
     stops: tuple[str, ...] = ()
+    """Texts that end a completion, and are not part of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What became of one prompt; the fields of `pipeline.generate --json`, in order."""
+    """The completion of one prompt; its fields are those of `pipeline.generate --json`, in order."""
 
     prompt: str
     completion: str
@@ -57,7 +56,7 @@ class Completion:
 
     @property
     def figures(self) -> str:
-        """How it went, for people."""
+        """The number of tokens and the speed, for people to read."""
         return (
             f"[{len(self.token_ids)} tokens, {self.tokens_per_forward:.2f} tokens per forward, "
             f"{self.tokens_per_s:.1f} tokens/s]"
@@ -66,17 +65,20 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class CompletedBatch:
-    """What became of prompts that were decoded together, in so many seconds."""
+    """The completions of prompts that were decoded together."""
 
     completions: list[Completion]
     seconds: float
+    """Wall time of the whole batch."""
 
 
 class Session:
-    """A loaded model with its caches, and the tokenizer that goes with it.
+    """A loaded model with its caches and its tokenizer.
 
-    decoder: the model and its caches.
-    device, dtype: where they are, and as what.
+    Attributes:
+        decoder: the model and its caches.
+        device: the device of both.
+        dtype: the dtype of both, by its name in `DTYPES`.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class Session:
         """Load the weights, and allocate caches for the trunk and the first `n_heads_used` heads.
 
         Raises:
-            UserError: the folder is not whole, the device cannot be used, or its memory does not suffice.
+            UserError: the folder is not whole, the device cannot be used, or its memory is too small.
         """
         from pipeline.inference.decoding.decode import Decoder
 
@@ -110,7 +112,7 @@ class Session:
             n_heads_used=n_heads_used,
         )
         self._memory.check()
-        with self._memory.shortage_told():
+        with self._memory.shortage_explained():
             self.decoder = Decoder(
                 load_model(stored, device=self.device, dtype=torch_dtype(self.dtype)),
                 max_batch_size=max_batch_size,
@@ -119,10 +121,10 @@ class Session:
             )
 
     def batches(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[CompletedBatch]:
-        """Continue prompts, max_batch_size at a time, with a progress bar of tokens.
+        """Continue prompts, max_batch_size at a time, with a progress bar; yield each batch when it is finished.
 
         Raises:
-            UserError: the memory does not suffice.
+            UserError: the device's memory is too small.
         """
         from tqdm import tqdm
 
@@ -133,23 +135,23 @@ class Session:
                 yield self._continue(batch, decoding, sampling, on_tokens=lambda _text, n_new: bar.update(n_new))
 
     def stream(self, prompt: Prompt, decoding: Decoding, *, on_text: Callable[[str], None]) -> Completion:
-        """Continue one prompt, and tell each piece of text as soon as nothing can change it any more.
+        """Continue one prompt, and call `on_text` with each piece of text as soon as later tokens cannot change it.
 
         Raises:
-            UserError: the memory does not suffice.
+            UserError: the device's memory is too small.
         """
-        n_told = 0
+        n_passed = 0
 
-        def tell(text: str) -> None:
-            nonlocal n_told
-            if len(text) > n_told:
-                on_text(text[n_told:])
-                n_told = len(text)
+        def pass_on(text: str) -> None:
+            nonlocal n_passed
+            if len(text) > n_passed:
+                on_text(text[n_passed:])
+                n_passed = len(text)
 
         batch = self._continue(
-            [prompt], decoding, self._sampling(decoding), on_tokens=lambda text, _n_new: tell(text.settled)
+            [prompt], decoding, self._sampling(decoding), on_tokens=lambda text, _n_new: pass_on(text.settled)
         )
-        tell(batch.completions[0].completion)
+        pass_on(batch.completions[0].completion)
         return batch.completions[0]
 
     def _sampling(self, decoding: Decoding) -> "Sampling":
@@ -168,7 +170,7 @@ class Session:
         *,
         on_tokens: Callable[[CompletionText, int], object],
     ) -> CompletedBatch:
-        """Continue a batch; tell of each sequence's text, as they come, that it has so many new tokens."""
+        """Continue a batch; call `on_tokens` with a sequence's text and its number of new tokens as they come."""
         from pipeline.inference.decoding.decode import decode
 
         texts = [CompletionText(prompt.ids, self._tokenizer, stops=decoding.stops) for prompt in prompts]
@@ -178,7 +180,7 @@ class Session:
             on_tokens(texts[sequence], len(token_ids))
             return is_stopped
 
-        with self._memory.shortage_told():
+        with self._memory.shortage_explained():
             generation = decode(
                 self.decoder,
                 [prompt.ids for prompt in prompts],
@@ -204,10 +206,10 @@ class Session:
 
 
 def choose_precision(device: str | None, dtype: str | None) -> tuple[str, str]:
-    """Return the device and the dtype to use where they are not given: CUDA if there is one, in bf16, else fp32.
+    """Return the device and the dtype to use; by default CUDA with bf16 if there is a GPU, else the CPU with fp32.
 
     Raises:
-        UserError: the device is not there.
+        UserError: the device cannot be used.
     """
     import torch
 
@@ -220,10 +222,10 @@ def choose_precision(device: str | None, dtype: str | None) -> tuple[str, str]:
 
 
 def choose_heads(n_heads_used: int | None, config: ModelConfig, *, decoding: str) -> int:
-    """Return how many heads to use: those asked for, or all of the model's; autoregressive decoding uses one.
+    """Return the number of heads to use: the given one, or all heads; autoregressive decoding uses one.
 
     Raises:
-        UserError: the model has fewer, or `decoding` and the number contradict each other.
+        UserError: the model has fewer heads, or the number contradicts `decoding`.
     """
     if decoding == "autoregressive":
         if n_heads_used not in (None, 1):
@@ -232,5 +234,5 @@ def choose_heads(n_heads_used: int | None, config: ModelConfig, *, decoding: str
     n_heads = config.n_future_tokens
     used = n_heads if n_heads_used is None else n_heads_used
     if not 1 <= used <= n_heads:
-        raise UserError(f"--n_heads_used {used} must be 1 to {n_heads}, the heads of the model")
+        raise UserError(f"--n_heads_used {used} must be 1 to {n_heads}, the number of heads of the model")
     return used

@@ -1,22 +1,23 @@
-"""The text of a completion while its tokens come: what is certain of it, and where it ends.
+"""The text of a completion while its tokens come: the part that is final, and where a stop text ends it.
 
-A token may be a part of a character, and SentencePiece decodes a piece differently at the beginning of a text. So new
-tokens are decoded after some that precede them, and text that ends in an unfinished character waits for the next one.
+A token may be only part of a character, and SentencePiece decodes a piece differently at the beginning of a text. So
+new tokens are decoded together with some tokens before them, and an unfinished character waits for the next token.
 """
 
 from collections.abc import Iterable, Sequence
 
 from common.tokenizers import Tokenizer
 
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what tokenizers decode a part of a character to
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # tokenizers decode part of a character to this
 
 
 class CompletionText:
-    """The text that tokens add to a prompt, up to the first of some stop texts.
+    """The text that tokens add to a prompt, up to the first stop text.
 
-    token_ids: the tokens taken; where a stop text ended the completion, the last completed it.
-    is_stopped: whether one did.
-    text: all of them as text so far, without the stop text.
+    Attributes:
+        token_ids: the tokens so far; if a stop text ended the completion, the last token completed the stop text.
+        is_stopped: whether a stop text ended the completion.
+        text: the text of the tokens, without the stop text.
     """
 
     def __init__(self, prompt_ids: Sequence[int], tokenizer: Tokenizer, *, stops: Sequence[str] = ()) -> None:
@@ -24,13 +25,13 @@ class CompletionText:
         self.is_stopped = False
         self.text = ""
         self._tokenizer, self._stops = tokenizer, stops
-        self._before = ""  # the text of the tokens before the pending ones
+        self._before = ""  # text of the tokens before the pending ones
         self._pending: list[int] = []
-        # new tokens are decoded after these, whose text has so many characters
+        # pending tokens are decoded after this context, whose text has n_context characters
         self._context, self._n_context = list(prompt_ids), len(tokenizer.decode(list(prompt_ids)))
 
     def extend(self, token_ids: Iterable[int]) -> bool:
-        """Take tokens one by one, until one completes a stop text; return whether one has."""
+        """Add tokens until one completes a stop text; return whether one did."""
         for token_id in token_ids:
             if self.is_stopped:
                 break
@@ -39,7 +40,7 @@ class CompletionText:
 
     @property
     def settled(self) -> str:
-        """What no further token can change or cut: `text` but for an unfinished character or stop text at its end."""
+        """The part of `text` that is final: without an unfinished character or a possible stop text at its end."""
         if self.is_stopped:
             return self.text
         text = self.text.rstrip(_UNFINISHED)
@@ -55,17 +56,17 @@ class CompletionText:
         self.is_stopped = self.text != text
         if not text.endswith(_UNFINISHED):
             pending = decode(self._pending)
-            is_blank = not pending.strip()  # and what a text begins with may be dropped
+            is_blank = not pending.strip()  # a decoder may drop blanks at the beginning, so they cannot be a context
             self._context, self._n_context = (ids, len(decoded)) if is_blank else (self._pending, len(pending))
             self._before, self._pending = text, []
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-    """Return the text up to the first of the stop texts."""
+    """Return the text before the first stop text in it."""
     places = [place for stop in stops if (place := text.find(stop)) >= 0]
     return text[: min(places, default=None)]
 
 
 def _begun(text: str, stops: Sequence[str]) -> int:
-    """Return how many characters at the end of a text may turn out to be a stop text's beginning."""
+    """Return how many characters at the end of a text may be the beginning of a stop text."""
     return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)

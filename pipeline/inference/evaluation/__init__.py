@@ -1,1 +1,1 @@
-"""pass@k: problems, samples of them, and their execution in a sandbox."""
+"""pass@k: programming problems, completions of them, and their execution in a sandbox."""

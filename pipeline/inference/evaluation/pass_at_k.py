@@ -1,7 +1,7 @@
-"""pass@k: how likely one of k samples solves a problem, estimated from n >= k samples of it (Chen et al. 2021).
+"""pass@k: the probability that one of k completions solves a problem, estimated from n >= k of them (Chen et al. 2021).
 
-The estimate is unbiased: of all ways to choose k of the n samples, the share that holds one of the c that passed,
-1 - C(n - c, k) / C(n, k). Which temperature serves best depends on k, and the paper reports the best for each (its
+The unbiased estimate is the share of all choices of k of the n completions that contain one of the c that passed,
+1 - C(n - c, k) / C(n, k). The best temperature depends on k, and the paper reports the best one for each k (its
 temperature oracle, table S12).
 """
 
@@ -15,31 +15,31 @@ Scores = Mapping[float, Mapping[int, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The highest pass@k of several temperatures, and the lowest temperature that has it."""
+    """The highest pass@k over all temperatures, and the lowest temperature that reaches it."""
 
     pass_at_k: float
     temperature: float
 
 
 def pass_at_k(*, n_samples: int, n_passed: int, k: int) -> float:
-    """Return the estimate for one problem.
+    """Return the estimate of pass@k for one problem.
 
     Raises:
         ValueError: k is not 1 to n_samples, or n_passed not 0 to n_samples.
     """
     if not (1 <= k <= n_samples and 0 <= n_passed <= n_samples):
-        raise ValueError(f"pass@{k} cannot be estimated from {n_passed} of {n_samples} samples")
-    # C(n - c, k) / C(n, k) with one factor per passed sample: nothing overflows, and n = k, if among them, makes it 0
+        raise ValueError(f"pass@{k} cannot be estimated from {n_passed} of {n_samples} completions")
+    # C(n - c, k) / C(n, k), one factor per passed completion; it cannot overflow, and a factor with n = k makes it 0
     n_failed = n_samples - n_passed
     return 1.0 - math.prod(1.0 - k / n for n in range(n_failed + 1, n_samples + 1))
 
 
 def scores(n_passed: Mapping[float, Collection[int]], *, n_samples: int, ks: Iterable[int]) -> Scores:
-    """Return the means over the problems.
+    """Return pass@k by temperature and k, averaged over the problems.
 
     Args:
-        n_passed: by temperature, how many samples of each problem passed.
-        n_samples: of each problem at each temperature.
+        n_passed: by temperature, the number of passed completions of each problem.
+        n_samples: completions of each problem at each temperature.
         ks: the k of pass@k.
     """
     ks = list(ks)
@@ -52,7 +52,7 @@ def scores(n_passed: Mapping[float, Collection[int]], *, n_samples: int, ks: Ite
 
 
 def best(scores: Scores) -> dict[int, Best]:
-    """Return, for each k, what a temperature oracle would choose."""
+    """Return the choice of a temperature oracle for each k."""
     return {
         k: max(
             (Best(pass_at_k=scores[temperature][k], temperature=temperature) for temperature in sorted(scores)),
@@ -63,7 +63,7 @@ def best(scores: Scores) -> dict[int, Best]:
 
 
 def table(scores: Scores) -> str:
-    """Return pass@k in percent as text: a row per temperature and one for the best, a column per k."""
+    """Return a table of pass@k in percent: a row per temperature and one for the best, a column per k."""
     rows = {f"temperature {temperature:g}": list(by_k.values()) for temperature, by_k in scores.items()}
     rows["best"] = [choice.pass_at_k for choice in best(scores).values()]
     width = max(map(len, rows))

@@ -1,9 +1,9 @@
-"""Programming problems as HumanEval and MBPP publish them: what the model is shown, where it stops, what checks it.
+"""Programming problems in the formats of HumanEval and MBPP: the prompt, the stop texts, and the tests.
 
-HumanEval (Chen et al. 2021): the prompt is a function's head, the completion its body, and `check` tests the function.
-MBPP (Austin et al. 2021), zero-shot: the prompt is a docstring of the task and its first test, which is InCoder's
-(Fried et al. 2022) as the BigCode evaluation harness has it; the completion is a program, which the whole `test_list`
-tests; challenge tests do not count. The stop strings are Codex's and that harness's.
+HumanEval (Chen et al. 2021): the prompt is the head of a function, the completion is its body, and `check` tests it.
+MBPP (Austin et al. 2021), zero-shot: the prompt is a docstring with the task and its first test. This is the prompt of
+InCoder (Fried et al. 2022) as in the BigCode evaluation harness. The completion is a program, tested by the whole
+`test_list`; challenge tests do not count. The stop texts are those of Codex and of that harness.
 """
 
 import gzip
@@ -18,29 +18,27 @@ from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from common.command_line import UserError, raise_if_any
 
-_MOST_TOLD = 10  # mistakes of one file
+_MAX_REPORTED = 10  # mistakes of one file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One problem.
-
-    task_id: its name, as text.
-    prompt: what the model continues.
-    stops: a completion ends before the first of these.
-    head: what precedes the completion in the program: the prompt, or nothing where that is a mere comment.
-    checks: code that raises, run after the program, unless that is right.
-    """
+    """One programming problem."""
 
     task_id: str
+    """The problem's name."""
     prompt: str
+    """The text that the model continues."""
     stops: tuple[str, ...]
+    """A completion ends before the first of these texts."""
     head: str
+    """The text before the completion in the program: the prompt, or nothing if the prompt is only a comment."""
     checks: str
+    """Code that runs after the program, and raises if the program is wrong."""
 
 
 class _HumanEval(BaseModel):
-    """A line of HumanEval.jsonl; other keys do not matter."""
+    """A line of HumanEval.jsonl; other keys are ignored."""
 
     task_id: str
     prompt: str
@@ -58,7 +56,7 @@ class _HumanEval(BaseModel):
 
 
 class _Mbpp(BaseModel):
-    """A line of mbpp.jsonl, or of its sanitized version, which has `prompt` and `test_imports`."""
+    """A line of mbpp.jsonl, or of the sanitized version, which has `prompt` and `test_imports`."""
 
     task_id: int | str
     text: str = Field(validation_alias=AliasChoices("text", "prompt"))
@@ -81,10 +79,14 @@ FORMATS = tuple(_FORMATS)
 
 
 def load_problems(path: Path, *, problem_format: str | None = None) -> list[Problem]:
-    """Return the problems of a .jsonl or .jsonl.gz file, whose format is told by its first line's keys if not given.
+    """Return the problems of a .jsonl or .jsonl.gz file.
+
+    Args:
+        path: the file.
+        problem_format: one of `FORMATS`; None recognises the format by the keys of the first line.
 
     Raises:
-        UserError: the file cannot be read or is empty, a line is no problem of that format, or two are the same.
+        UserError: the file cannot be read or is empty, a line is not a problem in that format, or a task_id repeats.
     """
     rows = _rows(path)
     if not rows:
@@ -95,17 +97,21 @@ def load_problems(path: Path, *, problem_format: str | None = None) -> list[Prob
         try:
             problems.append(_FORMATS[problem_format].model_validate(row).problem())
         except ValidationError as error:
-            told = [f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors()]
-            mistakes.append(f"problem {number}: {'; '.join(told)}")
-    raise_if_any(mistakes[:_MOST_TOLD], heading=f"--problems {path} is not in the format {problem_format}")
+            reasons = [f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors()]
+            mistakes.append(f"problem {number}: {'; '.join(reasons)}")
+    raise_if_any(mistakes[:_MAX_REPORTED], heading=f"--problems {path} is not in the format {problem_format}")
     n_times = Counter(problem.task_id for problem in problems)
     repeated = [f"task_id {task_id!r} occurs {n} times" for task_id, n in n_times.items() if n > 1]
-    raise_if_any(repeated[:_MOST_TOLD], heading=f"--problems {path}")
+    raise_if_any(repeated[:_MAX_REPORTED], heading=f"--problems {path}")
     return problems
 
 
 def _rows(path: Path) -> list[Any]:
-    """Return the JSON values of a file's lines."""
+    """Return the JSON values of the lines of a file.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not JSON.
+    """
     try:
         contents = path.read_bytes()
         text = (gzip.decompress(contents) if path.suffix == ".gz" else contents).decode("utf-8")
@@ -114,7 +120,7 @@ def _rows(path: Path) -> list[Any]:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"--problems {path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would split inside strings, at U+2028
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split at U+2028, inside strings
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -124,7 +130,11 @@ def _rows(path: Path) -> list[Any]:
 
 
 def _detected(row: Any, path: Path) -> str:
-    """Return the format that the keys of a row tell."""
+    """Return the format that has the keys of a row.
+
+    Raises:
+        UserError: no format has them.
+    """
     if isinstance(row, dict) and "entry_point" in row:
         return "humaneval"
     if isinstance(row, dict) and "test_list" in row:

@@ -1,11 +1,11 @@
-"""Run generated programs, which may do anything, where they can do no harm, and learn whether they pass their checks.
+"""Run generated programs where they can do no harm, and find out whether they pass their checks.
 
-Every program gets processes of its own (`sandbox_init.py` is what they run): new namespaces, in which there is no
-network, nobody else's process, and no file to write but in a small folder that vanishes; no privileges, and limits on
-time, memory, files and processes. A machine that forbids namespaces has the limits alone, which must be allowed.
+Every program runs in its own processes (`sandbox_init.py`), in new namespaces: without network, without a view of other
+processes, and with one small temporary folder as the only place to write. It has no privileges, and limits on time,
+memory, files and processes. On a machine that forbids namespaces there are only the limits, which the user must allow.
 
-A program has passed when its process sends back a random proof, which it can read only after the last check: to exit
-early, or to print "passed", is to fail. It is not proof against programs written to forge it.
+A program has passed when its process sends back a random proof, which it can read only after the last check. So a
+program that exits early, or prints "passed", fails. A program written to forge the proof could still do so.
 """
 
 import json
@@ -26,14 +26,14 @@ from common.command_line import UserError
 _MIB = 1024**2
 _INIT = Path(__file__).with_name("sandbox_init.py")
 _PROGRAM = Path(__file__).with_name("sandbox_program.py")
-# Where a machine keeps sockets, secrets and people's files; /tmp becomes the program's folder. The interpreter is shown
-# again if it is in one of them.
+# Folders with sockets, secrets and users' files; /tmp becomes the program's folder. If the interpreter is in one of
+# them, its folder is made visible again.
 _HIDDEN = ("/dev", "/home", "/media", "/mnt", "/proc", "/root", "/run", "/srv", "/sys", "/var")
-_FINISH_S = 60  # what an overloaded machine may take beyond a program's time to start and end it
+_FINISH_S = 60  # time beyond a program's limit that an overloaded machine may need to start and end it
 
 
 class Isolation(Enum):
-    """What keeps a program from doing harm; the value says it to people."""
+    """What isolates a program; the values are descriptions for users."""
 
     FULL = "network, files, processes, user, limits of time, memory, file size and processes"
     WEAK = "limits of time, memory, file size and processes; NOT the network, NOT files"
@@ -41,43 +41,39 @@ class Isolation(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one program may use.
-
-    timeout_s: wall time, with the start of its interpreter.
-    memory_MiB: address space of each of its processes.
-    folder_MiB: files in its working folder; also the most for one file.
-    max_tasks: processes and threads besides it.
-    max_open_files: per process.
-    """
+    """The resources that one program may use."""
 
     timeout_s: float = 3.0
+    """Wall time, including the start of the interpreter."""
     memory_MiB: int = 1024
+    """Address space of each process."""
     folder_MiB: int = 64
+    """Size of all files in the working folder, and of each of them."""
     max_tasks: int = 32
+    """Additional processes and threads."""
     max_open_files: int = 64
+    """Open files of each process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramResult:
-    """What became of a program.
-
-    outcome: passed, failed (an exception, or it exited early), timed out, out of memory, or killed (by a signal).
-    detail: the exception, the exit code or the signal; empty if the outcome says it all.
-    """
+    """The result of a program."""
 
     outcome: str
+    """"passed", "failed" (by an exception or an early exit), "timed out", "out of memory" or "killed" (by a signal)."""
     detail: str = ""
+    """The exception, the exit code or the signal, if there is one."""
 
 
 class SandboxError(RuntimeError):
-    """The sandbox itself does not work: nothing is known of the program."""
+    """The sandbox itself does not work, so nothing is known about the program."""
 
 
 def find_isolation(*, allow_weak: bool) -> Isolation:
-    """Return the strongest isolation that works on this machine, tried out on a program.
+    """Return the strongest isolation that works on this machine; runs a trivial program to find out.
 
     Raises:
-        UserError: only a weak one does, and that is not allowed, or none.
+        UserError: none works, or only the weak one does and `allow_weak` is off.
     """
     problems = []
     for isolation in (Isolation.FULL, Isolation.WEAK) if allow_weak else (Isolation.FULL,):
@@ -90,26 +86,26 @@ def find_isolation(*, allow_weak: bool) -> Isolation:
             return isolation
         problems.append(f"a trivial program {result.outcome} ({result.detail})")
     advice = "" if allow_weak else (
-        "; Linux 5.12 or newer and the right to make namespaces (root, or user namespaces) are needed; in a container "
-        "or virtual machine that you can afford to lose, --allow_weak_sandbox runs generated programs within "
+        "; this needs Linux 5.12 or newer and the right to create namespaces (as root, or with user namespaces); in a "
+        "container or virtual machine that you can afford to lose, --allow_weak_sandbox runs generated programs with "
         f"{Isolation.WEAK.value}"
     )  # fmt: skip
     raise UserError(f"generated programs cannot be isolated here: {'; '.join(problems)}{advice}")
 
 
 def run_program(program: str, checks: str, *, isolation: Isolation, limits: Limits) -> ProgramResult:
-    """Run a program, then its checks in the same module, and return what became of them when nothing of it is left.
+    """Run a program and then its checks in the same module; return the result after all its processes have ended.
 
     Raises:
         SandboxError: the sandbox does not work.
     """
     proof = secrets.token_hex(16).encode()
     ours, theirs = socket.socketpair()
-    with ours, theirs, os.fdopen(os.memfd_create("program"), "r+b") as source:
+    with ours, theirs, os.fdopen(os.memfd_create("program"), "r+b") as program_file:
         ours.send(proof)
-        source.write(f"{program}\0{checks}".encode("utf-8", "surrogatepass"))  # no Python source holds a NUL
-        source.seek(0)
-        report = _supervised(source, theirs, isolation, limits)
+        program_file.write(f"{program}\0{checks}".encode("utf-8", "surrogatepass"))  # no Python source holds a NUL
+        program_file.seek(0)
+        report = _supervised(program_file, theirs, isolation, limits)
         ours.setblocking(False)
         try:
             message = ours.recv(4096)
@@ -118,16 +114,20 @@ def run_program(program: str, checks: str, *, isolation: Isolation, limits: Limi
         return _result(message, proof=proof, report=report)
 
 
-def _supervised(source: BinaryIO, channel: socket.socket, isolation: Isolation, limits: Limits) -> dict[str, int]:
-    """Run `sandbox_init` to its end, and return how it says that the program ended; empty if it was killed."""
+def _supervised(program_file: BinaryIO, channel: socket.socket, isolation: Isolation, limits: Limits) -> dict[str, int]:
+    """Run `sandbox_init` to its end, and return its report on how the program ended; empty if it was killed.
+
+    Raises:
+        SandboxError: `sandbox_init` failed or did not end.
+    """
     settings = json.dumps(_settings(isolation, limits, channel=channel.fileno()))
     process = subprocess.Popen(
         [os.path.realpath(sys.executable), "-s", "-S", "-P", "-B", str(_INIT), settings],
-        stdin=source,
+        stdin=program_file,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=[channel.fileno()],
-        # clusters load interpreters as modules that need this to find their libraries; nothing else gets through
+        # an interpreter from a cluster's module system may need this to find its libraries; no other variable is passed
         env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
         cwd="/",
         start_new_session=True,
@@ -141,13 +141,13 @@ def _supervised(source: BinaryIO, channel: socket.socket, isolation: Isolation, 
         process.wait()
     if faults:
         raise SandboxError(faults.decode(errors="replace").strip())
-    if process.returncode and isolation is Isolation.FULL:  # not by the program, which cannot reach it
+    if process.returncode and isolation is Isolation.FULL:  # the program cannot have caused this
         raise SandboxError(f"the program's supervisor ended with {process.returncode}; the machine may lack memory")
     return json.loads(report or "{}")
 
 
 def _settings(isolation: Isolation, limits: Limits, *, channel: int) -> dict[str, object]:
-    """Return what `sandbox_init` is told."""
+    """Return the settings for `sandbox_init`."""
     return {
         "namespaces": isolation is Isolation.FULL,
         "parent_pid": os.getpid(),
@@ -161,7 +161,7 @@ def _settings(isolation: Isolation, limits: Limits, *, channel: int) -> dict[str
         "limits": {
             "RLIMIT_AS": limits.memory_MiB * _MIB,
             "RLIMIT_CORE": 0,
-            "RLIMIT_CPU": math.ceil(limits.timeout_s) + 1,  # wall time is the measure; this ends what escapes it
+            "RLIMIT_CPU": math.ceil(limits.timeout_s) + 1,  # wall time is the limit; this ends processes that escape it
             "RLIMIT_FSIZE": limits.folder_MiB * _MIB,
             "RLIMIT_NOFILE": limits.max_open_files,
         },
@@ -169,13 +169,13 @@ def _settings(isolation: Isolation, limits: Limits, *, channel: int) -> dict[str
 
 
 def _hidden_folders(home: Path) -> list[str]:
-    """Return the folders that no program sees, this user's own among them."""
+    """Return the folders that are hidden from programs, including this user's home."""
     is_hidden_already = any(home.is_relative_to(folder) for folder in (*_HIDDEN, "/tmp"))
     return [*_HIDDEN] if is_hidden_already or home == Path("/") else [*_HIDDEN, str(home)]
 
 
 def _result(message: bytes, *, proof: bytes, report: dict[str, int]) -> ProgramResult:
-    """Return what the program's message and the supervisor's report, empty if it was killed, mean."""
+    """Return the result from the program's message and the supervisor's report, which is empty if it was killed."""
     if message == proof:
         return ProgramResult(outcome="passed")
     if report.get("timed_out"):

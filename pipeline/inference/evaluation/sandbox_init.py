@@ -1,14 +1,14 @@
-"""The inside of the sandbox: a script of the standard library alone, started afresh for every program.
+"""The inside of the sandbox: a script that uses only the standard library and is started anew for every program.
 
-    supervisor     enters the namespaces, waits for at most the program's time, prints how it ended
-      └─ init      process 1 of the new pid namespace: builds the file system, reaps
+    supervisor     enters the namespaces, waits for at most the program's time limit, prints how the program ended
+      └─ init      process 1 of the new pid namespace: builds the file system, reaps processes
           └─ program    without privileges, within its limits: sandbox_program.py
 
-The kernel ends a pid namespace with its process 1, which cannot be reaped before everything else in it is gone: once
-the supervisor has reaped it, nothing of the program is left. Without namespaces init adopts orphans instead, and kills
-what descends from it; a program that sets out to can outrun that.
+When process 1 of a pid namespace ends, the kernel ends all others in it, and only then can process 1 be reaped. So
+nothing of the program is left once the supervisor has reaped init. Without namespaces, init adopts orphans instead and
+kills its descendants; a program can evade this on purpose.
 
-What is written to standard error is a fault of the sandbox, never the program's doing.
+Only faults of the sandbox are written to standard error; the program cannot write there.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-# From Linux's headers: sched.h, mount.h, fcntl.h, prctl.h. System calls this young have one number on all machines.
+# From Linux's headers sched.h, mount.h, fcntl.h, prctl.h. System calls this recent have the same number everywhere.
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
     0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000,
 )  # fmt: skip
@@ -37,7 +37,8 @@ MS_NOSUID, MS_NODEV, MS_PRIVATE = 2, 4, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 
 NOBODY = 65534
-# A range that neither people nor packages are given; a user per program, so that none counts or signals another's.
+# A range that is given neither to people nor to packages. Each program gets its own user, so that it cannot signal
+# another program's processes, and they do not count for its limits.
 FIRST_USER, N_USERS = 60_000, 5_000
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 WORKING_FOLDER = "/tmp"
@@ -46,13 +47,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def supervise(settings: Settings) -> None:
-    """Run the program to its end or that of its time, and print which, as JSON, when nothing of it is left."""
+    """Run the program until it ends or its time is up; when nothing of it is left, print how it ended as JSON."""
     die_with_parent(signal.SIGKILL)
-    if os.getppid() != settings["parent_pid"]:  # it was gone before
+    if os.getppid() != settings["parent_pid"]:  # the parent has already ended
         return
     settings["user"] = FIRST_USER + os.getpid() % N_USERS
     if os.getuid() != 0:
-        settings["max_tasks"] += n_tasks_of(os.getuid())  # RLIMIT_NPROC counts all that the user runs
+        settings["max_tasks"] += n_tasks_of(os.getuid())  # RLIMIT_NPROC counts all processes of the user
     if settings["namespaces"]:
         enter_namespaces()
     status_read, status_write = os.pipe()
@@ -64,13 +65,13 @@ def supervise(settings: Settings) -> None:
     init_status = os.waitpid(init, 0)[1]
     status = os.read(status_read, 16)
     if has_ended and not status and (settings["namespaces"] or os.WIFEXITED(init_status)):
-        # it has told why, or the machine lacks memory; without namespaces the program, too, can kill it
+        # init has written why, or the machine lacks memory; without namespaces the program could kill init
         sys.exit(f"the program's init ended early, with {os.waitstatus_to_exitcode(init_status)}")
     print(json.dumps({"timed_out": not has_ended, "exit_code": int(status or -signal.SIGKILL)}))
 
 
 def run_init(settings: Settings, status_write: int) -> None:
-    """Build the surroundings, start the program, wait, and write its exit code or negative signal."""
+    """Prepare the environment, run the program, and write its exit code or negative signal."""
     if settings["namespaces"]:
         die_with_parent(signal.SIGKILL)
         build_file_system(settings)
@@ -94,7 +95,7 @@ def run_init(settings: Settings, status_write: int) -> None:
 
 
 def run_to_end(settings: Settings, folder: str, status_write: int) -> None:
-    """Start the program, reap whoever ends until it does, and write how it exited."""
+    """Start the program, reap all processes that end until the program does, and write its exit code."""
     program = in_child(become_program, settings, folder)
     while True:
         pid, status = os.wait()
@@ -104,7 +105,7 @@ def run_to_end(settings: Settings, folder: str, status_write: int) -> None:
 
 
 def become_program(settings: Settings, folder: str) -> None:
-    """Give up what the program must not have, and become it."""
+    """Drop privileges, set the limits, and replace this process by the program."""
     os.setsid()
     os.chdir(folder)
     if os.getuid() == 0:
@@ -118,16 +119,16 @@ def become_program(settings: Settings, folder: str) -> None:
         limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
         resource.setrlimit(getattr(resource, name), (limit, limit))
     command = [sys.executable, "-s", "-S", "-P", "-B", "-c", settings["runner"], str(settings["channel"])]
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # for in_child, should the exec fail; the exec closes it
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # for in_child if the exec fails; the exec closes it
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
-    # the exec also drops the capabilities that a user namespace gave; hashes alike, so that sets iterate alike
+    # the exec also drops the capabilities of a user namespace; equal hash seeds make sets iterate in equal order
     os.execve(command[0], command, {**os.environ, "PYTHONHASHSEED": "0"})
 
 
 def enter_namespaces() -> None:
-    """Leave the host's network, mounts and IPC; the next child begins a pid namespace. A user needs one of users."""
+    """Leave the host's network, mounts and IPC; the next child starts a pid namespace. Non-root users become nobody."""
     uid, gid = os.getuid(), os.getgid()
     call("unshare", CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | (CLONE_NEWUSER if uid else 0))
     if uid:
@@ -137,7 +138,7 @@ def enter_namespaces() -> None:
 
 
 def build_file_system(settings: Settings) -> None:
-    """Make everything read-only, hide what may hold secrets or sockets, and give the program a folder of its own."""
+    """Make everything read-only, hide folders with secrets or sockets, and give the program its own folder."""
     os.umask(0o022)
     devices = {path: clone_mount(path) for path in DEVICES}
     restrict_mount("/", flags=AT_RECURSIVE)
@@ -150,7 +151,7 @@ def build_file_system(settings: Settings) -> None:
         Path(path).touch()
         place_mount(tree, path)
     for path, tree in readable.items():
-        os.makedirs(path, exist_ok=True)  # it may lie in something hidden
+        os.makedirs(path, exist_ok=True)  # it may be in a hidden folder
         place_mount(tree, path)
     for path in hidden:
         restrict_mount(path)
@@ -162,35 +163,35 @@ def mount_tmpfs(path: str, options: str) -> None:
 
 
 def clone_mount(path: str) -> int:
-    """Return a descriptor of a copy of what is mounted at and below `path`, which no covering will hide."""
+    """Return a descriptor of a copy of the mounts at and below `path`, which stays visible if `path` is covered."""
     return call("syscall", SYS_OPEN_TREE, AT_FDCWD, path.encode(), OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC)
 
 
 def place_mount(tree: int, path: str) -> None:
-    """Mount such a copy at `path`."""
+    """Mount a copy from `clone_mount` at `path`."""
     call("syscall", SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, path.encode(), MOVE_MOUNT_F_EMPTY_PATH)
 
 
 def restrict_mount(path: str, *, flags: int = 0) -> None:
-    """Make a mount, or with AT_RECURSIVE all below it too, read-only, without devices and set-user-id programs."""
+    """Make a mount read-only, without devices and set-user-id programs; with AT_RECURSIVE also all mounts below it."""
     attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, 0, MS_PRIVATE, 0)
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
     call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, ctypes.byref(attributes), size)
 
 
 def n_tasks_of(uid: int) -> int:
-    """Return how many threads a user runs."""
+    """Return the number of threads of a user."""
     n_tasks = 0
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it may end meanwhile
+        with suppress(OSError):  # the process may have ended
             n_tasks += len(os.listdir(process / "task")) if process.stat().st_uid == uid else 0
     return n_tasks
 
 
 def kill_descendants() -> None:
-    """Kill all that descends from this process, its orphans' adopter, and reap it.
+    """Kill and reap all descendants of this process, which adopts orphans.
 
-    They are stopped first: what is stopped counts against RLIMIT_NPROC, so that nothing can be forked in its place.
+    They are stopped first. A stopped process still counts for RLIMIT_NPROC, so no new process can take its place.
     """
     while True:
         stopped: set[int] = set()
@@ -208,21 +209,21 @@ def descendants_of(pid: int) -> set[int]:
     """Return the process ids of all descendants."""
     found: set[int] = set()
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):  # it may end meanwhile
+        with suppress(OSError):  # the process may have ended
             for child in map(int, children.read_text().split()):
                 found |= {child} | descendants_of(child)
     return found
 
 
 def signal_all(pids: set[int], signal_number: int) -> None:
-    """Send a signal to processes that may have ended meanwhile."""
+    """Send a signal to processes, some of which may have ended."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal_number)
 
 
 def in_child(function: Callable[..., None], *arguments: object) -> int:
-    """Run a function in a forked process that ends with it; return its process id."""
+    """Run a function in a forked process that ends after it; return the process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -236,7 +237,7 @@ def in_child(function: Callable[..., None], *arguments: object) -> int:
 
 
 def die_with_parent(signal_number: int) -> None:
-    """Have the kernel send this process a signal when its parent ends; forks and new users forget it."""
+    """Have the kernel send this process a signal when its parent ends; a fork or a change of user resets this."""
     prctl(PR_SET_PDEATHSIG, signal_number)
 
 
@@ -249,7 +250,7 @@ def call(name: str, *arguments: Any) -> int:
     """Call a function of libc.
 
     Raises:
-        OSError: it failed; says which.
+        OSError: the call failed; names the function.
     """
     result = getattr(_libc, name)(*arguments)
     if result < 0:

@@ -1,8 +1,8 @@
-"""Run one program and its checks, in the interpreter that the sandbox starts for them alone.
+"""Run one program and its checks in an interpreter that the sandbox starts only for them.
 
-`sandbox_init` hands this file's text to `python -c`: inside the sandbox the repository may not be visible. Standard
-input holds the program and the checks; the one argument is the number of the channel, a socket. What goes back through
-it: the proof, which was waiting in it and is read only after the last check; or what the program raised.
+`sandbox_init` passes the text of this file to `python -c`, because the sandbox may hide the repository. Standard input
+holds the program and the checks. The only argument is the file descriptor of the channel, a socket. The proof waits in
+the channel and is read after the last check; this script sends back the proof, or what the program raised.
 """
 
 import os
@@ -11,15 +11,15 @@ import types
 
 
 def main() -> None:
-    """Run what standard input holds, and end the process."""
+    """Run the program and the checks from standard input, and end the process."""
     channel = int(sys.argv.pop())
-    # bound before the program runs, which may put anything in their place
+    # bound now, because the program may replace them
     read, write, leave = os.read, os.write, os._exit
     program, _, checks = sys.stdin.buffer.read().decode("utf-8", "surrogatepass").rpartition("\0")
     module = types.ModuleType("program")
-    sys.modules["program"] = module  # where dataclasses and pickle look a class's module up
+    sys.modules["program"] = module  # dataclasses and pickle look up the module of a class here
     try:
-        # compiled apart, so that no open string or bracket of the program swallows the checks
+        # compiled separately, so that an open string or bracket of the program cannot swallow the checks
         for source in (program, checks):
             exec(compile(source, "program.py", "exec"), module.__dict__)
     except BaseException as error:
@@ -27,7 +27,7 @@ def main() -> None:
         write(channel, raised.encode("utf-8", "replace")[:500])
         leave(1)
     write(channel, read(channel, 64))
-    leave(0)  # at once: no atexit handlers, no waiting for threads
+    leave(0)  # immediately, without atexit handlers and without waiting for threads
 
 
 if __name__ == "__main__":

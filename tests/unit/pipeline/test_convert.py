@@ -1,4 +1,4 @@
-"""The command: from any format to any other and back, refusals, and a folder is replaced whole or not at all."""
+"""The command: conversion between all formats, refusals, and an output folder that is replaced as a whole or not."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from tests.helpers.references import all_logits, every_kind_of_heads, tiny_model
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """A run of two whole checkpoints and a damaged one; their weights are those of seeds 1, 2 and 3."""
+    """A run with two whole checkpoints and a damaged one; their weights have seeds 1, 2 and 3."""
     checkpoints = tmp_path / "runs" / "tiny" / "checkpoints"
     for step in (1, 2, 3):
         write_checkpoint(checkpoints / f"step_{step:08d}", tiny_model(seed=step), shards=tmp_path / "shards")
@@ -35,7 +35,7 @@ def run(source: Path, output: Path, *more: str, to: str = "meta") -> None:
 
 
 def values(folder: Path) -> dict[str, torch.Tensor]:
-    """Every weight of a folder, by our names."""
+    """Return every weight of a folder by our names."""
     source = format_of(folder).open(folder)
     return {name: source.read(name) for name in shapes_by_name(source.config)}
 
@@ -61,7 +61,7 @@ def test_a_run_is_exported_from_its_newest_whole_checkpoint(run_dir: Path, tmp_p
 
 @every_kind_of_heads
 def test_round_trips_are_bit_exact(tmp_path: Path, heads: dict[str, Any]) -> None:
-    """Through every format and back to each; models that are no Llama skip the one that holds Llamas."""
+    """Through every format and back; models that are not Llamas skip Hugging Face's format."""
     model = tiny_model(**heads)
     write_checkpoint(tmp_path / "run", model)
     formats = ["meta", "hf", "deepspeed"] if heads["head_type"] == "transformer" else ["meta", "deepspeed"]
@@ -72,7 +72,7 @@ def test_round_trips_are_bit_exact(tmp_path: Path, heads: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_half_precision_is_kept_where_a_format_can(tmp_path: Path, dtype: str) -> None:
+def test_half_precision_is_kept_except_in_checkpoints(tmp_path: Path, dtype: str) -> None:
     write_checkpoint(tmp_path / "run", tiny_model())
     run(tmp_path / "run", tmp_path / "meta", "--dtype", dtype)
     run(tmp_path / "meta", tmp_path / "hf", to="hf")
@@ -88,7 +88,7 @@ def test_half_precision_is_kept_where_a_format_can(tmp_path: Path, dtype: str) -
         run(tmp_path / "hf", tmp_path / "bf16", "--dtype", dtype, to="deepspeed")
 
 
-def test_a_missing_tokenizer_is_missed_aloud(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_tokenizer_is_warned_about(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(run_dir, tmp_path / "out")
     captured = capsys.readouterr()
     assert f"warning: the run's shards, {tmp_path}/shards, and their tokenizer are not on this machine" in captured.err
@@ -96,7 +96,7 @@ def test_a_missing_tokenizer_is_missed_aloud(run_dir: Path, tmp_path: Path, caps
     assert "--tokenizer_path TOKENIZER" in captured.out
 
 
-def test_the_tokenizer_goes_along_everywhere(
+def test_every_format_keeps_the_tokenizer(
     tmp_path: Path, sentencepiece_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_checkpoint(tmp_path / "run", tiny_model(vocab_size=512))
@@ -111,7 +111,7 @@ def test_the_tokenizer_goes_along_everywhere(
     assert f"--tokenizer_path {tmp_path}/again/tokenizer.model" in capsys.readouterr().out
 
 
-def test_byte_level_runs_say_so(
+def test_byte_level_runs_are_exported_as_such(
     tmp_path: Path, byte_shards: Path, sentencepiece_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_checkpoint(tmp_path / "run", tiny_model(vocab_size=258), shards=byte_shards)
@@ -129,7 +129,7 @@ def test_byte_level_runs_say_so(
         run(tmp_path / "run", tmp_path / "other", "--tokenizer_path", str(sentencepiece_model))
 
 
-def test_a_former_export_is_replaced_whole(run_dir: Path, tmp_path: Path) -> None:
+def test_an_earlier_export_is_replaced_as_a_whole(run_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "tokenizer.model").write_bytes(b"of another model")
@@ -139,7 +139,7 @@ def test_a_former_export_is_replaced_whole(run_dir: Path, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
 
 
-def test_a_failed_export_leaves_the_former_one(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_leaves_the_earlier_one(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(run_dir, tmp_path / "out")
     before = (tmp_path / "out" / "params.json").stat().st_ino
 
@@ -153,7 +153,7 @@ def test_a_failed_export_leaves_the_former_one(run_dir: Path, tmp_path: Path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
 
 
-def test_what_a_killed_conversion_left_is_named_and_kept(
+def test_the_remains_of_a_killed_conversion_are_reported_and_kept(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / ".out.partial-12345").mkdir()
@@ -165,7 +165,7 @@ def test_what_a_killed_conversion_left_is_named_and_kept(
     assert (tmp_path / ".out.partial-12345").is_dir()
 
 
-def test_a_failed_exchange_puts_the_former_export_back(
+def test_a_failed_replacement_restores_the_earlier_export(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(run_dir, tmp_path / "out")
@@ -184,7 +184,7 @@ def test_a_failed_exchange_puts_the_former_export_back(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
 
 
-def test_wrong_inputs_and_outputs_are_named(run_dir: Path, tmp_path: Path) -> None:
+def test_wrong_inputs_and_outputs_are_reported(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").touch()
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""Evaluations of a tiny model from the command line to the table: counted again here, killed, continued, refused."""
+"""Evaluations of a tiny model with the whole command: counts, kills and continuations, refusals."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ from tests.helpers.scripted import scripted_model
 
 pytestmark = needs_namespaces
 
-# What the model writes here is a comment, until it writes the end of a line or a byte that no source may hold.
+# The completion is a comment until the model writes a line end, or a byte that is not allowed in source code.
 EASY = [
     {
         "task_id": f"Easy/{number}",
@@ -55,7 +55,7 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(ckpt_dir: Path, problems: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """An evaluation in a minute's fraction; later flags win."""
+    """Return the arguments of a fast evaluation; later flags override earlier ones."""
 
     def with_flags(*flags: object) -> list[str]:
         usual = ["--ckpt_dir", ckpt_dir, "--tokenizer_path", "bytes", "--problems", problems, "--device", "cpu"]
@@ -70,10 +70,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def by_sample(path: Path) -> dict[tuple[str, float, int], dict[str, Any]]:
+def by_id(path: Path) -> dict[tuple[str, float, int], dict[str, Any]]:
     rows = lines(path)
     found = {(row["task_id"], row["temperature"], row["number"]): row for row in rows}
-    assert len(found) == len(rows)  # each once
+    assert len(found) == len(rows)  # no completion occurs twice
     return found
 
 
@@ -102,9 +102,9 @@ def test_the_report_counts_what_was_executed(
     evaluate.main(command("--temperatures", 1, 0.5))
     out, err = capsys.readouterr()
     assert "isolation of generated programs: network, files, processes" in err
-    samples, results = by_sample(tmp_path / "out" / "samples.jsonl"), by_sample(tmp_path / "out" / "results.jsonl")
+    completions, results = by_id(tmp_path / "out" / "samples.jsonl"), by_id(tmp_path / "out" / "results.jsonl")
     tasks = [problem["task_id"] for problem in [*EASY, IMPOSSIBLE]]
-    assert set(samples) == set(results) == set(itertools.product(tasks, (0.5, 1.0), range(6)))
+    assert set(completions) == set(results) == set(itertools.product(tasks, (0.5, 1.0), range(6)))
 
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     for temperature in (0.5, 1.0):
@@ -113,20 +113,20 @@ def test_the_report_counts_what_was_executed(
         }
         assert report["n_passed"][str(temperature)] == {task: sum(of_task) for task, of_task in passed.items()}
         assert passed["Impossible"] == [False] * 6
-        for k in (1, 5):  # the share of choices, not the formula
+        for k in (1, 5):  # by counting choices instead of with the formula
             shares = []
             for of_task in passed.values():
                 choices = [any(choice) for choice in itertools.combinations(of_task, k)]
                 shares.append(sum(choices) / len(choices))
             assert report["pass_at_k"][str(temperature)][str(k)] == pytest.approx(sum(shares) / len(shares))
-        cut = [row["ended"] == "length" for (_, at, _), row in samples.items() if at == temperature]
+        cut = [row["ended"] == "length" for (_, at, _), row in completions.items() if at == temperature]
         assert report["cut_by_max_gen_len"][str(temperature)] == sum(cut)
     assert 0 < report["outcomes"]["1.0"]["passed"] < 24
     best = max(report["pass_at_k"][temperature]["1"] for temperature in ("0.5", "1.0"))
     assert report["best"]["1"]["pass_at_k"] == best
     assert out.splitlines()[-1].split() == ["best", *(f"{100 * report['best'][k]['pass_at_k']:.1f}" for k in "15")]
 
-    evaluate.main(command("--temperatures", 0.5, 1, "--k", 2))  # of what is there
+    evaluate.main(command("--temperatures", 0.5, 1, "--k", 2))  # from the existing completions
     out, err = capsys.readouterr()
     assert "pass@2" in out
     assert "loading" not in err
@@ -136,12 +136,12 @@ def test_the_report_counts_what_was_executed(
 def test_greedy_completions_are_the_models(command: Callable[..., list[str]], tmp_path: Path, decoding: str) -> None:
     evaluate.main(command("--temperatures", 0, "--n_samples", 2, "--k", 1, "--decoding", decoding))
     model = tiny_model(vocab_size=ByteTokenizer.vocab_size)
-    samples = by_sample(tmp_path / "out" / "samples.jsonl")
+    completions = by_id(tmp_path / "out" / "samples.jsonl")
     for row in [*EASY, IMPOSSIBLE]:
         prompt_ids = [ByteTokenizer.eos_id, *row["prompt"].encode()]
         expected = naive_greedy(model, prompt_ids, n_tokens=12)
         for number in range(2):
-            assert samples[row["task_id"], 0.0, number]["completion"] == ByteTokenizer().decode(expected)
+            assert completions[row["task_id"], 0.0, number]["completion"] == ByteTokenizer().decode(expected)
 
 
 def test_a_completion_ends_at_its_stop_string(command: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_a_completion_ends_at_its_stop_string(command: Callable[..., list[str]],
     problems = write_jsonl(tmp_path / "p.jsonl", [right, wrong, unfinished])
     flags = ["--ckpt_dir", model, "--problems", problems, "--temperatures", 0, "--n_samples", 1, "--k", 1]
     evaluate.main(command(*flags))
-    samples, results = by_sample(tmp_path / "out" / "samples.jsonl"), by_sample(tmp_path / "out" / "results.jsonl")
-    assert [(row["completion"], row["ended"]) for row in samples.values()] == [("7", "stop")] * 2 + [
+    completions, results = by_id(tmp_path / "out" / "samples.jsonl"), by_id(tmp_path / "out" / "results.jsonl")
+    assert [(row["completion"], row["ended"]) for row in completions.values()] == [("7", "stop")] * 2 + [
         ("." * 12, "length")
     ]
     outcomes = {task_id: row["outcome"] for (task_id, _, _), row in results.items()}
@@ -164,7 +164,7 @@ def test_a_completion_ends_at_its_stop_string(command: Callable[..., list[str]],
 
 
 def killed_when(log: Path, n_lines: int, *arguments: str, at: str, after: int) -> None:
-    """Start the evaluation, and kill -9 it while it waits at a call and a log has so many lines."""
+    """Start the evaluation, and kill -9 it when it waits at a call and a log has `n_lines` lines."""
     hold = Hold(command="pipeline.evaluate", at=at, after=after, file=log.with_name("held"))
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.helpers.held", *arguments], cwd=REPOSITORY, env={**os.environ, **hold.variables}
@@ -177,7 +177,9 @@ def killed_when(log: Path, n_lines: int, *arguments: str, at: str, after: int) -
     assert len(lines_so_far(log)) == n_lines
 
 
-def test_a_killed_evaluation_continues_as_if_it_had_not_been(command: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_killed_evaluation_continues_as_if_it_had_not_been_killed(
+    command: Callable[..., list[str]], tmp_path: Path
+) -> None:
     flags = ["--n_samples", 20, "--temperatures", 0.9, "--max_gen_len", 30, "--max_batch_size", 3]
     evaluate.main(command(*flags, "--output", tmp_path / "whole"))
 
@@ -186,14 +188,14 @@ def test_a_killed_evaluation_continues_as_if_it_had_not_been(command: Callable[.
     killed_when(out / "samples.jsonl", 9, *command(*flags), at=in_completions, after=3)  # of 80, in batches of 3
     assert not lines_so_far(out / "results.jsonl")
     executing, alone = "pipeline.inference.evaluation.sandbox:run_program", ("--num_workers", 1)
-    # the first execution finds out what this machine can isolate
+    # the first execution checks the isolation
     killed_when(out / "results.jsonl", 4, *command(*flags, *alone), at=executing, after=5)
     assert not (out / "results.json").exists()
     done = run_module("pipeline.evaluate", *command(*flags))
     assert done.returncode == 0, done.stderr
     assert "loading" not in done.stderr
     for name in ("samples.jsonl", "results.jsonl"):
-        assert by_sample(out / name) == by_sample(tmp_path / "whole" / name)
+        assert by_id(out / name) == by_id(tmp_path / "whole" / name)
     assert (out / "results.json").read_text() == (tmp_path / "whole" / "results.json").read_text()
 
 
@@ -205,14 +207,14 @@ def test_a_torn_batch_is_completed_with_the_same_draws(command: Callable[..., li
     flags = ["--temperatures", 0.9]
     evaluate.main(command(*flags))
     out = tmp_path / "out"
-    whole = {name: by_sample(out / name) for name in ("samples.jsonl", "results.jsonl")}
+    whole = {name: by_id(out / name) for name in ("samples.jsonl", "results.jsonl")}
     rows = (out / "samples.jsonl").read_bytes().splitlines(keepends=True)
     # 2 of the first batch of 5 are lost, the last line is torn
     (out / "samples.jsonl").write_bytes(b"".join([*rows[:1], *rows[3:-1], rows[-1][:40]]))
     rows = (out / "results.jsonl").read_bytes().splitlines(keepends=True)
     (out / "results.jsonl").write_bytes(b"".join(rows[:7]) + rows[7][:1])
     evaluate.main(command(*flags))
-    assert {name: by_sample(out / name) for name in whole} == whole
+    assert {name: by_id(out / name) for name in whole} == whole
 
 
 def test_other_settings_are_refused_by_name(command: Callable[..., list[str]], ckpt_dir: Path, tmp_path: Path) -> None:
@@ -229,7 +231,7 @@ def test_other_settings_are_refused_by_name(command: Callable[..., list[str]], c
     shutil.copytree(ckpt_dir, copy)
     flags = ["--n_samples", 5, "--temperatures", 0.5, "--ckpt_dir", copy, "--output", tmp_path / "of_copy"]
     evaluate.main(command(*flags))
-    os.utime(copy / "consolidated.pth", (0, 0))  # written anew
+    os.utime(copy / "consolidated.pth", (0, 0))  # as if it had been written again
     with pytest.raises(UserError, match=r"files was .*consolidated.pth.* and is now .*1970-01-01"):
         evaluate.main(command(*flags))
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
@@ -261,7 +263,7 @@ def test_other_settings_are_refused_by_name(command: Callable[..., list[str]], c
         (["--device", "abacus"], "--device abacus cannot be used"),
     ],
 )
-def test_each_mistake_is_told(
+def test_each_mistake_is_reported(
     command: Callable[..., list[str]],
     sentencepiece_model: Path,
     tmp_path: Path,

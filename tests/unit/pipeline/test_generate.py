@@ -1,4 +1,4 @@
-"""The command line of generation: its output contract, its comparison, and one clear line for each mistake."""
+"""The command: its output formats, its comparison, and one clear line for each mistake."""
 
 import fcntl
 import json
@@ -78,7 +78,7 @@ def test_both_decodings_give_the_same_greedy_tokens(ckpt_dir: Path, capsys: pyte
     assert [result["tokens_per_forward"] for result in plain] == [1.0] * 2
 
 
-def test_the_seed_decides_the_samples(ckpt_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_seed_decides_the_completions(ckpt_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = arguments(ckpt_dir, "--prompt", "x", "--temperature", "1", "--top_p", "1", "--max_gen_len", "20")
     first, again, other = (objects(capsys, *command, "--seed", seed)[0]["completion"] for seed in "112")
     assert first == again != other
@@ -127,7 +127,7 @@ def test_comparison_is_with_one_head(ckpt_dir: Path, monkeypatch: pytest.MonkeyP
     assert used[2:] == [3, 1]
 
 
-def test_comparison_of_samples_says_nothing_of_sameness(ckpt_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparison_of_sampled_text_does_not_compare_tokens(ckpt_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = arguments(ckpt_dir, "--prompt", "def", "--max_gen_len", 5, "--compare", "--temperature", 1, "--json")
     generate.main(command)
     out, err = capsys.readouterr()
@@ -138,7 +138,7 @@ def test_comparison_of_samples_says_nothing_of_sameness(ckpt_dir: Path, capsys: 
 
 @pytest.mark.parametrize("to", ["meta", "hf"])
 @pytest.mark.parametrize("first_token", [None, "eos"])
-def test_both_formats_bring_their_tokenizer(
+def test_both_formats_use_the_tokenizer_in_their_folder(
     tmp_path: Path, sentencepiece_model: Path, capsys: pytest.CaptureFixture[str], to: str, first_token: str | None
 ) -> None:
     model = tiny_model(vocab_size=512)
@@ -173,8 +173,8 @@ def test_prompts_of_a_file_follow_those_of_the_command_line(
         (["--seed", "-1"], r"--seed must be 0 to 2\^63 - 1, not -1"),
         (["--stop", ""], "--stop '' would end every completion"),
         (["--max_batch_size", "0", "--max_seq_len", "0"], "max_seq_len must be at least 1(.|\n)*max_batch_size"),
-        (["--interactive", "--json", "--prompt", "x"], "text; drop --prompt\n.* drop --json"),
-        (["--interactive", "--compare"], "--interactive reads prompts and prints text; drop --compare"),
+        (["--interactive", "--json", "--prompt", "x"], "text; leave out --prompt\n.* leave out --json"),
+        (["--interactive", "--compare"], "--interactive reads prompts and prints text; leave out --compare"),
         (["--prompt", "x" * 300], "has 301 tokens, which leaves no room in --max_seq_len 256; raise it above 301"),
         (["--prompt", "", "--first_token", "none"], "a prompt is empty"),
         (["--prompt_file", "nowhere.txt"], "nowhere.txt cannot be read"),
@@ -186,7 +186,7 @@ def test_prompts_of_a_file_follow_those_of_the_command_line(
         (["--ckpt_dir", "{tmp}/run"], "is a run or a checkpoint; export it first: python -m pipeline.convert"),
     ],
 )
-def test_each_mistake_is_told(
+def test_each_mistake_is_reported(
     ckpt_dir: Path, sentencepiece_model: Path, tmp_path: Path, more: list[str], message: str
 ) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -197,7 +197,7 @@ def test_each_mistake_is_told(
         generate.main([*arguments(ckpt_dir), *more])
 
 
-def test_missing_weights_and_keys_are_named(ckpt_dir: Path, tmp_path: Path) -> None:
+def test_missing_weights_and_keys_are_reported(ckpt_dir: Path, tmp_path: Path) -> None:
     weights = torch.load(ckpt_dir / "consolidated.pth", weights_only=True)
     del weights["extra_heads.0.attention.wq.weight"]
     torch.save(weights, tmp_path / "consolidated.pth")
@@ -213,7 +213,9 @@ def test_missing_weights_and_keys_are_named(ckpt_dir: Path, tmp_path: Path) -> N
         generate.main(arguments(tmp_path))
 
 
-def test_launchers_are_refused_where_they_stand_in_the_way(ckpt_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launchers_are_refused_for_several_processes_and_interactive_use(
+    ckpt_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(UserError, match=r"--interactive needs the terminal; start python"):
         generate.main(arguments(ckpt_dir, "--interactive"))
@@ -242,7 +244,10 @@ def test_a_mistake_is_one_line_and_exit_code_2_without_the_heavy_libraries(modul
 
 @pytest.mark.parametrize(
     ("piped", "code", "out", "err"),
-    [("ab\n", 0, "ab\n> cdé\n[5 tokens, ", ""), ("\n", 2, "", "standard input is empty; it holds what to continue\n")],
+    [
+        ("ab\n", 0, "ab\n> cdé\n[5 tokens, ", ""),
+        ("\n", 2, "", "standard input is empty; it must hold the texts to continue\n"),
+    ],
 )
 def test_a_piped_text_is_a_prompt(scripted_dir: Path, piped: str, code: int, out: str, err: str) -> None:
     command = [sys.executable, "-m", "pipeline.generate", *arguments(scripted_dir, "--prompt_file", "-")]
@@ -254,8 +259,8 @@ def test_a_piped_text_is_a_prompt(scripted_dir: Path, piped: str, code: int, out
     assert done.stderr.endswith(err)
 
 
-def test_it_ends_quietly_when_nobody_reads_on(scripted_dir: Path) -> None:
-    """As before `| head -1`; the pipe does not take all that there is to write."""
+def test_it_ends_quietly_when_the_pipe_is_closed(scripted_dir: Path) -> None:
+    """As with `| head -1`; the output is larger than the buffer of the pipe."""
     prompts = ["--prompt", "a"] * 100
     command = [sys.executable, "-m", "pipeline.generate", *arguments(scripted_dir, *prompts, "--max_batch_size", 1)]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -265,15 +270,15 @@ def test_it_ends_quietly_when_nobody_reads_on(scripted_dir: Path) -> None:
     assert process.stdout.readline() == "a\n"
     process.stdout.close()
     assert process.wait(timeout=300) == -signal.SIGPIPE
-    assert len(process.stderr.read().splitlines()) == 1  # that it loads
+    assert len(process.stderr.read().splitlines()) == 1  # the line about loading
 
 
 def test_the_model_cards_quickstart(tmp_path: Path, sentencepiece_model: Path) -> None:
-    """From its own folder, word for word; and it does not wait for a standard input that nobody ends."""
+    """Word for word, from its own folder; it does not wait for standard input, which stays open here."""
     exported(tmp_path / "7B_200B_4", tiny_model(vocab_size=512))
     shutil.copy(sentencepiece_model, tmp_path / "tokenizer.model")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    reading, writing = os.pipe()  # as an idle shell's
+    reading, writing = os.pipe()  # like the standard input of an idle shell
     done = subprocess.run(
         QUICKSTART.split(), cwd=tmp_path, stdin=reading, capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)},
@@ -283,4 +288,4 @@ def test_the_model_cards_quickstart(tmp_path: Path, sentencepiece_model: Path) -
     assert done.returncode == 0, done.stderr
     for prompt in DEFAULT_PROMPTS:
         assert prompt in done.stdout
-    assert "no --prompt, --prompt_file or --interactive: two small programs to complete" in done.stderr
+    assert "no --prompt, --prompt_file or --interactive: completing two small programs" in done.stderr

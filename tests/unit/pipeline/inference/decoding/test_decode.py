@@ -1,4 +1,4 @@
-"""Decoding against a loop without a cache, transformers' generate, exact distributions, and models that count."""
+"""Decoding, compared with a loop without a cache, transformers' generate, exact distributions and counting models."""
 
 import pytest
 import torch
@@ -29,12 +29,14 @@ def test_decoder_forward_is_the_training_forward(n_kv_heads: int) -> None:
     torch.testing.assert_close(decoder.forward(tokens, 0), expected[:, :, :1], atol=2e-5, rtol=1e-4)
 
 
-def test_decoder_forward_takes_a_position_for_each_sequence() -> None:
+def test_decoder_forward_accepts_a_position_for_each_sequence() -> None:
     model = tiny_model()
     tokens = torch.randint(97, (2, 10), generator=torch.Generator().manual_seed(1))
     decoder = Decoder(model, max_batch_size=2, max_seq_len=16)
     decoder.forward(tokens[:, :6], 0, return_all_heads=True)
-    block = torch.stack((tokens[0, 3:6], tokens[1, 6:9]))  # the first sequence writes again what it has
+    block = torch.stack(
+        (tokens[0, 3:6], tokens[1, 6:9])
+    )  # the first sequence overwrites cached tokens with the same ones
     logits = decoder.forward(block, [3, 6], return_all_heads=True)
     expected = all_logits(model, tokens)
     torch.testing.assert_close(logits[0], expected[0, 3:6], atol=2e-5, rtol=1e-4)
@@ -52,13 +54,13 @@ def test_low_precision_forward_is_close_to_full_precision() -> None:
     torch.testing.assert_close(logits, expected[:, 6:], atol=0.15, rtol=0)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_tokens_and_heads_that_do_not_fit_are_refused() -> None:
     decoder = Decoder(tiny_model(), max_batch_size=1, max_seq_len=8, n_heads_used=2)
     with pytest.raises(ValueError, match="2 sequences up to position 1 do not fit"):
         decoder.forward(torch.zeros(2, 1, dtype=torch.int64), 0)
     with pytest.raises(ValueError, match="1 sequences up to position 10 do not fit"):
         decoder.forward(torch.zeros(1, 5, dtype=torch.int64), 5)
-    with pytest.raises(ValueError, match="3 heads asked of a decoder with caches for 2"):
+    with pytest.raises(ValueError, match="3 heads asked for, but the decoder has caches for 2"):
         decoder.hidden(torch.zeros(1, 1, dtype=torch.int64), 0, n_heads=3)
 
 
@@ -121,9 +123,9 @@ def test_heads_used_bound_the_tokens_per_forward(n_heads_used: int) -> None:
 @pytest.mark.parametrize(
     ("prompts", "expected"),
     [
-        # few rows: all heads wherever the next block may begin, with one reading of the matrix
+        # few rows: all heads at every position, so that the matrix is read once
         ([[3]], [(1, 1, 4), (1, 4, 4), (1, 4, 4)]),
-        # more: the next-token head over each block (of a prompt its end), the others where the next block begins
+        # more rows: head 0 at each position of a block (the last of a prompt), the others where the next block begins
         ([[3], [7, 8, 9]], [(2, 1, 4), (2, 4, 1), (2, 3), (2, 4, 1)]),
     ],
 )
@@ -145,15 +147,15 @@ def test_one_step_is_one_forward_over_one_block(
     monkeypatch.setattr(Decoder, "hidden", counted_hidden)
     monkeypatch.setattr(Decoder, "unembed", counted_unembed)
     run(counting_model([1, 2, 3, 4]), prompts, n_heads_used=4, max_gen_len=9)
-    # the prompts, then newest token and three drafts
+    # the prompts, then blocks of the newest token and three drafts
     assert shapes == [(len(prompts), max(map(len, prompts))), (len(prompts), 4), (len(prompts), 4)]
     assert unembedded == expected
 
 
-def test_one_heads_part_of_a_block_is_unembedded_by_one_matrix_product() -> None:
+def test_each_head_is_unembedded_by_one_matrix_product() -> None:
     model = tiny_model().requires_grad_(
         False
-    )  # as models are loaded; of weights with gradients matmul makes no batches
+    )  # as loaded for decoding; matmul does not use batches for weights with gradients
     decoder = Decoder(model, max_batch_size=2, max_seq_len=8)
     hidden_BTND = decoder.hidden(torch.ones(2, 4, dtype=torch.int64), 0, n_heads=4)
     with profile() as plain, torch.inference_mode():
@@ -167,14 +169,14 @@ def test_one_heads_part_of_a_block_is_unembedded_by_one_matrix_product() -> None
 
 
 @pytest.mark.parametrize("n_heads_used", [1, 4])
-def test_eos_ends_one_sequence_while_others_go_on(n_heads_used: int) -> None:
+def test_eos_ends_one_sequence_while_others_continue(n_heads_used: int) -> None:
     model = counting_model([1, 2, 3, 4])
     generation = run(model, [[3], [18], [9], [19]], n_heads_used=n_heads_used, stop_ids={20}, max_gen_len=14)
     expected = [list(range(4, 18)), [19, 20], list(range(10, 21)), [20]]
     assert generation.token_ids == expected
-    # every draft stood, before and after others left the batch
+    # every draft was accepted, before and after other sequences left the batch
     assert generation.forwards == [-(-(len(token_ids) - 1) // n_heads_used) for token_ids in expected]
-    assert generation.tokens_per_forward[3] == 1.0  # its only token came out of the prompt's forward
+    assert generation.tokens_per_forward[3] == 1.0  # its only token came from the prompt's forward
 
 
 @pytest.mark.parametrize("n_heads_used", [1, 3, 4])
@@ -187,7 +189,7 @@ def test_max_seq_len_and_max_gen_len_bound_every_sequence(n_heads_used: int) -> 
     assert all(generation.seconds > 0 and rate > 0 for rate in generation.tokens_per_s)
 
 
-def test_tokens_are_told_as_they_come() -> None:
+def test_on_tokens_is_called_as_tokens_come() -> None:
     told: list[tuple[int, list[int]]] = []
     generation = run(
         counting_model([1, 2]), [[3], [18]], n_heads_used=2, max_gen_len=5, stop_ids={20},
@@ -198,7 +200,7 @@ def test_tokens_are_told_as_they_come() -> None:
 
 
 @pytest.mark.parametrize("n_heads_used", [1, 2])
-def test_the_listener_ends_a_sequence_where_it_says_so(n_heads_used: int) -> None:
+def test_on_tokens_can_end_a_sequence(n_heads_used: int) -> None:
     generation = run(
         counting_model([1, 2]), [[3], [18], [0]], n_heads_used=n_heads_used, max_gen_len=7, stop_ids={22, 30},
         on_tokens=lambda sequence, token_ids: sequence == 0 and token_ids[-1] >= 6,
@@ -209,7 +211,9 @@ def test_the_listener_ends_a_sequence_where_it_says_so(n_heads_used: int) -> Non
 
 @pytest.mark.parametrize("n_heads_used", [1, 2, 3])
 @pytest.mark.parametrize("sampling", [{"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8}], ids=str)
-def test_speculative_samples_have_the_models_distribution(n_heads_used: int, sampling: dict[str, float]) -> None:
+def test_speculatively_sampled_tokens_have_the_models_distribution(
+    n_heads_used: int, sampling: dict[str, float]
+) -> None:
     assert_samples_are_the_models(
         lambda model, prompts, n_tokens, settings: run(
             model, prompts, n_heads_used=n_heads_used, max_gen_len=n_tokens, sampling=settings, max_seq_len=16

@@ -1,4 +1,4 @@
-"""Decoding with every kind of heads, against whole prefixes without a cache: tokens, drafts, and how many forwards."""
+"""Decoding with every kind of heads, compared with whole prefixes without a cache: tokens, drafts, forwards."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from pipeline.inference.decoding.decode import Decoder, decode
 from pipeline.model.network import MultiTokenModel
 from tests.helpers.references import all_logits, every_kind_of_heads, naive_greedy, tiny_model
 
-VOCAB_SIZE, MAX_GEN_LEN = 8, 8  # so few ids that some drafts of a random model are right
+VOCAB_SIZE, MAX_GEN_LEN = 8, 8  # with so few ids, some drafts of a random model are right
 PROMPTS = torch.randint(VOCAB_SIZE, (16, 5), generator=torch.Generator().manual_seed(1)).tolist()
 
 
@@ -18,9 +18,9 @@ def kind_of_model(heads: dict[str, Any]) -> MultiTokenModel:
 
 @torch.no_grad()
 def expected_forwards(model: MultiTokenModel, prompt: list[int], generated: list[int], *, n_heads: int) -> int:
-    """Return how many forwards blockwise decoding takes for tokens that are known.
+    """Return the number of forwards that blockwise decoding needs for known tokens.
 
-    At its newest cached position the first head says the next token, and the others draft those after it.
+    At the newest cached position, head 0 predicts the next token, and the other heads draft the tokens after it.
     """
     tokens = prompt + generated
     predicted_TN = all_logits(model, torch.tensor([tokens]))[0].argmax(-1).tolist()

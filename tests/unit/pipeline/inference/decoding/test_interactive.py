@@ -23,19 +23,19 @@ CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Interactive mode of a model that ends after "a", and counts for ever after a digit."""
+    """Interactive mode of a model that ends after "a" and counts forever after a digit."""
     folder = exported(tmp_path_factory.mktemp("scripted") / "export", scripted_model("01234567890aé😀b"))
     return [sys.executable, "-m", "pipeline.generate", "--ckpt_dir", str(folder), "--device", "cpu", "--interactive"]
 
 
 def _take_terminal() -> None:
-    """Make standard input the terminal that Ctrl-C comes from, also where the tests run with it ignored, as by `&`."""
+    """Make standard input the controlling terminal, and restore Ctrl-C, which is ignored if tests run with `&`."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
-    """A process in a terminal of its own, and what it has shown there."""
+    """A process in its own terminal, and the text it has shown there."""
 
     def __init__(self, command: list[str]) -> None:
         self._master, slave = pty.openpty()
@@ -44,7 +44,9 @@ class Terminal:
             start_new_session=True, preexec_fn=_take_terminal,
         )  # fmt: skip
         os.close(slave)
-        self._poll = select.poll()  # unlike select.select it takes descriptors above 1,023, which a long test run has
+        self._poll = (
+            select.poll()
+        )  # select.select does not accept descriptors above 1,023, which a long test run reaches
         self._poll.register(self._master, select.POLLIN)
         self._shown = b""
 
@@ -75,7 +77,7 @@ def terminal(command: list[str]) -> Iterator[Terminal]:
 
 
 def test_a_terminal(terminal: Terminal) -> None:
-    assert "Each line is continued for itself" in terminal.until(PROMPT)
+    assert "Each line is a prompt of its own" in terminal.until(PROMPT)
 
     terminal.type("a\n")
     assert terminal.until(PROMPT).startswith("a\né😀b\n[8 tokens, 3.50 tokens per forward, ")
@@ -85,14 +87,14 @@ def test_a_terminal(terminal: Terminal) -> None:
     assert terminal.until(PROMPT) == f"\n{PROMPT}"
 
     terminal.type("5\n")
-    terminal.until("6789" + "0123456789" * 5)  # it streams: the caches have room for minutes of this
+    terminal.until("6789" + "0123456789" * 5)  # it streams; filling the caches would take minutes
     terminal.type(CTRL_C)
     assert "tokens/s]" not in terminal.until(PROMPT)
     terminal.type("half a line")
     terminal.until("half a line")
-    # Python hears Ctrl-C at the next key where readline was just busy with the one before
+    # if readline is busy with a key, Python handles Ctrl-C only at the next key
     terminal.type(f"{CTRL_C}\na\n")
-    assert "[1 tokens" not in terminal.until("é😀b\n[8 tokens, ")  # nor is anything left of what was stopped
+    assert "[1 tokens" not in terminal.until("é😀b\n[8 tokens, ")  # and nothing is left of the stopped completion
     terminal.until(PROMPT)
 
     terminal.type("x" * 3 + "\n")

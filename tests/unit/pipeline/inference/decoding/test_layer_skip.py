@@ -1,4 +1,4 @@
-"""Speculation with early layers, against the loop without a cache, a drafter without one, and counts of what ran."""
+"""Speculation with early layers, compared with loops without a cache, and counts of the layers that ran."""
 
 from collections import Counter
 from typing import Any
@@ -27,9 +27,10 @@ def run(
 
 @torch.no_grad()
 def early_drafts(model: MultiTokenModel, tokens: list[int], *, exit_layer: int, n_drafts: int) -> list[int]:
-    """Return what early layers draft after `tokens`, without a cache.
+    """Return the drafts of the early layers after `tokens`, without a cache.
 
-    The head sees the whole trunk's output of all tokens but the newest, and the early layers' of that and of drafts.
+    The head reads the whole trunk's output for all tokens but the newest, and the early layers' output for the newest
+    token and the drafts.
     """
     n_verified, drafts = len(tokens) - 1, []
     for _ in range(n_drafts):
@@ -46,7 +47,7 @@ def early_drafts(model: MultiTokenModel, tokens: list[int], *, exit_layer: int, 
 def expected_blocks(
     model: MultiTokenModel, prompt: list[int], text: list[int], *, exit_layer: int, n_drafts: int
 ) -> list[int]:
-    """Return how many drafts of each block agree with the tokens that the whole model gives, `text`."""
+    """Return how many drafts of each block agree with `text`, the tokens of the whole model."""
     agreeing, position, max_gen_len = [], 1, 20
     while position < max_gen_len:
         drafts = early_drafts(model, prompt + text[:position], exit_layer=exit_layer, n_drafts=n_drafts)
@@ -92,11 +93,13 @@ def test_a_block_runs_each_layer_once_over_each_token_and_the_head_twice() -> No
         layer.register_forward_pre_hook(count)
     generation = run(model, [[1, 2, 3, 4, 5]], exit_layer=2, n_drafts=3)
     in_blocks = 4 * generation.forwards[0]
-    assert [n_tokens[index] - 5 for index in range(4)] == [in_blocks] * 4  # the trunk; the prompt has 5 tokens
+    assert [n_tokens[index] - 5 for index in range(4)] == [
+        in_blocks
+    ] * 4  # trunk layers, without the 5 tokens of the prompt
     assert n_tokens[4] - 5 == in_blocks + 3 * generation.forwards[0]
 
 
-def test_all_drafts_stand_if_the_layers_left_out_add_nothing() -> None:
+def test_all_drafts_are_accepted_if_the_skipped_layers_add_nothing() -> None:
     model = tiny_model(n_layers=8)
     for layer in list(model.trunk.layers)[2:]:
         for name in ("attention.wo.weight", "feed_forward.w2.weight"):
@@ -115,7 +118,7 @@ def test_blocks_may_reach_past_the_longest_sequence() -> None:
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8}], ids=str)
-def test_samples_have_the_models_distribution(sampling: dict[str, float]) -> None:
+def test_sampled_tokens_have_the_models_distribution(sampling: dict[str, float]) -> None:
     assert_samples_are_the_models(
         lambda model, prompts, n_tokens, settings: run(
             model, prompts, exit_layer=1, n_drafts=2, max_gen_len=n_tokens, sampling=settings
@@ -124,7 +127,7 @@ def test_samples_have_the_models_distribution(sampling: dict[str, float]) -> Non
     )
 
 
-def test_layers_and_drafts_that_cannot_be_are_refused() -> None:
+def test_impossible_exit_layers_and_draft_lengths_are_refused() -> None:
     model = tiny_model(n_layers=8)
     for exit_layer in (0, 4):
         with pytest.raises(ValueError, match=f"exit_layer={exit_layer} must be 1 to 3"):

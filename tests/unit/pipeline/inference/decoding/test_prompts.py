@@ -1,4 +1,4 @@
-"""Prompts as people give them, the tokenizer that goes with a model, and what is refused."""
+"""Reading and encoding prompts, finding the tokenizer of a model, and the mistakes that are reported."""
 
 import io
 import shutil
@@ -46,7 +46,7 @@ def test_standard_input_is_one_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("contents", "message"), [(b"", "standard input is empty"), (b"\n", "is empty"), (b"caf\xe9", "is not UTF-8 text")]
 )
-def test_useless_standard_input_is_told(monkeypatch: pytest.MonkeyPatch, contents: bytes, message: str) -> None:
+def test_unusable_standard_input_is_reported(monkeypatch: pytest.MonkeyPatch, contents: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         piped(monkeypatch, contents)
 
@@ -56,28 +56,28 @@ def test_useless_standard_input_is_told(monkeypatch: pytest.MonkeyPatch, content
     [
         ("p.txt", b" \n\n", "p.txt is empty"),
         ("p.txt", b"caf\xe9", "p.txt is not UTF-8 text"),
-        ("p.jsonl", b'{"prompt": "one"}\n[1]', r"must hold a JSON object with a \"prompt\".*, not '\[1\]'"),
-        ("p.jsonl", b'{"text": "one"}', 'with a "prompt", a text, on every line, not \'{"text'),
-        ("p.jsonl", b'{"prompt": 1}', 'with a "prompt", a text, on every line, not \'{"prompt'),
+        ("p.jsonl", b'{"prompt": "one"}\n[1]', r"must have a JSON object with a text \"prompt\".*, not '\[1\]'"),
+        ("p.jsonl", b'{"text": "one"}', 'with a text "prompt" on every line, not \'{"text'),
+        ("p.jsonl", b'{"prompt": 1}', 'with a text "prompt" on every line, not \'{"prompt'),
         ("p.jsonl", b"one", "on every line, not 'one'"),
     ],
 )
-def test_useless_files_are_told(tmp_path: Path, name: str, contents: bytes, message: str) -> None:
+def test_unusable_files_are_reported(tmp_path: Path, name: str, contents: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(contents)
     with pytest.raises(UserError, match=message):
         read_prompts(tmp_path / name)
 
 
-def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.txt cannot be read \(No such file or directory\)"):
         read_prompts(tmp_path / "nowhere.txt")
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
         read_prompts(tmp_path)
 
 
-def test_a_folder_brings_its_tokenizer(tmp_path: Path, sentencepiece_model: Path) -> None:
+def test_the_tokenizer_in_the_folder_is_the_default(tmp_path: Path, sentencepiece_model: Path) -> None:
     config = tiny_config(vocab_size=512)
-    with pytest.raises(UserError, match=r"has no tokenizer.model; give the one .* as --tokenizer_path"):
+    with pytest.raises(UserError, match=r"has no tokenizer.model; give the tokenizer .* as --tokenizer_path"):
         matching_tokenizer(None, tmp_path, config)
     shutil.copy(sentencepiece_model, tmp_path / "tokenizer.model")
     assert matching_tokenizer(None, tmp_path, config).sha256 == load_tokenizer(str(sentencepiece_model)).sha256
@@ -90,12 +90,12 @@ def test_a_folder_brings_its_tokenizer(tmp_path: Path, sentencepiece_model: Path
         matching_tokenizer("bytes", tmp_path, config)
 
 
-def test_a_model_of_258_ids_without_a_tokenizer_reads_bytes(tmp_path: Path) -> None:
+def test_a_model_with_258_ids_and_no_tokenizer_is_byte_level(tmp_path: Path) -> None:
     assert matching_tokenizer(None, tmp_path, tiny_config(vocab_size=258)).kind == "bytes"
     assert matching_tokenizer(None, tmp_path, tiny_config(vocab_size=262)).vocab_size == 262  # with sentinels
 
 
-def test_the_first_token_leads(sentencepiece_model: Path) -> None:
+def test_the_first_token_precedes_a_prompt(sentencepiece_model: Path) -> None:
     sentencepiece = load_tokenizer(str(sentencepiece_model))
     ids = sentencepiece.encode("x")
     for first_token, lead in [(None, [1]), ("bos", [1]), ("eos", [2]), ("none", [])]:
@@ -105,20 +105,20 @@ def test_the_first_token_leads(sentencepiece_model: Path) -> None:
         assert encode_prompts(["x"], ByteTokenizer(), first_token=first_token)[0].ids == [*lead, 120]
 
 
-def test_prompts_that_are_none_are_told_all_at_once() -> None:
+def test_all_bad_prompts_are_reported_at_once() -> None:
     with pytest.raises(UserError, match=r"a prompt is empty(.|\n)*prompt 'caf.udce9' is not text"):
         encode_prompts(["", "caf\udce9", "x"], ByteTokenizer(), first_token="none")
     assert encode_prompts([""], ByteTokenizer(), first_token="eos")[0].ids == [257]
 
 
-def test_a_tokenizer_without_bos_is_told() -> None:
+def test_a_tokenizer_without_bos_is_reported() -> None:
     tokenizer = ByteTokenizer()
     tokenizer.bos_id = -1
-    with pytest.raises(UserError, match="--first_token bos: the tokenizer has none; take eos or none"):
+    with pytest.raises(UserError, match="--first_token bos: the tokenizer has no such token; use eos or none"):
         encode_prompts(["x"], tokenizer, first_token="bos")
 
 
-def test_long_prompts_are_told_with_what_they_need() -> None:
+def test_long_prompts_are_reported_with_the_length_they_need() -> None:
     prompts = encode_prompts(["short", "x" * 20, "y" * 9], ByteTokenizer(), first_token="none")
     check_lengths(prompts, max_seq_len=21)
     with pytest.raises(UserError, match=r"prompt 'xxx.*' has 20 tokens, which .* --max_seq_len 20; raise it above 20"):

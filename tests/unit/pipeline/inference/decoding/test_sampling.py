@@ -1,4 +1,4 @@
-"""How tokens are drawn and which drafts stand: by hand, in proportion, and greedy as the limit of distributions."""
+"""Drawing tokens and accepting drafts: worked examples, proportions, and greedy decoding as a limit."""
 
 import torch
 
@@ -15,12 +15,12 @@ def test_accept_stops_at_the_first_draft_above_its_ratio() -> None:
         n_accepted_B, weights_BV = accept(drafts, q, p, uniforms_BL=torch.tensor([[first, second]]))
         return int(n_accepted_B), [round(weight, 6) for weight in weights_BV[0].tolist()]
 
-    assert decide(0.51, 0.0) == (0, [0.0, 0.0, 0.25])  # max(p - q, 0) at the first
-    assert decide(0.49, 0.51) == (1, [0.0, 0.4, 0.0])  # at the second
-    assert decide(0.49, 0.49) == (2, [0.3, 0.3, 0.4])  # none left: p itself
+    assert decide(0.51, 0.0) == (0, [0.0, 0.0, 0.25])  # max(p - q, 0) at the first draft
+    assert decide(0.49, 0.51) == (1, [0.0, 0.4, 0.0])  # at the second draft
+    assert decide(0.49, 0.49) == (2, [0.3, 0.3, 0.4])  # all accepted: p itself
 
 
-def test_greedy_judgement_is_that_of_distributions_on_one_token() -> None:
+def test_greedy_judges_like_distributions_on_one_token() -> None:
     ids_BL = torch.tensor([[1, 2], [1, 3], [0, 2]])
     logits_BTV = torch.eye(4)[torch.tensor([[1, 2, 3]] * 3)]
     n_accepted_B, token_B1 = judge(Drafts(ids_BL=ids_BL, probs_BLV=None), logits_BTV, GREEDY)
@@ -59,7 +59,7 @@ def test_accept_without_drafts_and_without_a_residual() -> None:
     none, weights = accept(torch.empty(1, 0, dtype=torch.int64), p[:, :0], p, uniforms_BL=torch.empty(1, 0))
     assert none.tolist() == [0]
     assert weights.tolist() == [[0.25, 0.75]]
-    # rounding can reject where p = q; then p itself is left
+    # rounding can reject although p = q; then the token is drawn from p
     _, weights = accept(torch.tensor([[1]]), p, p[:, [0, 0]], uniforms_BL=torch.ones(1, 1))
     assert weights.tolist() == [[0.25, 0.75]]
 

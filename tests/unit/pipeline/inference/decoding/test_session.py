@@ -1,4 +1,4 @@
-"""A loaded model that continues prompts: batches, a stream, stop texts, and memory that does not suffice."""
+"""A loaded model that continues prompts: batches, a stream, stop texts, and too little memory."""
 
 import resource
 import subprocess
@@ -63,8 +63,8 @@ def test_prompts_are_continued_in_batches(tiny_folder: Path) -> None:
         assert completion.decoding == "self_speculative"
 
 
-def test_a_stream_is_told_in_whole_characters(scripted_folder: Path) -> None:
-    """Four tokens at once begin and end within characters."""
+def test_a_stream_comes_in_whole_characters(scripted_folder: Path) -> None:
+    """Blocks of four tokens start and end within characters."""
     told: list[str] = []
     completion = session(scripted_folder).stream(prompts("0")[0], Decoding(n_heads_used=4), on_text=told.append)
     assert completion.completion == "".join(told) == SCRIPT[1:]
@@ -74,7 +74,7 @@ def test_a_stream_is_told_in_whole_characters(scripted_folder: Path) -> None:
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(told)
 
 
-def test_a_stream_tells_at_its_end_what_never_became_whole(scripted_folder: Path) -> None:
+def test_a_stream_ends_with_an_unfinished_character(scripted_folder: Path) -> None:
     told: list[str] = []
     decoding = Decoding(n_heads_used=1, max_gen_len=4, stops=("1😀",))
     completion = session(scripted_folder).stream(prompts("0")[0], decoding, on_text=told.append)
@@ -106,7 +106,7 @@ def test_nothing_is_decoded_after_a_stop_text(scripted_folder: Path) -> None:
     assert len(forwards) == len(completion.token_ids) == 3
 
 
-def test_the_seed_decides_the_samples(tiny_folder: Path) -> None:
+def test_the_seed_decides_the_completions(tiny_folder: Path) -> None:
     loaded = session(tiny_folder)
     decoding = Decoding(n_heads_used=4, temperature=1.0, seed=7)
     first, again, other = (
@@ -132,7 +132,7 @@ def test_precision_follows_the_device() -> None:
         choose_precision("abacus", None)
 
 
-def test_heads_are_those_asked_for_within_the_models() -> None:
+def test_the_number_of_heads_is_checked() -> None:
     config = tiny_config()
     assert choose_heads(None, config, decoding="self_speculative") == 4
     assert choose_heads(2, config, decoding="self_speculative") == 2
@@ -149,8 +149,8 @@ def memory(**changes: Any) -> DecodingMemory:
     return DecodingMemory(config=tiny_config(), **sizes)
 
 
-def test_weights_and_caches_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against those of a real decoder, to the byte."""
+def test_the_memory_of_weights_and_caches_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared with a real decoder, to the byte."""
     model = tiny_model()
     decoder = Decoder(model, max_batch_size=3, max_seq_len=100, max_drafts=0)
     stored = [value for layer in decoder._caches._layers.values() for value in vars(layer).values()]
@@ -160,12 +160,12 @@ def test_weights_and_caches_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
     memory().check()
     memory(dtype="bf16", max_seq_len=200).check()
     monkeypatch.setattr(decoding_memory, "_bytes_left", lambda device: n_bytes - 1)
-    with pytest.raises(UserError, match=r"the weights take 0\.0 GB in fp32 and the caches 0\.0, and cpu has 0\.0 left"):
+    with pytest.raises(UserError, match=r"take 0\.0 GB in fp32 and the caches 0\.0 GB, but cpu has 0\.0 GB left"):
         memory().check()
     memory(n_heads_used=3).check()
 
 
-def test_the_advice_is_what_would_help() -> None:
+def test_the_advice_names_only_options_that_help() -> None:
     with pytest.raises(UserError) as caught:
         memory(max_seq_len=10**12).check()
     assert str(caught.value).endswith(
@@ -177,15 +177,15 @@ def test_the_advice_is_what_would_help() -> None:
     assert str(caught.value).endswith("left; lower --max_batch_size (3) or --max_seq_len (1000000000000)")
 
 
-def test_what_the_allocator_refuses_is_told() -> None:
-    with pytest.raises(UserError, match=r"not enough memory on cpu; lower --max_batch"), memory().shortage_told():
+def test_errors_of_the_allocator_are_explained() -> None:
+    with pytest.raises(UserError, match=r"not enough memory on cpu; lower --max_batch"), memory().shortage_explained():
         torch.empty(10**15)
-    with pytest.raises(RuntimeError, match="must match"), memory().shortage_told():
+    with pytest.raises(RuntimeError, match="must match"), memory().shortage_explained():
         torch.ones(2) + torch.ones(3)
 
 
-def test_a_limit_of_the_process_is_told(tiny_folder: Path) -> None:
-    """A real one: the machine has what the caches need, and the process may not take it."""
+def test_a_memory_limit_of_the_process_is_reported(tiny_folder: Path) -> None:
+    """With a real limit: the machine has enough memory, but the process may not use it."""
     limit, per_token = 3 * 2**29, 7 * 2 * 2 * 8 * 4  # layers, keys and values, key heads, width, bytes
     command = [sys.executable, "-m", "pipeline.generate", "--ckpt_dir", str(tiny_folder), "--device", "cpu", "--prompt"]
     command += ["x", "--max_batch_size", "1", "--max_seq_len", str(limit // per_token)]

@@ -1,4 +1,4 @@
-"""The text of a completion, token by token, against decoding all tokens at once."""
+"""The text of a completion token by token, compared with decoding all tokens at once."""
 
 import io
 import random
@@ -16,7 +16,7 @@ TEXT = "def f(x):\n        return '  é☃😀'  # 数\n\n\n\t  the  end   \ufff
 
 @pytest.fixture(scope="session")
 def lossy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SentencePiece model by its library's defaults: it normalizes, drops spaces, and knows few characters."""
+    """A SentencePiece model with the library's defaults: it normalizes, drops spaces, and has few characters."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["def f(x): return the end", "a hat and a bat"] * 20), model_writer=model, vocab_size=48,
@@ -51,7 +51,7 @@ def assert_text_is_that_of_all_tokens_at_once(tokenizer: Tokenizer, prompt_ids: 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_tokens(tokenizer: Tokenizer, seed: int) -> None:
-    """Mostly parts of characters, special tokens and spaces, in orders that no text has."""
+    """Mostly parts of characters, special tokens and spaces, in an order that does not occur in texts."""
     draw = random.Random(seed)
     blank = [tokenizer.bos_id, tokenizer.eos_id, *tokenizer.encode("    \n\n"), *tokenizer.encode("a b")]
     prompt_ids = [tokenizer.bos_id, *tokenizer.encode(draw.choice(["", " ", "x", "x ", "é", "the end\n"]))]
@@ -66,7 +66,7 @@ def test_text_in_pieces(tokenizer: Tokenizer, prompt: str) -> None:
     assert_text_is_that_of_all_tokens_at_once(tokenizer, prompt_ids, [*ids, tokenizer.eos_id])
 
 
-def test_a_character_is_settled_once_it_is_whole() -> None:
+def test_a_character_is_settled_when_it_is_complete() -> None:
     tokenizer = load_tokenizer("bytes")
     text = CompletionText([tokenizer.eos_id], tokenizer)
     settled = []
@@ -86,7 +86,7 @@ def test_a_sentencepiece_completion_keeps_its_leading_space(sentencepiece_model:
 
 
 def spoken(text: str, *stops: str, step: int) -> CompletionText:
-    """Feed a text in blocks of `step` bytes until it stops, and see that nothing settled is taken back."""
+    """Feed a text in blocks of `step` bytes until it stops, and check that settled text never changes."""
     completion = CompletionText([65], load_tokenizer("bytes"), stops=stops)
     for first in range(0, len(text), step):
         before = completion.settled
@@ -103,20 +103,22 @@ def spoken(text: str, *stops: str, step: int) -> CompletionText:
     [
         (["\ndef"], "x\n  de\nde", 13),
         (["\n\n", "def"], "x\n  de\nde\n", 13),
-        (["b", "abc"], "x\n  de\nde\ndef a", 16),  # of overlapping ones, that which is complete first
+        (["b", "abc"], "x\n  de\nde\ndef a", 16),  # of overlapping stop texts, the one completed first
         (["x"], "", 1),
         (["def a", "nowhere"], "x\n  de\nde\n", 15),
         (["nowhere", "abcd"], "x\n  de\nde\ndef abc\nd", 19),
     ],
 )
-def test_a_stop_text_ends_it_and_is_cut(stops: list[str], expected: str, n_tokens: int, step: int) -> None:
-    """However many tokens come at once."""
+def test_a_stop_text_ends_the_completion_and_is_cut_off(
+    stops: list[str], expected: str, n_tokens: int, step: int
+) -> None:
+    """Independently of how many tokens come at once."""
     completion = spoken("x\n  de\nde\ndef abc\nd", *stops, step=step)
     assert (completion.text, len(completion.token_ids)) == (expected, n_tokens)
     assert completion.is_stopped == ("abcd" not in stops)
 
 
-def test_what_may_become_a_stop_text_is_not_settled() -> None:
+def test_a_possible_start_of_a_stop_text_is_not_settled() -> None:
     tokenizer = load_tokenizer("bytes")
     text = CompletionText([65], tokenizer, stops=["\n\n#"])
     settled = []

@@ -1,4 +1,4 @@
-"""The estimator, against exact integers and against every possible choice of samples."""
+"""The estimator, compared with exact integers and with every possible choice of completions."""
 
 import itertools
 from fractions import Fraction
@@ -25,15 +25,15 @@ def test_it_stays_exact_where_binomials_are_huge(n: int) -> None:
         assert pass_at_k(n_samples=n, n_passed=c, k=k) == pytest.approx(float(exact(n, c, k)), abs=1e-12)
 
 
-def test_it_is_the_share_of_choices_that_hold_a_passed_sample() -> None:
+def test_it_is_the_share_of_choices_with_a_passed_completion() -> None:
     passed = [True, False, False, True, False, False, False]
     choices = [any(choice) for choice in itertools.combinations(passed, 3)]
     assert pass_at_k(n_samples=7, n_passed=2, k=3) == pytest.approx(sum(choices) / len(choices))
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(10, 5, 11), (10, 5, 0), (10, 11, 1), (10, -1, 1)])
-def test_what_cannot_be_estimated_is_refused(n: int, c: int, k: int) -> None:
-    with pytest.raises(ValueError, match=f"pass@{k} cannot be estimated from {c} of {n} samples"):
+def test_impossible_estimates_are_refused(n: int, c: int, k: int) -> None:
+    with pytest.raises(ValueError, match=f"pass@{k} cannot be estimated from {c} of {n} completions"):
         pass_at_k(n_samples=n, n_passed=c, k=k)
 
 
@@ -46,7 +46,7 @@ def test_scores_are_means_over_problems_and_the_best_temperature_depends_on_k() 
     }
 
 
-def test_of_equals_the_lowest_temperature_is_best() -> None:
+def test_of_equal_temperatures_the_lowest_is_best() -> None:
     assert best({0.8: {1: 0.5}, 0.2: {1: 0.5}, 0.1: {1: 0.4}})[1].temperature == 0.2
 
 

@@ -1,4 +1,4 @@
-"""Problems of both formats: what is shown, cut and checked, and one clear line for each mistake in a file."""
+"""Problems in both formats: prompts, stop texts and checks, and one clear line for each mistake in a file."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ from pipeline.inference.evaluation.problems import load_problems
 from tests.helpers.own_problems import HUMANEVAL, MBPP, SANITIZED_MBPP, write_jsonl
 
 
-def test_humaneval_shows_the_prompt_as_it_is(tmp_path: Path) -> None:
+def test_humaneval_uses_the_prompt_unchanged(tmp_path: Path) -> None:
     problems = load_problems(write_jsonl(tmp_path / "p.jsonl", HUMANEVAL))
     assert [problem.task_id for problem in problems] == ["Own/0", "Own/1", "Own/2"]
     for problem, row in zip(problems, HUMANEVAL, strict=True):
@@ -21,7 +21,7 @@ def test_humaneval_shows_the_prompt_as_it_is(tmp_path: Path) -> None:
         assert problem.checks == row["test"] + f"\ncheck({row['entry_point']})"
 
 
-def test_mbpp_shows_the_task_and_one_test_but_runs_all(tmp_path: Path) -> None:
+def test_mbpp_shows_one_test_but_runs_all(tmp_path: Path) -> None:
     first, second = load_problems(write_jsonl(tmp_path / "p.jsonl", MBPP))
     assert first.task_id == "601"
     assert first.prompt == (
@@ -39,7 +39,7 @@ def test_sanitized_mbpp_names_the_text_prompt_and_imports_for_its_tests(tmp_path
     assert problem.checks.startswith("import math\n")
 
 
-def test_a_gzipped_file_holds_the_same(tmp_path: Path) -> None:
+def test_a_gzipped_file_gives_the_same_problems(tmp_path: Path) -> None:
     plain = write_jsonl(tmp_path / "p.jsonl", MBPP)
     (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
     assert load_problems(tmp_path / "p.jsonl.gz") == load_problems(plain)
@@ -96,7 +96,7 @@ def test_an_mbpp_completion_may_define_several_functions(tmp_path: Path) -> None
         ([MBPP[0], MBPP[1], MBPP[0]], "task_id '601' occurs 2 times"),
     ],
 )
-def test_each_mistake_is_told(tmp_path: Path, rows: list[Any], message: str) -> None:
+def test_each_mistake_is_reported(tmp_path: Path, rows: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_problems(write_jsonl(tmp_path / "p.jsonl", rows))
     assert str(tmp_path / "p.jsonl") in str(caught.value)
@@ -112,7 +112,7 @@ def test_each_mistake_is_told(tmp_path: Path, rows: list[Any], message: str) -> 
         ("p.jsonl", None, "cannot be read .No such file"),
     ],
 )
-def test_unreadable_files_are_told(tmp_path: Path, name: str, contents: bytes | None, message: str) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path, name: str, contents: bytes | None, message: str) -> None:
     if contents is not None:
         (tmp_path / name).write_bytes(contents)
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Verdicts of the sandbox: programs that pass, fail, cheat, crash, or use more than they may."""
+"""Results of the sandbox: programs that pass, fail, cheat, crash, or exceed their limits."""
 
 import signal
 import threading
@@ -71,11 +71,11 @@ def test_wrong_programs_fail_with_what_they_raised(program: str, checks: str, de
         "import threading, os\nthreading.Timer(0.01, os._exit, [0]).start()\nwhile True: pass",
     ],
 )
-def test_to_end_before_the_checks_do_is_not_to_pass(program: str) -> None:
+def test_ending_before_the_checks_is_a_failure(program: str) -> None:
     assert run(program, timeout_s=3).outcome != "passed"
 
 
-def test_a_program_that_breaks_the_interpreter_under_itself_may_pass() -> None:
+def test_a_program_that_breaks_its_interpreter_can_pass() -> None:
     assert_passes("import os, sys\nos.read = os.write = os._exit = sys.exit = print = None\nsys.modules.clear()")
 
 
@@ -89,7 +89,7 @@ def test_time_is_limited(program: str) -> None:
 @pytest.mark.parametrize(
     ("program", "name"), [("import os; os.abort()", "SIGABRT"), ("import ctypes; ctypes.string_at(0)", "SIGSEGV")]
 )
-def test_a_crash_is_told(program: str, name: str) -> None:
+def test_a_crash_is_reported(program: str, name: str) -> None:
     assert run(program) == ProgramResult(outcome="killed", detail=name)
 
 
@@ -125,5 +125,5 @@ def test_a_broken_sandbox_is_an_error_and_not_a_result(generation: str) -> None:
 
 
 def supervisors() -> list[psutil.Process]:
-    children = filter(is_alive, psutil.Process().children())  # others' may be dead, and have no command line
+    children = filter(is_alive, psutil.Process().children())  # a child that has ended has no command line
     return [child for child in children if any("sandbox_init.py" in part for part in child.cmdline())]

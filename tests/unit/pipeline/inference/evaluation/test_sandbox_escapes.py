@@ -1,4 +1,4 @@
-"""Programs that try to get out of the sandbox, or to outlive it."""
+"""Programs that try to escape from the sandbox or to outlive it."""
 
 import os
 import shutil
@@ -25,13 +25,13 @@ pytestmark = needs_namespaces
 
 @pytest.fixture
 def token() -> str:
-    """A word that no other process has on its command line."""
+    """A word that is on no other process's command line."""
     return uuid.uuid4().hex
 
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that everybody may write to, and that the sandbox does not hide."""
+    """A folder that everybody may write to and that the sandbox does not hide."""
     folder = Path(tempfile.mkdtemp(prefix=".sandbox-test-", dir=REPOSITORY))
     folder.chmod(0o777)
     yield folder
@@ -48,7 +48,7 @@ def test_a_daemon_does_not_outlive_its_program(token: str) -> None:
     results: list[ProgramResult] = []
     began_s = time.monotonic()
     assert_passes("")
-    timeout_s = max(3.0, 10 * (time.monotonic() - began_s))  # the daemon must have come to life
+    timeout_s = max(3.0, 10 * (time.monotonic() - began_s))  # the daemon needs this long to start
     runner = threading.Thread(target=lambda: results.append(run(program, timeout_s=timeout_s)))
     runner.start()
     wait_until(lambda: alive(token))
@@ -57,26 +57,26 @@ def test_a_daemon_does_not_outlive_its_program(token: str) -> None:
     assert not alive(token)
 
 
-def test_nor_does_the_daemon_of_a_program_that_passes(token: str) -> None:
+def test_a_daemon_does_not_outlive_a_program_that_passes(token: str) -> None:
     assert_passes(DAEMON.format(token=token))
     assert not alive(token)
 
 
-def test_nothing_outlives_the_evaluation_if_that_is_killed(token: str) -> None:
+def test_nothing_outlives_a_killed_evaluation(token: str) -> None:
     code = "import sys; from pipeline.inference.evaluation.sandbox import *; "
     code += "run_program(sys.argv[1], '', isolation=Isolation.FULL, limits=Limits(timeout_s=600))"
     command = [sys.executable, "-c", code, DAEMON.format(token=token) + "os.execv(ARGUMENTS[0], ARGUMENTS)"]
     evaluation = subprocess.Popen(command, cwd=REPOSITORY)
     wait_until(lambda: len(alive(token)) == 2)
     started = psutil.Process(evaluation.pid).children(recursive=True)
-    assert len(started) > 2  # the supervisor and init, too
+    assert len(started) > 2  # also the supervisor and init
     evaluation.send_signal(signal.SIGKILL)
     evaluation.wait()
     wait_until(lambda: not any(map(is_alive, started)))
 
 
-def test_it_cannot_signal_anything_outside() -> None:
-    """Whatever it kills, this process lives on to say so."""
+def test_a_program_cannot_signal_processes_outside() -> None:
+    """If it could, this test process would be killed."""
     outside = os.getpid()
     run(f"import os\nos.kill({outside}, 9)")
     run("import os\nos.kill(os.getppid(), 9)")
@@ -138,11 +138,11 @@ for family, address in [(socket.AF_INET, {listener.getsockname()}), (socket.AF_U
             pass
 """
         assert_passes(program, "assert reached == [], reached")
-        exec(program, reachable := {"__name__": "here"})  # the same code, outside
+        exec(program, reachable := {"__name__": "here"})  # the same code outside the sandbox
         assert reachable["reached"][:1] == [listener.getsockname()]
 
 
-def test_it_sees_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_sees_no_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "tell-nobody")
     checks = """
 assert set(os.environ) <= {"PYTHONHASHSEED", "LC_CTYPE", "LD_LIBRARY_PATH"}, os.environ
@@ -151,12 +151,12 @@ assert os.listdir("/proc") == os.listdir("/run") == []
     assert_passes("import os", checks)
 
 
-def test_devices_are_those_that_do_no_harm() -> None:
+def test_only_harmless_devices_exist() -> None:
     assert_passes("import os", "assert sorted(os.listdir('/dev')) == ['full', 'null', 'random', 'urandom', 'zero']")
     assert_passes("x = open('/dev/urandom', 'rb').read(4); open('/dev/null', 'w').write('x')", "assert len(x) == 4")
 
 
-def test_it_has_no_privileges() -> None:
+def test_a_program_has_no_privileges() -> None:
     program = "import ctypes, os\nlibc = ctypes.CDLL(None)\nNAMESPACES, REMOUNT = 0x00020000, 32\n"
     checks = """
 assert os.getuid() != 0

@@ -1,4 +1,4 @@
-"""The sandbox as an ordinary user builds it, and the weak one, for machines that forbid namespaces."""
+"""The sandbox of an ordinary user, and the weak sandbox for machines that forbid namespaces."""
 
 import json
 import os
@@ -25,13 +25,13 @@ for program, checks in json.loads(sys.argv[2]):
 FIND = "from pipeline.inference.evaluation.sandbox import *; print(find_isolation(allow_weak={allow_weak}))"
 DROP_ROOT = ("setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups")
 FORBID_NAMESPACES = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")  # as containers do
-root_only = pytest.mark.skipif(os.getuid() != 0, reason="only root can give something up")
+root_only = pytest.mark.skipif(os.getuid() != 0, reason="only root has rights to drop")
 
 
 def python(*arguments: str, through: tuple[str, ...] = ()) -> list[str]:
-    """Run an interpreter from the repository, through a command that gives rights up.
+    """Run an interpreter in the repository, through a command that drops rights.
 
-    Root's interpreter and repository may lie where others cannot reach them: they are mounted where anybody can.
+    Other users may not have access to root's interpreter and repository, so both are mounted where everybody has.
     """
     script = f'mount --bind {sys.base_prefix} /mnt && mount --bind {REPOSITORY} /srv && cd /srv && exec "$@"'
     reachable = ["unshare", "--mount", "sh", "-c", script, "sh", *through, f"/mnt/bin/python3.{sys.version_info.minor}"]
@@ -55,7 +55,7 @@ every_way = pytest.mark.parametrize(("isolation", "through"), WAYS)
 
 
 @every_way
-def test_programs_are_told_apart(isolation: str, through: tuple[str, ...]) -> None:
+def test_right_and_wrong_programs_are_distinguished(isolation: str, through: tuple[str, ...]) -> None:
     programs = {
         ("x = 1", "assert x == 1"): "passed",
         ("x = 1", "assert x == 2"): "AssertionError",
@@ -83,7 +83,7 @@ def test_nothing_survives(isolation: str, through: tuple[str, ...]) -> None:
     assert not alive(token)
 
 
-def test_a_user_builds_the_full_one() -> None:
+def test_a_user_can_have_full_isolation() -> None:
     assert python("-c", FIND.format(allow_weak=False), through=DROP_ROOT) == ["Isolation.FULL"]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         program = f"""
@@ -101,7 +101,7 @@ places = ["/", "/etc", "/usr", "/dev", "/srv", "/mnt", "/var/tmp", os.path.dirna
 written = [place for place in places if works(open, place + "/intruder", "w")]
 uncovered = ctypes.CDLL(None).umount2(b"/dev", 2) == 0
 privileged = works(os.setuid, 0)
-os.kill(1, 9)  # init of its own namespace, which nothing within it can kill
+os.kill(1, 9)  # init of its own namespace, which no process inside can kill
 """
         checks = """
 assert not (network or written or uncovered or privileged), (network, written, uncovered, privileged)

@@ -1,6 +1,6 @@
-"""Checkpoints that somebody else made: their metadata and parts run nothing, and lie where they should.
+"""Checkpoints made by somebody else: reading metadata and parts runs no code, and reads only inside the folder.
 
-Hostile ones are made by hand; each first proves its worth on a reader that trusts it.
+Hostile checkpoints are made by hand. Each test first shows that a trusting reader would run their code.
 """
 
 import io
@@ -31,7 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkpoint(whole: Path, tmp_path: Path) -> Path:
-    """A copy of it, to change and to `reseal`."""
+    """A copy of the checkpoint, to change and to `reseal`."""
     return Path(shutil.copytree(whole, tmp_path / "checkpoint"))
 
 
@@ -42,13 +42,13 @@ def witness(tmp_path: Path) -> Path:
 
 
 def refusal(checkpoint: Path) -> str:
-    """Return what is said about a checkpoint that is not opened, or whose weights are not read."""
+    """Return the message with which opening a checkpoint or reading its weights is refused."""
     with pytest.raises(UserError) as error:
         open_checkpoint(checkpoint).read("trunk.tok_embeddings.weight")
     return str(error.value)
 
 
-def test_a_checkpoint_that_was_not_touched_is_read(checkpoint: Path) -> None:
+def test_an_unchanged_checkpoint_is_read(checkpoint: Path) -> None:
     change_metadata(checkpoint, lambda found: None)
     assert open_checkpoint(checkpoint).read("trunk.tok_embeddings.weight").shape == (258, 32)
 
@@ -57,7 +57,7 @@ def test_a_checkpoint_that_was_not_touched_is_read(checkpoint: Path) -> None:
 def test_nothing_in_the_metadata_of_a_checkpoint_is_run(
     door: str, checkpoint: Path, witness: Path, byte_shards: Path
 ) -> None:
-    """Through the commands that a user would type."""
+    """With the commands that a user would type."""
     change_metadata(checkpoint, lambda found: Hostile(witness))
     if door == "convert":
         done = run_module(
@@ -78,7 +78,7 @@ def test_nothing_in_the_metadata_of_a_checkpoint_is_run(
     assert "Traceback" not in done.stderr
 
 
-def test_nor_what_lies_deep_inside_it(checkpoint: Path, witness: Path) -> None:
+def test_nothing_nested_in_the_metadata_is_run(checkpoint: Path, witness: Path) -> None:
     def hide(found: Any) -> None:
         found.planner_data = {"a": [Hostile(witness)]}
 
@@ -88,7 +88,7 @@ def test_nor_what_lies_deep_inside_it(checkpoint: Path, witness: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_objects_that_are_no_tensors_are_refused_before_torch_unpickles_them(checkpoint: Path, witness: Path) -> None:
+def test_objects_other_than_tensors_are_refused_before_torch_unpickles_them(checkpoint: Path, witness: Path) -> None:
     """torch's loader reads them with `weights_only=False`."""
     folder = checkpoint / SHARDED
     shutil.rmtree(folder)
@@ -98,7 +98,7 @@ def test_objects_that_are_no_tensors_are_refused_before_torch_unpickles_them(che
     assert "names torch.distributed.checkpoint.metadata.BytesStorageMetadata" in refusal(checkpoint)
     assert not witness.exists()
     dcp.load(state, checkpoint_id=folder, no_dist=True)
-    assert witness.exists()  # so much for trusting
+    assert witness.exists()  # torch's own reader runs it
 
 
 def test_nothing_in_the_parts_of_a_checkpoint_is_run(checkpoint: Path, witness: Path) -> None:
@@ -143,26 +143,26 @@ def _before_the_file(found: Any) -> None:
     "change",
     [_without_places, _of_other_dimensions, _before_the_file, lambda found: [1], lambda found: {"a": found}],
 )
-def test_metadata_of_another_make_is_named(change: Callable[[Any], Any], checkpoint: Path) -> None:
+def test_malformed_metadata_is_reported(change: Callable[[Any], Any], checkpoint: Path) -> None:
     change_metadata(checkpoint, change)
     assert f"{checkpoint / SHARDED / METADATA} is not the metadata of a checkpoint" in refusal(checkpoint)
 
 
 @pytest.mark.parametrize("contents", [b"", b"no pickle", b"\x80\x04."])
-def test_metadata_that_is_no_pickle_is_named(contents: bytes, checkpoint: Path) -> None:
+def test_metadata_that_is_not_a_pickle_is_reported(contents: bytes, checkpoint: Path) -> None:
     (checkpoint / SHARDED / METADATA).write_bytes(contents)
     reseal(checkpoint)
     assert f"{checkpoint / SHARDED / METADATA} is not the metadata of a checkpoint" in refusal(checkpoint)
 
 
-def test_metadata_that_is_missing_is_named(checkpoint: Path) -> None:
+def test_missing_metadata_is_reported(checkpoint: Path) -> None:
     (checkpoint / SHARDED / METADATA).unlink()
     reseal(checkpoint)
     assert refusal(checkpoint) == f"{checkpoint / SHARDED / METADATA} cannot be read (No such file or directory)"
 
 
-def test_a_checkpoint_does_not_say_where_it_was_written(checkpoint: Path) -> None:
-    """Nor does what is converted, of which the folder is another while it is written."""
+def test_a_checkpoint_does_not_record_its_path(checkpoint: Path) -> None:
+    """Neither does a converted one, which is written to a temporary folder."""
     metadata = (checkpoint / SHARDED / METADATA).read_bytes()
     assert b"PosixPath" not in metadata
     assert checkpoint.parent.name.encode() not in metadata

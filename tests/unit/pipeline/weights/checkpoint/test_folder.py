@@ -1,4 +1,4 @@
-"""Checkpoint folders: damage is found and named, whole ones are chosen and kept, other runs are refused."""
+"""Checkpoint folders: damage is detected, whole checkpoints are found and kept, those of other runs are refused."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ FILES = {
 
 
 def write_checkpoint(directory: Path, step: int, *, files: dict[str, bytes] = FILES) -> Path:
-    """Write the folder that the module's docstring describes, independently of the code that saves."""
+    """Write a folder as the module's docstring describes it, independently of the code that saves."""
     path = directory / f"step_{step:08d}"
     for name, content in files.items():
         file = path / name
@@ -59,21 +59,21 @@ def test_a_whole_checkpoint_has_no_damage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_damage(tmp_path: Path, name: str) -> None:
     path = write_checkpoint(tmp_path, 1)
     (path / name).unlink()
     assert damage_of(path) == f"{name} is missing"
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_cut_file_is_named(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_is_damage(tmp_path: Path, name: str) -> None:
     path = write_checkpoint(tmp_path, 1)
     (path / name).write_bytes(FILES[name][:-1])
     assert damage_of(path) == f"{name} has {len(FILES[name]) - 1} bytes instead of {len(FILES[name])}"
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_one_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
+def test_a_flipped_bit_is_damage(tmp_path: Path, name: str) -> None:
     path = write_checkpoint(tmp_path, 1)
     flip_one_bit(path / name)
     assert damage_of(path) == f"{name} does not match its hash in manifest.json"
@@ -88,7 +88,7 @@ def test_a_folder_without_readable_manifest_is_no_checkpoint(tmp_path: Path) -> 
     assert damage_of(path) == "no readable manifest.json"
 
 
-def test_a_name_that_a_flipped_bit_made_another_hides_no_file(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_name_of_the_manifest_is_damage(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, 1)
     manifest = path / "manifest.json"
     first, second = list(FILES)[:2]
@@ -102,7 +102,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     assert newest_whole_checkpoint(tmp_path) == tmp_path / "step_00000010"
 
 
-def test_damaged_ones_are_passed_over_aloud(tmp_path: Path, pipeline_log: pytest.LogCaptureFixture) -> None:
+def test_damaged_checkpoints_are_skipped_with_a_warning(tmp_path: Path, pipeline_log: pytest.LogCaptureFixture) -> None:
     whole, flipped, unsealed = (write_checkpoint(tmp_path, step) for step in (1, 2, 3))
     flip_one_bit(flipped / "training_state.json")
     (unsealed / "manifest.json").unlink()
@@ -114,13 +114,15 @@ def test_damaged_ones_are_passed_over_aloud(tmp_path: Path, pipeline_log: pytest
     ]
 
 
-def test_what_a_killed_save_left_is_no_checkpoint(tmp_path: Path, pipeline_log: pytest.LogCaptureFixture) -> None:
+def test_the_remains_of_a_killed_save_are_not_a_checkpoint(
+    tmp_path: Path, pipeline_log: pytest.LogCaptureFixture
+) -> None:
     write_checkpoint(tmp_path, 2).rename(tmp_path / ".step_00000002.partial")
     assert newest_whole_checkpoint(tmp_path) is None
     assert pipeline_log.records == []
 
 
-def test_no_folder_means_no_checkpoint(tmp_path: Path) -> None:
+def test_a_missing_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert newest_whole_checkpoint(tmp_path / "checkpoints") is None
 
 
@@ -136,7 +138,7 @@ def test_no_folder_means_no_checkpoint(tmp_path: Path) -> None:
         (1, 1, [1, 2, 9, 10]),
     ],
 )
-def test_the_newest_are_kept_and_some_for_good(
+def test_pruning_keeps_the_newest_and_every_nth(
     tmp_path: Path, keep: int, keep_every_steps: int, kept: list[int]
 ) -> None:
     for step in (1, 2, 9, 10):
@@ -146,10 +148,10 @@ def test_the_newest_are_kept_and_some_for_good(
     assert names(tmp_path) == [f"step_{step:08d}" for step in kept]
 
 
-def test_a_damaged_later_one_does_not_cost_the_one_just_saved(tmp_path: Path) -> None:
+def test_pruning_keeps_the_saved_checkpoint_although_a_later_one_is_damaged(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 200)
     later = write_checkpoint(tmp_path, 300)
-    flip_one_bit(later / "training_state.json")  # so the run went on from 200, and was stopped at 250
+    flip_one_bit(later / "training_state.json")  # so the run continued from 200 and stopped at 250
     newest = write_checkpoint(tmp_path, 250)
     prune_checkpoints(tmp_path, newest=newest, policy=CheckpointConfig(keep=1))
     assert newest_whole_checkpoint(tmp_path) == newest
@@ -187,7 +189,9 @@ IDENTITY_CHANGES = [
 
 
 @pytest.mark.parametrize(("section", "field", "value"), IDENTITY_CHANGES)
-def test_another_run_is_told_by_name(saved: dict[str, Any], section: str, field: str, value: Any) -> None:
+def test_a_difference_that_makes_another_run_is_named(
+    saved: dict[str, Any], section: str, field: str, value: Any
+) -> None:
     now = copy.deepcopy(saved)
     now[section][field] = value
     assert identity_problems(saved=saved, now=now) == [
@@ -195,7 +199,7 @@ def test_another_run_is_told_by_name(saved: dict[str, Any], section: str, field:
     ]
 
 
-def test_every_difference_is_told_at_once(saved: dict[str, Any]) -> None:
+def test_all_differences_are_listed(saved: dict[str, Any]) -> None:
     now = copy.deepcopy(saved)
     for section, field, value in IDENTITY_CHANGES:
         now[section][field] = value
@@ -205,7 +209,7 @@ def test_every_difference_is_told_at_once(saved: dict[str, Any]) -> None:
         assert any(f" {section}.{field}=" in problem for problem in problems)
 
 
-def test_every_field_of_the_architecture_is_tried_above(saved: dict[str, Any]) -> None:
+def test_every_field_of_the_architecture_is_tested_above(saved: dict[str, Any]) -> None:
     tried = {field for section, field, _ in IDENTITY_CHANGES if section == "model"}
     assert tried == set(saved["model"]) - {"size", "init_from", "new_heads"}
 
@@ -231,7 +235,7 @@ def test_every_field_of_the_architecture_is_tried_above(saved: dict[str, Any]) -
         ("log", "every_steps", 1),
     ],
 )
-def test_what_may_change_in_a_run_is_ignored(saved: dict[str, Any], section: str, field: str, value: Any) -> None:
+def test_fields_that_may_change_are_ignored(saved: dict[str, Any], section: str, field: str, value: Any) -> None:
     now = copy.deepcopy(saved)
     assert now[section][field] != value
     now[section][field] = value
@@ -259,7 +263,7 @@ def files_of(config: dict[str, Any]) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("_world_of_one")
-def test_a_run_finds_what_it_can_go_on_from(tmp_path: Path, saved: dict[str, Any]) -> None:
+def test_a_run_finds_its_checkpoint(tmp_path: Path, saved: dict[str, Any]) -> None:
     same_run, other_run = run_in(tmp_path, size="0.3B"), run_in(tmp_path, size="0.3B", head_order="causal")
     assert same_run.find(resume=True) is None
     path = write_checkpoint(tmp_path / "run" / "checkpoints", 3, files=files_of(saved))
@@ -273,7 +277,7 @@ def test_a_run_finds_what_it_can_go_on_from(tmp_path: Path, saved: dict[str, Any
 
 
 @pytest.mark.usefixtures("_world_of_one")
-def test_a_checkpoint_of_an_earlier_version_is_told(tmp_path: Path, saved: dict[str, Any]) -> None:
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path: Path, saved: dict[str, Any]) -> None:
     files = {name.replace("weights_and_moments", "deepspeed"): data for name, data in files_of(saved).items()}
     write_checkpoint(tmp_path / "run" / "checkpoints", 3, files=files)
     with pytest.raises(UserError, match=r"cannot continue from .* written by an earlier version of this program"):

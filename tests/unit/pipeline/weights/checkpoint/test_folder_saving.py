@@ -1,4 +1,4 @@
-"""Saving in the background: what was taken is what is written, and a failed save costs nothing but itself."""
+"""Saving in the background: the copied state is written, and a failed save leaves earlier checkpoints intact."""
 
 import json
 import resource
@@ -55,7 +55,7 @@ def folder_in(run_dir: Path, launch: Launch = ALONE.launch, **policy: Any) -> Ch
 
 @contextmanager
 def files_of_at_most(n_bytes: int) -> Iterator[None]:
-    """What is written beyond that fails, as on a full disk."""
+    """Make writes beyond this file size fail, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     yield
@@ -74,7 +74,7 @@ def begin(folder: CheckpointFolder, step: int, engine: OneWeight) -> None:
     folder.begin(step, engine=engine, state={"data": {"epoch": 3}})
 
 
-def test_what_was_taken_is_written_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_copied_state_is_written_while_training_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, engine, may_write = folder_in(tmp_path), OneWeight(), threading.Event()
     taken = engine.module.weight.detach().clone()
     write = folder._write
@@ -92,7 +92,7 @@ def test_what_was_taken_is_written_while_training_goes_on(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-def test_a_second_save_takes_the_place_of_nothing_that_is_whole(tmp_path: Path, asynchronous: bool) -> None:
+def test_later_saves_leave_kept_checkpoints_intact(tmp_path: Path, asynchronous: bool) -> None:
     folder, engine = folder_in(tmp_path, keep=1, keep_every_steps=2, asynchronous=asynchronous), OneWeight()
     for step in (1, 2, 3):
         engine.module.weight.data.fill_(step)
@@ -103,7 +103,7 @@ def test_a_second_save_takes_the_place_of_nothing_that_is_whole(tmp_path: Path, 
         assert (saved_weight(tmp_path / "checkpoints" / f"step_{step:08d}") == step).all()
 
 
-def test_a_save_that_fails_says_so_and_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_failed_save_is_reported_and_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     folder, engine = folder_in(tmp_path, keep=1), OneWeight()
     begin(folder, 1, engine)
     assert folder.finish() is None
@@ -123,7 +123,7 @@ def test_a_save_that_fails_says_so_and_leaves_the_one_before(tmp_path: Path) -> 
     assert names(tmp_path) == ["step_00000003"]
 
 
-def test_a_folder_that_cannot_be_written_to_is_a_failed_save(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_a_failed_save(tmp_path: Path) -> None:
     folder = folder_in(tmp_path)
     (tmp_path / "checkpoints").rmdir()
     (tmp_path / "checkpoints").write_text("in the way")
@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_written_to_is_a_failed_save(tmp_path: Path) -> 
     assert "Not a directory" in str(folder.finish())
 
 
-def test_what_a_killed_save_left_is_cleared_away_first(tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_save_are_deleted_first(tmp_path: Path) -> None:
     folder = folder_in(tmp_path)
     (tmp_path / "checkpoints" / ".step_00000007.partial" / "weights_and_moments").mkdir(parents=True)
     begin(folder, 8, OneWeight())
@@ -139,8 +139,8 @@ def test_what_a_killed_save_left_is_cleared_away_first(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step_00000008"]
 
 
-def test_a_start_whose_lease_was_taken_writes_nothing_more(tmp_path: Path) -> None:
-    """Before it begins, and in the middle of a save; the later start's own save, of the same step, is left alone."""
+def test_a_launch_that_lost_its_lease_writes_nothing(tmp_path: Path) -> None:
+    """Neither before nor during a save; the later launch can save the same step."""
     first, second = Launch(job="7"), Launch(job="7", restart=1)
     folder, engine = folder_in(tmp_path, first), OneWeight()
     begin(folder, 1, engine)

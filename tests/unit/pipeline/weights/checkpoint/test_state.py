@@ -1,4 +1,4 @@
-"""State made of parts: written by ranks that hold uneven ones, read into others; what leaves a gap is refused."""
+"""State made of parts: written by ranks with uneven parts and read with other ones; gaps are refused."""
 
 import math
 import warnings
@@ -29,9 +29,9 @@ from tests.helpers.deepspeed_like import engine_of
 
 RANKS = 3
 MATRIX, VECTOR = torch.arange(35.0).view(7, 5), torch.arange(100.0, 111.0)
-# where the ranks' stretches of the flattened weights end: within rows, and the second has nothing of the vector
+# ends of the ranks' stretches of the flattened weights: within rows, and the second rank has no part of the vector
 MATRIX_CUTS, VECTOR_CUTS = (0, 3, 22, 35), (0, 4, 4, 11)
-# of two matrices each rank has two rows or two columns, of the norm all
+# each rank has two rows or two columns of the matrices, and the whole norm
 DIVIDED = {
     "up.weight": torch.arange(12.0).view(6, 2),
     "down.weight": torch.arange(20.0, 32.0).view(2, 6),
@@ -47,14 +47,14 @@ def loaded(directory: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
 
 @pytest.fixture(autouse=True)
 def _alone() -> Iterator[None]:
-    """Most of this happens in one process, of which torch warns."""
+    """Most tests run in one process, about which torch warns."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
 
 
 def stretch(whole: Tensor, start: int, stop: int) -> Slice:
-    """Return what a rank has of a flattened weight: parts that are views of one flat buffer."""
+    """Return a rank's slice of a flattened weight: parts that are views of one flat buffer."""
     buffer, done = whole.flatten()[start:stop].clone(), 0
     if whole.dim() == 1:
         return Slice({torch.Size([start]): buffer}, shape=whole.shape)
@@ -66,7 +66,7 @@ def stretch(whole: Tensor, start: int, stop: int) -> Slice:
 
 
 def filled_in(part: Slice) -> Tensor:
-    """Return the whole tensor, NaN where others have it."""
+    """Return the whole tensor, with NaN for the parts of other ranks."""
     whole = torch.full(part.shape, math.nan)
     for corner, values in part._parts.items():
         whole[tuple(slice(first, first + size) for first, size in zip(corner, values.shape, strict=True))] = values
@@ -74,7 +74,7 @@ def filled_in(part: Slice) -> Tensor:
 
 
 def divided_engine(rank: int) -> Any:
-    """The engine of one tensor-parallel rank after a step; its moments are 2 and 3 times its weights."""
+    """Return the engine of one tensor-parallel rank after a step; its moments are 2 and 3 times its weights."""
     module = nn.ModuleDict({"up": nn.Module(), "down": nn.Module(), "norm": nn.Module()})
     mine = slice(2 * rank, 2 * rank + 2)
     parts = {"up": DIVIDED["up.weight"][mine], "down": DIVIDED["down.weight"][:, mine], "norm": DIVIDED["norm.weight"]}
@@ -103,7 +103,7 @@ def save_as_one_of_three(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def saved_by_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What three ranks wrote, of which each had a part."""
+    """A folder written by three ranks, each with a part."""
     folder = tmp_path_factory.mktemp("state")
     mp.spawn(save_as_one_of_three, args=(folder,), nprocs=RANKS)
     return folder
@@ -115,7 +115,7 @@ def test_stretches_of_three_ranks_load_whole(saved_by_three: Path) -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 16), (16, 35), (3, 22), (7, 8)])
-def test_and_into_other_stretches(saved_by_three: Path, start: int, stop: int) -> None:
+def test_stretches_of_three_ranks_load_into_other_stretches(saved_by_three: Path, start: int, stop: int) -> None:
     state = {"matrix/fp32": stretch(torch.full_like(MATRIX, -1), start, stop)}
     dcp.load(state, checkpoint_id=saved_by_three / "stretches", no_dist=True)
     expected = torch.full((35,), math.nan)
@@ -177,7 +177,7 @@ def test_an_overlap_is_refused_at_the_save(tmp_path: Path) -> None:
         dcp.save({"matrix/fp32": Slice(parts, shape=MATRIX.shape)}, checkpoint_id=tmp_path, no_dist=True)
 
 
-def test_weights_that_are_missing_or_of_another_shape_are_named(tmp_path: Path) -> None:
+def test_missing_weights_and_wrong_shapes_are_listed(tmp_path: Path) -> None:
     dcp.save({"matrix/fp32": MATRIX, "vector/exp_avg": VECTOR}, checkpoint_id=tmp_path, no_dist=True)
     with pytest.raises(UserError) as error:
         weight_reader(tmp_path, {"matrix": torch.Size([5, 7]), "vector": VECTOR.shape})
@@ -188,8 +188,8 @@ def test_weights_that_are_missing_or_of_another_shape_are_named(tmp_path: Path) 
     ]
 
 
-def test_weights_with_missing_parts_are_named(tmp_path: Path) -> None:
-    """Of one process torch itself checks nothing when it saves, and leaves the gap unset when it loads."""
+def test_weights_with_missing_parts_are_listed(tmp_path: Path) -> None:
+    """With one process, torch does not check for gaps when it saves, and leaves them uninitialised when it loads."""
     dcp.save({"matrix/fp32": stretch(MATRIX, 0, 16)}, checkpoint_id=tmp_path, no_dist=True)
     with pytest.raises(UserError, match="parts of 'matrix' are missing"):
         weight_reader(tmp_path, {"matrix": MATRIX.shape})
@@ -202,7 +202,7 @@ def test_whole_weights_are_saved_and_read(tmp_path: Path) -> None:
 
 
 class Net(nn.Module):
-    """Something to train."""
+    """A small network to train."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -225,14 +225,14 @@ def train(net: nn.Module, engine: Any, *, steps: range) -> list[float]:
 
 
 @pytest.mark.parametrize("is_stage", [False, True], ids=["plain", "pipeline stage"])
-def test_training_goes_on_exactly(tmp_path: Path, is_stage: bool) -> None:
-    """Also where DeepSpeed's pipeline puts a stage's number before the names."""
+def test_training_continues_exactly(tmp_path: Path, is_stage: bool) -> None:
+    """Also if DeepSpeed's pipeline prepends a stage number to the names."""
     net, again = Net(), Net()
     shapes = {name: weight.shape for name, weight in net.named_parameters()}
     engine, engine_again = engine_of(net), engine_of(nn.ModuleDict({"2": again}) if is_stage else again)
     train(net, engine, steps=range(3))
     taken = state_of(engine, shapes=shapes, copies=HostCopies())
-    expected = train(net, engine, steps=range(3, 6))  # what was copied is not what the engine goes on with
+    expected = train(net, engine, steps=range(3, 6))  # the copy does not change with the engine
     save_state(taken, tmp_path)
     load_state(engine_again, tmp_path, step=3, shapes=shapes)
     assert train(again, engine_again, steps=range(3, 6)) == expected

@@ -1,4 +1,4 @@
-"""Which format a folder has, and what is said of folders that have none."""
+"""Detecting the format of a folder, and the messages for folders without one."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.helpers.exports import write_checkpoint
 from tests.helpers.references import tiny_model
 
 
-def test_decoding_wants_an_export(tmp_path: Path) -> None:
+def test_inference_needs_an_export(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "run", tiny_model())
     with pytest.raises(UserError, match=r"export it first: python -m pipeline\.convert --input"):
         format_of(tmp_path / "run", among=("meta", "hf"))

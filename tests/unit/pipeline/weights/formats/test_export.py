@@ -1,4 +1,4 @@
-"""Staging all weights in mapped files, with room set aside for them first."""
+"""Staging all weights in mapped files, whose space is allocated first."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.helpers.exports import in_memory
 from tests.helpers.references import tiny_model
 
 
-def test_staged_weights_lie_in_files(tmp_path: Path) -> None:
+def test_staged_weights_are_mapped_from_files(tmp_path: Path) -> None:
     weights = staged(in_memory(tiny_model()), tmp_path, torch.bfloat16)
     for name, weight in tiny_model().state_dict().items():
         assert torch.equal(weights[name], weight.bfloat16())
@@ -21,8 +21,8 @@ def test_staged_weights_lie_in_files(tmp_path: Path) -> None:
     assert all(str(path) in maps for path in tmp_path.iterdir())
 
 
-def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without room set aside the first write to a mapped page would end the process with SIGBUS."""
+def test_a_full_disk_raises_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without allocated space, the first write to a mapped page would end the process with SIGBUS."""
 
     def full(descriptor: int, offset: int, length: int) -> None:
         raise OSError(28, "No space left on device")

@@ -1,4 +1,4 @@
-"""Hugging Face's format against transformers itself, both ways; and what is refused."""
+"""Hugging Face's format, compared with transformers in both directions, and the folders that are refused."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_greedy_text_is_the_same(tmp_path: Path) -> None:
     assert continued[0, len(prompt) :].tolist() == naive_greedy(model, prompt, n_tokens=40)
 
 
-def test_further_heads_lie_beside_it_and_come_back(tmp_path: Path) -> None:
+def test_further_heads_are_kept_in_a_file_of_their_own(tmp_path: Path) -> None:
     model = tiny_model()
     folder = exported(tmp_path / "out", model, to="hf")
     loaded = load_model(open_folder(folder))
@@ -65,7 +65,7 @@ def test_an_anticausal_chain_ends_in_the_next_token_head() -> None:
 
 @pytest.mark.parametrize(("dim", "width"), [(32, 88), (48, 128), (64, 300), (32, 32)])
 def test_a_llama_that_transformers_wrote_loads(tmp_path: Path, dim: int, width: int) -> None:
-    """Of any feed-forward width, in files of at most some kilobytes."""
+    """With any feed-forward width, in files of a few kilobytes."""
     config = LlamaConfig(
         vocab_size=97, hidden_size=dim, intermediate_size=width, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, rms_norm_eps=1e-5, rope_theta=5e5,
@@ -121,7 +121,7 @@ def test_other_architectures_are_refused(tmp_path: Path, change: dict[str, Any],
 
 
 @pytest.mark.parametrize("contents", [b"", b"not weights at all"])
-def test_unreadable_weights_are_named(tmp_path: Path, contents: bytes) -> None:
+def test_unreadable_weights_are_reported(tmp_path: Path, contents: bytes) -> None:
     folder = exported(tmp_path / "out", tiny_model(), to="hf")
     (folder / "model.safetensors").write_bytes(contents)
     with pytest.raises(UserError, match="is not a file of weights"):
@@ -131,7 +131,7 @@ def test_unreadable_weights_are_named(tmp_path: Path, contents: bytes) -> None:
         open_folder(folder)
 
 
-def test_every_weight_that_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_every_weight_that_does_not_fit_is_listed(tmp_path: Path) -> None:
     folder = exported(tmp_path / "out", tiny_model(), to="hf")
     config = json.loads((folder / "config.json").read_text())
     config["multi_token_prediction"]["n_layers"] += 1

@@ -1,4 +1,4 @@
-"""lm-eval, as its users run it, on an export: the likelihoods that our own model gives, without any network."""
+"""lm-eval on an export, run like its users do but offline: the likelihoods are those of our own model."""
 
 import json
 import os
@@ -21,7 +21,7 @@ QUESTIONS: list[dict[str, Any]] = [
     {"question": "import", "choices": [" json", " os.path", " ("], "answer": 0},
     {"question": "def f(x):\n    return", "choices": [" x", " self.x + 1"], "answer": 1},
     {"question": "    for i in", "choices": [" range(3):\n", " x:", " self.items():"], "answer": 1},
-    {"question": "", "choices": ["class A:", "x", "\n"], "answer": 0},  # nothing but the first token before it
+    {"question": "", "choices": ["class A:", "x", "\n"], "answer": 0},  # only the first token precedes it
     {"question": "a</s>", "choices": ["b", "</s>"], "answer": 0},  # text that looks like EOS
     {"question": "é = '\U0001f600", "choices": ["'", "\U0001f600'"], "answer": 1},
     {"question": "x =", "choices": [" 10", " 2024"], "answer": 0},
@@ -42,11 +42,11 @@ metric_list: [{metric: acc}, {metric: acc_norm}]
 
 
 def run_lm_eval(export: Path, folder: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Return the results and the samples of the `lm_eval` command on `QUESTIONS`."""
+    """Return the results and the logged samples of the `lm_eval` command on `QUESTIONS`."""
     questions = folder / "questions.jsonl"
     questions.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
     (folder / "task.yaml").write_text(TASK.replace("FILE", str(questions)))
-    # The CPU's build of torch has no torchvision that imports, and transformers' Llama would import it.
+    # torchvision cannot be imported with the CPU build of torch, and transformers' Llama would import it.
     (folder / "sitecustomize.py").write_text("import sys\nsys.modules['torchvision'] = None\n")
     command = [str(Path(sys.executable).parent / "lm_eval"), "--model", "hf", "--model_args", f"pretrained={export}"]
     command += ["--tasks", "tiny", "--include_path", str(folder), "--device", "cpu"]
@@ -62,7 +62,7 @@ def run_lm_eval(export: Path, folder: Path) -> tuple[dict[str, float], list[dict
 
 @torch.no_grad()
 def log_likelihood(model: MultiTokenModel, ids: list[int], *, n_given: int) -> float:
-    """Return the log-probability of all of `ids` after the first `n_given`, by the next-token head."""
+    """Return the next-token head's log-probability of `ids` after the first `n_given`."""
     log_p_TV = all_logits(model, torch.tensor([ids]))[0, :, 0].double().log_softmax(dim=-1)
     return sum(float(log_p_TV[position - 1, ids[position]]) for position in range(n_given, len(ids)))
 
@@ -87,5 +87,5 @@ def test_likelihoods_and_accuracies_are_those_of_our_model(sentencepiece_model: 
         right_by_length.append(by_length.index(max(by_length)) == question["answer"])
     assert results["acc,none"] == pytest.approx(sum(right) / len(right))
     assert results["acc_norm,none"] == pytest.approx(sum(right_by_length) / len(right_by_length))
-    assert {True, False} == set(right) == set(right_by_length)  # else the accuracies would show little
+    assert {True, False} == set(right) == set(right_by_length)  # otherwise the accuracies would show little
     assert right != right_by_length

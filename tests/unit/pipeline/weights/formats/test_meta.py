@@ -1,4 +1,4 @@
-"""Meta's format: names, params.json, folders that others wrote, and what is refused."""
+"""Meta's format: names, params.json, folders of other tools, and the folders that are refused."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_baseline_has_no_extra_heads() -> None:
     assert not any(name.startswith("extra_heads") for name in names)
 
 
-def test_head_layers_go_where_meta_has_them() -> None:
+def test_head_layers_have_metas_names() -> None:
     assert meta_name("heads.layers.0.attention.wq.weight", n_trunk_layers=28) == "layers.28.attention.wq.weight"
     assert meta_name("heads.layers.3.ffn_norm.weight", n_trunk_layers=28) == "extra_heads.2.ffn_norm.weight"
     assert meta_name("trunk.layers.2.ffn_norm.weight", n_trunk_layers=28) == "layers.2.ffn_norm.weight"
@@ -54,7 +54,7 @@ def test_params_without_n_future_tokens_mean_one_head(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_an_ordinary_llama_2_folder_loads(tmp_path: Path, dtype: torch.dtype) -> None:
-    """As Meta's Llama 2 has it: another file name, rotary frequencies, no n_future_tokens, a vocabulary of -1."""
+    """Like Meta's Llama 2: another file name, rotary frequencies, no n_future_tokens, and vocab_size -1."""
     model = tiny_model(n_future_tokens=1)
     weights = {meta_name(name, n_trunk_layers=5): weight.to(dtype) for name, weight in model.state_dict().items()}
     torch.save(weights | {"rope.freqs": torch.ones(4)}, tmp_path / "consolidated.00.pth")
@@ -76,14 +76,14 @@ def test_a_model_in_several_parts_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stored", [[torch.ones(2)], {"norm.weight": "heavy"}])
-def test_files_of_something_else_are_named(tmp_path: Path, stored: object) -> None:
+def test_files_without_weights_are_reported(tmp_path: Path, stored: object) -> None:
     folder = exported(tmp_path / "out", tiny_model())
     torch.save(stored, folder / "consolidated.pth")
     with pytest.raises(UserError, match="is not one flat dict of weights by name"):
         open_folder(folder)
 
 
-def test_every_weight_that_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_every_weight_that_does_not_fit_is_listed(tmp_path: Path) -> None:
     folder = exported(tmp_path / "out", tiny_model())
     weights = torch.load(folder / "consolidated.pth", weights_only=True)
     del weights["norm.weight"], weights["extra_heads.2.ffn_norm.weight"]
@@ -113,7 +113,7 @@ def test_every_weight_that_does_not_fit_is_named(tmp_path: Path) -> None:
         ('{"dim": 32, "n_layers": 6, "n_heads": 4, "vocab_size": 97}', "has no consolidated.pth or"),
     ],
 )
-def test_bad_folders_are_named(tmp_path: Path, contents: str | None, message: str) -> None:
+def test_bad_folders_are_reported(tmp_path: Path, contents: str | None, message: str) -> None:
     if contents is not None:
         (tmp_path / "params.json").write_text(contents)
     with pytest.raises(UserError, match=message):
@@ -121,7 +121,7 @@ def test_bad_folders_are_named(tmp_path: Path, contents: str | None, message: st
 
 
 @pytest.mark.parametrize("contents", [b"", b"not weights", b"PK\x03\x04torn"])
-def test_unreadable_weights_are_named(tmp_path: Path, contents: bytes) -> None:
+def test_unreadable_weights_are_reported(tmp_path: Path, contents: bytes) -> None:
     folder = exported(tmp_path / "out", tiny_model())
     (folder / "consolidated.pth").write_bytes(contents)
     with pytest.raises(UserError, match="is not a file of weights"):

@@ -1,4 +1,4 @@
-"""Heads that Meta's release does not know, through the format: names, params.json, and the same model afterwards."""
+"""Heads that Meta's release does not have, in its format: names, params.json, and unchanged models."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ RELEASED_KEYS = {
 
 
 @every_kind_of_heads
-def test_params_have_more_keys_only_where_they_say_something(heads: dict[str, Any]) -> None:
+def test_params_have_our_keys_only_if_they_differ_from_the_default(heads: dict[str, Any]) -> None:
     own = {key: heads[key] for key in ("head_type", "head_order", "replicated_unembedding")}
     released = {"head_type": "transformer", "head_order": "parallel", "replicated_unembedding": False}
     params = meta_params(tiny_config(**heads))
@@ -42,7 +42,7 @@ def test_layers_of_params_count_the_heads(n_future_tokens: int, shorten_trunk: b
 
 
 @every_kind_of_heads
-def test_each_weight_has_a_name_of_its_own(heads: dict[str, Any]) -> None:
+def test_each_weight_has_its_own_name(heads: dict[str, Any]) -> None:
     model = tiny_model(**heads)
     n_trunk_layers = len(model.trunk.layers)
     names = list(model.state_dict())
@@ -72,7 +72,7 @@ def test_any_heads_are_the_same_model_afterwards(tmp_path: Path, heads: dict[str
     model = tiny_model(n_future_tokens=n_future_tokens, **heads)
     loaded, tokens = load_model(open_folder(exported(tmp_path / "out", model))), torch.arange(20).view(2, 10)
     assert torch.equal(all_logits(loaded, tokens), all_logits(model, tokens))
-    # the same model, its trunk written as if heads had taken layers from it
+    # the same model, with n_layers as if the heads had shortened the trunk
     same = replace(model.config, shorten_trunk=True, n_layers=model.config.n_transformer_layers, ffn_dim_multiplier=1.0)
     assert loaded.config == same
 
@@ -85,13 +85,13 @@ def test_any_heads_are_the_same_model_afterwards(tmp_path: Path, heads: dict[str
         ("shorten_trunk", False, "unknown key 'shorten_trunk'"),
     ],
 )
-def test_params_that_say_something_else_are_refused(tmp_path: Path, key: str, value: object, message: str) -> None:
+def test_wrong_values_of_our_keys_are_refused(tmp_path: Path, key: str, value: object, message: str) -> None:
     (tmp_path / "params.json").write_text(json.dumps({**meta_params(tiny_config()), key: value}))
     with pytest.raises(UserError, match=message):
         read_config(tmp_path)
 
 
-def test_weights_of_other_heads_are_named(tmp_path: Path) -> None:
+def test_weights_of_other_heads_are_listed(tmp_path: Path) -> None:
     exported(tmp_path / "out", tiny_model(replicated_unembedding=True, n_future_tokens=2))
     (tmp_path / "out" / "params.json").write_text(json.dumps(meta_params(tiny_config(n_future_tokens=2))))
     with pytest.raises(UserError, match=r"unexpected key 'extra_outputs\.0\.weight'"):

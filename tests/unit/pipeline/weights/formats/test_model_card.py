@@ -1,4 +1,4 @@
-"""The model card, as the Hub's own library reads it, from what runs and shards really record."""
+"""The model card, read by the Hub's own library, from real records of runs and shards."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ def test_the_hub_reads_it(provenance: Provenance, format_name: str, library: str
     assert "multi-token-prediction" in data["tags"]
 
 
-def test_it_says_what_was_recorded(provenance: Provenance) -> None:
+def test_the_card_states_the_recorded_facts(provenance: Provenance) -> None:
     text = card(provenance)
     assert provenance.environment is not None
     assert provenance.shards is not None
@@ -77,7 +77,7 @@ def test_it_says_what_was_recorded(provenance: Provenance) -> None:
     assert "unknown" not in text
 
 
-def test_of_paths_only_the_names_are_published(provenance: Provenance, byte_shards: Path) -> None:
+def test_only_the_last_names_of_paths_are_published(provenance: Provenance, byte_shards: Path) -> None:
     assert provenance.shards is not None
     folder = str(Path(provenance.shards["sources"][0]["path"]).parent)
     for format_name in ("hf", "meta"):
@@ -85,7 +85,7 @@ def test_of_paths_only_the_names_are_published(provenance: Provenance, byte_shar
         assert all(path not in text for path in ("/home", "someone", folder, str(byte_shards)))
 
 
-def test_what_nobody_recorded_is_unknown() -> None:
+def test_facts_that_were_not_recorded_are_unknown() -> None:
     text = card(Provenance(), seq_len=None)
     assert section(text, "Training").count("unknown") == 7
     assert "sequence length in training | unknown" in section(text, "Size")
@@ -103,7 +103,7 @@ def test_a_checkpoint_of_no_run_has_a_config_of_the_model_alone(provenance: Prov
     assert "n_layers: 32" in section(text, "Training")
 
 
-def test_sources_are_counted_beyond_twenty_and_may_share_names(provenance: Provenance) -> None:
+def test_at_most_twenty_sources_are_listed_and_names_may_repeat(provenance: Provenance) -> None:
     assert provenance.shards is not None
     sources = [{"path": f"/data/{i}/src", "files": i, "bytes": 10 * i} for i in range(30)]
     text = section(card(replace(provenance, shards={**provenance.shards, "sources": sources})), "Data")
@@ -124,7 +124,7 @@ def test_dropped_documents_and_the_tokenizer_are_named(provenance: Provenance) -
     ("tokenizer", "expected"),
     [("/x/any.model", "FOLDER/tokenizer.model"), ("bytes", "bytes"), (None, "TOKENIZER")],
 )
-def test_the_commands_fit_the_export(provenance: Provenance, tokenizer: str | None, expected: str) -> None:
+def test_the_commands_match_the_export(provenance: Provenance, tokenizer: str | None, expected: str) -> None:
     options = ExportOptions(tokenizer=tokenizer, first_token="eos")
     text = section(card(provenance, options=options), "Use")
     assert f"--ckpt_dir FOLDER --tokenizer_path {expected} --first_token eos" in text
@@ -132,7 +132,7 @@ def test_the_commands_fit_the_export(provenance: Provenance, tokenizer: str | No
     assert "from_pretrained" not in section(card(provenance, options=options, format_name="meta"), "Use")
 
 
-def test_a_baseline_is_called_one(provenance: Provenance) -> None:
+def test_a_baseline_is_described_as_one(provenance: Provenance) -> None:
     text = card(provenance, model=replace(SEVEN_B, n_future_tokens=1))
     assert "one prediction head" in text
     assert "multi-token-prediction" not in ModelCard(text).data.to_dict()["tags"]
@@ -143,7 +143,7 @@ def test_the_card_of_a_folder_lists_its_files_and_its_code_runs(provenance: Prov
     options = ExportOptions(tokenizer="bytes", first_token="eos")
     source = replace(in_memory(tiny_model(vocab_size=258)), provenance=provenance)
     folder = exported(tmp_path / "out", tiny_model(vocab_size=258), to="hf", options=options)
-    for _ in range(2):  # the second replaces the first, and does not list it
+    for _ in range(2):  # the second card replaces the first, and does not list it
         write_model_card(folder, source, name="tiny", format_name="hf", options=options)
     text = (folder / "README.md").read_text()
     files = section(text, "Files")

@@ -17,21 +17,21 @@ from tests.helpers.references import all_logits, every_cut, tiny_config, tiny_mo
 TOKENS = torch.arange(20).view(2, 10)
 
 
-def started(source: StoredModel, *, new_heads: str = "copy", **fields: Any) -> MultiTokenModel:
-    """Return a model that began as seed 2's and was filled from the source."""
+def started(stored: StoredModel, *, new_heads: str = "copy", **fields: Any) -> MultiTokenModel:
+    """Return a model that was initialised with seed 2 and then filled from `stored`."""
     model = tiny_model(seed=2, **fields)
-    check_start(source, model.config)
-    fill(model, source, new_heads=new_heads)
+    check_start(stored, model.config)
+    fill(model, stored, new_heads=new_heads)
     return model
 
 
-def test_the_same_architecture_begins_as_the_source() -> None:
+def test_the_same_architecture_starts_as_the_same_model() -> None:
     assert torch.equal(all_logits(started(in_memory(tiny_model())), TOKENS), all_logits(tiny_model(), TOKENS))
 
 
 @pytest.mark.parametrize("replicated", [True, False])
 def test_fewer_heads_drop_the_further_ones(replicated: bool) -> None:
-    """As the paper finetunes with n' = 1: the trunk keeps its length, so the model has fewer layers."""
+    """Like the paper's finetuning with n' = 1: the trunk keeps its length, so the model has fewer layers."""
     source = tiny_model(n_layers=6, n_future_tokens=4, replicated_unembedding=replicated)
     for n_heads in (1, 2):
         model = started(
@@ -41,14 +41,14 @@ def test_fewer_heads_drop_the_further_ones(replicated: bool) -> None:
 
 
 @pytest.mark.parametrize("shape", [{"n_layers": 8}, {"n_layers": 5, "shorten_trunk": False}])
-def test_new_heads_begin_as_copies_of_the_next_token_head(shape: dict[str, Any]) -> None:
+def test_new_heads_start_as_copies_of_the_next_token_head(shape: dict[str, Any]) -> None:
     source = tiny_model(n_layers=5, n_future_tokens=1)
     logits = all_logits(started(in_memory(source), n_future_tokens=4, **shape), TOKENS)
     for head in range(4):
         assert torch.equal(logits[:, :, head], all_logits(source, TOKENS)[:, :, 0])
 
 
-def test_new_heads_begin_fresh_if_asked() -> None:
+def test_new_heads_start_fresh_if_asked() -> None:
     source, untouched = tiny_model(n_layers=4, n_future_tokens=2), tiny_model(seed=2)
     model = started(in_memory(source), new_heads="fresh", n_layers=6, n_future_tokens=4)
     assert torch.equal(all_logits(model, TOKENS)[:, :, :2], all_logits(source, TOKENS))
@@ -95,7 +95,7 @@ def test_pipeline_stages_take_their_share() -> None:
         ({"n_future_tokens": 1}, {}, "trunk has 5 layers, and this run's 2; .* model.n_layers=9$"),
     ],
 )
-def test_what_does_not_fit_is_named(source: dict[str, Any], run: dict[str, Any], message: str) -> None:
+def test_architectures_that_do_not_fit_are_refused(source: dict[str, Any], run: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_start(in_memory(tiny_model(**source)), tiny_config(**run))
 

@@ -1,4 +1,4 @@
-"""tokenizer.json as transformers loads it, against the sentencepiece library and Python's own bytes."""
+"""tokenizer.json loaded by transformers, compared with the sentencepiece library and with bytes."""
 
 import random
 import sysconfig
@@ -41,7 +41,7 @@ def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def source_files() -> list[str]:
-    """Whole files of the standard library, about 3 MB of them."""
+    """About 3 MB of whole files of the standard library."""
     paths = sorted(path for path in STANDARD_LIBRARY.rglob("*.py") if "site-packages" not in path.parts)
     random.Random(1).shuffle(paths)
     texts: list[str] = []
@@ -65,7 +65,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["own", "llama2", "no_prefix"])
-def test_ids_and_texts_are_sentencepieces(
+def test_ids_and_texts_are_those_of_sentencepiece(
     name: str, models: dict[str, Path], source_files: list[str], tmp_path: Path
 ) -> None:
     reference = sentencepiece.SentencePieceProcessor(model_file=str(models[name]))
@@ -80,7 +80,7 @@ def test_ids_and_texts_are_sentencepieces(
 
 
 @pytest.mark.parametrize("name", ["own", "llama2"])
-def test_pieces_in_any_order_too(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+def test_pieces_may_come_in_any_order(name: str, models: dict[str, Path], tmp_path: Path) -> None:
     reference = sentencepiece.SentencePieceProcessor(model_file=str(models[name]))
     tokenizer = written(models[name], tmp_path / "hf")
     pieces = [reference.id_to_piece(i).replace("\u2581", " ") for i in range(reference.vocab_size())]
@@ -92,15 +92,20 @@ def test_pieces_in_any_order_too(name: str, models: dict[str, Path], tmp_path: P
 
 
 def test_nothing_is_merged_into_the_name_of_a_special_token(tmp_path: Path) -> None:
-    lines = ["q</s z>", "b</s y>", "c</s y>", "d</s y>"] * 50  # whole special names would be left out of training
+    lines = [
+        "q</s z>",
+        "b</s y>",
+        "c</s y>",
+        "d</s y>",
+    ] * 50  # whole names of special tokens would be left out of the training
     model = trained(tmp_path / "m", lines, vocab_size=300, hard_vocab_limit=False, split_by_unicode_script=False)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    assert reference.encode_as_pieces("x</s>")[-2:] == ["</s", ">"]  # else this would show nothing
+    assert reference.encode_as_pieces("x</s>")[-2:] == ["</s", ">"]  # otherwise the test would show nothing
     assert ids_of(written(model, tmp_path / "hf"), "x</s>") == reference.encode("x</s>")
 
 
 @pytest.mark.parametrize(("first_token", "lead", "bos"), [("bos", [1], 1), ("eos", [2], 2), ("none", [], None)])
-def test_what_comes_first(
+def test_the_first_token(
     first_token: FirstToken, lead: list[int], bos: int | None, models: dict[str, Path], tmp_path: Path
 ) -> None:
     tokenizer = written(models["llama2"], tmp_path / "hf", first_token=first_token)

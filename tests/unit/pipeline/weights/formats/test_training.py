@@ -1,4 +1,4 @@
-"""Training checkpoints as a format; its numbers are in test_convert.py."""
+"""Training checkpoints as a format; test_convert.py compares the weights."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.helpers.exports import exported, write_checkpoint
 from tests.helpers.references import tiny_config, tiny_model
 
 
-def test_a_written_checkpoint_is_whole_of_step_0_and_of_no_run(tmp_path: Path) -> None:
+def test_a_written_checkpoint_is_whole_at_step_0_and_of_no_run(tmp_path: Path) -> None:
     folder = exported(tmp_path / "start", tiny_model(), to="deepspeed")
     assert damage_of(folder) is None
     state = json.loads((folder / "training_state.json").read_text())
@@ -35,7 +35,7 @@ def test_a_checkpoint_knows_its_tokenizer_and_its_context(tmp_path: Path, byte_s
     assert source.provenance.shards == json.loads((byte_shards / "metadata.json").read_text())
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+def test_folders_without_a_whole_checkpoint_are_reported(tmp_path: Path) -> None:
     (tmp_path / "young" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="young has no whole checkpoint"):
         find_checkpoint(tmp_path / "young")
@@ -46,7 +46,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", [{}, {"config": []}, {"config": {"model": 3}}])
-def test_a_state_without_a_model_is_named(tmp_path: Path, state: dict[str, object]) -> None:
+def test_a_state_without_a_model_is_reported(tmp_path: Path, state: dict[str, object]) -> None:
     folder = exported(tmp_path / "start", tiny_model(), to="deepspeed")
     seal_checkpoint(folder, state)
     with pytest.raises(UserError, match=r"training_state\.json describes no model"):
