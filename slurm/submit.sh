@@ -36,7 +36,7 @@ done
     fail "${stages[*]}: stages must be in the order prepare_data train_... convert evaluate, each at most once"
 [ $# = 0 ] || shift
 arguments=("$@")
-said=$(bash -eu slurm/site.env 2>&1) || fail "$said (lines must be NAME=value, without spaces around "=", and with quotes around values that have spaces)"
+said=$(bash -eu slurm/site.env 2>&1) || fail "$said (lines must be NAME=value, without spaces around =, and with quotes around values that have spaces)"
 . slurm/site.env
 has() { [[ " ${stages[*]} " == *" $1"* ]]; } # has STAGE: whether a stage starts with this name
 case ${stages[0]} in
