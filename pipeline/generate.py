@@ -127,8 +127,8 @@ def _after(completion: Completion) -> str:
 def _compare(session: Session, prompts: Sequence[Prompt], decoding: Decoding, *, as_json: bool) -> None:
     """Print completions, and the speed-up over autoregressive decoding."""
     autoregressive = dataclasses.replace(decoding, n_heads_used=1)
-    for either in (decoding, autoregressive):  # warm up both, so that neither includes the cost of first calls
-        some = dataclasses.replace(either, max_gen_len=_WARM_UP_TOKENS)
+    for each in (decoding, autoregressive):  # warm up both, so that neither includes the cost of first calls
+        some = dataclasses.replace(each, max_gen_len=_WARM_UP_TOKENS)
         next(session.batches(prompts, some))
     fast = _print_batches(session, prompts, decoding, as_json=as_json)
     baseline = list(session.batches(prompts, autoregressive))

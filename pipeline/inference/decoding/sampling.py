@@ -60,9 +60,9 @@ def judge(drafts: Drafts, logits_BTV: Tensor, sampling: Sampling) -> tuple[Tenso
     """Return the number of accepted drafts (B,), int64, and the token (B, 1) after the last accepted one.
 
     Args:
-        drafts: of each sequence.
+        drafts: the drafts of each sequence.
         logits_BTV: the model's own logits with T = L + 1, before each draft and after all.
-        sampling: as the drafts were drawn.
+        sampling: the settings that the drafts were drawn with.
     """
     if drafts.probs_BLV is None:
         best_BT = logits_BTV.argmax(-1)

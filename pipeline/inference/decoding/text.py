@@ -56,7 +56,7 @@ class CompletionText:
         self.is_stopped = self.text != text
         if not text.endswith(_UNFINISHED):
             pending = decode(self._pending)
-            is_blank = not pending.strip()  # a decoder may drop blanks at the beginning, so they cannot be a context
+            is_blank = not pending.strip()  # decoders may drop leading blanks, so blanks alone are no context
             self._context, self._n_context = (ids, len(decoded)) if is_blank else (self._pending, len(pending))
             self._before, self._pending = text, []
 
