@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, free_port
 from tests.helpers.own_problems import HUMANEVAL
 
 CODE = ("common", "data_prep", "pipeline", "ds_configs")
@@ -64,10 +64,12 @@ def run_page(page: str, folder: Path) -> list[Ran]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "CORPUS": str(Path(sysconfig.get_path("stdlib")) / "asyncio"),
         "PROBLEMS": "problems.jsonl",
+        "PET_MASTER_PORT": str(free_port()),  # torchrun's; other runs on this machine use the default
     }
     ran = []
     for command in commands_of(page):
-        shortened = command + (SHORTER if "--module pipeline.train" in command else "")
+        shortened = command.replace("deepspeed --num_gpus", f"deepspeed --master_port {free_port()} --num_gpus")
+        shortened += SHORTER if "--module pipeline.train" in command else ""
         hidden = {"PYTHONPATH": str(folder / "hide")} if command.startswith("python - ") else {}
         done = subprocess.run(
             ["bash", "-c", shortened], cwd=folder, env=environment | hidden, capture_output=True, text=True,
