@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.command_line import UserError
 from common.tokenizers import BYTES, Engine
+from common.wording import counted
 from data_prep.dedup.survey import decide, decided, decision_path, survey_part, survey_path
 from data_prep.filters.decisions import Reasons, n_readings
 from data_prep.filters.options import filter_options
@@ -15,10 +16,13 @@ from data_prep.shards.part_writer import write_part
 from data_prep.shards.parts import Part, PartOptions, PartResult, RunShare, finished_parts
 from data_prep.sources.documents import Piece
 from data_prep.sources.options import read_options
-from data_prep.sources.records import UNMEASURED
+from data_prep.sources.records import FILE, JSONL, UNMEASURED
 from data_prep.tokens.options import document_options
 from data_prep.tokens.packing import WindowShape
 from data_prep.workers import results_of, worker_pool
+
+_OF_PLAIN_TEXT = (FILE, JSONL)  # formats whose size tells how much text there is
+_BYTES_PER_TOKEN = 4  # of code and of text, about
 
 
 def write_share(parts: Sequence[Part], arguments: argparse.Namespace, *, engine: Engine) -> None:
@@ -41,10 +45,12 @@ def write_share(parts: Sequence[Part], arguments: argparse.Namespace, *, engine:
     prefix = "" if share.is_whole else f"share {share}: "
     reused = f", of which {len(earlier)} are finished already" if earlier else ""
     print(
-        f"{prefix}{n_files:,} files, {n_bytes / 1e6:,.1f} MB, in {len(mine)} of {len(parts)} parts{reused}; "
+        f"{prefix}{counted(n_files, 'file')}, {n_bytes / 1e6:,.1f} MB, in {len(mine)} of {len(parts)} parts{reused}; "
         "starting workers",
         flush=True,
     )
+    if doubt := _doubt_about_val(parts, arguments):
+        print(doubt, flush=True)
     started = time.monotonic()
     written = _write_parts(parts, arguments, engine=engine, finished=earlier.keys())
     n_bytes, elapsed_s = sum(result.input_bytes for result in written.values()), time.monotonic() - started
@@ -53,6 +59,22 @@ def write_share(parts: Sequence[Part], arguments: argparse.Namespace, *, engine:
     else:
         mb = n_bytes / 1e6
         print(f"{prefix}written: {mb:,.1f} MB read in {elapsed_s:.1f} s, {mb / elapsed_s:.1f} MB/s")
+
+
+def _doubt_about_val(parts: Sequence[Part], arguments: argparse.Namespace) -> str | None:
+    """Return a warning if no part is likely to have a window of the val split, which the last step would refuse."""
+    if not arguments.val_fraction or any(piece.format not in _OF_PLAIN_TEXT for part in parts for piece in part.pieces):
+        return None
+    n_bytes = max((sum(piece.size for piece in part.pieces) for part in parts), default=0)
+    bytes_per_token = 1 if arguments.tokenizer == BYTES else _BYTES_PER_TOKEN
+    expected, needed = n_bytes * arguments.val_fraction / bytes_per_token, arguments.seq_len + arguments.lookahead
+    if expected >= needed:
+        return None
+    return (
+        f"warning: val/ may be without a window of {arguments.seq_len} + {arguments.lookahead} tokens, which is "
+        f"refused at the end: --val_fraction {arguments.val_fraction} of the largest part, {n_bytes:,} bytes, is "
+        f"about {expected:,.0f} tokens; raise --val_fraction or --part_bytes, or lower --seq_len"
+    )
 
 
 def _write_parts(

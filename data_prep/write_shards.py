@@ -26,7 +26,7 @@ from common.fast_tokens import EngineUnavailable
 from common.s3 import S3Path
 from common.shard_format import FORMAT_VERSION, METADATA
 from common.tokenizers import BYTES, Engine, Tokenizer, load_tokenizer
-from data_prep.shards.folder import abandon, claim, is_finished, locked, spoil
+from data_prep.shards.folder import claim, is_finished, locked, spoil
 from data_prep.shards.identity import Identity, identifying_arguments
 from data_prep.shards.merge import merge, plan_facts
 from data_prep.shards.parts import WORK_FOLDER, Part, RunShare
@@ -136,11 +136,8 @@ def _write(
     claim(out, identity, parts, share=share, tokenizer_model=model, facts=facts)
     try:
         write_share(parts, arguments, engine=engine)
-    except WrongIdsError as error:  # documents that were not compared may have wrong ids, too
-        if share.is_whole:
-            abandon(out)
-        else:
-            spoil(out, str(error))
+    except WrongIdsError as error:
+        spoil(out, str(error))
         raise
     if share.is_whole and not arguments.survey_only:
         merge(out)

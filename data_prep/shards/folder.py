@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import UserError
-from common.files import partial_path, write_json
+from common.files import partial_path, write_json, write_text
 from common.s3 import S3Path
 from common.shard_format import METADATA, TOKENIZER_MODEL
 from data_prep.shards.identity import Identity, read_json, refuse_difference
-from data_prep.shards.parts import SPLITS, WORK_FOLDER, Part, RunShare
+from data_prep.shards.parts import WORK_FOLDER, Part, RunShare
 from data_prep.workers import WRITE_ERRORS
 
 _LOCK = ".lock"
@@ -153,7 +153,7 @@ def read_plan(out: Path) -> dict[str, Any]:
         )
     with suppress(FileNotFoundError):
         reason = (out / WORK_FOLDER / _SPOILED).read_text(encoding="utf-8")
-        raise UserError(f"{out} must be deleted and written again: {reason}")
+        raise UserError(f"{out} cannot be continued: {reason}")
     return plan
 
 
@@ -165,14 +165,8 @@ def shares_with(out: Path, parts: Sequence[int]) -> str:
 
 
 def spoil(out: Path, reason: str) -> None:
-    """Make all shares, and the last step, refuse the folder from now on, because other runs may be writing to it."""
-    (out / WORK_FOLDER / _SPOILED).write_text(reason, encoding="utf-8")
-
-
-def abandon(out: Path) -> None:
-    """Remove everything that an unfinished run wrote."""
-    for name in (*SPLITS, WORK_FOLDER):
-        shutil.rmtree(out / name, ignore_errors=True)
+    """Make all shares, and the last step, refuse the folder from now on; what was written stays."""
+    write_text(out / WORK_FOLDER / _SPOILED, reason)
 
 
 def _listing_summary(part: Part) -> str:

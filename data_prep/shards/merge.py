@@ -22,7 +22,7 @@ from common.files import write_json
 from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, DamagedShardError, read_index
 from common.tokenizers import Tokenizer
 from data_prep.filters.languages import UNKNOWN
-from data_prep.shards.folder import abandon, read_plan, shares_with
+from data_prep.shards.folder import read_plan, shares_with
 from data_prep.shards.mds_writer import index_of
 from data_prep.shards.parts import (
     WORK_FOLDER,
@@ -62,7 +62,7 @@ def merge(out: Path) -> None:
     """Finish a folder that this process has locked, and print a summary.
 
     Raises:
-        UserError: parts are missing; or a split would have no window, and the unfinished folder is emptied.
+        UserError: parts are missing, or a split would have no window. The folder stays as it is.
     """
     plan = read_plan(out)
     parts = [Part(index, ()) for index in range(len(plan["listing"]))]
@@ -73,9 +73,8 @@ def merge(out: Path) -> None:
     results = [finished[part.index] for part in parts]
     total = _sum_of(results, plan)
     report = build_report([(result.tally, result.examples) for result in (total, *results)])
-    if problem := _split_problem(total, report, plan):
-        abandon(out)
-        raise UserError(problem)
+    if problem := _split_problem(results, total, report, plan):
+        raise UserError(f"{problem}; all finished parts stay in {out}, so that other arguments need another --out")
     write_json(out / REPORT, report)
     _finish(out, _metadata(plan, total), parts=parts)
     sources = _source_lines(total) if plan["arguments"]["mix"] else []
@@ -110,7 +109,9 @@ def _sum_of(results: Sequence[PartResult], plan: Mapping[str, Any]) -> PartResul
     return total
 
 
-def _split_problem(total: PartResult, report: Mapping[str, Any], plan: Mapping[str, Any]) -> str | None:
+def _split_problem(
+    results: Sequence[PartResult], total: PartResult, report: Mapping[str, Any], plan: Mapping[str, Any]
+) -> str | None:
     """Return why a split cannot be used for training or evaluation; None if every split has a window."""
     arguments = plan["arguments"]
     if not any(counts.documents for counts in total.splits.values()):
@@ -118,12 +119,24 @@ def _split_problem(total: PartResult, report: Mapping[str, Any], plan: Mapping[s
         return f"no documents in {named}; dropped: {_dropped_text(report) or 'none'}"
     for name, counts in total.splits.items():
         if counts.windows == 0:
+            most = max(result.splits[name].tokens for result in results)
             return (
                 f"split {name!r} would have no window of {arguments['seq_len']} + {arguments['lookahead']} tokens "
-                f"(it has {counts.documents} documents, {counts.tokens} tokens, in {len(plan['listing'])} parts): "
-                f"change --val_fraction ({arguments['val_fraction']}), lower --seq_len, or add input"
+                f"(it has {counts.documents} documents, {counts.tokens} tokens, of which {most} are in one of the "
+                f"{len(results)} parts): {_advice(name, counts.tokens, plan)}"
             )
     return None
+
+
+def _advice(split: str, n_tokens: int, plan: Mapping[str, Any]) -> str:
+    """Return what gives a split without a window one, given the number of its tokens in all parts together."""
+    arguments, fraction = plan["arguments"], plan["arguments"]["val_fraction"]
+    changes = ["lower --seq_len", "add input"]
+    if split == "val":
+        changes = [f"raise --val_fraction ({fraction}), or set it to 0 for no val split", *changes]
+    if n_tokens >= arguments["seq_len"] + arguments["lookahead"]:
+        changes = ["raise --part_bytes, so that the split's documents share fewer parts", *changes]
+    return f"{', '.join(changes[:-1])}, or {changes[-1]}"
 
 
 def _metadata(plan: Mapping[str, Any], total: PartResult) -> dict[str, Any]:

@@ -88,5 +88,6 @@ def _check_ids(document: Document, text: str, ids: IdArray, tokenizer: Tokenizer
     versions = ", ".join(f"{name} {number}" for name, number in tokenizer.versions.items())
     raise WrongIdsError(
         f"{document.source}: at token {position} the fast tokenizer gives {found}, sentencepiece {wanted} "
-        f"({versions}); everything written so far is removed: run again with --tokenizer_engine sentencepiece"
+        f"({versions}); the shards written so far may have wrong ids, too: write all of them into another --out, with "
+        "--tokenizer_engine sentencepiece"
     )

@@ -154,7 +154,7 @@ def test_a_share_that_found_wrong_ids_stops_the_others(corpus: Path, tmp_path: P
         lambda: write_shards.main([*arguments, "--part", "2/2"]),
         lambda: merge_shards.main([str(out)]),
     ):
-        with pytest.raises(UserError, match=r"must be deleted and written again: x\.py: at token 5"):
+        with pytest.raises(UserError, match=r"out cannot be continued: x\.py: at token 5"):
             command()
 
 

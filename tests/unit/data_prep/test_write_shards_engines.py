@@ -68,7 +68,7 @@ def _run_with_engine(
     )
 
 
-def test_a_wrong_id_ends_the_run_and_leaves_nothing(corpus: Path, model: Path, tmp_path: Path) -> None:
+def test_a_wrong_id_ends_the_run_and_what_it_wrote_is_not_continued(corpus: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     # the ids of the first document of a part are always compared with the reference
     (corpus / "email" / "00.py").write_text("a = 'a text that an engine has not learned' ; b = 'ABRACADABRA'\n")
@@ -76,9 +76,15 @@ def test_a_wrong_id_ends_the_run_and_leaves_nothing(corpus: Path, model: Path, t
     result = _run_with_engine(tmp_path / "engine", _WRONG_ENGINE, *arguments, model=model, wrong_text="ABRACADABRA")
     assert result.returncode == 2
     assert f"error: {corpus}/email/00.py: at token 5 the fast tokenizer gives 7, sentencepiece " in result.stderr
-    assert "run again with --tokenizer_engine sentencepiece" in result.stderr
+    assert "write all of them into another --out, with --tokenizer_engine sentencepiece" in result.stderr
     assert "Traceback" not in result.stderr
-    assert set(files_of(out)) <= {".lock"}
+    written = files_of(out)
+    assert [name for name in written if name.startswith("work/part-")]
+    again = run_module("data_prep.write_shards", *arguments, "--tokenizer_engine", "sentencepiece")
+    assert again.returncode == 2
+    assert f"{out} cannot be continued: {corpus}/email/00.py: at token 5 the fast tokenizer gives" in again.stderr
+    assert files_of(out) == written
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "another")
     again = run_module("data_prep.write_shards", *arguments, "--tokenizer_engine", "sentencepiece")
     assert again.returncode == 0
 

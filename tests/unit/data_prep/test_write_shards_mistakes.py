@@ -12,7 +12,8 @@ from common.command_line import UserError
 from data_prep import write_shards
 from data_prep.shards.folder import locked
 from tests.conftest import REPOSITORY, run_module
-from tests.helpers.shard_writing import model_arguments
+from tests.helpers.records import jsonl
+from tests.helpers.shard_writing import files_of, model_arguments
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_a_second_run_on_a_folder_is_refused(corpus: Path, model: Path, tmp_path
     [
         (
             {"val_fraction": 1e-9},
-            r"split 'val' would have no window of 64 \+ 8 tokens .*, in 4 parts.*change --val_fraction \(1e-09\)",
+            r"split 'val' would have no window of 64 \+ 8 tokens .* the 4 parts\): raise --val_fraction \(1e-09\)",
         ),
         (
             {"min_bytes": 10**9},
@@ -94,10 +95,36 @@ def test_a_second_run_on_a_folder_is_refused(corpus: Path, model: Path, tmp_path
 def test_shards_without_windows_are_refused_and_the_advice_helps(
     changes: dict[str, Any], message: str, corpus: Path, model: Path, tmp_path: Path
 ) -> None:
+    out = tmp_path / "out"
     with pytest.raises(UserError, match=message):
-        write_shards.main(model_arguments(corpus, model, tmp_path / "out", **changes))
-    write_shards.main(model_arguments(corpus, model, tmp_path / "out", val_fraction=0))
-    assert not (tmp_path / "out" / "val").exists()
+        write_shards.main(model_arguments(corpus, model, out, **changes))
+    refused = files_of(out)
+    assert len([name for name in refused if name.startswith("work/part-")]) == 4  # all parts are finished, and stay
+    with pytest.raises(UserError, match=message):
+        write_shards.main(model_arguments(corpus, model, out, **changes))
+    assert files_of(out) == refused
+    with pytest.raises(UserError, match=r"unfinished run with other arguments: .*; choose another --out, or delete it"):
+        write_shards.main(model_arguments(corpus, model, out, val_fraction=0))
+    write_shards.main(model_arguments(corpus, model, tmp_path / "another", val_fraction=0))
+    assert not (tmp_path / "another" / "val").exists()
+
+
+def test_parts_too_small_for_a_window_are_kept_and_larger_ones_advised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "corpus.jsonl", tmp_path / "out"
+    path.write_bytes(jsonl(*({"text": f"document {i} " * 20} for i in range(500))))
+    wanted = {"tokenizer": "bytes", "seq_len": 4096, "val_fraction": 0.1, "part_bytes": 10_000}
+    message = (
+        r"split 'val' would have no window of 4096 \+ 8 tokens \(it has \d+ documents, \d{5} tokens, of which "
+        rf"\d+ are in one of the 14 parts\): raise --part_bytes, .*; all finished parts stay in {out}, so that"
+    )
+    with pytest.raises(UserError, match=message):
+        write_shards.main(model_arguments(path, path, out, **wanted))
+    assert "warning: val/ may be without a window of 4096 + 8 tokens" in capsys.readouterr().out
+    assert len(list(out.glob("train/part-*/index.json"))) == len(list(out.glob("work/part-*.json"))) == 14
+    write_shards.main(model_arguments(path, path, tmp_path / "another", **wanted | {"part_bytes": 10**6}))
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_jsonl_without_the_text_field_is_reported(model: Path, tmp_path: Path) -> None:
