@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.parts.batches import random_batches
-from benchmarks.parts.harness import DEFAULT, REPOSITORY, benchmark_parser, markdown, run_benchmark
+from benchmarks.parts.harness import COUNT, DEFAULT, REPOSITORY, benchmark_parser, markdown, run_benchmark
 from common.command_line import UserError, exit_on_user_error
 from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig
@@ -155,8 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "benchmarks.checkpoint_stall", description=__doc__, repeats=7, rounds="saves of each kind"
     )
     add = parser.add_argument
-    add("--dim", type=int, default=768, metavar="N", help=f"width of the model, a multiple of 64 {DEFAULT}")
-    add("--n_layers", type=int, default=12, metavar="N", help=f"layers of the model, heads included {DEFAULT}")
+    add("--dim", type=COUNT, default=768, metavar="N", help=f"width of the model, a multiple of 64 {DEFAULT}")
+    add("--n_layers", type=COUNT, default=12, metavar="N", help=f"layers of the model, heads included {DEFAULT}")
     scratch_help = "folder on the disk to measure; takes about 48 bytes per parameter (default: the system's)"
     add("--scratch", type=Path, metavar="DIR", help=scratch_help)
     run_benchmark(parser, measure, argv)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.parts.harness import DEFAULT, benchmark_parser, markdown, run_benchmark
+from benchmarks.parts.harness import COUNT, DEFAULT, benchmark_parser, markdown, run_benchmark
 from benchmarks.parts.ranks import on_ranks
 from benchmarks.parts.steps import Case
 from common.command_line import exit_on_user_error
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = benchmark_parser("benchmarks.collectives", description=__doc__, ranks=2)
     usual = ["zero1_fp32", "zero2_fp32", "zero3_fp32"]
     parser.add_argument("--jsons", nargs="+", default=usual, metavar="NAME", help=f"files of ds_configs/ {DEFAULT}")
-    parser.add_argument("--n", type=int, nargs="+", default=[1, 4], metavar="N", help=f"numbers of heads {DEFAULT}")
+    parser.add_argument("--n", type=COUNT, nargs="+", default=[1, 4], metavar="N", help=f"numbers of heads {DEFAULT}")
     run_benchmark(parser, measure, argv)
 
 

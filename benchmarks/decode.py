@@ -22,8 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.parts.harness import DEFAULT, benchmark_parser, run_benchmark
-from common.command_line import UserError, exit_on_user_error, raise_if_any
+from benchmarks.parts.harness import COUNT, DEFAULT, benchmark_parser, run_benchmark
+from common.command_line import UserError, exit_on_user_error, raise_if_any, real_number, whole_number
 from common.files import written_whole
 from common.shard_format import read_metadata
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
@@ -182,17 +182,7 @@ def _record(
 
 def _problems(arguments: argparse.Namespace) -> list[str]:
     """Return the problems with the arguments alone, one line each."""
-    least = {"max_gen_len": 2, "prompt_len": 1, "n_prompts": 1}
-    problems = [
-        f"--{name} must be at least {bound}, not {getattr(arguments, name)}"
-        for name, bound in least.items()
-        if getattr(arguments, name) < bound
-    ]
-    for name in ("batch_sizes", "exit_layers", "n_drafts"):
-        values = getattr(arguments, name) or []
-        problems += [f"--{name} must be at least 1, not {value}" for value in values if value < 1]
-    rates = arguments.forced_acceptance or []
-    problems += [f"--forced_acceptance must be 0 to 1, not {rate}" for rate in rates if not 0 <= rate <= 1]
+    problems = []
     if arguments.ckpt_dir is not None and arguments.prompt_file is None and arguments.shards is None:
         problems.append("--ckpt_dir needs prompts: give --prompt_file or --shards")
     if arguments.size is not None and (arguments.prompt_file is not None or arguments.shards is not None):
@@ -219,19 +209,21 @@ def _parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--split", default="val", help=f"split of the shards {DEFAULT}")
     length_help = f"tokens of a prompt from shards or of random ids {DEFAULT}"
-    add("--prompt_len", type=int, default=32, metavar="N", help=length_help)
-    add("--n_prompts", type=int, default=8, metavar="N", help=f"prompts, repeated to fill batches {DEFAULT}")
+    add("--prompt_len", type=COUNT, default=32, metavar="N", help=length_help)
+    add("--n_prompts", type=COUNT, default=8, metavar="N", help=f"prompts, repeated to fill batches {DEFAULT}")
     tokenizer_help = "tokenizer of --prompt_file, a file or the word 'bytes' (default: the model's own)"
     add("--tokenizer_path", metavar="FILE", help=tokenizer_help)
     add("--first_token", choices=FIRST_TOKENS, help="first token of --prompt_file's prompts, as in pipeline.generate")
     add = parser.add_argument_group("decoding").add_argument
-    add("--max_gen_len", type=int, default=128, metavar="N", help=f"tokens to generate {DEFAULT}")
-    add("--batch_sizes", type=int, nargs="+", default=[1], metavar="B", help="sequences per batch (default: 1)")
+    length = whole_number(at_least=2, at_most=1_000_000)
+    add("--max_gen_len", type=length, default=128, metavar="N", help=f"tokens to generate {DEFAULT}")
+    add("--batch_sizes", type=COUNT, nargs="+", default=[1], metavar="B", help="sequences per batch (default: 1)")
     exit_help = "trunk layers after which LayerSkip drafts (default: a quarter and half of the trunk)"
-    add("--exit_layers", type=int, nargs="+", metavar="E", help=exit_help)
-    add("--n_drafts", type=int, nargs="+", default=[2, 4], metavar="D", help="LayerSkip's draft lengths (default: 2 4)")
+    add("--exit_layers", type=COUNT, nargs="+", metavar="E", help=exit_help)
+    add("--n_drafts", type=COUNT, nargs="+", default=[2, 4], metavar="D", help="LayerSkip's drafts (default: 2 4)")
     forced_help = "accept draft 1, 2, ... at these rates, whatever they are; the last rate holds for all further drafts"
-    add("--forced_acceptance", type=float, nargs="+", metavar="P", help=forced_help)
+    rate = real_number(at_least=0, at_most=1)
+    add("--forced_acceptance", type=rate, nargs="+", metavar="P", help=forced_help)
     return parser
 
 

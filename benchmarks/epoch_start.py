@@ -18,9 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.parts.harness import DEFAULT, LiveTable, benchmark_parser, run_benchmark
+from benchmarks.parts.harness import COUNT, DEFAULT, LiveTable, benchmark_parser, run_benchmark
 from benchmarks.parts.ranks import on_ranks
-from common.command_line import exit_on_user_error
+from common.command_line import exit_on_user_error, whole_number
 from pipeline.config.schema import DataConfig, TrainConfig
 
 SEQ_LEN, LOOKAHEAD = 4096, 8
@@ -94,13 +94,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = benchmark_parser("benchmarks.epoch_start", description=__doc__)
     add, usual = parser.add_argument, DataConfig()
     windows_help = f"windows of an epoch (default: {WINDOWS_OF_1T}, 1T tokens)"
-    add("--windows", type=int, default=WINDOWS_OF_1T, metavar="N", help=windows_help)
+    windows = whole_number(at_least=1, at_most=10**12)
+    add("--windows", type=windows, default=WINDOWS_OF_1T, metavar="N", help=windows_help)
     algos_help = f"streaming's shuffling algorithms {DEFAULT}"
     add("--algos", nargs="+", default=[usual.shuffle_algo], metavar="NAME", help=algos_help)
     blocks_help = f"windows of a shuffling block {DEFAULT}"
-    add("--block_sizes", type=int, nargs="+", default=[usual.shuffle_block_size], metavar="N", help=blocks_help)
+    add("--block_sizes", type=COUNT, nargs="+", default=[usual.shuffle_block_size], metavar="N", help=blocks_help)
     nodes_help = f"canonical nodes {DEFAULT}"
-    add("--canonical_nodes", type=int, nargs="+", default=[usual.num_canonical_nodes], metavar="N", help=nodes_help)
+    add("--canonical_nodes", type=COUNT, nargs="+", default=[usual.num_canonical_nodes], metavar="N", help=nodes_help)
     run_benchmark(parser, measure, argv)
 
 

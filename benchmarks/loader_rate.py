@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.parts.harness import DEFAULT, benchmark_parser, markdown, run_benchmark
 from benchmarks.parts.ranks import on_ranks
 from benchmarks.parts.rounds import spread
-from common.command_line import exit_on_user_error
+from common.command_line import exit_on_user_error, real_number, whole_number
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
 from pipeline.config.schema import DataConfig, TrainConfig
 from pipeline.model.formulas import training_flops_per_token
@@ -111,12 +111,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "benchmarks.loader_rate", description=__doc__, warm_up=2, repeats=5, rounds="repetitions"
     )  # fmt: skip
     add = parser.add_argument
-    add("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N", help=f"data.num_workers {DEFAULT}")
+    workers = whole_number(at_least=0, at_most=1024)
+    add("--workers", type=workers, nargs="+", default=[0, 1, 2], metavar="N", help=f"data.num_workers {DEFAULT}")
     add("--size", choices=MODEL_SIZES, default="0.3B", help=f"size of the paced model {DEFAULT}")
     mfu_help = f"fraction of the {DEVICE}'s peak FLOPs that the paced model reaches {DEFAULT}"
-    add("--mfu", type=float, default=0.55, metavar="F", help=mfu_help)
+    add("--mfu", type=real_number(above=0, at_most=1), default=0.55, metavar="F", help=mfu_help)
     batches_help = f"micro batches of {MICRO_BATCH} windows in a repetition {DEFAULT}"
-    add("--batches", type=int, default=64, metavar="N", help=batches_help)
+    add("--batches", type=whole_number(at_least=1, at_most=1_000_000), default=64, metavar="N", help=batches_help)
     run_benchmark(parser, measure, argv)
 
 

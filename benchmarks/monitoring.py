@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.parts.harness import DEFAULT, REPOSITORY, benchmark_parser, markdown, run_benchmark
+from benchmarks.parts.harness import COUNT, DEFAULT, REPOSITORY, benchmark_parser, markdown, run_benchmark
 from benchmarks.parts.ranks import on_ranks
-from common.command_line import below_one, exit_on_user_error
+from common.command_line import exit_on_user_error
 from common.tokenizers import BYTES
 from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig
@@ -159,20 +159,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def _problems(arguments: argparse.Namespace) -> list[str]:
-    problems = below_one(arguments, "seq_len", "micro_batch_size")
     if arguments.n_layers < HEADS or arguments.dim % 64 or arguments.dim < 64:
-        problems.append(f"--n_layers must be at least {HEADS}, and --dim a multiple of 64")
-    return problems
+        return [f"--n_layers must be at least {HEADS}, and --dim a multiple of 64"]
+    return []
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = benchmark_parser("benchmarks.monitoring", description=__doc__, ranks=1, repeats=30)
     add = parser.add_argument
-    add("--dim", type=int, default=256, metavar="N", help=f"width of the model, a multiple of 64 {DEFAULT}")
-    add("--n_layers", type=int, default=8, metavar="N", help=f"layers of the model, heads included {DEFAULT}")
-    add("--seq_len", type=int, default=256, metavar="N", help=f"tokens per sequence {DEFAULT}")
-    add("--micro_batch_size", type=int, default=4, metavar="N", help=f"sequences per rank {DEFAULT}")
+    add("--dim", type=COUNT, default=256, metavar="N", help=f"width of the model, a multiple of 64 {DEFAULT}")
+    add("--n_layers", type=COUNT, default=8, metavar="N", help=f"layers of the model, heads included {DEFAULT}")
+    add("--seq_len", type=COUNT, default=256, metavar="N", help=f"tokens per sequence {DEFAULT}")
+    add("--micro_batch_size", type=COUNT, default=4, metavar="N", help=f"sequences per rank {DEFAULT}")
     run_benchmark(parser, measure, argv, check=_problems)
 
 

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.parts.harness import DEFAULT, REPOSITORY, benchmark_parser, markdown, run_benchmark
+from benchmarks.parts.harness import COUNT, DEFAULT, REPOSITORY, benchmark_parser, markdown, run_benchmark
 from common.command_line import exit_on_user_error
 from pipeline.config.recipe import load_config
 from pipeline.config.schema import Config
@@ -90,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipe = REPOSITORY / "pipeline" / "recipes" / "7B_200B.yaml"
     add = parser.add_argument
     add("--config", type=Path, default=recipe, metavar="RECIPE", help="recipe (default: 7B_200B.yaml)")
-    add("--stages", type=int, nargs="+", default=[4, 8], metavar="N", help=f"numbers of stages {DEFAULT}")
-    add("--gpus", type=int, default=64, metavar="N", help=f"number of ranks, for the pipeline bubble {DEFAULT}")
+    add("--stages", type=COUNT, nargs="+", default=[4, 8], metavar="N", help=f"numbers of stages {DEFAULT}")
+    add("--gpus", type=COUNT, default=64, metavar="N", help=f"number of ranks, for the pipeline bubble {DEFAULT}")
     run_benchmark(parser, measure, argv)
 
 

@@ -18,10 +18,10 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks.parts.harness import DEFAULT, benchmark_parser, markdown, run_benchmark
+from benchmarks.parts.harness import COUNT, DEFAULT, benchmark_parser, markdown, run_benchmark
 from benchmarks.parts.rounds import Spread, ratio, spread
 from benchmarks.parts.steps import Case, CaseTimes, time_steps
-from common.command_line import below_one, exit_on_user_error
+from common.command_line import exit_on_user_error
 from pipeline.config.model import MODEL_SIZES
 from pipeline.runtime.devices import peak_flops
 
@@ -133,10 +133,9 @@ def _base_case(arguments: argparse.Namespace, shape: Case) -> Case:
 
 
 def _problems(arguments: argparse.Namespace) -> list[str]:
-    problems = below_one(arguments, "seq_len", "micro_batch_size", "threads")
     if "liger" in arguments.peers and find_spec("liger_kernel") is None:
-        problems.append("--peers liger needs the package liger-kernel: pip install liger-kernel, or leave it out")
-    return problems
+        return ["--peers liger needs the package liger-kernel: pip install liger-kernel, or leave it out"]
+    return []
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -144,18 +143,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = benchmark_parser("benchmarks.train_step", description=__doc__, ranks=1, warm_up=1, repeats=4)
     add = parser.add_argument
     add("--shapes", nargs="+", choices=SHAPES, default=list(SMALL), help=f"small shapes, or the paper's {DEFAULT}")
-    add("--n", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N", help=f"numbers of heads {DEFAULT}")
+    add("--n", type=COUNT, nargs="+", default=[1, 2, 4, 8], metavar="N", help=f"numbers of heads {DEFAULT}")
     peers_help = f"other implementations to compare with {DEFAULT}"
     add("--peers", nargs="*", choices=PEERS, default=["transformers", "lingua"], help=peers_help)
     compiled_help = "also measure n = 1, the most heads, and transformers with torch.compile on each layer"
     add("--compiled", action=argparse.BooleanOptionalAction, default=True, help=compiled_help)
     add("--deepspeed_json", default="zero1_fp32", metavar="NAME", help=f"a file of ds_configs/ {DEFAULT}")
-    add("--seq_len", type=int, metavar="N", help="tokens per sequence (default: the shape's)")
-    add("--micro_batch_size", type=int, metavar="N", help="sequences per micro batch (default: the shape's)")
+    add("--seq_len", type=COUNT, metavar="N", help="tokens per sequence (default: the shape's)")
+    add("--micro_batch_size", type=COUNT, metavar="N", help="sequences per micro batch (default: the shape's)")
     add("--activation_checkpointing", action="store_true", help="recompute activations in our own models")
     separately_help = "measure one case after the other, not in turns, if the device cannot hold all of them"
     add("--separately", action="store_true", help=separately_help)
-    add("--threads", type=int, default=1, metavar="N", help=f"CPU threads of each rank {DEFAULT}")
+    add("--threads", type=COUNT, default=1, metavar="N", help=f"CPU threads of each rank {DEFAULT}")
     run_benchmark(parser, measure, argv, check=_problems)
 
 

@@ -1,17 +1,22 @@
 """The contract of every command: a user's mistake is one clear line and exit code 2, never a traceback.
 
 A `UserError` says what is wrong, which value was given, and what to do. Any other exception is a bug, and keeps its
-traceback.
+traceback. An option that takes a number declares the range beside it, with `whole_number` or `real_number` as its type;
+the parser refuses all numbers that are out of range together.
 """
 
 import argparse
 import contextlib
 import errno
+import operator
 import os
+import re
 import signal
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -48,11 +53,80 @@ def version() -> str:
     return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["version"]
 
 
+@dataclass(frozen=True)
+class _BadNumber:
+    """Stands among the parsed arguments for a number that is refused, until all of them are reported together."""
+
+    text: str
+    wanted: str
+
+    def __str__(self) -> str:
+        is_plain = re.fullmatch(r"[!-~]{1,40}", self.text)
+        given = self.text if is_plain else repr(self.text if len(self.text) <= 40 else f"{self.text[:37]}...")
+        return f"must be {self.wanted}, not {given}"
+
+
+def whole_number(*, at_least: int, at_most: int) -> Callable[[str], int | _BadNumber]:
+    """Return the `type` of an option that takes a whole number; 1e5 is 100,000."""
+
+    def parsed(text: str) -> int | _BadNumber:
+        with contextlib.suppress(InvalidOperation):
+            number = Decimal(text)  # compared before it becomes an int, as 1e999999999 has too many digits
+            if number.is_finite() and at_least <= number <= at_most and number == int(number):
+                return int(number)
+        return _BadNumber(text, f"a whole number from {at_least:,} to {at_most:,}")
+
+    return parsed
+
+
+def real_number(
+    *, at_least: float | None = None, above: float | None = None, at_most: float | None = None,
+    below: float | None = None,
+) -> Callable[[str], float | _BadNumber]:  # fmt: skip
+    """Return the `type` of an option that takes a number; give one lower bound and one upper bound."""
+    bounds = [
+        (words, compare, bound)
+        for words, compare, bound in (
+            ("at least", operator.ge, at_least),
+            ("above", operator.gt, above),
+            ("at most", operator.le, at_most),
+            ("below", operator.lt, below),
+        )
+        if bound is not None
+    ]
+
+    def parsed(text: str) -> float | _BadNumber:
+        with contextlib.suppress(ValueError):
+            number = float(text)
+            if all(compare(number, bound) for _, compare, bound in bounds):  # false for nan
+                return number
+        return _BadNumber(text, f"a number {' and '.join(f'{words} {bound:,}' for words, _, bound in bounds)}")
+
+    return parsed
+
+
 class _CommandParser(argparse.ArgumentParser):
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse the command line.
+
+        Raises:
+            UserError: lists every number that is out of its option's range.
+        """
+        parsed = super().parse_args(args, namespace)
+        problems = [f"--{name} {bad}" for name, value in vars(parsed).items() for bad in _bad_numbers(value)]
+        raise_if_any(problems, heading="bad arguments")
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         """Print usage and the error under the same prefix as a `UserError`, and exit."""
         self.print_usage(sys.stderr)
         self.exit(USER_ERROR_EXIT_CODE, f"{self.prog.removeprefix('python -m ')}: error: {message}\n")
+
+
+def _bad_numbers(value: Any) -> Iterator[_BadNumber]:
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, _BadNumber):
+            yield item
 
 
 class _ShowVersion(argparse.Action):
@@ -114,12 +188,6 @@ def _fails_as(error: OSError, stream: TextIO) -> bool:
 def one_line(error: BaseException) -> str:
     """Return the message of an exception in one line; the name of its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def below_one(arguments: argparse.Namespace, *names: str) -> list[str]:
-    """Return a problem for each of these options that was given a value below 1."""
-    given = [(name, getattr(arguments, name)) for name in names]
-    return [f"--{name} must be at least 1, not {value}" for name, value in given if value is not None and value < 1]
 
 
 def raise_if_any(problems: Sequence[str], *, heading: str) -> None:

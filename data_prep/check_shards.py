@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.command_line import UserError, command_parser, exit_on_user_error, raise_if_any
+from common.command_line import command_parser, exit_on_user_error, raise_if_any, whole_number
 from common.s3 import S3Path
 from common.shard_format import METADATA, DamagedShardError, read_index, read_metadata
 from common.tokenizers import Tokenizer
@@ -47,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the folder holds no finished shards, or something in it is wrong; every problem is listed.
     """
     arguments = _parse(argv)
-    if arguments.sample < 0:
-        raise UserError(f"--sample must be at least 0, not {arguments.sample}")
     root = shard_folder(arguments)
     metadata = read_metadata(root)
     tokenizer, problems = load_shard_tokenizer(root, metadata)
@@ -71,7 +69,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("data_prep.check_shards", description=__doc__, epilog=_EXAMPLES)
     add_folder_argument(parser)
     sample_help = f"show the text of N evenly spaced windows of each split; {EOS_MARK} marks the end of a document"
-    parser.add_argument("--sample", type=int, default=0, metavar="N", help=sample_help)
+    windows = whole_number(at_least=0, at_most=1_000_000)
+    parser.add_argument("--sample", type=windows, default=0, metavar="N", help=sample_help)
     color_help = "color neighbouring tokens of the sample differently (default: on a terminal, unless NO_COLOR is set)"
     parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help=color_help)
     return parser.parse_args(argv)

@@ -26,7 +26,13 @@ from typing import Any
 
 import xxhash
 
-from common.command_line import UserError, below_one, command_parser, exit_on_user_error, raise_if_any
+from common.command_line import (
+    UserError,
+    command_parser,
+    exit_on_user_error,
+    raise_if_any,
+    whole_number,
+)
 from common.files import hold_lock, write_json
 from data_prep.dedup.execution import run_here, submit
 from data_prep.dedup.survey import NEAR_DUPLICATE
@@ -91,7 +97,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group("work")
     group.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     tasks_help = "most slices of the corpus, the unit of work and of restart; each gives a file (default: %(default)s)"
-    group.add_argument("--tasks", type=int, default=16, metavar="N", help=tasks_help)
+    tasks = whole_number(at_least=1, at_most=100_000)
+    group.add_argument("--tasks", type=tasks, default=16, metavar="N", help=tasks_help)
     add_workers_argument(group)
     slurm_help = "queue the tasks as job arrays on this partition of Slurm; set SBATCH_ACCOUNT etc. for other options"
     group.add_argument("--slurm_partition", metavar="NAME", help=slurm_help)
@@ -106,7 +113,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _problems(arguments: argparse.Namespace) -> list[str]:
-    problems = below_one(arguments, "tasks", "num_workers")
+    problems = []
     if arguments.out.exists() and not arguments.out.is_dir():
         problems.append(f"--out {arguments.out} is a file; give a folder")
     if arguments.mix or STDIN in arguments.input:

@@ -25,7 +25,13 @@ from pathlib import Path
 import sentencepiece
 from tqdm import tqdm
 
-from common.command_line import UserError, below_one, command_parser, exit_on_user_error, raise_if_any
+from common.command_line import (
+    UserError,
+    command_parser,
+    exit_on_user_error,
+    raise_if_any,
+    whole_number,
+)
 from common.files import written_whole
 from common.sentencepiece_model import parsed
 from data_prep.filters.options import FilterOptions
@@ -192,20 +198,24 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group("model")
     add = group.add_argument
     add("--output", required=True, type=Path, metavar="FILE", help="model file to write, such as tokenizer.model")
-    add("--vocab_size", type=int, default=32000, metavar="N", help="number of ids (default: %(default)s)")
+    ids = whole_number(at_least=_RESERVED_IDS + 1, at_most=_MAX_VOCAB_SIZE)
+    add("--vocab_size", type=ids, default=32000, metavar="N", help="number of ids (default: %(default)s)")
     fim_help = f"reserve ids for fill-in-the-middle: {' '.join(SENTINEL_PIECES)}"
     add("--fim_tokens", action="store_true", help=fim_help)
     bytes_help = "bytes of text to train on; time and memory grow in proportion (default: %(default)s)"
-    add("--max_bytes", type=int, default=10_000_000, metavar="N", help=bytes_help)
-    add("--num_threads", type=int, default=os.cpu_count(), metavar="N", help="number of threads (default: one per CPU)")
+    n_bytes = whole_number(at_least=1, at_most=10**12)
+    add("--max_bytes", type=n_bytes, default=10_000_000, metavar="N", help=bytes_help)
+    threads_help = "number of threads (default: one per CPU)"
+    threads = whole_number(at_least=1, at_most=1024)
+    add("--num_threads", type=threads, default=os.cpu_count(), metavar="N", help=threads_help)
     return parser.parse_args(argv)
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    problems = below_one(arguments, "max_bytes", "num_threads")
+    problems = []
     min_vocab_size = _RESERVED_IDS + len(SENTINEL_PIECES) * arguments.fim_tokens + 1
-    if not min_vocab_size <= arguments.vocab_size <= _MAX_VOCAB_SIZE:
-        problems.append(f"--vocab_size must be {min_vocab_size} to {_MAX_VOCAB_SIZE}, not {arguments.vocab_size}")
+    if arguments.vocab_size < min_vocab_size:
+        problems.append(f"--vocab_size must be at least {min_vocab_size} with --fim_tokens, not {arguments.vocab_size}")
     if arguments.output.is_dir() or not arguments.output.absolute().parent.is_dir():
         problems.append(f"--output {arguments.output} must be a file in a folder that exists")
     raise_if_any(problems, heading="bad arguments")

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from common.command_line import UserError
+from common.command_line import UserError, whole_number
 
 T = TypeVar("T")
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -30,7 +30,8 @@ WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 def add_workers_argument(group: argparse._ArgumentGroup) -> None:
     """Add --num_workers, by default one for each CPU that this process may use."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    group.add_argument("--num_workers", type=int, default=cpus, metavar="N", help="processes (default: one per CPU)")
+    count, count_help = whole_number(at_least=1, at_most=1024), "processes (default: one per CPU)"
+    group.add_argument("--num_workers", type=count, default=cpus, metavar="N", help=count_help)
 
 
 class ProgressCounter:

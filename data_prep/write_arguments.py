@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import below_one, command_parser, raise_if_any
+from common.command_line import command_parser, raise_if_any, real_number, whole_number
 from common.s3 import SCHEME, S3Path, is_remote
 from common.tokenizers import BYTES
 from data_prep.filters.decontaminate import load_benchmark
@@ -64,11 +64,13 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     add("--out", required=True, metavar="DIR", help=out_help)
     work_help = f"with {SCHEME}: the folder to write first; a killed run continues from its content"
     add("--work_dir", metavar="DIR", help=work_help)
-    add("--seq_len", type=int, default=4096, metavar="N", help="training positions per window (default: %(default)s)")
+    tokens = whole_number(at_least=1, at_most=_LONGEST_WINDOW)
+    length_help = "training positions per window (default: %(default)s)"
+    add("--seq_len", type=tokens, default=4096, metavar="N", help=length_help)
     lookahead_help = "tokens by which windows overlap: the most a model can predict ahead (default: 8; 32 for bytes)"
-    add("--lookahead", type=int, metavar="N", help=lookahead_help)
+    add("--lookahead", type=tokens, metavar="N", help=lookahead_help)
     val_help = "fraction of documents in val/, chosen by a hash of their text (default: %(default)s)"
-    add("--val_fraction", type=float, default=0.005, metavar="F", help=val_help)
+    add("--val_fraction", type=real_number(at_least=0, below=1), default=0.005, metavar="F", help=val_help)
     add("--compression", metavar="zstd[:LEVEL]", help="compress the shards (default: no compression)")
     add_document_arguments(parser)
     add_filter_arguments(parser)
@@ -79,7 +81,8 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
         "library that computes the ids, which are always the same (default: gigatoken if it supports the model)"
     )
     group.add_argument("--tokenizer_engine", choices=["auto", "sentencepiece"], default="auto", help=engine_help)
-    group.add_argument("--part_bytes", type=int, metavar="N", help=part_help)
+    n_bytes = whole_number(at_least=1, at_most=1 << 50)
+    group.add_argument("--part_bytes", type=n_bytes, metavar="N", help=part_help)
     share_help = "write only the I-th of N shares of the parts; when all shares are written, run merge_shards"
     group.add_argument("--part", type=_share_of, default=RunShare(), metavar="I/N", help=share_help)
     survey_help = "with --dedup and --part: only survey the share; do so for all shares before any is written"
@@ -95,13 +98,11 @@ def _share_of(text: str) -> RunShare:
 
 
 def _problems(arguments: argparse.Namespace) -> list[str]:
-    problems = below_one(arguments, "seq_len", "lookahead", "num_workers", "part_bytes")
+    problems = []
     if arguments.seq_len + arguments.lookahead > _LONGEST_WINDOW:
         problems.append(
             f"--seq_len and --lookahead must be at most {_LONGEST_WINDOW} together, so that a window fits into a shard"
         )
-    if not 0 <= arguments.val_fraction < 1:
-        problems.append(f"--val_fraction must be at least 0 and less than 1, not {arguments.val_fraction}")
     if arguments.compression and not re.fullmatch(r"zstd(:([1-9]|1\d|2[0-2]))?", arguments.compression):
         problems.append(f"--compression must be zstd, or zstd:1 to zstd:22, not {arguments.compression!r}")
     if arguments.survey_only and arguments.dedup == "none":

@@ -5,7 +5,7 @@ The checks are those that `pipeline.train` makes when it starts on the given num
 
 import argparse
 
-from common.command_line import below_one, command_parser, exit_on_user_error, raise_if_any
+from common.command_line import command_parser, exit_on_user_error, whole_number
 from pipeline.config.inputs import add_run_arguments, load_inputs
 
 PROGRAM = "pipeline.check_run"
@@ -19,7 +19,6 @@ data.shards="" checks a run whose shards are not written yet."""
 def main() -> None:
     """Parse the command line, check the run's inputs together, and print its run directory."""
     arguments = _parser().parse_args()
-    raise_if_any(below_one(arguments, "nodes", "ranks_per_node"), heading="bad arguments")
     inputs = load_inputs(
         arguments.config,
         arguments.deepspeed_config,
@@ -33,8 +32,9 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(PROGRAM, description=__doc__, epilog=EXAMPLE)
     add_run_arguments(parser)
-    parser.add_argument("--nodes", type=int, required=True, metavar="N", help="number of machines")
-    parser.add_argument("--ranks_per_node", type=int, required=True, metavar="N", help="ranks on each machine")
+    nodes, ranks = whole_number(at_least=1, at_most=100_000), whole_number(at_least=1, at_most=1024)
+    parser.add_argument("--nodes", type=nodes, required=True, metavar="N", help="number of machines")
+    parser.add_argument("--ranks_per_node", type=ranks, required=True, metavar="N", help="ranks on each machine")
     return parser
 
 

@@ -7,7 +7,6 @@ does not allow this, no program is run unless you pass --allow_weak_sandbox.
 """
 
 import argparse
-import math
 import os
 import sys
 from collections import Counter
@@ -18,7 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.command_line import UserError, below_one, command_parser, exit_on_user_error, raise_if_any
+from common.command_line import (
+    UserError,
+    command_parser,
+    exit_on_user_error,
+    raise_if_any,
+    real_number,
+    whole_number,
+)
 from common.files import sha256_of_file, write_json
 from common.tokenizers import Tokenizer
 from pipeline.inference.decoding.prompts import Prompt, encode_prompts, matching_tokenizer
@@ -208,16 +214,10 @@ def _check(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: lists every problem.
     """
-    problems = decoding_problems(arguments) + below_one(arguments, "n_samples", "num_workers")
-    problems += [f"--k must be at least 1, not {k}" for k in arguments.k if k < 1]
+    problems = decoding_problems(arguments)
     for k in arguments.k:
         if k > arguments.n_samples:
             problems.append(f"--k {k} cannot be estimated from --n_samples {arguments.n_samples}; draw at least {k}")
-    for temperature in arguments.temperatures:
-        if not 0 <= temperature < math.inf:
-            problems.append(f"--temperatures must be 0 (greedy) or positive numbers, not {temperature}")
-    if not 0 < arguments.timeout_s < math.inf:
-        problems.append(f"--timeout_s must be a positive number of seconds, not {arguments.timeout_s}")
     raise_if_any(problems, heading="bad arguments")
 
 
@@ -231,17 +231,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_first_token_option(add)
     add = parser.add_argument_group("completions").add_argument
     samples_help = "completions per problem and temperature (default: %(default)s)"
-    add("--n_samples", type=int, default=200, metavar="N", help=samples_help)
+    count = whole_number(at_least=1, at_most=100_000)
+    add("--n_samples", type=count, default=200, metavar="N", help=samples_help)
     temperatures_help = "sampling temperatures; 0 is greedy; for each k the best one counts (default: 0.1 0.8)"
-    add("--temperatures", type=float, nargs="+", default=[0.1, 0.8], metavar="T", help=temperatures_help)
-    add("--k", type=int, nargs="+", default=[1, 10, 100], help="the k of pass@k (default: 1 10 100)")
+    temperature = real_number(at_least=0, at_most=1000)
+    add("--temperatures", type=temperature, nargs="+", default=[0.1, 0.8], metavar="T", help=temperatures_help)
+    add("--k", type=count, nargs="+", default=[1, 10, 100], help="the k of pass@k (default: 1 10 100)")
     codex_top_p = 0.95  # as Codex's evaluation has it
     add_decoding_options(add, max_seq_len=1024, max_batch_size=16, max_gen_len=512, top_p=codex_top_p)
     add = parser.add_argument_group("execution").add_argument
     workers_help = "programs run at once (default: the number of CPUs)"
-    add("--num_workers", type=int, default=os.cpu_count(), metavar="N", help=workers_help)
+    workers = whole_number(at_least=1, at_most=1024)
+    add("--num_workers", type=workers, default=os.cpu_count(), metavar="N", help=workers_help)
     timeout_help = "seconds that each program may run (default: %(default)s)"
-    add("--timeout_s", type=float, default=Limits.timeout_s, metavar="S", help=timeout_help)
+    seconds = real_number(above=0, at_most=86_400)
+    add("--timeout_s", type=seconds, default=Limits.timeout_s, metavar="S", help=timeout_help)
     weak_help = f"if full isolation is not possible, run the programs with {Isolation.WEAK.value}"
     add("--allow_weak_sandbox", action="store_true", help=weak_help)
     add = parser.add_argument_group("output").add_argument

@@ -8,14 +8,13 @@ if sampled. Without prompts, the command completes two small Python programs.
 import argparse
 import dataclasses
 import json
-import math
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import command_parser, exit_on_user_error, raise_if_any
+from common.command_line import command_parser, exit_on_user_error, raise_if_any, real_number
 from pipeline.inference.decoding.interactive import complete_lines, write
 from pipeline.inference.decoding.prompts import (
     DEFAULT_PROMPTS,
@@ -162,8 +161,6 @@ def _check(arguments: argparse.Namespace) -> None:
         UserError: lists every problem.
     """
     problems = decoding_problems(arguments)
-    if not 0 <= arguments.temperature < math.inf:
-        problems.append(f"--temperature must be 0 (greedy) or a positive number, not {arguments.temperature}")
     if "" in arguments.stop:
         problems.append("--stop '' would end every completion before it begins; give a text, or leave it out")
     if arguments.compare and arguments.decoding == "autoregressive":
@@ -190,7 +187,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_first_token_option(add)
     add = parser.add_argument_group("decoding").add_argument
     temperature_help = "sampling temperature; 0 is greedy (default: %(default)s)"
-    add("--temperature", type=float, default=0.0, metavar="T", help=temperature_help)
+    add("--temperature", type=real_number(at_least=0, at_most=1000), default=0.0, metavar="T", help=temperature_help)
     stop_help = "a text that ends a completion, and is not part of it; may be repeated"
     add("--stop", action="append", default=[], metavar="TEXT", help=stop_help)
     add_decoding_options(add, max_seq_len=256, max_batch_size=4, max_gen_len=None, top_p=0.9)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import UserError, below_one, command_parser, exit_on_user_error, raise_if_any
+from common.command_line import UserError, command_parser, exit_on_user_error, whole_number
 from pipeline.config.inputs import Inputs, add_run_arguments, load_inputs
 from pipeline.planning.alternatives import alternatives, setup_of
 from pipeline.planning.clusters import GPUS, Assumptions, Cluster, assumptions_from
@@ -32,7 +32,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the inputs have a mistake, or a file cannot be written.
     """
     arguments = _parser().parse_args(argv)
-    raise_if_any(below_one(arguments, "num_nodes", "gpus_per_node"), heading="bad arguments")
     if arguments.plot is not None:
         _check_picture(arguments.plot)
     cluster = Cluster(
@@ -80,8 +79,9 @@ def _check_picture(path: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(PROGRAM, description=__doc__, epilog=EXAMPLE)
     add_run_arguments(parser)
-    parser.add_argument("--num_nodes", type=int, default=1, help="number of machines (default: 1)")
-    parser.add_argument("--gpus_per_node", type=int, default=8, help="GPUs per machine (default: 8)")
+    nodes, gpus = whole_number(at_least=1, at_most=100_000), whole_number(at_least=1, at_most=1024)
+    parser.add_argument("--num_nodes", type=nodes, default=1, metavar="N", help="number of machines (default: 1)")
+    parser.add_argument("--gpus_per_node", type=gpus, default=8, metavar="N", help="GPUs per machine (default: 8)")
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="type of GPU (default: h100)")
     parser.add_argument(
         "--assume", action="append", default=[], metavar="NAME=VALUE",

@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.command_line import UserError, command_parser, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error, whole_number
 from common.files import write_json
 from pipeline.runtime.metrics_lines import METRICS, last_step
 from pipeline.runtime.stop import ExitCode
@@ -102,7 +102,8 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(PROGRAM, description=__doc__)
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="run directory")
-    parser.add_argument("--exit_code", type=int, required=True, metavar="N", help="highest exit code of the ranks")
+    code = whole_number(at_least=0, at_most=255)
+    parser.add_argument("--exit_code", type=code, required=True, metavar="N", help="highest exit code of the ranks")
     parser.add_argument("--job", required=True, metavar="ID", help="the job's id, which requeueing keeps")
     return parser
 

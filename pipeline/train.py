@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from common.command_line import UserError, command_parser, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error, whole_number
 from common.files import write_json, write_text
 from pipeline.config.inputs import Inputs, add_run_arguments, load_inputs
 from pipeline.config.schema import Config
@@ -186,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="resume from the run's newest intact checkpoint (default); --no-resume refuses a run that has any",
     )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    rank = whole_number(at_least=0, at_most=1023)
+    parser.add_argument("--local_rank", type=rank, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser
 
 

@@ -28,7 +28,7 @@ from benchmarks.data_prep.corpus import MB, Corpus, copy_corpus, train_tokenizer
 from benchmarks.data_prep.stages import stages
 from benchmarks.data_prep.ways import SHAPE, Pass, datatrove, floor, foundry, megatron, ours
 from benchmarks.parts.harness import DEFAULT, LiveTable, benchmark_parser, run_benchmark
-from common.command_line import exit_on_user_error
+from common.command_line import exit_on_user_error, real_number
 from common.tokenizers import BYTES
 
 PARTS = ("ways", "workers", "stages", "memory", "formats")
@@ -187,11 +187,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = benchmark_parser("benchmarks.data_prep", description=__doc__, repeats=3)
     add = parser.add_argument
+    megabytes = real_number(above=0, at_most=1_000_000)
     add("parts", nargs="*", metavar="PART", help=f"what to measure, any of {', '.join(PARTS)} (default: all)")
-    add("--corpus_mb", type=float, default=200, metavar="N", help=f"size of the corpus {DEFAULT}")
-    add("--slow_corpus_mb", type=float, default=40, metavar="N", help=f"size of the subset for the slow ways {DEFAULT}")
+    add("--corpus_mb", type=megabytes, default=200, metavar="N", help=f"size of the corpus {DEFAULT}")
+    slow_help = f"size of the subset for the slow ways {DEFAULT}"
+    add("--slow_corpus_mb", type=megabytes, default=40, metavar="N", help=slow_help)
     memory_help = "sizes of the corpora for measuring memory (default: 50 1000)"
-    add("--memory_mb", type=float, nargs="+", default=[50, 1000], metavar="N", help=memory_help)
+    add("--memory_mb", type=megabytes, nargs="+", default=[50, 1000], metavar="N", help=memory_help)
     add("--scratch", type=Path, metavar="DIR", help="folder for corpus and shards (default: the system's)")
     run_benchmark(parser, measure, argv, check=_problems)
 

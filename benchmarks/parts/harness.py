@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.command_line import below_one, command_parser, raise_if_any
+from common.command_line import command_parser, raise_if_any, whole_number
 from common.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 DEFAULT = "(default: %(default)s)"
+COUNT = whole_number(at_least=1, at_most=1_000_000)  # type of options that count ranks, layers, tokens of a sequence
+COUNT_OR_NONE = whole_number(at_least=0, at_most=1_000_000)
 
 
 def benchmark_parser(
@@ -42,11 +44,11 @@ def benchmark_parser(
     parser = command_parser(program, description=description, epilog=epilog)
     add = parser.add_argument_group("measurement").add_argument
     if ranks is not None:
-        add("--ranks", type=int, default=ranks, metavar="N", help=f"processes that train together {DEFAULT}")
+        add("--ranks", type=COUNT, default=ranks, metavar="N", help=f"processes that train together {DEFAULT}")
     if warm_up is not None:
-        add("--warm_up", type=int, default=warm_up, metavar="N", help=f"{rounds} to discard first {DEFAULT}")
+        add("--warm_up", type=COUNT_OR_NONE, default=warm_up, metavar="N", help=f"{rounds} to discard first {DEFAULT}")
     if repeats is not None:
-        add("--repeats", type=int, default=repeats, metavar="N", help=f"{rounds} to measure {DEFAULT}")
+        add("--repeats", type=COUNT, default=repeats, metavar="N", help=f"{rounds} to measure {DEFAULT}")
     add("--json", type=Path, metavar="FILE", help="also write every figure to this file")
     if plot:
         add("--plot", type=Path, metavar="FILE", help="also draw the curves to this file (PNG)")
@@ -80,10 +82,7 @@ def run_benchmark(
 
 
 def _shared_problems(arguments: argparse.Namespace) -> list[str]:
-    counts = [name for name in ("ranks", "repeats") if isinstance(getattr(arguments, name, None), int)]
-    problems = below_one(arguments, *counts)
-    if getattr(arguments, "warm_up", 0) < 0:
-        problems.append(f"--warm_up must be at least 0, not {arguments.warm_up}")
+    problems = []
     for name in ("json", "plot"):
         path: Path | None = getattr(arguments, name, None)
         if path is not None and not path.parent.is_dir():

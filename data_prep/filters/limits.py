@@ -8,21 +8,20 @@ To add a limit, add an entry to `LIMITS` and a field of the same name to `Filter
 the command line and the reason in the counts of dropped documents.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from common.command_line import real_number, whole_number
 from data_prep.filters.starcoder import alphanumeric_fraction
 from data_prep.sources.documents import Document
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit: the type and range of its option, the option's help, and the test of a document."""
+    """One limit: the type of its option, with the range, the option's help, and the test of a document."""
 
-    type: type[int] | type[float]
-    lowest: int
-    highest: float
+    type: Callable[[str], Any]
     help: str
     is_exceeded: Callable[[Document, float], bool]
 
@@ -38,32 +37,31 @@ def mean_line_length(text: str) -> float:
     return sum(lengths) / len(lengths) if lengths else 0.0
 
 
+_MOST = 10**12  # bytes or characters
 # The cheapest test comes first; a document is counted under the first limit that it exceeds.
 LIMITS: dict[str, Limit] = {
     "min_bytes": Limit(
-        int, 0, math.inf, "drop documents smaller than this", lambda document, limit: len(document.utf8) < limit
+        whole_number(at_least=0, at_most=_MOST),
+        "drop documents smaller than this",
+        lambda document, limit: len(document.utf8) < limit,
     ),
     "max_bytes": Limit(
-        int, 1, math.inf, "drop documents larger than this", lambda document, limit: len(document.utf8) > limit
+        whole_number(at_least=1, at_most=_MOST),
+        "drop documents larger than this",
+        lambda document, limit: len(document.utf8) > limit,
     ),
     "max_line_length": Limit(
-        int,
-        1,
-        math.inf,
+        whole_number(at_least=1, at_most=_MOST),
         "drop documents with a longer line, in characters (Codex, CodeParrot: 1000)",
         lambda document, limit: longest_line(document.text) > limit,
     ),
     "max_mean_line_length": Limit(
-        float,
-        1,
-        math.inf,
+        real_number(at_least=1, at_most=_MOST),
         "drop documents whose mean line length is greater, in characters (Codex, CodeParrot: 100)",
         lambda document, limit: mean_line_length(document.text) > limit,
     ),
     "min_alphanumeric_fraction": Limit(
-        float,
-        0,
-        1,
+        real_number(at_least=0, at_most=1),
         "drop documents with a smaller fraction of letters and digits (CodeParrot: 0.25)",
         lambda document, limit: alphanumeric_fraction(document.text) < limit,
     ),

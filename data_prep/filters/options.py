@@ -4,7 +4,6 @@ A preset is a set of limits or rules. `FilterOptions` holds what the command lin
 """
 
 import argparse
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,11 +93,6 @@ def apply_preset(arguments: argparse.Namespace) -> None:
 def filter_problems(arguments: argparse.Namespace) -> list[str]:
     """Return the problems with the options that `add_rule_arguments` added, one line each."""
     problems = []
-    for name, limit in LIMITS.items():
-        value = getattr(arguments, name)
-        if value is not None and not limit.lowest <= value <= limit.highest:  # nan is in no range either
-            wanted = f"at least {limit.lowest}" if limit.highest == math.inf else f"{limit.lowest} to {limit.highest}"
-            problems.append(f"--{name} must be {wanted}, not {value}")
     smallest, largest = arguments.min_bytes, arguments.max_bytes
     if smallest is not None and largest is not None and smallest > largest:
         problems.append(f"--min_bytes {smallest} and --max_bytes {largest} leave no document")

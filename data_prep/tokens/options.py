@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from common.command_line import UserError
+from common.command_line import UserError, real_number, whole_number
 from common.tokenizers import Tokenizer
 from data_prep.tokens.fim import FimOptions, load_fim_tokenizer
 
@@ -35,10 +35,13 @@ def add_document_arguments(parser: argparse.ArgumentParser) -> None:
     shuffle_help = "shuffle files (in plain jsonl, runs of lines) over the whole corpus, then documents in each part"
     add("--shuffle_documents", action="store_true", help=shuffle_help)
     fim_help = "fraction of the train split's documents for fill-in-the-middle: prefix, suffix, middle (default: 0)"
-    add("--fim_rate", type=float, default=0.0, metavar="F", help=fim_help)
+    fraction = real_number(at_least=0, at_most=1)
+    add("--fim_rate", type=fraction, default=0.0, metavar="F", help=fim_help)
     spm_help = "fraction of these to write as suffix, prefix, middle instead (default: %(default)s)"
-    add("--fim_spm_rate", type=float, default=0.5, metavar="F", help=spm_help)
-    add("--seed", type=int, default=0, metavar="N", help="seed of the shuffle and of --fim_rate (default: %(default)s)")
+    add("--fim_spm_rate", type=fraction, default=0.5, metavar="F", help=spm_help)
+    seed_help = "seed of the shuffle and of --fim_rate (default: %(default)s)"
+    seed = whole_number(at_least=0, at_most=2**64 - 1)
+    add("--seed", type=seed, default=0, metavar="N", help=seed_help)
     ids_help = "add a column document_ids, which numbers the documents in each window, for attention masks"
     add("--document_ids", action="store_true", help=ids_help)
 
@@ -56,13 +59,7 @@ def document_options(arguments: argparse.Namespace) -> DocumentOptions:
 
 def document_problems(arguments: argparse.Namespace) -> list[str]:
     """Return the problems with the document options, one line each."""
-    problems = [
-        f"--{name} must be 0 to 1, not {getattr(arguments, name)}"
-        for name in ("fim_rate", "fim_spm_rate")
-        if not 0 <= getattr(arguments, name) <= 1
-    ]
-    if not 0 <= arguments.seed < 1 << 64:
-        problems.append(f"--seed must be 0 to 2**64 - 1, not {arguments.seed}")
+    problems = []
     if arguments.document_ids and arguments.seq_len + arguments.lookahead > _MOST_DOCUMENTS:
         problems.append(
             f"--document_ids can number {_MOST_DOCUMENTS} documents in a window; "

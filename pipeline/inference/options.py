@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.command_line import below_one
+from common.command_line import real_number, whole_number
 from pipeline.inference.decoding.prompts import FIRST_TOKENS
 from pipeline.inference.decoding.session import DECODINGS
 from pipeline.weights.formats.export import DTYPES
 
+_TOKENS = whole_number(at_least=1, at_most=1 << 30)
 AddArgument = Callable[..., Any]
 """The `add_argument` of a parser or of one of its groups."""
 
@@ -41,29 +42,26 @@ def add_decoding_options(
 ) -> None:
     """Add the options that say how completions are decoded, with the command's own defaults."""
     length_help = "maximum number of tokens of a prompt and its completion (default: %(default)s)"
-    add("--max_seq_len", type=int, default=max_seq_len, metavar="N", help=length_help)
+    add("--max_seq_len", type=_TOKENS, default=max_seq_len, metavar="N", help=length_help)
     batch_help = "completions decoded at once; more are decoded in several batches (default: %(default)s)"
-    add("--max_batch_size", type=int, default=max_batch_size, metavar="N", help=batch_help)
+    batch = whole_number(at_least=1, at_most=65_536)
+    add("--max_batch_size", type=batch, default=max_batch_size, metavar="N", help=batch_help)
     default = "as many as --max_seq_len allows" if max_gen_len is None else "%(default)s"
     gen_help = f"maximum number of tokens to generate (default: {default})"
-    add("--max_gen_len", type=int, default=max_gen_len, metavar="N", help=gen_help)
+    add("--max_gen_len", type=_TOKENS, default=max_gen_len, metavar="N", help=gen_help)
     top_p_help = "sample only from the most probable tokens with this total probability (default: %(default)s)"
-    add("--top_p", type=float, default=top_p, metavar="P", help=top_p_help)
+    add("--top_p", type=real_number(above=0, at_most=1), default=top_p, metavar="P", help=top_p_help)
     seed_help = "seed of the sampling; the same command gives the same text (default: %(default)s)"
-    add("--seed", type=int, default=1, metavar="N", help=seed_help)
+    add("--seed", type=whole_number(at_least=0, at_most=2**63 - 1), default=1, metavar="N", help=seed_help)
     decoding_help = "the next-token head alone, or all heads together (default: %(default)s)"
     add("--decoding", choices=DECODINGS, default="self_speculative", help=decoding_help)
     heads_help = "heads that speculate, the next-token head included (default: all)"
-    add("--n_heads_used", type=int, metavar="K", help=heads_help)
+    add("--n_heads_used", type=whole_number(at_least=1, at_most=1024), metavar="K", help=heads_help)
 
 
 def decoding_problems(arguments: argparse.Namespace) -> list[str]:
     """Return what is wrong with the shared options, or with the launcher, one line each."""
-    problems = below_one(arguments, "max_seq_len", "max_batch_size", "max_gen_len", "n_heads_used")
-    if not 0 < arguments.top_p <= 1:
-        problems.append(f"--top_p must be above 0 and at most 1, not {arguments.top_p}")
-    if not 0 <= arguments.seed < 2**63:
-        problems.append(f"--seed must be 0 to 2^63 - 1, not {arguments.seed}")
+    problems = []
     n_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if n_processes > 1:
         problems.append(f"this command runs in 1 process, not {n_processes}; use torchrun --nproc_per_node 1")

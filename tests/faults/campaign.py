@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
-from common.command_line import UserError, command_parser, exit_on_user_error
+from common.command_line import UserError, command_parser, exit_on_user_error, whole_number
 from tests.conftest import run_module
 from tests.faults.compare import differences, differences_at_the_end, epochs_of, skipped_steps
 from tests.faults.kinds import KINDS, in_random_order
@@ -229,9 +229,10 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = command_parser("tests.faults.campaign", description=__doc__)
     add = parser.add_argument
-    add("--seed", type=int, default=1, help="seed of the faults and their moments (default: 1)")
-    add("--faults", type=int, default=60, help="number of faults (default: 60)")
-    add("--steps", type=int, default=320, help="steps of each run (default: 320, more than 3 epochs)")
+    count = whole_number(at_least=1, at_most=1_000_000)
+    add("--seed", type=count, default=1, help="seed of the faults and their moments (default: 1)")
+    add("--faults", type=count, default=60, help="number of faults (default: 60)")
+    add("--steps", type=count, default=320, help="steps of each run (default: 320, more than 3 epochs)")
     add("--recipe", type=Path, default=Path("pipeline/recipes/demo.yaml"))
     add(
         "--tokenizer",

@@ -156,8 +156,8 @@ def test_a_run_needs_at_least_one_rank() -> None:
     inputs = ("--config", VARIABLES["RECIPE"], "--deepspeed_config", VARIABLES["DEEPSPEED_CONFIG"], 'data.shards=""')
     done = run_module("pipeline.check_run", "--nodes", 0, "--ranks_per_node", -1, *inputs)
     assert done.returncode == 2
-    assert "--nodes must be at least 1, not 0" in done.stderr
-    assert "--ranks_per_node must be at least 1, not -1" in done.stderr
+    assert "--nodes must be a whole number from 1 to 100,000, not 0" in done.stderr
+    assert "--ranks_per_node must be a whole number from 1 to 1,024, not -1" in done.stderr
 
 
 @pytest.mark.slurm

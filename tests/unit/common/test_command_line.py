@@ -1,5 +1,6 @@
 """Exit codes and messages of commands: users' mistakes, bugs, Ctrl-C, closed pipes and full disks."""
 
+import argparse
 import errno
 import os
 import shlex
@@ -9,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from common.command_line import USER_ERROR_EXIT_CODE, UserError, exit_on_user_error, one_line, raise_if_any
+from common.command_line import (
+    USER_ERROR_EXIT_CODE,
+    UserError,
+    command_parser,
+    exit_on_user_error,
+    one_line,
+    raise_if_any,
+    real_number,
+    whole_number,
+)
 from tests.conftest import REPOSITORY
 
 
@@ -122,3 +132,54 @@ def test_all_problems_are_in_one_error() -> None:
 def test_a_message_of_one_line() -> None:
     assert one_line(ValueError("first\n   second\tthird ")) == "first second third"
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+def _parsed(*words: str) -> argparse.Namespace:
+    parser = command_parser("data_prep.stats", description=None)
+    parser.add_argument("--count", type=whole_number(at_least=1, at_most=10**6), default=7)
+    parser.add_argument("--sizes", type=whole_number(at_least=-5, at_most=2**64), nargs="+")
+    parser.add_argument("--rate", type=real_number(above=0, at_most=1))
+    parser.add_argument("--part", type=real_number(at_least=0, below=1))
+    return parser.parse_args(words)
+
+
+def test_numbers_in_their_range_are_taken() -> None:
+    for text, number in (("1", 1), ("1e5", 100_000), ("1E+6", 10**6), ("2.0", 2), ("1_000", 1000), (" 12 ", 12)):
+        found = _parsed("--count", text).count
+        assert (found, type(found)) == (number, int)
+    assert _parsed("--sizes", str(2**64), "-5", "0").sizes == [2**64, -5, 0]
+    assert (_parsed().count, _parsed().rate) == (7, None)
+    assert _parsed("--rate", "1", "--part", "0").rate == 1
+    assert _parsed("--rate", "1e-3").rate == 0.001
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0", "-1", "1000001", "1.5", "1e7", "1e-1", "1e999999999", "1e-999999999", "nan", "sNaN", "inf", "-inf", "x", "",
+     "0x10", "1,000", "9" * 5000, "\x1b[31m", "1" + "0" * 39],
+)  # fmt: skip
+def test_whole_numbers_that_are_refused(text: str) -> None:
+    with pytest.raises(UserError) as refused:
+        _parsed(f"--count={text}")
+    start = "bad arguments: --count must be a whole number from 1 to 1,000,000, not "
+    given = str(refused.value).removeprefix(start)
+    assert given in (text, repr(text), repr("9" * 37 + "..."))
+    assert given.isprintable()
+
+
+@pytest.mark.parametrize("text", ["0", "-0.0", "1.0001", "nan", "inf", "-inf", "1e309", "1e-400", "9" * 5000, "x"])
+def test_real_numbers_that_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="bad arguments: --rate must be a number above 0 and at most 1, not "):
+        _parsed(f"--rate={text}")
+
+
+def test_all_numbers_that_are_refused_are_in_one_error() -> None:
+    with pytest.raises(UserError) as refused:
+        _parsed("--count", "0", "--sizes", "1", "-6", "x", "--part", "1")
+    assert str(refused.value).splitlines() == [
+        "bad arguments:",
+        "  - --count must be a whole number from 1 to 1,000,000, not 0",
+        "  - --sizes must be a whole number from -5 to 18,446,744,073,709,551,616, not -6",
+        "  - --sizes must be a whole number from -5 to 18,446,744,073,709,551,616, not x",
+        "  - --part must be a number at least 0 and below 1, not 1",
+    ]

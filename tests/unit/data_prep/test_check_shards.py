@@ -176,7 +176,7 @@ def test_a_sample_shows_text_and_where_documents_end(zstd_shards: Path, capsys: 
     assert shown.count("--- train, window ") == metadata["splits"]["train"]["windows"]
     assert shown.count("--- val, window ") == metadata["splits"]["val"]["windows"]
     assert "⟦EOS⟧" in shown
-    with pytest.raises(UserError, match="--sample must be at least 0, not -1"):
+    with pytest.raises(UserError, match=r"--sample must be a whole number from 0 to .*, not -1"):
         check_shards.main([str(zstd_shards), "--sample", "-1"])
 
 

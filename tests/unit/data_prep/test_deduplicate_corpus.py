@@ -215,7 +215,10 @@ def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "other" / "x").touch()
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"out": tmp_path / "other"}, "is not empty, and was not written by deduplicate_corpus"),
-        ({"tasks": 0, "min_bytes": -1}, r"--tasks must be at least 1.*\n.*--min_bytes must be at least 0"),
+        (
+            {"tasks": 0, "min_bytes": -1},
+            r"--min_bytes must .*, not -1\n.*--tasks must .*, not 0",
+        ),
         ({"input": tmp_path / "nowhere"}, "does not exist"),
         ({"input": "-"}, "standard input are supported by write_shards only"),
         ({"text_field": "nothing", "extensions": ".jsonl"}, "no documents in"),

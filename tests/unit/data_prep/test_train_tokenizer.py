@@ -88,7 +88,7 @@ def test_no_text_is_encoded_to_sentinels(tmp_path: Path) -> None:
     text = " <PRE> <SUF>▁<MID><EOT>x"
     assert not {3, 4, 5, 6} & set(processor.encode(text))
     assert processor.decode(processor.encode(text)) == text.replace("▁", " ")
-    with pytest.raises(UserError, match="--vocab_size must be 264 to 65536, not 263"):
+    with pytest.raises(UserError, match="--vocab_size must be at least 264 with --fim_tokens, not 263"):
         train_tokenizer.main([*arguments, "--vocab_size", "263"])
 
 
@@ -119,10 +119,10 @@ def test_documents_are_chosen_from_all_over_the_corpus_and_always_the_same(tmp_p
     [
         ({"--vocab_size": "60000"}, r"at most \d+ ids: lower --vocab_size"),
         ({"--vocab_size": "300"}, r"alone need \d+ ids: raise --vocab_size"),
-        ({"--vocab_size": "100"}, r"--vocab_size must be 260 to 65536, not 100"),
-        ({"--vocab_size": "65537"}, r"--vocab_size must be 260 to 65536, not 65537"),
-        ({"--max_bytes": "0"}, r"--max_bytes must be at least 1, not 0"),
-        ({"--num_threads": "-1"}, r"--num_threads must be at least 1, not -1"),
+        ({"--vocab_size": "100"}, r"--vocab_size must be a whole number from 260 to 65,536, not 100"),
+        ({"--vocab_size": "65537"}, r"--vocab_size must be a whole number from 260 to 65,536, not 65537"),
+        ({"--max_bytes": "0"}, r"--max_bytes must be a whole number from 1 to .*, not 0"),
+        ({"--num_threads": "-1"}, r"--num_threads must be a whole number from 1 to .*, not -1"),
         ({"--output": "/no/such/folder/m"}, r"must be a file in a folder that exists"),
         ({"--input": "/no/such/input"}, r"'/no/such/input' does not exist"),
     ],

@@ -19,23 +19,33 @@ from tests.helpers.shard_writing import files_of, model_arguments
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seq_len": 0}, r"--seq_len must be at least 1, not 0"),
-        ({"seq_len": 10**30}, r"--seq_len and --lookahead must be at most 536870912 together"),
-        ({"lookahead": 0}, r"--lookahead must be at least 1, not 0"),
-        ({"num_workers": 0}, r"--num_workers must be at least 1, not 0"),
-        ({"part_bytes": -5}, r"--part_bytes must be at least 1, not -5"),
-        ({"val_fraction": 1}, r"--val_fraction must be at least 0 and less than 1, not 1.0"),
-        ({"val_fraction": -0.1}, r"--val_fraction must be at least 0 and less than 1, not -0.1"),
-        ({"val_fraction": "nan"}, r"--val_fraction must be at least 0 and less than 1, not nan"),
+        ({"seq_len": 0}, r"--seq_len must be a whole number from 1 to 536,870,912, not 0"),
+        ({"seq_len": 10**30}, r"--seq_len must be a whole number from 1 to 536,870,912, not 1000"),
+        ({"seq_len": 1 << 29}, r"--seq_len and --lookahead must be at most 536870912 together"),
+        ({"lookahead": 0}, r"--lookahead must be a whole number from 1 to 536,870,912, not 0"),
+        ({"num_workers": 0}, r"--num_workers must be a whole number from 1 to 1,024, not 0"),
+        ({"part_bytes": -5}, r"--part_bytes must be a whole number from 1 to .*, not -5"),
+        ({"val_fraction": 1}, r"--val_fraction must be a number at least 0 and below 1, not 1$"),
+        ({"val_fraction": -0.1}, r"--val_fraction must be a number at least 0 and below 1, not -0.1"),
+        ({"val_fraction": "nan"}, r"--val_fraction must be a number at least 0 and below 1, not nan"),
         ({"compression": "zip"}, r"--compression must be zstd.*not 'zip'"),
         ({"compression": "zstd:23"}, r"--compression must be zstd.*not 'zstd:23'"),
-        ({"min_bytes": -1}, r"--min_bytes must be at least 0, not -1"),
-        ({"max_bytes": 0}, r"--max_bytes must be at least 1, not 0"),
+        ({"min_bytes": -1}, r"--min_bytes must be a whole number from 0 to .*, not -1"),
+        ({"max_bytes": 0}, r"--max_bytes must be a whole number from 1 to .*, not 0"),
         ({"min_bytes": 9, "max_bytes": 8}, r"--min_bytes 9 and --max_bytes 8 leave no document"),
-        ({"max_line_length": -3}, r"--max_line_length must be at least 1, not -3"),
-        ({"max_mean_line_length": "nan"}, r"--max_mean_line_length must be at least 1, not nan"),
-        ({"min_alphanumeric_fraction": 25}, r"--min_alphanumeric_fraction must be 0 to 1, not 25.0"),
-        ({"licenses": "mit", "seq_len": 0}, r"--seq_len.*\n.*--license_field and --licenses need each other"),
+        ({"max_line_length": -3}, r"--max_line_length must be a whole number from 1 to .*, not -3"),
+        (
+            {"max_mean_line_length": "nan"},
+            r"--max_mean_line_length must be a number at least 1 and .*, not nan",
+        ),
+        (
+            {"min_alphanumeric_fraction": 25},
+            r"--min_alphanumeric_fraction must be a number .*, not 25",
+        ),
+        (
+            {"licenses": "mit", "min_bytes": 9, "max_bytes": 8},
+            r"--min_bytes.*\n.*--license_field and --licenses need",
+        ),
         ({"out": __file__}, r"is a file; give a folder"),
         ({"input": "/dev/null"}, r"input '/dev/null' is a pipe or a device"),
         ({"input": "hf:"}, r"input 'hf:' names no data set; write hf:PATH_OR_NAME"),
@@ -150,7 +160,9 @@ def test_closed_standard_input_is_refused(tmp_path: Path) -> None:
 def test_a_mistake_gives_one_line_and_exit_code_2(corpus: Path, tmp_path: Path) -> None:
     done = run_module("data_prep.write_shards", "--input", corpus, "--tokenizer", "bytes", "--out", "x", "--seq_len", 0)
     assert done.returncode == 2
-    assert done.stderr == "data_prep.write_shards: error: bad arguments: --seq_len must be at least 1, not 0\n"
+    assert done.stderr == (
+        "data_prep.write_shards: error: bad arguments: --seq_len must be a whole number from 1 to 536,870,912, not 0\n"
+    )
 
 
 @pytest.mark.parametrize("module", ["write_shards", "merge_shards", "upload_shards", "check_shards", "train_tokenizer"])

@@ -100,7 +100,7 @@ def test_a_run_that_does_not_fit_gets_a_plan_and_exit_code_1(capsys: pytest.Capt
     ("arguments", "message"),
     [
         ([*SMALL, "--gpus_per_node", "3"], "not a multiple"),
-        ([*SMALL, "--gpus_per_node", "0"], "--gpus_per_node must be at least 1, not 0"),
+        ([*SMALL, "--gpus_per_node", "0"], "--gpus_per_node must be a whole number from 1 to 1,024, not 0"),
         ([*ON_TWO, "--assume", "price=3"], "there is no assumption 'price'"),
         ([*ON_TWO, "--assume", "mfu=high"], "not a number"),
         ([*ON_TWO, "--assume", "mfu=1.5"], "at most 1"),

@@ -28,16 +28,21 @@ def test_the_figures_are_written_as_json(tmp_path: Path) -> None:
 
 
 def test_every_mistake_is_reported_before_anything_is_measured(tmp_path: Path) -> None:
-    arguments = ["--ranks", "0", "--warm_up", "-1", "--repeats", "0"]
-    arguments += ["--json", str(tmp_path / "absent" / "x.json"), "--plot", str(tmp_path / "absent" / "x.png")]
+    numbers = ["--ranks", "0", "--warm_up", "-1", "--repeats", "0"]
+    with pytest.raises(UserError) as raised:
+        run_benchmark(_parser(), lambda _: pytest.fail("measured"), numbers)
+    assert str(raised.value).splitlines() == [
+        "bad arguments:",
+        "  - --ranks must be a whole number from 1 to 1,000,000, not 0",
+        "  - --warm_up must be a whole number from 0 to 1,000,000, not -1",
+        "  - --repeats must be a whole number from 1 to 1,000,000, not 0",
+    ]
+    arguments = ["--json", str(tmp_path / "absent" / "x.json"), "--plot", str(tmp_path / "absent" / "x.png")]
     with pytest.raises(UserError) as raised:
         run_benchmark(_parser(), lambda _: pytest.fail("measured"), arguments, check=lambda _: ["its own mistake"])
     assert str(raised.value).splitlines() == [
         "bad arguments:",
         "  - its own mistake",
-        "  - --ranks must be at least 1, not 0",
-        "  - --repeats must be at least 1, not 0",
-        "  - --warm_up must be at least 0, not -1",
         f"  - --json {tmp_path}/absent/x.json: there is no folder {tmp_path}/absent",
         f"  - --plot {tmp_path}/absent/x.png: there is no folder {tmp_path}/absent",
     ]
