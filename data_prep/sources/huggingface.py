@@ -1,7 +1,8 @@
 """Hugging Face data sets, streamed through the `datasets` library: hf:PATH_OR_NAME[:CONFIG][@SPLIT].
 
 A path is a folder of data files, or a folder that `save_to_disk` wrote. Pieces are the library's shards, usually one
-per data file, in the library's order; so parts, workers and restarts work as for files. A shard cannot be cut.
+per data file, in the library's order; so parts, workers and restarts work as for files. A shard cannot be cut, and
+small shards share a part, as small files do.
 """
 
 import functools
@@ -22,6 +23,7 @@ _DEFAULT_SPLIT = "train"
 class _Opened(NamedTuple):
     dataset: Any  # an IterableDataset
     fingerprint: str  # changes when the data change
+    shard_bytes: list[int]  # as stored, perhaps compressed; 0 where it is unknown
 
 
 def cut_shards(path: str, *, selection: Selection) -> tuple[list[Piece], str]:
@@ -31,8 +33,8 @@ def cut_shards(path: str, *, selection: Selection) -> tuple[list[Piece], str]:
         UserError: the data set, its configuration or its split cannot be loaded.
     """
     opened = _open(path)
-    n_shards = opened.dataset.num_shards
-    return [Piece(DATASET, path, shard, shard + 1, 0, selection) for shard in range(n_shards)], opened.fingerprint
+    pieces = [Piece(DATASET, path, shard, shard + 1, size, selection) for shard, size in enumerate(opened.shard_bytes)]
+    return pieces, opened.fingerprint
 
 
 def read_shards(piece: Piece, options: ReadOptions) -> Iterator[Document | Dropped]:
@@ -72,11 +74,26 @@ def _open(path: str) -> _Opened:
             dataset: Any = datasets.load_from_disk(str(saved))
             n_shards = max(1, min(len(dataset), dataset.data.nbytes // _SAVED_SHARD_BYTES))
             state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
-            return _Opened(dataset.to_iterable_dataset(num_shards=n_shards), str(state.get("_fingerprint")))
+            sizes = [dataset.data.nbytes // n_shards] * n_shards
+            return _Opened(dataset.to_iterable_dataset(num_shards=n_shards), str(state.get("_fingerprint")), sizes)
         builder = datasets.load_dataset_builder(name, config)
-        return _Opened(builder.as_streaming_dataset(split=split), str(builder.hash))
+        streamed = builder.as_streaming_dataset(split=split)
+        files = list((builder.config.data_files or {}).get(split, ()))
+        sizes = [_size_of(file) for file in files] if len(files) == streamed.num_shards else [0] * streamed.num_shards
+        return _Opened(streamed, str(builder.hash), sizes)
     except Exception as error:
         raise UserError(f"input {path!r} cannot be loaded: {error}") from error
+
+
+def _size_of(file: str) -> int:
+    """Return the size of a data file in any file system of fsspec; 0 if it is unknown."""
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(file)
+        return int(system.info(path)["size"])
+    except Exception:  # of any file system
+        return 0
 
 
 def _saved_folder(folder: Path, split: str) -> Path | None:

@@ -42,14 +42,14 @@ class ListedSource:
     def summary(self) -> dict[str, str | int | float | list[str]]:
         """Return the entry of metadata.json: the path, the number of files, and their bytes.
 
-        A data set has its number of shards, 0 bytes (they are unknown), and its fingerprint. A source of a mixture also
+        A data set has its number of shards, 0 bytes, and its fingerprint. A source of a mixture also
         has its name, weight and languages.
         """
         files = len({piece.path for piece in self.pieces})
         size = sum(piece.size for piece in self.pieces)
         summary: dict[str, str | int | float | list[str]] = {"path": self.path, "files": files, "bytes": size}
         if self.fingerprint:
-            summary |= {"files": len(self.pieces), "fingerprint": self.fingerprint}
+            summary |= {"files": len(self.pieces), "bytes": 0, "fingerprint": self.fingerprint}
         if self.selection != Selection(self.path):
             selection = self.selection
             summary |= {"name": selection.name, "weight": selection.weight, "languages": list(selection.languages)}
@@ -119,7 +119,7 @@ def cut_into_parts(pieces: Sequence[Piece], *, part_bytes: int) -> list[list[Pie
 
     All pieces of a part have the same weight, since a part is read as a whole as often as the weight asks for. A part
     has at least `part_bytes` bytes, counted as often as they are read, except for the last part of each weight. A shard
-    of a data set, which may have any size, is a part of its own.
+    of a data set whose size is unknown ends its part.
     """
     parts: list[list[Piece]] = []
     for weight, equals in itertools.groupby(pieces, key=lambda piece: piece.selection.weight):
@@ -129,7 +129,7 @@ def cut_into_parts(pieces: Sequence[Piece], *, part_bytes: int) -> list[list[Pie
                 parts.append([])
                 room = part_bytes / max(1, weight)
             parts[-1].append(piece)
-            room -= part_bytes if piece.format == DATASET else piece.size
+            room -= part_bytes if piece.format == DATASET and piece.size == 0 else piece.size
     return parts
 
 

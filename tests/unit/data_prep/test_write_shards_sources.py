@@ -83,6 +83,21 @@ def test_a_mixture_of_every_kind_of_source(tmp_path: Path, capsys: pytest.Captur
     assert _shards(tmp_path / "again") == _shards(tmp_path / "out")
 
 
+def test_small_shards_of_a_data_set_share_parts_as_small_files_do(tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    for i in range(60):
+        _write(folder / f"train-{i:02}.jsonl", [f"document {i} {j}" for j in range(20 + i)])
+    sizes = {"part_bytes": 20_000, "val_fraction": 0.1, "seq_len": 256}
+    files = _run(tmp_path / "files", "--input", folder, "--extensions", ".jsonl", **sizes)
+    streamed = _run(tmp_path / "streamed", "--input", f"hf:{folder}", **sizes)
+    assert streamed["splits"] == files["splits"]
+    assert _shards(tmp_path / "streamed") == _shards(tmp_path / "files")
+    n_parts = len(list((tmp_path / "streamed" / "train").glob("part-*")))
+    assert 3 < n_parts < 8
+    assert streamed["splits"]["val"]["tail_tokens"] < n_parts * (256 + 8)
+
+
 def _command(out: Path, *words: object) -> list[str]:
     fixed = ["--out", out, "--tokenizer", "bytes", "--seq_len", 64, "--num_workers", 1, "--val_fraction", 0]
     return [sys.executable, "-m", "data_prep.write_shards", *map(str, [*fixed, *words])]

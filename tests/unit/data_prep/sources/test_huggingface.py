@@ -24,7 +24,11 @@ def dataset(tmp_path: Path) -> Path:
 def test_a_data_set_is_streamed_by_its_shards(dataset: Path, tmp_path: Path) -> None:
     source = list_source(f"hf:{dataset}")
     assert [(piece.start, piece.stop) for piece in source.pieces] == [(0, 1), (1, 2), (2, 3)]
-    assert source.summary().keys() == {"path", "files", "bytes", "fingerprint"}
+    sizes = [path.stat().st_size for path in sorted((dataset / "data").glob("train-*"))]
+    assert [piece.size for piece in source.pieces] == sizes
+    assert source.summary() == {
+        "path": f"hf:{dataset}", "files": 3, "bytes": 0, "fingerprint": source.fingerprint
+    }  # fmt: skip
     expected = [f"document {i} {j}" for i in range(3) for j in range(4)]
     backwards = [texts_of(list(read_piece(piece, ReadOptions()))) for piece in reversed(source.pieces)]
     assert [text for texts in reversed(backwards) for text in texts] == expected

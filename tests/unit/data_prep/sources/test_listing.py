@@ -93,12 +93,12 @@ def test_parts_hold_all_pieces_in_order(part_bytes: int, tmp_path: Path) -> None
     assert all(size < part_bytes + 30 for size in sizes)
 
 
-def test_a_part_has_one_weight_and_a_shard_of_a_data_set_is_a_part(tmp_path: Path) -> None:
+def test_a_part_has_one_weight_and_ends_with_a_shard_of_unknown_size(tmp_path: Path) -> None:
     once, twice = Selection("a"), Selection("b", weight=2.0)
     pieces = [Piece("file", str(i), 0, 10, 10, once if i < 4 else twice) for i in range(8)]
-    shards = [Piece("dataset", "hf:x", i, i + 1, 0, once) for i in range(2)]
+    shards = [Piece("dataset", "hf:x", i, i + 1, size, once) for i, size in enumerate((0, 0, 5, 20, 10, 0))]
     parts = cut_into_parts([*pieces, *shards], part_bytes=20)
-    assert [len(part) for part in parts] == [2, 2, 1, 1, 1, 1, 1, 1]
+    assert [len(part) for part in parts] == [2, 2, 1, 1, 1, 1, 1, 1, 2, 2]
 
 
 def test_an_input_without_documents_is_named(tmp_path: Path) -> None:
