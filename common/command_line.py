@@ -2,12 +2,14 @@
 
 A `UserError` says what is wrong, which value was given, and what to do. Any other exception is a bug, and keeps its
 traceback. An option that takes a number declares the range beside it, with `whole_number` or `real_number` as its type;
-the parser refuses all numbers that are out of range together.
+the parser refuses all numbers that are out of range together. Messages are made safe for a terminal where they are
+printed (`wording.for_terminal`), since they hold names that others chose.
 """
 
 import argparse
 import contextlib
 import errno
+import itertools
 import operator
 import os
 import re
@@ -20,10 +22,13 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from common.wording import for_terminal, shortened
+
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 USER_ERROR_EXIT_CODE = 2
 _INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT  # the code that shells report for a process killed by this signal
 _UNREAD_EXIT_CODE = 128 + signal.SIGPIPE
+_MOST_CHARACTERS = 20_000  # of a message
 
 
 class UserError(ValueError):
@@ -112,6 +117,12 @@ class _CommandParser(argparse.ArgumentParser):
         Raises:
             UserError: lists every number that is out of its option's range.
         """
+        words = sys.argv[1:] if args is None else args
+        if unknown := self._unknown_options(words):
+            # argparse alone would first name a required option that is missing because it is misspelt
+            meant = [near for word in unknown if (near := self._nearest(word))]
+            advice = f"; did you mean {', '.join(meant)}?" if meant else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
         parsed = super().parse_args(args, namespace)
         problems = [f"--{name} {bad}" for name, value in vars(parsed).items() for bad in _bad_numbers(value)]
         raise_if_any(problems, heading="bad arguments")
@@ -120,7 +131,28 @@ class _CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print usage and the error under the same prefix as a `UserError`, and exit."""
         self.print_usage(sys.stderr)
-        self.exit(USER_ERROR_EXIT_CODE, f"{self.prog.removeprefix('python -m ')}: error: {message}\n")
+        self.exit(USER_ERROR_EXIT_CODE, _as_printed(f"{self.prog.removeprefix('python -m ')}: error: {message}"))
+
+    def _unknown_options(self, words: Sequence[str]) -> list[str]:
+        """Return the words that argparse takes for options which this command does not have."""
+        if {"-h", "--help", "--version"}.intersection(words):
+            return []
+        before = itertools.takewhile(lambda word: word != "--", words)
+        options = [word for word in before if re.match(r"--\w", word) and " " not in word]
+        names = list(self._option_string_actions)
+        return [word for word in options if not any(name.startswith(word.partition("=")[0]) for name in names)]
+
+    def _nearest(self, word: str) -> str | None:
+        """Return what a misspelt option was meant to be, if that is clear: an option, or a field without dashes."""
+        import difflib
+
+        name, _, value = word.partition("=")
+        if "." in name and any("=" in str(action.metavar) for action in self._actions if not action.option_strings):
+            return f"{name.lstrip('-')}={value or 'VALUE'}"
+        # dashes inside of a name are the usual mistake: --seq-len
+        by_spelling = {option.strip("-").replace("-", "_"): option for option in self._option_string_actions}
+        found = difflib.get_close_matches(name.strip("-").replace("-", "_"), by_spelling, n=1)
+        return by_spelling[found[0]] if found else None
 
 
 def _bad_numbers(value: Any) -> Iterator[_BadNumber]:
@@ -151,7 +183,7 @@ def exit_on_user_error(main: Callable[[], None], *, program: str) -> None:
         with contextlib.suppress(OSError):
             _flush()
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{program}: error: {error}", file=sys.stderr)
+            print(_as_printed(f"{program}: error: {error}"), end="", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted", file=sys.stderr)
@@ -167,6 +199,10 @@ def exit_on_user_error(main: Callable[[], None], *, program: str) -> None:
             sys.exit(_UNREAD_EXIT_CODE)
         print(f"{program}: error: cannot print: {error.strerror}; make room for its output", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
+
+
+def _as_printed(message: str) -> str:
+    return for_terminal(shortened(message, most=_MOST_CHARACTERS)) + "\n"
 
 
 def _flush() -> None:

@@ -1,4 +1,9 @@
-"""Words in messages: nouns that agree with their number."""
+"""Words in messages: nouns that agree with their number, and texts that are safe to print."""
+
+import re
+
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_USER_IN_URL = re.compile(r"(?<=://)[^\s/?#]*@")
 
 
 def counted(number: int, noun: str, *, plural: str | None = None) -> str:
@@ -10,3 +15,21 @@ def counted(number: int, noun: str, *, plural: str | None = None) -> str:
         plural: of the noun, if an s is not enough.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def for_terminal(text: str) -> str:
+    """Return a text as it may be shown on a terminal or written to a log.
+
+    Control characters, which a terminal would obey, and characters that reverse the direction of text are escaped; line
+    ends and tabs stay. Users and passwords in URLs are replaced by ***.
+    """
+    without_secrets = _USER_IN_URL.sub("***@", text)
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), without_secrets)
+
+
+def shortened(text: str, *, most: int) -> str:
+    """Return a text of about `most` characters: without its middle if it is longer, which is then said in its place."""
+    if len(text) <= most:
+        return text
+    start, end = text[: most * 3 // 4], text[-(most // 4) :]
+    return f"{start} [{len(text) - len(start) - len(end):,} characters left out] {end}"

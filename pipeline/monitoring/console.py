@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
+from pipeline.runtime.logs import SafeFormatter
+
 TOKEN_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -19,7 +21,9 @@ class _AboveProgressBar(logging.Handler):
 
 def console_handler() -> logging.Handler:
     """Return the handler that prints rank 0's messages on stdout, without time or level."""
-    return _AboveProgressBar()
+    handler = _AboveProgressBar()
+    handler.setFormatter(SafeFormatter())
+    return handler
 
 
 def console_line(scalars: Mapping[str, float]) -> str:

@@ -3,7 +3,8 @@
     runs/<name>/ranks/rank_00003.log    warnings and errors of any library, and the traceback that ended the rank
 
 Only rank 0 writes to the console, because the output of thousands of ranks would be unreadable. The warnings of the
-others would be lost without their own files. Tracebacks go to both. Every line has its time, rank and host.
+others would be lost without their own files. Tracebacks go to both. Every line has its time, rank and host. Handlers
+use `SafeFormatter`, because messages hold names and texts that others chose.
 """
 
 import logging
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+from common.wording import for_terminal
 from pipeline.runtime.world import World
 
 logger = logging.getLogger("pipeline")
@@ -30,6 +32,13 @@ def configure_logging(world: World, *, handlers: Iterable[logging.Handler]) -> N
         logger.addHandler(handler)
 
 
+class SafeFormatter(logging.Formatter):
+    """Formats records so that a terminal shows them and obeys nothing in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return for_terminal(super().format(record))
+
+
 class LogFile(logging.FileHandler):
     """Appends records to a file, and drops those that the disk refuses."""
 
@@ -40,7 +49,7 @@ class LogFile(logging.FileHandler):
 def log_file_handler(path: Path) -> logging.Handler:
     """Return a handler that appends lines with date and level to `path`."""
     handler = LogFile(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(message)s"))
     return handler
 
 
@@ -52,7 +61,7 @@ def keep_rank_log(directory: Path, *, world: World) -> logging.Handler:
     path = directory / f"rank_{world.rank:05d}.log"
     handler = LogFile(path, encoding="utf-8", delay=True, errors="backslashreplace")
     place = f"[rank {world.rank} on {socket.gethostname()}]"
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {place} %(levelname)s %(message)s"))
+    handler.setFormatter(SafeFormatter(f"%(asctime)s {place} %(levelname)s %(message)s"))
     handler.setLevel(logging.WARNING)
     for name in _LIBRARIES:
         logging.getLogger(name).addHandler(handler)

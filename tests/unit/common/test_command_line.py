@@ -183,3 +183,51 @@ def test_all_numbers_that_are_refused_are_in_one_error() -> None:
         "  - --sizes must be a whole number from -5 to 18,446,744,073,709,551,616, not x",
         "  - --part must be a number at least 0 and below 1, not 1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--inptu", "x"], "unrecognized arguments: --inptu; did you mean --input?"),
+        (["--vocab-size", "5", "--input", "x"], "unrecognized arguments: --vocab-size; did you mean --vocab_size?"),
+        (
+            ["--inptu=x", "--vocabsize=5"],
+            "unrecognized arguments: --inptu=x --vocabsize=5; did you mean --input, --vocab_size?",
+        ),
+        (["--input", "x", "--zzz"], "unrecognized arguments: --zzz"),
+        (["--run.name=x"], "unrecognized arguments: --run.name=x; did you mean run.name=x?"),
+        (["--run.name", "x"], "unrecognized arguments: --run.name; did you mean run.name=VALUE?"),
+        (["--input", "x", "--\x1b[31m"], "unrecognized arguments: --\\x1b[31m"),
+        ([], "the following arguments are required: --input"),
+    ],
+)
+def test_a_misspelt_option_is_named_with_the_nearest_one(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = command_parser("pipeline.train", description=None)
+    parser.add_argument("--input", required=True)
+    parser.add_argument("--vocab_size")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(words)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"pipeline.train: error: {message}"
+
+
+def test_what_is_no_option_is_not_misspelt() -> None:
+    parser = command_parser("pipeline.generate", description=None)
+    parser.add_argument("--prompt")
+    parser.add_argument("rest", nargs="*")
+    parsed = parser.parse_args(["--pro", "-- a b", "--", "--no_option"])  # an abbreviation, a text, and after --
+    assert (parsed.prompt, parsed.rest) == ("-- a b", ["--no_option"])
+
+
+def test_messages_are_safe_for_a_terminal_and_of_bounded_length(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise UserError("\x1b]0;title\x07 at http://me:secret@host: " + "x" * 10**8)
+
+    with pytest.raises(SystemExit):
+        exit_on_user_error(main, program="p")
+    message = capsys.readouterr().err
+    assert message.startswith(r"p: error: \x1b]0;title\x07 at http://***@host: xxx")
+    assert len(message) < 21_000

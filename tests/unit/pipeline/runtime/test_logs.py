@@ -21,7 +21,7 @@ configure_logging(world, handlers=[keep_rank_log(directory, world=world)])
 logger.info("no news")
 if how == "quiet":
     sys.exit()
-logger.warning("ours\\n\\udcff")
+logger.warning("ours\\n\\udcff\\x1b[31m")
 logging.getLogger("library").warning("theirs")
 warnings.warn("old name", DeprecationWarning)
 thread = threading.Thread(target=lambda: 1 / 0, name="helper")
