@@ -7,10 +7,12 @@ writes its own name there. The earlier start notices after its current step, bef
 it gives a checkpoint its final name; it then ends. What can still slip through, between that last look and the rename,
 is a complete checkpoint of the same run.
 
+A start gives way only when it has read another start's token. A file that is missing, damaged or cannot be read for a
+moment, as on a network file system (ESTALE), takes the lease from nobody.
+
 Any other start is refused while the lock is held.
 """
 
-import json
 import secrets
 import time
 from pathlib import Path
@@ -18,9 +20,11 @@ from typing import Any
 
 from common.command_line import UserError
 from common.files import hold_lock, write_json
+from common.small_files import BadFileError, read_json
 from pipeline.runtime.logs import logger
 from pipeline.runtime.world import Launch
 
+READ_ATTEMPTS = 4  # a second apart
 GRACE_S = 60.0  # for an earlier start of the same job to finish its step and end, once its lease is taken
 
 
@@ -38,30 +42,34 @@ class Lease:
 
     @property
     def holder(self) -> Launch | None:
-        """The start that took the lease last; None if no start did, or `lease.json` is damaged."""
-        values = self._read()
+        """The start that took the lease last; None if no start did, or `lease.json` is damaged or cannot be read."""
         try:
-            return Launch(job=values["job"], restart=values["restart"])
-        except KeyError:
+            return _launch_in(self._read())
+        except OSError:
             return None
 
     @property
-    def is_mine(self) -> bool:
-        """True if this start was the last to take the lease. Opens the file anew, so that NFS asks the server."""
-        return self._read().get("token") == self.token
+    def is_taken_over(self) -> bool:
+        """True if `lease.json` holds another start's token. Opens the file anew, so that NFS asks the server."""
+        try:
+            return self._names_another(self._read(attempts=1))
+        except OSError:
+            return False  # the next look may tell more
 
     def take(self) -> None:
         """Take the lease, whoever holds it."""
         write_json(self._path, {"job": self._launch.job, "restart": self._launch.restart, "token": self.token})
 
     def check(self) -> None:
-        """Check that this start still holds the lease.
+        """Check that no other start has taken the lease.
 
         Raises:
             Lost: another start has taken it.
+            OSError: the file cannot be read, also not a few seconds later, so nobody knows.
         """
-        if not self.is_mine:
-            raise Lost(f"{self.holder or 'another start'} has taken the run over")
+        values = self._read()
+        if self._names_another(values):
+            raise Lost(f"{_launch_in(values) or 'another start'} has taken the run over")
 
     def acquire(self) -> None:
         """Lock the run directory for as long as this process lives, and take the lease.
@@ -70,9 +78,12 @@ class Lease:
         if it does not notice the loss, it still cannot write.
 
         Raises:
-            UserError: another job trains this run, or a later start of this job does.
+            UserError: another job trains this run, or a later start of this job does, or `lease.json` cannot be read.
         """
-        before = self.holder
+        try:
+            before = _launch_in(self._read())
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be read ({error.strerror}); check the file system") from error
         if before is not None and before.is_later_than(self._launch):
             raise UserError(f"{self._run_dir} has been taken over by {before}; this earlier start ends")
         takes_over = before is not None and self._launch.is_later_than(before)
@@ -92,9 +103,31 @@ class Lease:
             time.sleep(0.5)
         return process
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            values = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return values if isinstance(values, dict) else {}
+    def _names_another(self, values: dict[str, Any]) -> bool:
+        return isinstance(values.get("token"), str) and values["token"] != self.token
+
+    def _read(self, *, attempts: int = READ_ATTEMPTS) -> dict[str, Any]:
+        """Return what `lease.json` holds; empty if there is none, or it is damaged.
+
+        Raises:
+            OSError: none of the attempts could read it.
+        """
+        for attempt in range(1, attempts + 1):
+            try:
+                values = read_json(self._path)
+                return values if isinstance(values, dict) else {}
+            except BadFileError as error:
+                cause = error.__cause__
+                if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):
+                    return {}
+                if attempt == attempts:
+                    raise cause from None
+                time.sleep(1)
+        raise AssertionError("at least one attempt")
+
+
+def _launch_in(values: dict[str, Any]) -> Launch | None:
+    try:
+        return Launch(job=values["job"], restart=values["restart"])
+    except KeyError:
+        return None

@@ -282,7 +282,7 @@ class Trainer:
 
     @property
     def _is_taken_over(self) -> bool:
-        return self._world.is_main and not self._lease.is_mine
+        return self._world.is_main and self._lease.is_taken_over
 
     def _give_way(self) -> None:
         """End the run, because another start has its lease."""
