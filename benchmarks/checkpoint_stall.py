@@ -1,4 +1,4 @@
-"""How long training stalls for a checkpoint, synchronous or asynchronous.
+"""Measures the time that training stalls for a checkpoint, synchronous or asynchronous.
 
     python -m benchmarks.checkpoint_stall [--dim 768] [--n_layers 12] [--json FILE]
 

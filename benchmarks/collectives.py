@@ -1,4 +1,4 @@
-"""How often a training step sends each parameter over the network, for several numbers of heads.
+"""Counts how often a training step sends each parameter over the network, for several numbers of heads.
 
     python -m benchmarks.collectives [--jsons zero3_fp32 zero2_fp32 zero1_fp32] [--n 1 4] [--json FILE]
 

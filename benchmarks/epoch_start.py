@@ -1,4 +1,4 @@
-"""How long a run waits for its first batch, and how much memory that takes, for an epoch of 1T tokens.
+"""Measures the wait for a run's first batch, and its memory, for an epoch of 1T tokens.
 
     python -m benchmarks.epoch_start [--windows 244140625] [--algos py1e py1br ...] [--block_sizes 262144]
 

@@ -1,4 +1,4 @@
-"""How a step's time and memory grow with the work, one axis at a time, compared with proportional growth.
+"""Measures how a step's time and memory grow, one axis at a time, compared with proportional growth.
 
     python -m benchmarks.growth [--axes seq_len micro_batch layers vocabulary heads ranks] [--json FILE] [--plot FILE]
 

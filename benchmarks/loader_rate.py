@@ -1,4 +1,4 @@
-"""Whether reading data ever keeps a GPU waiting: the loader's rate, and the wait of a model at full speed.
+"""Measures whether data loading keeps a GPU waiting: the loader's rate, and the wait of a model at full speed.
 
     python -m benchmarks.loader_rate [--workers 0 1 2 4] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""How evenly pipeline stages share a model's FLOPs: our cut, DeepSpeed's two cuts, and the bound for whole layers.
+"""Compares how evenly pipeline stages share a model's FLOPs: our cut, DeepSpeed's two, and the bound for whole layers.
 
     python -m benchmarks.stage_balance [--config RECIPE] [--stages 4 8] [--gpus 64] [--json FILE]
 

@@ -29,7 +29,7 @@ _FORBIDDEN = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoes
 
 @dataclass(frozen=True)
 class _RetryPolicy:
-    """How persistently a request is tried."""
+    """Attempts and timeouts of a request."""
 
     attempts: int
     read_timeout_s: float

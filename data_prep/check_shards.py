@@ -32,7 +32,7 @@ _EXAMPLES = """examples:
 
 @dataclass
 class SplitReport:
-    """What was found in one split."""
+    """Findings in one split."""
 
     shards: int = 0
     windows: int = 0

@@ -27,7 +27,7 @@ MOST_ENDS = 5  # without a new checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class RunProgress:
-    """How far a run came."""
+    """The progress of a run."""
 
     step: int
     """The last step that it reported."""
@@ -37,7 +37,7 @@ class RunProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class Ends:
-    """Where a job has ended since its newest checkpoint."""
+    """The steps at which a job has ended since its newest checkpoint."""
 
     job: str
     """The job's id."""

@@ -1,4 +1,4 @@
-"""How fast text becomes shards, and how much memory that takes; with real code, on this machine.
+"""Measures how fast text becomes shards and how much memory that takes, with real code, on this machine.
 
     ways      tokens and bytes per second of one core: our way with each engine, LLM Foundry's, Megatron-LM's and
               datatrove's ways, and the floor

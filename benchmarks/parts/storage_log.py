@@ -61,7 +61,7 @@ class StorageLog(TorchDispatchMode):
 
     @property
     def n_events(self) -> int:
-        """How many storages have appeared or died so far."""
+        """Return the number of storages that have appeared or died so far."""
         return len(self._events)
 
     @property

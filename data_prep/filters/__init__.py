@@ -1,1 +1,1 @@
-"""Which documents stay: quality rules, licences, exact duplicates, and text of benchmarks."""
+"""The choice of documents that stay: quality rules, licences, exact duplicates, and text of benchmarks."""

@@ -37,7 +37,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How pieces are read."""
+    """Options for reading pieces."""
 
     text_field: str = "text"
     """The key of a record that holds the text."""
@@ -51,7 +51,7 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which documents of a source are wanted, and how often."""
+    """The documents of a source that are wanted, and their weight."""
 
     name: str
     """The name of the source in counts and in metadata.json."""

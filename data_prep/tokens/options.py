@@ -14,7 +14,7 @@ _MOST_DOCUMENTS = 1 << 16  # in a window; they are numbered in uint16
 
 @dataclass(frozen=True)
 class DocumentOptions:
-    """How documents become one stream of tokens."""
+    """Options for joining documents into one stream of tokens."""
 
     ends: DocumentEnds = "eos"
     """The special tokens before and after each document."""

@@ -15,7 +15,7 @@ from pipeline.config.model import STRICT, ModelConfig
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
-    """Where the run directory is: `dir/name`."""
+    """The run directory: `dir/name`."""
 
     dir: str = "runs"
     """Parent folder of all runs."""
@@ -25,7 +25,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
-    """Which shards are read, and in which order."""
+    """The shards, and the order of their windows."""
 
     shards: str = ""
     """Folder written by `data_prep.write_shards` (the one with metadata.json), or s3://bucket/prefix of its copy."""
@@ -52,7 +52,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
-    """How many tokens, and in which batches."""
+    """The number of tokens, and the batches."""
 
     total_tokens: int = Field(default=1, gt=0)
     """Tokens of the whole run; rounded up to whole steps."""
@@ -96,7 +96,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ParallelConfig:
-    """How the model is distributed apart from ZeRO, which the DeepSpeed JSON sets. Only one field may be above 1."""
+    """The model's distribution apart from ZeRO, which the DeepSpeed JSON sets. Only one field may be above 1."""
 
     pipeline_stages: int = Field(default=1, gt=0)
     """Consecutive ranks that share the layers of one replica; `model/partition.py` decides which layers each holds."""
@@ -128,7 +128,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LogConfig:
-    """What is reported, and how often."""
+    """Reports, and how often they are made."""
 
     every_steps: int = Field(default=10, gt=0)
     """Steps between log lines, TensorBoard points and metrics.jsonl objects."""
@@ -150,7 +150,7 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ProfileConfig:
-    """Which steps torch's profiler records; docs/monitoring.md describes the files that it writes."""
+    """The steps that torch's profiler records; docs/monitoring.md describes the files that it writes."""
 
     steps: tuple[PositiveInt, PositiveInt] | None = None
     """The first and the last step to record, such as [10, 12]; null records none."""
@@ -158,7 +158,7 @@ class ProfileConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FaultsConfig:
-    """How a run reacts to faults while nobody is watching; docs/operations.md explains each."""
+    """The reactions of a run to faults while nobody is watching; docs/operations.md explains each."""
 
     bad_shard: Literal["stop", "skip"] = "stop"
     """If a shard is missing or does not match its hash: "stop" ends the run; "skip" replaces its windows with those of

@@ -1,4 +1,4 @@
-"""What a rank reads of its training or validation data, gathered until the training loop takes it after a step."""
+"""Windows that a rank reads of its training or validation data, gathered until the training loop takes them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from pipeline.data.sample_record import NOTHING, EpochSamples
 
 @dataclass(kw_only=True)
 class Consumed:
-    """What one rank has read since it was last asked, with the damage that it met."""
+    """The windows that one rank has read since it was last asked, with the damage that it met."""
 
     samples: list[EpochSamples] = field(default_factory=list)
     """The samples by epoch, in the order in which they were read; empty for validation."""

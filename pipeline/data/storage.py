@@ -1,4 +1,4 @@
-"""Where the files of shards come from: they are on this machine, or are fetched from S3 into a folder on it.
+"""Storage of shard files: they are on this machine, or are fetched from S3 into a folder on it.
 
 Both classes are a `Stream` of streaming, whose threads prepare shards before they are needed, and remove the least
 recently used ones from a full cache. `prepare_shard` must not raise: the exception would kill streaming's thread, and

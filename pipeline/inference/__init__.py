@@ -1,1 +1,1 @@
-"""What trained models do: decoding, and evaluation by pass@k."""
+"""Use of trained models: decoding, and evaluation by pass@k."""

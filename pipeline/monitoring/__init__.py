@@ -1,1 +1,1 @@
-"""What people see of a run: the console, TensorBoard, metrics, previews, step times, profiles and reports."""
+"""Everything people see of a run: the console, TensorBoard, metrics, previews, step times, profiles and reports."""

@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides a run's curves; all of it depends on the config alone.
+"""TensorBoard's pages besides a run's curves; all of it depends on the config alone.
 
 layout            the custom-scalars page: all heads in one chart, for training and for validation
 hyperparameters   the page that compares runs: some of their fields, beside the losses that they reached

@@ -1,4 +1,4 @@
-"""How long steps take and why: each rank's local time, the slowest rank, and waiting for data.
+"""Step times and their causes: each rank's local time, the slowest rank, and waiting for data.
 
 Ranks wait for each other in every step, so each step takes every rank as long as it takes the slowest. What differs is
 a rank's local time, which it spends before it waits for others: waiting for its own data, and the forward of its part

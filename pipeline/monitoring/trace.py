@@ -1,4 +1,4 @@
-"""Where the time of training steps goes, read from a trace of torch's profiler.
+"""The time of training steps by part, read from a trace of torch's profiler.
 
 The model, the data loader and the engine open a named range around each part of their work (`runtime/ranges.py`). A
 trace contains these ranges, torch's own operators, the collectives and, on a GPU, its kernels. Each moment of a step is

@@ -22,7 +22,7 @@ LEAST_GOODPUT = 0.01  # below this, the days and the cost of a run are meaningle
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run needs and costs. Goodput is the share of the wall time that makes progress."""
+    """A run's needs and costs. Goodput is the share of the wall time that makes progress."""
 
     parameters: int
     flops_per_token: Flops

@@ -1,4 +1,4 @@
-"""What failures cost: the best interval between checkpoints, the expected goodput, and a simulation that checks both.
+"""The cost of failures: the best interval between checkpoints, the expected goodput, and a simulation that checks both.
 
 A run saves a checkpoint after every `interval_s` of training, which stops for `stall_s`. The checkpoint is complete
 `lag_s` later (asynchronous saves; 0 if training waits for the whole save). A failure sets the run back to its last
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class FailureModel:
-    """How a run fails and saves; the module's docstring explains the fields."""
+    """Failure rate and saves of a run; the module's docstring explains the fields."""
 
     mtbf_s: float  # mean time between failures of the whole run
     stall_s: float

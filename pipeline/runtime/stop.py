@@ -1,4 +1,4 @@
-"""How a run ends: its exit codes, and stop requests, which the training loop polls.
+"""The endings of a run: its exit codes, and stop requests, which the training loop polls.
 
 A stop request is SIGTERM, SIGUSR1 (Slurm's warning before the time limit), or the death of the launcher that started
 this rank, because a rank without its launcher would train on unnoticed.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class StepCounts:
-    """What one rank counted in a step, or the sums over all ranks. A flag is set on some rank if its sum is not 0."""
+    """The counts of one rank in a step, or the sums over all ranks. A flag is set on some rank if its sum is not 0."""
 
     stop_requests: float = 0
     """1 if this rank was asked to stop."""

@@ -1,4 +1,4 @@
-"""What records the steps of a run: the monitor with its sinks, the record of samples, and the profile."""
+"""Recorders of the steps of a run: the monitor with its sinks, the record of samples, and the profile."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -94,7 +94,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def readme(sandbox: Path) -> list[Ran]:
-    """What the README's commands printed."""
+    """Return what the README's commands printed."""
     return run_page("README.md", sandbox)
 
 

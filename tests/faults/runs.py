@@ -83,7 +83,7 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether all its processes have ended."""
+        """True if all its processes have ended."""
         return not self._reader.is_alive()
 
     def wait_until(self, condition: Callable[[], bool], *, what: str, every_s: float = 0.05) -> None:

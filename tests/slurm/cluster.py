@@ -93,7 +93,7 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it neither runs, waits, nor is being ended."""
+        """True if it is neither running, waiting, nor being ended."""
         return self.state not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is drawn from logits."""
+    """Options for drawing a token from logits."""
 
     temperature: float = 0.0
     """Divides the logits; 0 always chooses the most probable token (greedy)."""

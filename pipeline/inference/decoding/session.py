@@ -27,7 +27,7 @@ DECODINGS = ("autoregressive", "self_speculative")
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How prompts are continued."""
+    """Options for continuing prompts."""
 
     n_heads_used: int
     """Number of heads, including the next-token head; 1 is autoregressive."""

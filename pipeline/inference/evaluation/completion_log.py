@@ -23,7 +23,7 @@ SETTINGS = "settings.json"
 
 
 class CompletionId(NamedTuple):
-    """Which completion: of which problem, at which temperature, and its number there, from 0."""
+    """Identity of a completion: its problem, its temperature, and its number there, from 0."""
 
     task_id: str
     temperature: float

@@ -33,7 +33,7 @@ _FINISH_S = 60  # time beyond a program's limit that an overloaded machine may n
 
 
 class Isolation(Enum):
-    """What isolates a program; the values are descriptions for users."""
+    """The isolation of a program; the values are descriptions for users."""
 
     FULL = "network, files, processes, user, limits of time, memory, file size and processes"
     WEAK = "limits of time, memory, file size and processes; NOT the network, NOT files"

@@ -40,7 +40,7 @@ WEIGHT, MOMENTS = "fp32", ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where this rank stores its stretch of one weight."""
+    """The place where this rank stores its stretch of one weight."""
 
     name: str
     """Name of the weight in the whole model."""

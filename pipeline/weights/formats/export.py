@@ -23,7 +23,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What a writer needs to know besides the model."""
+    """Options of a writer, besides the model."""
 
     dtype: torch.dtype | None = None
     """Dtype of the written weights; None keeps the stored one."""
@@ -35,7 +35,7 @@ class ExportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How folders of one format are recognised, read and written."""
+    """One format: recognising, reading and writing its folders."""
 
     is_at: Callable[[Path], bool]
     """Returns whether a path has this format; looks at file names only."""

@@ -32,7 +32,7 @@ _LARGEST = {
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What is known about the training of a model; unknown facts are None."""
+    """Known facts about the training of a model; unknown facts are None."""
 
     step: int | None = None
     """Number of optimizer steps."""

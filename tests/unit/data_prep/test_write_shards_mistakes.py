@@ -1,4 +1,4 @@
-"""What write_shards refuses, and with which messages."""
+"""Inputs and options that write_shards refuses, and its messages."""
 
 import shlex
 import subprocess

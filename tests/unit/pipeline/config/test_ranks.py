@@ -1,4 +1,4 @@
-"""How ranks share a run: every impossible layout and batch is named."""
+"""Ranks that share a run: every impossible layout and batch is named."""
 
 from typing import Any
 

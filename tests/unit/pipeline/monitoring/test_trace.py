@@ -1,4 +1,4 @@
-"""Where a step's time goes: real traces of a model with slowed parts, and a handwritten trace of a GPU."""
+"""The time of a step by part: real traces of a model with slowed parts, and a handwritten trace of a GPU."""
 
 import json
 import time

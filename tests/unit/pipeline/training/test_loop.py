@@ -1,4 +1,4 @@
-"""Whether a start has to catch up on a validation."""
+"""A start that has to catch up on a validation."""
 
 from pathlib import Path
 
