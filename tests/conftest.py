@@ -84,6 +84,11 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Keep bytes out of the names of tests: gzip writes the time into them, and names must be equal in every worker."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
     """Restore the environment after a module's tests, some of which join a process group in this process."""
