@@ -15,7 +15,8 @@ from typing import IO, Any
 
 import yaml
 
-from common.command_line import UserError
+from common.command_line import UserError, one_line
+from common.wording import shortened
 
 MOST_BYTES = 16 << 20
 MOST_YAML_BYTES = 256 << 10  # PyYAML reads some 200 kB/s
@@ -42,21 +43,24 @@ def read_small_file(path: Path, *, what: str = "", most_bytes: int = MOST_BYTES)
     name = f"{what} {path}".strip()
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
-                raise BadFileError(f"{name} cannot be read: it is {_kind(mode)}, not a file")
-            with open(descriptor, "rb", closefd=False) as file:
-                contents = file.read(most_bytes + 1)
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise BadFileError(f"{name} cannot be read: {error.strerror}") from error
     except ValueError as error:  # a name that holds NUL
         raise BadFileError(f"{name!r} cannot be read: {error}") from error
-    if len(contents) > most_bytes:
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadFileError(f"{name} cannot be read: it is {_kind(status.st_mode)}, not a file")
+        if status.st_size <= most_bytes:
+            with open(descriptor, "rb", closefd=False) as file:
+                contents = file.read(most_bytes + 1)
+            if len(contents) <= most_bytes:  # it may have grown meanwhile
+                return contents
         raise BadFileError(f"{name} cannot be read: it has more than {most_bytes:,} bytes")
-    return contents
+    except OSError as error:
+        raise BadFileError(f"{name} cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
 
 
 def _kind(mode: int) -> str:
@@ -81,7 +85,7 @@ def parse_json(contents: bytes, *, name: object, finite: bool = True) -> Any:
     except RecursionError:
         raise BadFileError(f"{name} is nested deeper than {MOST_LEVELS} levels") from None
     except ValueError as error:
-        raise BadFileError(f"{name} is not JSON: {_one_line(error)}") from error
+        raise BadFileError(f"{name} is not JSON: {shortened(one_line(error), most=300)}") from error
     _check_value(value, name=name, finite=finite)
     return value
 
@@ -98,7 +102,7 @@ def parse_yaml(contents: bytes, *, name: object) -> Any:
     except RecursionError:
         raise BadFileError(f"{name} is nested deeper than {MOST_LEVELS} levels") from None
     except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # dates and floats that do not exist, too
-        raise BadFileError(f"{name} is not YAML: {_one_line(error)}") from error
+        raise BadFileError(f"{name} is not YAML: {shortened(one_line(error), most=300)}") from error
     _check_value(value, name=name, finite=True, most_values=MOST_YAML_VALUES)
     return value
 
@@ -175,8 +179,3 @@ def _check_value(value: Any, *, name: object, finite: bool, most_values: float =
         return measured[id(value)]
 
     measure(value, 0)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -1,4 +1,4 @@
-"""Where a run's scalars go: the console, TensorBoard, metrics.jsonl and, on request, Weights & Biases.
+"""The sinks of a run's scalars: the console, TensorBoard, metrics.jsonl and, on request, Weights & Biases.
 
 All of them show the same scalars under the same tags (docs/monitoring.md). A sink that cannot write logs a warning; it
 never ends the run.

@@ -128,7 +128,7 @@ def test_the_record_of_a_run_killed_on_changing_ranks_equals_that_of_one_rank(ru
 
 
 def test_one_rank_of_each_replica_writes_the_record(runs: tuple[Path, Path]) -> None:
-    """Of four ranks in two replicas, 0 and 2 write. Records of ranks that are gone stay, up to the saved step."""
+    """Ranks 0 and 2 write, of four in two replicas. Records of ranks that are gone stay, up to the saved step."""
     files = {path.name: path.read_text().splitlines() for path in (runs[1] / "samples").iterdir()}
     steps = {name: [json.loads(line)["step"] for line in lines] for name, lines in files.items()}
     assert steps == {

@@ -132,7 +132,7 @@ def test_nothing_imports_a_command() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names the circle
+    assert set(TopologicalSorter(IMPORTS).static_order()) >= set(SOURCES)  # CycleError names the circle
 
 
 def test_data_prep_and_pipeline_do_not_import_each_other() -> None:

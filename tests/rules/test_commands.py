@@ -1,4 +1,4 @@
-"""What all commands have in common: each option that takes a number declares its range."""
+"""Rules for all commands: each option that takes a number declares its range."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How completions are dealt to batches, and the seeds of the batches."""
+"""Batches of completions, and their seeds."""
 
 import itertools
 
