@@ -14,7 +14,7 @@ If a shard is damaged, windows of another shard are read in place of its windows
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -154,7 +154,7 @@ class TrainingData:
         """Return what this rank has read, and the damage that it met, since the last call."""
         return self._account.take()
 
-    def _all_epochs(self) -> Iterator[Batch]:
+    def _all_epochs(self) -> Generator[Batch, None, None]:
         while True:
             for collated in self._loader:
                 position = self._loader.state_dict()  # counts what all replicas have read, this batch included

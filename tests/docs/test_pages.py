@@ -114,6 +114,7 @@ def test_the_hooks_run_what_make_lint_runs() -> None:
     (local,) = config["repos"]
     hooks = [re.sub(r"^bash -c '(.*)'$", r"\1", hook["entry"]) for hook in local["hooks"]]
     printed = subprocess.run(
-        ["make", "-n", "-o", ".venv/installed", "lint"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
+        ["make", "-n", "--no-print-directory", "-o", ".venv/installed", "lint"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     assert hooks == printed.stdout.splitlines()

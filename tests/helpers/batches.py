@@ -1,6 +1,7 @@
-"""Small shards, runs on them, and their data: opened from a whole config, and kept open to the end of the process."""
+"""Small shards, runs on them, and their data: opened from a whole config, and kept open to the end of the test."""
 
 import json
+import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,16 +75,24 @@ _OPENED: list[TrainingData] = []
 
 
 def training_data(config: Config, *, device: torch.device = CPU) -> TrainingData:
-    """Return a run's training data, which stays open as long as the process, as in a run.
-
-    The end of a process stops loader workers at once; collecting a loader in the middle of an epoch takes 5 s for each.
-    """
+    """Return a run's training data, which stays open until `close_training_data`, or the end of the process."""
     data = TrainingData(
         config.data, train=config.train, n_future_tokens=config.model.n_future_tokens,
         ranks_per_replica=config.parallel.ranks_per_replica, device=device,
     )  # fmt: skip
     _OPENED.append(data)
     return data
+
+
+def close_training_data() -> None:
+    """Stop the reading of all training data that this process has opened.
+
+    Collecting a loader in the middle of an epoch waits 5 s for each of its workers, so they are stopped first.
+    """
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    while _OPENED:
+        _OPENED.pop()._batches.close()
 
 
 def validation_data(

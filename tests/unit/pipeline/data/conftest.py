@@ -1,8 +1,13 @@
-"""For all tests of training data: a world of one rank."""
+"""For all tests of training data: a world of one rank, and shared memory that ends with the test."""
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
+from common.mds import streaming
 from pipeline.runtime.world import World, world_from_environment
+from tests.helpers.batches import close_training_data
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +18,14 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     return world_from_environment()
+
+
+@pytest.fixture(autouse=True)
+def closed_shared_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close a test's shared memory after it: streaming waits for the end of the process, and open files run out."""
+    cleanups: list[Callable[[], None]] = []
+    monkeypatch.setattr(streaming.base.shared.memory, "atexit", SimpleNamespace(register=cleanups.append))
+    yield
+    close_training_data()
+    for cleanup in cleanups:
+        cleanup()
