@@ -50,6 +50,7 @@ def test_warnings_and_tracebacks_are_recorded_with_time_rank_and_host(tmp_path: 
         ("CRITICAL", "died"),
     ]
     assert kept.count("Traceback") == 2
+    assert r"\udcff\x1b[31m" in kept
     assert kept.endswith("ValueError: the end\n")
     assert done.stderr.endswith("ValueError: the end\n")
     assert ("theirs" in done.stderr, "old name" in done.stderr) == (number == 0,) * 2
