@@ -3,8 +3,8 @@
 The id of a byte is its value, 0 to 255; special ids come after the bytes. `data_prep` encodes corpora with these
 tokenizers, and `pipeline` decodes generated text.
 
-Whole corpora are encoded with gigatoken (`common.fast_tokens`) if it supports the model: it takes a tenth of the time
-for the same ids. SentencePiece remains the reference and the fallback.
+Whole corpora are encoded with gigatoken (`common.sentencepieces.fast_tokens`) if it supports the model: it takes a
+tenth of the time for the same ids. SentencePiece remains the reference and the fallback.
 """
 
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Literal, Protocol
 import numpy as np
 import sentencepiece
 
-from common import fast_tokens
 from common.command_line import UserError
-from common.fast_tokens import IdArray
 from common.files import sha256_of_file
+from common.sentencepieces import fast_tokens
+from common.sentencepieces.fast_tokens import IdArray
 
 BYTES = "bytes"
 FIM_BYTE_IDS = 262  # vocabulary of bytes with the fill-in-the-middle sentinels (`data_prep.tokens.fim`)

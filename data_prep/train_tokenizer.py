@@ -33,7 +33,7 @@ from common.command_line import (
     whole_number,
 )
 from common.files import written_whole
-from common.sentencepiece_model import parsed
+from common.sentencepieces.sentencepiece_model import parsed
 from data_prep.filters.options import FilterOptions
 from data_prep.filters.reasons import reason_to_drop
 from data_prep.sources.documents import Document, ReadOptions

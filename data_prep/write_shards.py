@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import UserError, exit_on_user_error
-from common.fast_tokens import EngineUnavailable
 from common.s3 import S3Path
+from common.sentencepieces.fast_tokens import EngineUnavailable
 from common.shard_format import FORMAT_VERSION, METADATA
 from common.tokenizers import BYTES, Engine, Tokenizer, load_tokenizer
 from data_prep.shards.folder import claim, is_finished, locked, spoil

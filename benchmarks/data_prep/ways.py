@@ -23,8 +23,8 @@ import numpy as np
 import sentencepiece
 
 from benchmarks.data_prep.corpus import MB, Corpus, texts_of
-from common.fast_tokens import tokenizer_json
-from common.sentencepiece_model import parsed
+from common.sentencepieces.fast_tokens import tokenizer_json
+from common.sentencepieces.sentencepiece_model import parsed
 from common.tokenizers import Engine
 from data_prep.filters.options import FilterOptions
 from data_prep.shards import part_writer

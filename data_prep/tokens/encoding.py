@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.command_line import UserError
-from common.fast_tokens import IdArray, first_difference
+from common.sentencepieces.fast_tokens import IdArray, first_difference
 from common.tokenizers import Engine, Tokenizer, load_tokenizer
 from data_prep.sources.documents import Document
 from data_prep.tokens.fim import FimOptions, Segment, fim_segments, load_fim_tokenizer

@@ -22,7 +22,7 @@ from typing import Literal
 import xxhash
 
 from common.command_line import UserError
-from common.sentencepiece_model import SPACE, parsed
+from common.sentencepieces.sentencepiece_model import SPACE, parsed
 from common.tokenizers import BYTES, FIM_BYTE_IDS, ByteTokenizer, Engine, Tokenizer, load_tokenizer
 
 SENTINEL_PIECES = tuple(f"{SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))  # Code Llama's

@@ -7,7 +7,7 @@ from typing import Any
 
 import sentencepiece
 
-from common.sentencepiece_model import parsed
+from common.sentencepieces.sentencepiece_model import parsed
 
 
 def trained(path: Path, lines: Sequence[str], **options: Any) -> Path:

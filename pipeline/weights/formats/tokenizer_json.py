@@ -6,7 +6,7 @@
     tokenizer.model            the SentencePiece model itself, unchanged (not for bytes)
 
 tokenizer.json ranks pairs of neighbouring pieces, SentencePiece ranks the pieces that they form.
-`common.sentencepiece_model` explains why the ids are the same, and for which models they are not.
+`common.sentencepieces.sentencepiece_model` explains why the ids are the same, and for which models they are not.
 
 Special tokens are not recognised in text (`split_special_tokens`): `</s>` in a text is four ordinary characters. Their
 ids are still special, and `skip_special_tokens` drops them. Programs that read tokenizer.json without transformers must
@@ -26,7 +26,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from common.command_line import UserError, raise_if_any
-from common.sentencepiece_model import PROBES, SPACE, merges, obstacles, parsed
+from common.sentencepieces.sentencepiece_model import PROBES, SPACE, merges, obstacles, parsed
 from common.tokenizers import BYTES, ByteTokenizer, Tokenizer, load_tokenizer
 from pipeline.weights.formats.stored_model import TOKENIZER
 

@@ -12,7 +12,7 @@ import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from common.command_line import UserError
-from common.sentencepiece_model import merges
+from common.sentencepieces.sentencepiece_model import merges
 from data_prep import train_tokenizer
 from pipeline.weights.formats import tokenizer_json
 from pipeline.weights.formats.tokenizer_json import FirstToken, write_tokenizer_files

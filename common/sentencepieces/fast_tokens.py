@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-from common.sentencepiece_model import PROBES, SPACE, merges, obstacles, parsed
+from common.sentencepieces.sentencepiece_model import PROBES, SPACE, merges, obstacles, parsed
 
 NAME = "gigatoken"
 IdArray = npt.NDArray[np.integer[Any]]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from common import fast_tokens
-from common.fast_tokens import EngineUnavailable, first_difference
+from common.sentencepieces import fast_tokens
+from common.sentencepieces.fast_tokens import EngineUnavailable, first_difference
 from common.tokenizers import GigatokenTokenizer, load_tokenizer
 from data_prep import train_tokenizer
 from tests.conftest import REPOSITORY
