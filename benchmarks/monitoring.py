@@ -73,7 +73,7 @@ def watch_on_rank(task: dict[str, Any]) -> dict[str, list[float]]:
     from benchmarks.parts.batches import random_batches
     from pipeline.monitoring.monitor import Monitor
     from pipeline.monitoring.previews import Previews
-    from pipeline.monitoring.sinks import sinks_for
+    from pipeline.monitoring.sinks.selection import sinks_for
     from pipeline.monitoring.step_times import StepTimes
     from pipeline.runtime.collectives import mean_over_ranks
     from pipeline.runtime.logs import configure_logging

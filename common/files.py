@@ -3,13 +3,15 @@
 Files that appear whole are written under another name in the same folder, flushed to disk, then renamed.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import socket
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -108,29 +110,53 @@ def sync_folder(directory: Path) -> None:
 
 
 class PatientFile:
-    """Appends lines to a file; lines that a full disk refuses stay in memory until there is room again."""
+    """Appends to a file; what the disk refuses stays in memory until it is accepted.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
+    Args:
+        open_at: returns the path of the file, whose folder must exist. It is called before each attempt to open the
+            file, and may prepare it.
+    """
+
+    def __init__(self, open_at: Callable[[], Path]) -> None:
+        self._open_at = open_at
+        self._file: IO[bytes] | None = None
         self._unwritten = b""
 
-    def write(self, line: str) -> OSError | None:
-        """Append a line (UTF-8); return the error because of which lines have to wait, or None.
+    def write(self, data: bytes) -> OSError | UserError | None:
+        """Append; return the error because of which data has to wait, or None.
 
-        If the process is killed, the last line in the file may be incomplete.
+        If the process is killed, what it wrote last may be incomplete in the file.
         """
-        self._unwritten += line.encode()
+        self._unwritten += data
         try:
+            if self._file is None:
+                self._file = _opened_for_appending(self._open_at())
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
-        except OSError as error:
+        except (OSError, UserError) as error:
             return error
         return None
 
-    def close(self) -> None:
-        """Try once more to write the waiting lines, and close the file; lines that are refused again are lost."""
-        self.write("")
-        self._file.close()
+    def close(self) -> OSError | UserError | None:
+        """Try once more to write what waits, and close the file; return the error because of which the rest is lost."""
+        error = self.write(b"") if self._unwritten else None
+        if self._file is not None:
+            self._file.close()
+        return error
+
+
+def _opened_for_appending(path: Path) -> IO[bytes]:
+    """Open a file without waiting, as a FIFO would wait for its reader.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
+    return open(descriptor, "ab", buffering=0)
 
 
 def hold_lock(path: Path) -> str | None:

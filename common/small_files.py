@@ -15,8 +15,7 @@ from typing import IO, Any
 
 import yaml
 
-from common.command_line import UserError, one_line
-from common.wording import shortened
+from common.command_line import UserError
 
 MOST_BYTES = 16 << 20
 MOST_YAML_BYTES = 256 << 10  # PyYAML reads some 200 kB/s
@@ -41,26 +40,33 @@ def read_small_file(path: Path, *, what: str = "", most_bytes: int = MOST_BYTES)
         BadFileError: it cannot be read, is not a regular file, or is too large.
     """
     name = f"{what} {path}".strip()
+    with open_regular_file(path, name=name) as file:
+        try:
+            contents = file.read(most_bytes + 1)
+        except OSError as error:
+            raise BadFileError(f"{name} cannot be read: {error.strerror}") from error
+    if len(contents) > most_bytes:
+        raise BadFileError(f"{name} cannot be read: it has more than {most_bytes:,} bytes")
+    return contents
+
+
+def open_regular_file(path: Path, *, name: object) -> IO[bytes]:
+    """Return a regular file, open for reading. A FIFO is not waited for, and a device is not read.
+
+    Raises:
+        BadFileError: it cannot be opened, or is not a regular file; the message calls it `name`.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise BadFileError(f"{name} cannot be read: {error.strerror}") from error
     except ValueError as error:  # a name that holds NUL
         raise BadFileError(f"{name!r} cannot be read: {error}") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadFileError(f"{name} cannot be read: it is {_kind(status.st_mode)}, not a file")
-        if status.st_size <= most_bytes:
-            with open(descriptor, "rb", closefd=False) as file:
-                contents = file.read(most_bytes + 1)
-            if len(contents) <= most_bytes:  # it may have grown meanwhile
-                return contents
-        raise BadFileError(f"{name} cannot be read: it has more than {most_bytes:,} bytes")
-    except OSError as error:
-        raise BadFileError(f"{name} cannot be read: {error.strerror}") from error
-    finally:
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
+        raise BadFileError(f"{name} cannot be read: it is {_kind(mode)}, not a file")
+    return open(descriptor, "rb")
 
 
 def _kind(mode: int) -> str:
@@ -85,7 +91,7 @@ def parse_json(contents: bytes, *, name: object, finite: bool = True) -> Any:
     except RecursionError:
         raise BadFileError(f"{name} is nested deeper than {MOST_LEVELS} levels") from None
     except ValueError as error:
-        raise BadFileError(f"{name} is not JSON: {shortened(one_line(error), most=300)}") from error
+        raise BadFileError(f"{name} is not JSON: {_one_line(error)}") from error
     _check_value(value, name=name, finite=finite)
     return value
 
@@ -102,7 +108,7 @@ def parse_yaml(contents: bytes, *, name: object) -> Any:
     except RecursionError:
         raise BadFileError(f"{name} is nested deeper than {MOST_LEVELS} levels") from None
     except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # dates and floats that do not exist, too
-        raise BadFileError(f"{name} is not YAML: {shortened(one_line(error), most=300)}") from error
+        raise BadFileError(f"{name} is not YAML: {_one_line(error)}") from error
     _check_value(value, name=name, finite=True, most_values=MOST_YAML_VALUES)
     return value
 
@@ -115,6 +121,25 @@ def read_json(path: Path, *, what: str = "", most_bytes: int = MOST_BYTES) -> An
 def read_yaml(path: Path, *, what: str = "", most_bytes: int = MOST_YAML_BYTES) -> Any:
     """Return the value in a YAML file; see `read_small_file` and `parse_yaml`."""
     return parse_yaml(read_small_file(path, what=what, most_bytes=most_bytes), name=f"{what} {path}".strip())
+
+
+def read_lines(path: Path, *, what: str = "", most_bytes: int = MOST_BYTES) -> Iterator[bytes | None]:
+    """Yield the lines of a regular file; see `bounded_lines`.
+
+    Raises:
+        BadFileError: it cannot be read, or is not a regular file.
+    """
+    name = f"{what} {path}".strip()
+    with open_regular_file(path, name=name) as file:
+        lines = bounded_lines(file, most_bytes=most_bytes)
+        while True:
+            try:
+                line = next(lines, b"")
+            except OSError as error:
+                raise BadFileError(f"{name} cannot be read: {error.strerror}") from error
+            if line == b"":
+                return
+            yield line
 
 
 def bounded_lines(file: IO[bytes], *, most_bytes: int = MOST_BYTES) -> Iterator[bytes | None]:
@@ -179,3 +204,8 @@ def _check_value(value: Any, *, name: object, finite: bool, most_values: float =
         return measured[id(value)]
 
     measure(value, 0)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."

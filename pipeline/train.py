@@ -77,9 +77,9 @@ def run(
     Raises:
         UserError: the run cannot resume from its checkpoints, or another process trains it.
     """
-    from pipeline.monitoring.console import console_handler
     from pipeline.monitoring.header import header
     from pipeline.monitoring.previews import Previews
+    from pipeline.monitoring.sinks.console import console_handler
     from pipeline.training.build import build_engine
     from pipeline.training.loop import Trainer, owes_validation
     from pipeline.weights.checkpoint.folder import CheckpointFolder

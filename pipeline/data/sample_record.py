@@ -61,7 +61,7 @@ class SampleRecord:
         self._file: PatientFile | None = None
         if log.samples and world.rank % ranks_per_replica == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = PatientFile(folder / f"rank_{world.rank:05d}.jsonl")
+            self._file = PatientFile(lambda: folder / f"rank_{world.rank:05d}.jsonl")
 
     def __enter__(self) -> "SampleRecord":
         return self
@@ -75,7 +75,8 @@ class SampleRecord:
     def write(self, step: int, samples: list[EpochSamples]) -> None:
         """Append what this rank read in a step. Call it before the step's checkpoint, which relies on it."""
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, "samples": samples}, separators=(",", ":")) + "\n")
+            line = json.dumps({"step": step, "samples": samples}, separators=(",", ":")) + "\n"
+            self._file.write(line.encode())
 
 
 def remove_after(folder: Path, *, step: int) -> None:

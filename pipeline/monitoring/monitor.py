@@ -1,7 +1,7 @@
-"""The Monitor turns the results of each step into scalars, and hands them to its sinks (sinks.py).
+"""The Monitor turns the results of each step into scalars, and hands them to its sinks (sinks/).
 
-Only rank 0 has sinks; on the other ranks a Monitor does nothing. Throughput counts training alone: validation, previews
-and checkpoints run while the Monitor is `paused`.
+Only rank 0 has sinks; on the other ranks a Monitor does nothing. Whatever goes wrong in a sink is a warning, and never
+ends a run. Throughput counts training alone: validation, previews and checkpoints run while the Monitor is `paused`.
 """
 
 import resource
@@ -16,7 +16,8 @@ from torch import Tensor
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import TrainConfig
 from pipeline.model.formulas import recomputed_flops_per_token, training_flops_per_token
-from pipeline.monitoring.sinks import Scalars, Sink
+from pipeline.monitoring.sinks.sink import Scalars, Sink
+from pipeline.runtime.logs import logger
 
 GIB = 2**30
 NO_GRADIENT = 1e-10  # shown as the norm of rows without a gradient, because a logarithmic scale has no 0
@@ -50,7 +51,8 @@ class Monitor:
 
     def __exit__(self, *error: object) -> None:
         for sink in self._sinks:
-            sink.close()
+            with _harmless(sink):
+                sink.close()
 
     def log_step(
         self, step: int, *, losses_N: Tensor, learning_rate: float, gradient_norm: float, skipped_steps: int,
@@ -98,14 +100,17 @@ class Monitor:
                 reported.
         """
         self._write(step, {f"grad_norms/{block}": float(rows_R.norm()) for block, rows_R in norms.items()})
-        for sink in self._sinks:
-            for block, rows_R in norms.items():
-                sink.write_histogram(step, f"grad_norms_log10/{block}", rows_R.clamp(min=NO_GRADIENT).log10())
+        for block, rows_R in norms.items():
+            tag, log_norms_R = f"grad_norms_log10/{block}", rows_R.clamp(min=NO_GRADIENT).log10()
+            for sink in self._sinks:
+                with _harmless(sink):
+                    sink.write_histogram(step, tag, log_norms_R)
 
     def log_text(self, step: int, tag: str, markdown: str) -> None:
         """Report a text."""
         for sink in self._sinks:
-            sink.write_text(step, tag, markdown)
+            with _harmless(sink):
+                sink.write_text(step, tag, markdown)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -116,7 +121,8 @@ class Monitor:
 
     def _write(self, step: int, scalars: Scalars) -> None:
         for sink in self._sinks if scalars else ():
-            sink.write(step, scalars)
+            with _harmless(sink):
+                sink.write(step, scalars)
 
     def _utilisation(self, tokens_per_s: float) -> Scalars:
         """Return model and hardware FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B) if the peak is known."""
@@ -124,6 +130,15 @@ class Monitor:
             return {}
         per_flop = tokens_per_s / (self._peak_flops * dist.get_world_size())
         return {"throughput/mfu": self._model_flops * per_flop, "throughput/hfu": self._hardware_flops * per_flop}
+
+
+@contextmanager
+def _harmless(sink: Sink) -> Iterator[None]:
+    """Turn whatever goes wrong in a sink into a warning: what only watches a run never ends it."""
+    try:
+        yield
+    except Exception:
+        logger.warning("a report to %s failed; training goes on", type(sink).__name__, exc_info=True)
 
 
 def is_due(step: int, *, every_steps: int) -> bool:

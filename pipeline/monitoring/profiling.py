@@ -13,7 +13,7 @@ Recording changes no number of the run. It slows down only the steps that it rec
 import gzip
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -21,6 +21,7 @@ from typing import Self
 
 from torch.profiler import profile
 
+from common.command_line import one_line
 from common.files import write_text, written_whole
 from pipeline.config.schema import ProfileConfig
 from pipeline.monitoring.trace import as_table, times_of_parts
@@ -60,7 +61,8 @@ class StepProfile:
         if self._profiler is None:
             return
         if self._unfinished is not None:  # the trace would show it as a whole step
-            self._profiler.stop()
+            with suppress(Exception):
+                self._profiler.stop()
             logger.warning(
                 "the profile of steps %s is lost because step %d was not finished", self._recorded, self._unfinished
             )
@@ -71,8 +73,7 @@ class StepProfile:
     def step(self, step: int) -> Iterator[None]:
         """Record the step that is taken inside, if it is one of the named steps."""
         if step in self._wanted and self._profiler is None:
-            self._profiler = profile()
-            self._profiler.start()
+            self._start()
         self._unfinished = step
         with profiler_range(STEP):
             yield
@@ -82,21 +83,31 @@ class StepProfile:
             if step == self._wanted[-1]:
                 self._finish(self._profiler)
 
+    def _start(self) -> None:
+        profiler = profile()
+        try:
+            profiler.start()
+        except Exception as error:  # recording only watches a run, and never ends it
+            self._wanted = range(0)
+            logger.warning("could not start to profile (%s); no step is recorded", one_line(error))
+        else:
+            self._profiler = profiler
+
     def _finish(self, profiler: profile) -> None:
-        profiler.stop()
         self._profiler = None
         with self._pausing():
             name = f"steps_{self._recorded[0]}_to_{self._recorded[-1]}.rank_{self._rank:05d}"
             trace_path = self._folder / f"{name}.pt.trace.json.gz"
             try:
+                profiler.stop()
                 self._folder.mkdir(exist_ok=True)
                 text = _exported(profiler)
                 with written_whole(trace_path) as partial, gzip.open(partial, "wb", compresslevel=5) as file:
                     file.write(text)
                 table = as_table(times_of_parts(json.loads(text)["traceEvents"]))
                 write_text(self._folder / f"{name}.txt", table + "\n")
-            except OSError as error:
-                logger.warning("could not write the profile of steps %s (%s)", self._recorded, error)
+            except Exception as error:
+                logger.warning("could not write the profile of steps %s (%s)", self._recorded, one_line(error))
                 return
         logger.info("profile of steps %d to %d (%s)\n%s", self._recorded[0], self._recorded[-1], trace_path, table)
 

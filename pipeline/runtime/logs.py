@@ -7,12 +7,15 @@ others would be lost without their own files. Tracebacks go to both. Every line 
 use `SafeFormatter`, because messages hold names and texts that others chose.
 """
 
+import io
 import logging
+import os
 import socket
 import sys
 import threading
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -40,15 +43,30 @@ class SafeFormatter(logging.Formatter):
 
 
 class LogFile(logging.FileHandler):
-    """Appends records to a file, and drops those that the disk refuses."""
+    """Appends records to a file that the first record opens, and drops those that the disk refuses.
+
+    Neither a full disk nor a folder or FIFO of this name ends, spams or stops a run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append the record, or drop it."""
+        with suppress(OSError):
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Drop the record: a full disk must not end or spam a run."""
+        """Drop the record."""
+
+    def _open(self) -> io.TextIOWrapper:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+        return open(os.open(self.baseFilename, flags, 0o666), "a", encoding=self.encoding, errors=self.errors)
 
 
 def log_file_handler(path: Path) -> logging.Handler:
     """Return a handler that appends lines with date and level to `path`."""
-    handler = LogFile(path, encoding="utf-8")
+    handler = LogFile(path)
     handler.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(message)s"))
     return handler
 
@@ -59,7 +77,7 @@ def keep_rank_log(directory: Path, *, world: World) -> logging.Handler:
     What the disk refuses is dropped.
     """
     path = directory / f"rank_{world.rank:05d}.log"
-    handler = LogFile(path, encoding="utf-8", delay=True, errors="backslashreplace")
+    handler = LogFile(path)
     place = f"[rank {world.rank} on {socket.gethostname()}]"
     handler.setFormatter(SafeFormatter(f"%(asctime)s {place} %(levelname)s %(message)s"))
     handler.setLevel(logging.WARNING)

@@ -16,7 +16,7 @@ from pipeline.data.consumed import Consumed
 from pipeline.data.sample_record import EpochSamples
 from pipeline.monitoring.monitor import Monitor, is_due
 from pipeline.monitoring.previews import Previews
-from pipeline.monitoring.sinks import has_validation
+from pipeline.monitoring.sinks.metrics_file import has_validation
 from pipeline.monitoring.step_times import StepTimes
 from pipeline.runtime import history
 from pipeline.runtime.collectives import from_every_rank, from_main, on_any_rank

@@ -12,7 +12,7 @@ from pipeline.data.sample_record import SampleRecord
 from pipeline.monitoring.environment import device_name
 from pipeline.monitoring.monitor import Monitor
 from pipeline.monitoring.profiling import StepProfile
-from pipeline.monitoring.sinks import sinks_for
+from pipeline.monitoring.sinks.selection import sinks_for
 from pipeline.runtime.devices import peak_flops
 from pipeline.runtime.world import World
 

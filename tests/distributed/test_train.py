@@ -32,7 +32,12 @@ def start(
 
 def before_line(number: int, *, file: Path) -> Hold:
     """Return a hold that stops rank 0 before it writes line `number` (from 1) of metrics.jsonl."""
-    return Hold(command="pipeline.train", at="pipeline.monitoring.sinks:MetricsFile.write", after=number - 1, file=file)
+    return Hold(
+        command="pipeline.train",
+        at="pipeline.monitoring.sinks.metrics_file:MetricsFile.write",
+        after=number - 1,
+        file=file,
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:

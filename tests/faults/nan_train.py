@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 import pipeline.model.network
-import pipeline.monitoring.sinks
+import pipeline.monitoring.sinks.selection
 from common.command_line import exit_on_user_error
 from pipeline import train
 from pipeline.model.loss import cross_entropy
-from pipeline.monitoring.sinks import Console, Scalars
+from pipeline.monitoring.sinks.console import Console
+from pipeline.monitoring.sinks.sink import Scalars
 
 ONE_IN = "FAULTS_INFINITE_ONE_IN"
 MAY_FINISH, LINGER_AFTER = "FAULTS_MAY_FINISH", "FAULTS_LINGER_AFTER"
@@ -53,6 +54,6 @@ class LingeringConsole(Console):
 
 if __name__ == "__main__":
     if MAY_FINISH in os.environ:
-        pipeline.monitoring.sinks.Console = LingeringConsole  # type: ignore[misc]
+        pipeline.monitoring.sinks.selection.Console = LingeringConsole  # type: ignore[misc]
     pipeline.model.network.cross_entropy = infinite_for_some
     exit_on_user_error(train.main, program=train.PROGRAM)

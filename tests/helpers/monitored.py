@@ -9,9 +9,10 @@ import torch
 
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, RunConfig, TrainConfig
-from pipeline.monitoring import monitor, sinks
+from pipeline.monitoring import monitor
 from pipeline.monitoring.monitor import Monitor
-from pipeline.monitoring.sinks import Sink
+from pipeline.monitoring.sinks import console
+from pipeline.monitoring.sinks.sink import Sink
 from pipeline.runtime.world import World
 
 CPU = torch.device("cpu")
@@ -23,7 +24,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
-        for module in (monitor, sinks):
+        for module in (monitor, console):
             monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now_s))
 
 

@@ -15,20 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from common.command_line import UserError, one_line
+from common.small_files import MOST_YAML_BYTES, parse_yaml, read_small_file
 from common.wording import counted
 from pipeline.config.recipe import read_config
 from pipeline.config.schema import Config
 from pipeline.monitoring.reporting.damaged_files import lines, objects, read_json_object
 from pipeline.runtime.history import HISTORY
-from pipeline.runtime.metrics_lines import METRICS
+from pipeline.runtime.metrics_lines import METRICS, is_step
 from pipeline.weights.checkpoint.manifest import MANIFEST
 
 PARTS = (METRICS, "config.yaml", "ds_config.json", "environment.json", "train.log", HISTORY, "checkpoints")
+OF_STARTED_RUNS = (METRICS, "config.yaml", HISTORY, "checkpoints/step_*")  # a refused start leaves none of them
 KEPT_WARNINGS = 12
+MOST_TAGS = 1000
+MOST_NAMED = 10
+MOST_LETTERS = 2000  # of a warning
+MOST, LEAST = 1e100, 1e-100  # sizes of values that are shown; smaller ones are shown as 0
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d{3} (\w+) (.*)")
 
 
@@ -103,9 +108,10 @@ def read_run_folder(path: Path) -> RunFolder:
         what = "is a file; give the folder of a run" if path.exists() else "does not exist"
         return RunFolder(path=path, name=name, problems=[f"{path} {what}"])
     if not _has_any_part(path):
-        inside = " ".join(str(child) for child in sorted(path.iterdir()) if _has_any_part(child))
-        hint = f"; it contains runs: {inside}" if inside else ""
-        problem = f"{path} is not a run's folder: it has none of {', '.join(PARTS)}{hint}"
+        problem = f"{path} is not a run's folder: it has none of {', '.join(PARTS)}{_runs_inside(path)}"
+        return RunFolder(path=path, name=name, problems=[problem])
+    if not any(any(path.glob(part)) for part in OF_STARTED_RUNS):
+        problem = f"{path} is the folder of a run that never started: the output of its start says why; delete it"
         return RunFolder(path=path, name=name, problems=[problem])
     problems: list[str] = []
     series, tokens_per_step = _metrics(path / METRICS, problems)
@@ -124,13 +130,19 @@ def read_run_folder(path: Path) -> RunFolder:
         fields=fields,
         environment=read_json_object(path / "environment.json", problems),
         history=_history(path / HISTORY, problems),
-        bad_steps=[row for row in objects(path / "bad_steps.jsonl", problems) if _is_step(row.get("step"))],
+        bad_steps=[row for row in objects(path / "bad_steps.jsonl", problems) if is_step(row.get("step"))],
         signs_of_life=signs_of_life,
         warnings=warnings,
         n_warnings=n_warnings,
         checkpoints=_checkpoints(path / "checkpoints"),
         problems=problems,
     )
+
+
+def _runs_inside(path: Path) -> str:
+    runs = [str(child) for child in sorted(path.iterdir()) if _has_any_part(child)]
+    more = f" and {len(runs) - MOST_NAMED:,} more" if len(runs) > MOST_NAMED else ""
+    return f"; it contains runs: {' '.join(runs[:MOST_NAMED])}{more}" if runs else ""
 
 
 def _metrics(path: Path, problems: list[str]) -> tuple[dict[str, Series], int | None]:
@@ -140,18 +152,20 @@ def _metrics(path: Path, problems: list[str]) -> tuple[dict[str, Series], int | 
         return {}, None
     steps: dict[str, array[int]] = defaultdict(lambda: array("q"))
     values: dict[str, array[float]] = defaultdict(lambda: array("d"))
-    tokens_per_step, n_without_step, not_finite = None, 0, defaultdict[str, int](int)
+    tokens_per_step, n_without_step, not_shown, has_more = None, 0, defaultdict[str, int](int), False
     for line in objects(path, problems):
         step, tokens = line.pop("step", None), line.pop("tokens", None)
-        if not _is_step(step):
+        if not is_step(step):
             n_without_step += 1
             continue
-        if step and _is_step(tokens) and tokens:
+        if step and is_step(tokens) and tokens:
             tokens_per_step = round(tokens / step)
         for tag, value in line.items():
-            if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            if len(steps) >= MOST_TAGS and tag not in steps:
+                has_more = True
+            elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
                 number = _float(value)
-                not_finite[tag] += math.isnan(number)
+                not_shown[tag] += math.isnan(number)
                 steps[tag].append(step)
                 values[tag].append(number)
     if n_without_step:
@@ -159,16 +173,19 @@ def _metrics(path: Path, problems: list[str]) -> tuple[dict[str, Series], int | 
         problems.append(f"metrics.jsonl: {counted(n_without_step, 'line')} {verb} left out")
     if not steps:
         problems.append("metrics.jsonl contains no step")
+    if has_more:
+        problems.append(f"{METRICS} has more than {MOST_TAGS:,} tags; the others are left out")
     problems += [
-        f"{tag}: {count:,} of {len(values[tag]):,} logged values {_not_finite(count)} in the curve"
-        for tag, count in not_finite.items()
+        f"{tag}: {count:,} of {len(values[tag]):,} logged values {_not_shown(count)} in the curve"
+        for tag, count in not_shown.items()
         if count
     ]
     return {tag: _series(steps[tag], values[tag]) for tag in steps}, tokens_per_step
 
 
-def _not_finite(count: int) -> str:
-    return "is not finite and leaves a gap" if count == 1 else "are not finite and leave gaps"
+def _not_shown(count: int) -> str:
+    verbs = ("is", "leaves a gap") if count == 1 else ("are", "leave gaps")
+    return f"{verbs[0]} not finite or beyond {MOST:g} and {verbs[1]}"
 
 
 def _series(steps: "array[int]", values: "array[float]") -> Series:
@@ -182,10 +199,10 @@ def _config(path: Path, problems: list[str]) -> tuple[Config | None, dict[str, A
         problems.append("config.yaml is missing")
         return None, {}
     try:
+        fields = _flat(parse_yaml(read_small_file(path, most_bytes=MOST_YAML_BYTES), name=path.name))
         config, unusual = read_config(path)
-        fields = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (UserError, ValueError, TypeError, RecursionError) as error:
-        problems.append(f"config.yaml cannot be read: {one_line(error)}")
+    except (UserError, TypeError) as error:
+        problems.append(one_line(error))
         return None, {}
     if unusual:
         problems.append(f"this version does not accept all of config.yaml: {'; '.join(unusual)}")
@@ -220,7 +237,7 @@ def _log(path: Path, problems: list[str]) -> tuple[list[datetime], list[str], in
     warnings: deque[str] = deque(maxlen=KEPT_WARNINGS)
     n_warnings = 0
     for line in lines(path, problems):
-        if (found := _LOG_LINE.match(line)) is None:
+        if line is None or (found := _LOG_LINE.match(line.decode(errors="replace"))) is None:
             continue
         time, level, message = found.groups()
         try:
@@ -229,7 +246,7 @@ def _log(path: Path, problems: list[str]) -> tuple[list[datetime], list[str], in
             continue
         if level in ("WARNING", "ERROR", "CRITICAL"):
             n_warnings += 1
-            warnings.append(f"{time}  {message}")
+            warnings.append(f"{time}  {message[:MOST_LETTERS]}")
     return times, list(warnings), n_warnings
 
 
@@ -238,13 +255,8 @@ def _checkpoints(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def _is_step(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
-
-
 def _float(value: float | None) -> float:
-    try:
-        number = math.nan if value is None else float(value)
-    except OverflowError:
-        return math.nan
-    return number if math.isfinite(number) else math.nan
+    number = math.nan if value is None else float(value)
+    if abs(number) < LEAST:
+        return 0.0
+    return number if abs(number) <= MOST else math.nan

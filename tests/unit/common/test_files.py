@@ -1,18 +1,18 @@
 """Files that appear whole or not at all, lines on a full disk, and locks that end with their process."""
 
-import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from common.files import PatientFile, hold_lock, sha256_of_file, write_json, write_text, written_whole
 from tests.conftest import REPOSITORY
+from tests.helpers.full_disk import file_size_limit
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -53,19 +53,30 @@ def test_sha256(tmp_path: Path) -> None:
     assert sha256_of_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path: Path) -> None:
+def test_what_a_full_disk_refuses_is_written_later(tmp_path: Path) -> None:
     path = tmp_path / "lines"
-    file = PatientFile(path)
-    assert file.write("first\n") is None
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8, before[1]))  # looks like a full disk to this process
-    refused = [file.write(line) for line in ("second\n", "third\n")]
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [error and error.errno for error in refused] == [errno.EFBIG] * 2
+    file = PatientFile(lambda: path)
+    assert file.write(b"first\n") is None
+    with file_size_limit(8):
+        refused = [file.write(line) for line in (b"second\n", b"third\n")]
+    assert [type(error) for error in refused] == [OSError, OSError]
     assert path.read_text() == "first\nse"
-    assert file.write("fourth\n") is None
+    assert file.write(b"fourth\n") is None
     assert path.read_text() == "first\nsecond\nthird\nfourth\n"
-    file.close()
+    assert file.close() is None
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "FIFO"])
+def test_what_cannot_be_opened_yet_is_written_later(make: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    make(path)
+    file = PatientFile(lambda: path)
+    assert isinstance(file.write(b"first\n"), OSError)
+    assert isinstance(file.write(b"second\n"), OSError)
+    path.rename(tmp_path / "elsewhere")
+    assert file.write(b"third\n") is None
+    assert file.close() is None
+    assert path.read_text() == "first\nsecond\nthird\n"
 
 
 HOLDER = """

@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.model.formulas import recomputed_flops_per_token, training_flops_per_token
 from pipeline.monitoring.monitor import Monitor, is_due
-from pipeline.monitoring.sinks import Scalars, Sink, sinks_for
+from pipeline.monitoring.sinks.selection import sinks_for
+from pipeline.monitoring.sinks.sink import Scalars, Sink
 from pipeline.runtime.world import World
 from tests.helpers.monitored import MAIN, Clock, config_in, jsonl, monitor_of
 
@@ -143,6 +144,36 @@ def test_gradient_norms_of_blocks_are_reported_if_there_are_any(tmp_path: Path) 
         (2, "grad_norms_log10/embedding", pytest.approx([math.log10(0.3), -10, math.log10(0.4)])),
         (2, "grad_norms_log10/head_1", pytest.approx([2.0])),
     ]
+
+
+class Failing(Sink):
+    """A sink in which everything fails."""
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        raise ValueError("of scalars")
+
+    def write_text(self, step: int, tag: str, markdown: str) -> None:
+        raise RuntimeError("of texts")
+
+    def write_histogram(self, step: int, tag: str, values: torch.Tensor) -> None:
+        raise OSError("of histograms")
+
+    def close(self) -> None:
+        raise AssertionError("at the end")
+
+
+def test_what_fails_in_a_sink_is_a_warning_and_the_other_sinks_get_everything(
+    tmp_path: Path, pipeline_log: pytest.LogCaptureFixture
+) -> None:
+    sink = Recorder()
+    with monitor_of(config_in(tmp_path), sinks=[Failing(), sink]) as it:
+        log_step(it, 1)
+        it.log_grad_norms(1, {"embedding": torch.tensor([0.3])})
+        it.log_text(1, "config", "text")
+    assert ([step for step, _ in sink.points], len(sink.histograms), sink.is_closed) == ([1, 1], 1, True)
+    failures = [str(record.exc_info[1]) for record in pipeline_log.records if record.exc_info]
+    assert failures == ["of scalars", "of scalars", "of histograms", "of texts", "at the end"]
+    assert "a report to Failing failed; training goes on" in pipeline_log.text
 
 
 def test_a_step_is_due_every_so_many_steps() -> None:

@@ -12,7 +12,7 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.schema import DataConfig, LogConfig
 from pipeline.model.network import MultiTokenModel, initialise
 from pipeline.monitoring.previews import Previews, as_batch, continued, preview
-from pipeline.monitoring.sinks import Sink
+from pipeline.monitoring.sinks.sink import Sink
 from tests.helpers.monitored import config_in, monitor_of
 
 BYTES_METADATA: dict[str, Any] = {"tokenizer": {"kind": "bytes"}}

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +48,10 @@ def recorded(folder: Path) -> dict[str, int]:
     return steps
 
 
+def link_to_nowhere(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
 def test_a_run_that_stops_in_between_keeps_the_recorded_steps(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     with opened(config) as profile:
@@ -82,3 +88,28 @@ def test_a_run_outside_the_requested_steps_writes_nothing(tmp_path: Path) -> Non
         with opened(config) as profile:
             take(profile, first, last)
     assert not (config.run_dir / "profile").exists()
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo, link_to_nowhere])
+def test_a_profile_that_cannot_be_written_is_a_warning(
+    make: Callable[[Path], None], tmp_path: Path, pipeline_log: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(tmp_path)
+    make(config.run_dir / "profile")
+    with opened(config) as profile:
+        take(profile, 1, 8)
+    assert "could not write the profile of steps [3, 4, 5, 6] ([Errno 17] File exists" in pipeline_log.text
+
+
+def test_a_profiler_that_does_not_start_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline_log: pytest.LogCaptureFixture
+) -> None:
+    def start(_: torch.profiler.profile) -> None:
+        raise RuntimeError("the driver is too old")
+
+    monkeypatch.setattr(torch.profiler.profile, "start", start)
+    config = config_of(tmp_path)
+    with opened(config) as profile:
+        take(profile, 1, 8)
+    assert "could not start to profile (the driver is too old); no step is recorded" in pipeline_log.text
+    assert recorded(config.run_dir) == {}

@@ -1,8 +1,10 @@
 """Every rank records its own warnings, and the traceback that ended it; only rank 0 also prints them."""
 
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,14 @@ def test_a_rank_without_problems_has_no_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "rank_00003.log").symlink_to("/dev/full")
+    done = rank(3, tmp_path)
+    assert done.stderr.endswith("ValueError: the end\n")
+    assert "OSError" not in done.stderr
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_under_a_logs_name_is_no_error(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "rank_00003.log")
     done = rank(3, tmp_path)
     assert done.stderr.endswith("ValueError: the end\n")
     assert "OSError" not in done.stderr

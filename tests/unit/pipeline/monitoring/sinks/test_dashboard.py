@@ -1,16 +1,20 @@
 """TensorBoard's own page, opened in a headless Chromium, shows a run's charts, texts and hyperparameters."""
 
+import json
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pipeline.monitoring.sinks import TensorBoard
+from pipeline.monitoring.sinks import event_files
+from pipeline.monitoring.sinks.tensorboard import TensorBoard
 from tests.conftest import free_port
 from tests.helpers.browser import Browser, find_chromium
 from tests.helpers.monitored import config_in
@@ -22,12 +26,15 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Yield the address of a TensorBoard server for one run's folder."""
+    """Yield the address of a TensorBoard server for a run that was resumed after step 4 where the clock is behind."""
     folder, port = tmp_path_factory.mktemp("page"), free_port()
-    sink = TensorBoard(config_in(folder), resumed_step=0)
-    for step in range(1, 9):
-        sink.write(step, dict.fromkeys(("loss/total", "loss/head_1", "loss/head_2"), 1.0 / step))
-        sink.write(step, {f"val/loss_head_{head}": 2.0 / step for head in (1, 2)})
+    for start, resumed_step in enumerate((0, 4)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(event_files, "time", SimpleNamespace(time=lambda now_s=2e9 - 1e6 * start: now_s))
+            sink = TensorBoard(config_in(folder), resumed_step=resumed_step)
+            for step in range(resumed_step + 1, 9):
+                sink.write(step, dict.fromkeys(("loss/total", "loss/head_1", "loss/head_2"), start + 1.0 / step))
+                sink.write(step, {f"val/loss_head_{head}": 2.0 / step for head in (1, 2)})
     sink.write_histogram(8, "grad_norms_log10/head_1", torch.linspace(-6, -2, 40))
     sink.write_text(8, "previews/prompt_1", "| position | token |\n| --- | --- |\n| 1 | **`foreseen`** |")
     sink.close()
@@ -49,6 +56,15 @@ def has_run(address: str, server: subprocess.Popen[bytes], *, timeout_s: float =
                 return True
         time.sleep(0.2)
     return False
+
+
+def test_the_server_shows_each_step_once(address: str) -> None:
+    """The server's own reader of event files is another program than Python's readers."""
+    query = urllib.parse.urlencode({"run": "try/tensorboard", "tag": "loss/head_1"})
+    with urllib.request.urlopen(f"{address}/data/plugin/scalars/scalars?{query}") as answer:
+        points = json.load(answer)
+    assert [step for _, step, _ in points] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [value for _, _, value in points] == pytest.approx([(step > 4) + 1.0 / step for step in range(1, 9)])
 
 
 @pytest.fixture(scope="module")

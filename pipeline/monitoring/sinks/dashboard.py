@@ -38,7 +38,8 @@ def layout(log: LogConfig) -> Layout:
 def hyperparameters(config: Config) -> list[Any]:
     """Return two summaries: a run's hyperparameters, and the tags of the scalars that measure its success.
 
-    TensorBoard itself looks up the newest points under these tags.
+    TensorBoard itself looks up the newest points under these tags. The loss of head 1 comes first, because it means the
+    same for any number of heads; the sum over the heads does not, and is left out.
     """
     from torch.utils.tensorboard.summary import hparams
 
@@ -49,7 +50,7 @@ def hyperparameters(config: Config) -> list[Any]:
     }
     heads = range(1, config.model.n_future_tokens + 1)
     validation = [f"val/loss_head_{head}" for head in heads] if config.train.eval_every_steps else []
-    metrics = dict.fromkeys(["loss/total", *validation, "throughput/tokens_per_s"])
+    metrics = dict.fromkeys([*validation[:1], "loss/head_1", *validation[1:], "throughput/tokens_per_s"])
     experiment, start_of_session, _ = hparams(values, metrics)
     return [experiment, start_of_session]
 

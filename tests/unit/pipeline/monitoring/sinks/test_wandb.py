@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from common.small_files import BadFileError
+from pipeline.monitoring.sinks.wandb import run_id
 from tests.conftest import REPOSITORY
 
 WANDB_RUN = """
@@ -16,7 +18,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from pipeline.config.schema import LogConfig
-from pipeline.monitoring.sinks import WeightsAndBiases
+from pipeline.monitoring.sinks.wandb import WeightsAndBiases
 from tests.helpers.monitored import config_in
 config = replace(config_in(Path(sys.argv[1])), log=LogConfig(wandb="project"))
 config.run_dir.mkdir(exist_ok=True)
@@ -85,3 +87,21 @@ def leveldb_records(log: bytes) -> Iterator[bytes]:
         if kind in (whole, last):
             yield record
             record = b""
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_an_id_file_that_is_no_file_is_not_waited_for(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "wandb_id")
+    with pytest.raises(BadFileError, match="wandb_id cannot be read: it is a"):
+        run_id(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "../x", "a" * 99, "\0" * 9])
+def test_an_id_file_without_an_id_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "wandb_id").write_text(text)
+    with pytest.raises(ValueError, match="which is not an id of wandb's; delete it"):
+        run_id(tmp_path)
+
+
+def test_a_run_keeps_its_id(tmp_path: Path) -> None:
+    assert run_id(tmp_path) == run_id(tmp_path)

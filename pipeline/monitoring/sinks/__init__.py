@@ -1,0 +1,1 @@
+"""The destinations of a run's scalars and texts: console, TensorBoard, metrics.jsonl, and Weights & Biases."""
