@@ -1,7 +1,8 @@
 """Folders in S3, or in storage that speaks its protocol, as paths: s3://bucket/prefix.
 
 `S3Path` has the methods of `pathlib.Path` that readers need (`/`, `name`, `read_bytes`, ...), so that the same code
-reads from both; a missing object is a FileNotFoundError, too. An object appears whole or not at all.
+reads from both; a missing object is a FileNotFoundError, too. An object appears whole or not at all. What is written is
+asked back, because an endpoint that is not S3 may answer each request with a web page and store nothing.
 
 boto3 looks up credentials, region and endpoint in its usual places (AWS_PROFILE, AWS_ENDPOINT_URL, ...). The endpoint
 may also be set by S3_ENDPOINT_URL, which streaming reads.
@@ -9,6 +10,7 @@ may also be set by S3_ENDPOINT_URL, which streaming reads.
 
 import errno
 import functools
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -23,6 +25,8 @@ from common.files import partial_path
 SCHEME = "s3://"
 _CONNECT_TIMEOUT_S = 10
 _CONNECTIONS = 40  # each file is transferred in up to 10 pieces at once
+_PIECE_BYTES = 8 << 20  # larger files are sent in pieces of this size
+_NOT_S3 = "it may not be S3: check AWS_ENDPOINT_URL"
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket"}
 _FORBIDDEN = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 
@@ -87,13 +91,15 @@ class S3Path:
 
     def sizes(self) -> dict[str, int]:
         """Return the size in bytes of each object below this prefix, by its name relative to the prefix."""
+        found: dict[str, int] = {}
         with _explained(str(self)):
             pages = _client(os.getpid(), _PERSISTENT).get_paginator("list_objects_v2")
-            return {
-                found["Key"].removeprefix(f"{self._key}/"): found["Size"]
-                for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._key}/")
-                for found in page.get("Contents", ())
-            }
+            for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._key}/"):
+                if not page.keys() & {"Contents", "IsTruncated", "KeyCount", "Name"}:  # a web page has none of them
+                    raise RemoteError(f"{self} cannot be listed: the endpoint's answer is no list; {_NOT_S3}")
+                names = {each["Key"].removeprefix(f"{self._key}/"): each["Size"] for each in page.get("Contents", ())}
+                found |= names
+        return found
 
     def read_bytes(self) -> bytes:
         """Return the bytes of an object."""
@@ -103,9 +109,15 @@ class S3Path:
         return data.getvalue()
 
     def write_bytes(self, data: bytes) -> None:
-        """Write a small object."""
+        """Write a small object, and read it back."""
         with _explained(str(self)):
             _client(os.getpid(), _PERSISTENT).put_object(Bucket=self._bucket, Key=self._key, Body=data)
+        try:
+            is_stored = self.read_bytes() == data
+        except MissingObjectError:
+            is_stored = False
+        if not is_stored:
+            raise RemoteError(f"{self} was sent, but the endpoint did not store it; {_NOT_S3}")
 
     def unlink(self) -> None:
         """Delete an object if it exists."""
@@ -113,9 +125,37 @@ class S3Path:
             _client(os.getpid(), _PERSISTENT).delete_object(Bucket=self._bucket, Key=self._key)
 
     def upload(self, path: Path, *, progress: Callable[[int], object] | None = None) -> None:
-        """Write a file as an object, in parallel pieces if it is large; `progress` gets the sizes of sent pieces."""
+        """Write a file as an object, in parallel pieces if it is large, and compare what was stored.
+
+        Args:
+            path: the file.
+            progress: gets the sizes of the pieces that were sent.
+        """
+        from boto3.s3.transfer import TransferConfig
+
+        pieces = TransferConfig(multipart_threshold=_PIECE_BYTES, multipart_chunksize=_PIECE_BYTES)
         with _explained(str(self)):
-            _client(os.getpid(), _PERSISTENT).upload_file(str(path), self._bucket, self._key, Callback=progress)
+            client = _client(os.getpid(), _PERSISTENT)
+            client.upload_file(str(path), self._bucket, self._key, Callback=progress, Config=pieces)
+        if difference := self.difference(path):
+            raise RemoteError(f"{self} was sent, but {difference}; {_NOT_S3}")
+
+    def difference(self, path: Path) -> str | None:
+        """Return how the stored object differs from a file, or None if it holds the same bytes.
+
+        Its size and ETag are asked for. An ETag is usually an MD5 hash, but not with every storage or encryption: where
+        it is another, the object is read back.
+        """
+        try:
+            with _explained(str(self)):
+                answer = _client(os.getpid(), _PERSISTENT).head_object(Bucket=self._bucket, Key=self._key)
+        except MissingObjectError:
+            return "it is not there"
+        if answer.get("ContentLength") != path.stat().st_size:
+            return f"it has {answer.get('ContentLength')} bytes, not {path.stat().st_size}"
+        if answer.get("ETag", "").strip('"') == _etag(path) or self.read_bytes() == path.read_bytes():
+            return None
+        return "it holds other bytes"
 
     def download(self, path: Path) -> None:
         """Write an object to a file, which appears whole or not at all; create the folder of the file if necessary.
@@ -131,6 +171,18 @@ class S3Path:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _etag(path: Path) -> str:
+    """Return the ETag that S3 gives to a file from `S3Path.upload`: its MD5 hash, or that of the pieces' hashes."""
+    hashes = []
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            hashes.append(hashlib.md5(piece, usedforsecurity=False))
+    if path.stat().st_size < _PIECE_BYTES:
+        return hashes[0].hexdigest() if hashes else hashlib.md5(usedforsecurity=False).hexdigest()
+    joined = b"".join(each.digest() for each in hashes)
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(hashes)}"
 
 
 def is_remote(name: str) -> bool:
@@ -188,5 +240,9 @@ def _explained(name: str) -> Iterator[None]:
             raise MissingObjectError(errno.ENOENT, "no such object", name) from error
         meaning = "is forbidden to these credentials" if code in _FORBIDDEN else "cannot be used"
         raise RemoteError(f"{name} {meaning} ({code}: {one_line(error)})") from error
+    except KeyError as error:  # boto3 looks up what an answer of S3 always has
+        raise RemoteError(f"{name} cannot be used: the endpoint's answer has no {error}; {_NOT_S3}") from error
+    except RemoteError:
+        raise
     except (Boto3Error, BotoCoreError, ValueError) as error:  # botocore raises ValueError for malformed endpoints
         raise RemoteError(f"{name} cannot be reached ({one_line(error)})") from error

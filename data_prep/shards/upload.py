@@ -1,4 +1,4 @@
-"""Copying finished shards to S3: each file verified, the copy resumable, metadata.json last."""
+"""Copying finished shards to S3: each file verified here and there, the copy resumable, metadata.json last."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +35,8 @@ def upload(root: Path, remote: S3Path) -> None:
         raise UserError(f"{remote} holds other shards than {root}; choose another prefix, or empty it")
     (remote / _UPLOADING).write_bytes(identity)
     missing = {name: entry for name, entry in shards.items() if stored.get(name) != entry["bytes"]}
+    present = {name: entry for name, entry in shards.items() if name not in missing}
+    missing |= _stored_otherwise(present, root, remote)
     n_bytes = sum(entry["bytes"] for entry in missing.values())
     _send_shards(missing, root, remote, n_bytes=n_bytes)
     for name in others:
@@ -67,6 +69,13 @@ def _shard_files(root: Path) -> dict[str, dict[str, Any]]:
             entry = shard.get("zip_data") or shard["raw_data"]
             files[f"{split}/{entry['basename']}"] = entry
     return files
+
+
+def _stored_otherwise(entries: dict[str, dict[str, Any]], root: Path, remote: S3Path) -> dict[str, dict[str, Any]]:
+    """Return the entries of files that an earlier, interrupted copy stored with other bytes than they have now."""
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        differences = pool.map(lambda name: (remote / name).difference(root / name), entries)
+        return {name: entries[name] for name, difference in zip(entries, differences, strict=True) if difference}
 
 
 def _send_shards(entries: dict[str, dict[str, Any]], root: Path, remote: S3Path, *, n_bytes: int) -> None:

@@ -1,4 +1,5 @@
-"""An S3 server on this machine (moto in its own process), which can corrupt answers and records its requests.
+"""An S3 server on this machine (moto in its own process), which can corrupt answers, lose what it is sent, and records
+its requests.
 
     python -m tests.helpers.s3_server [SECONDS]      prints its address; SECONDS delays every answer
 
@@ -17,7 +18,7 @@ from urllib.parse import parse_qs, urlencode
 
 from tests.conftest import REPOSITORY
 
-_CORRUPT, _SENT = "/-/corrupt", "/-/sent"
+_CORRUPT, _LOSE, _SENT = "/-/corrupt", "/-/lose", "/-/sent"
 NOWHERE = "http://127.0.0.1:9"  # an address at which no server listens
 
 
@@ -61,6 +62,10 @@ class S3Server:
         """Flip a bit in each of the next `times` answers that hold this object."""
         self._ask(f"{_CORRUPT}?{urlencode({'path': f'/{self.bucket}/{key}', 'times': times})}")
 
+    def lose(self, key: str) -> None:
+        """Answer the next request that would write this object with a web page, and store nothing."""
+        self._ask(f"{_LOSE}?{urlencode({'path': f'/{self.bucket}/{key}'})}")
+
     def take_sent(self) -> list[str]:
         """Return the keys of the objects that were requested since the last call."""
         paths = json.loads(self._ask(_SENT))
@@ -90,14 +95,20 @@ class _Application:
     def __init__(self, application: Any, *, delay_s: float) -> None:
         self._application, self._delay_s = application, delay_s
         self._corrupted: dict[str, int] = {}
+        self._lost: set[str] = set()
         self._sent: list[str] = []
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        if path in (_CORRUPT, _SENT):
+        if path in (_CORRUPT, _LOSE, _SENT):
             start_response("200 OK", [])
             return [self._control(path, parse_qs(environ["QUERY_STRING"]))]
         time.sleep(self._delay_s)
+        if path in self._lost and environ["REQUEST_METHOD"] in ("PUT", "POST"):
+            self._lost.remove(path)
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("200 OK", [("Content-Type", "text/html")])
+            return [b"<html>Sign in</html>"]
         body: Iterable[bytes] = self._application(environ, start_response)
         if environ["REQUEST_METHOD"] != "GET":
             return body
@@ -110,6 +121,9 @@ class _Application:
     def _control(self, path: str, query: dict[str, list[str]]) -> bytes:
         if path == _CORRUPT:
             self._corrupted[query["path"][0]] = int(query["times"][0])
+            return b""
+        if path == _LOSE:
+            self._lost.add(query["path"][0])
             return b""
         sent, self._sent = self._sent, []
         return json.dumps(sent).encode()

@@ -1,6 +1,7 @@
 """Uploads of shards to an S3 server on this machine: what arrives, what is refused, and a kill midway."""
 
 import json
+import random
 import shutil
 import time
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 
 from common.command_line import UserError
+from common.s3 import S3Path
 from common.shard_format import METADATA
 from data_prep import merge_shards, upload_shards, write_shards
 from tests.conftest import run_module
+from tests.helpers.answering import answering
 from tests.helpers.held import Hold, wait_until
 from tests.helpers.s3_server import NOWHERE, S3Server
 from tests.helpers.shard_damage import flip_a_byte
@@ -133,6 +136,64 @@ def test_a_damaged_shard_is_not_uploaded(s3: S3Server, remote: str, byte_shards:
     with pytest.raises(UserError, match=r"shard\.00000\.mds has the xxh64 hash .*; nothing more is sent"):
         upload_shards.main([str(tmp_path / "shards"), remote])
     assert f"{PREFIX}/{METADATA}" not in s3.modified()
+
+
+@pytest.mark.parametrize("body", [b"<html><body>Sign in</body></html>", b""])
+def test_an_endpoint_that_is_not_s3_is_refused_before_anything_is_sent(body: bytes, byte_shards: Path) -> None:
+    with answering(body) as (address, requests):
+        done = run_module(
+            "data_prep.upload_shards", byte_shards, "s3://bucket/x", AWS_ENDPOINT_URL=address,
+            AWS_ACCESS_KEY_ID="nobody", AWS_SECRET_ACCESS_KEY="nothing", AWS_DEFAULT_REGION="us-east-1",
+            AWS_EC2_METADATA_DISABLED="true",
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "data_prep.upload_shards: error: s3://bucket/x cannot be listed: the endpoint's answer is no list; it may "
+        "not be S3: check AWS_ENDPOINT_URL\n"
+    )
+    assert {method for method, _ in requests} <= {"GET", "HEAD"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("uploading.json", r"uploading\.json was sent, but the endpoint did not store it; it may not be S3"),
+        ("train/part-00000/shard.00000.mds", r"shard\.00000\.mds was sent, but it is not there; it may not be S3"),
+        ("report.json", r"report\.json was sent, but it is not there; it may not be S3"),
+        (METADATA, r"metadata\.json was sent, but the endpoint did not store it; it may not be S3"),
+    ],
+)
+def test_what_the_endpoint_does_not_store_is_named(
+    name: str, message: str, s3: S3Server, remote: str, byte_shards: Path, tmp_path: Path
+) -> None:
+    s3.lose(f"{PREFIX}/{name}")
+    with pytest.raises(UserError, match=message):
+        upload_shards.main([str(byte_shards), remote])
+    assert f"{PREFIX}/{METADATA}" not in s3.modified()
+
+
+def test_a_continued_upload_compares_what_is_there(s3: S3Server, remote: str, byte_shards: Path) -> None:
+    s3.lose(f"{PREFIX}/{METADATA}")
+    with pytest.raises(UserError, match="was sent, but"):
+        upload_shards.main([str(byte_shards), remote])
+    client, key = s3.client(), f"{PREFIX}/train/part-00000/shard.00000.mds"
+    client.put_object(Bucket=s3.bucket, Key=key, Body=bytes(len(s3.objects()[key])))
+    upload_shards.main([str(byte_shards), remote])
+    assert s3.objects() == _files(byte_shards)
+
+
+def test_large_files_are_compared_by_the_hashes_of_their_pieces(s3: S3Server, tmp_path: Path) -> None:
+    path, stored = tmp_path / "file", S3Path(f"s3://{s3.bucket}/large/file")
+    for n_bytes in ((8 << 20) - 1, 8 << 20, (16 << 20) + 1, 0):
+        path.write_bytes(random.Random(n_bytes).randbytes(n_bytes))
+        s3.take_sent()
+        stored.upload(path)
+        assert stored.difference(path) is None
+        assert s3.take_sent() == []  # by its ETag alone
+    s3.client().put_object(Bucket=s3.bucket, Key="large/file", Body=b"other")
+    assert stored.difference(path) == "it has 5 bytes, not 0"
+    path.write_bytes(b"those")
+    assert stored.difference(path) == "it holds other bytes"
 
 
 @pytest.mark.parametrize(
