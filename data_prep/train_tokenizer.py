@@ -18,6 +18,7 @@ import random
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from common.command_line import (
 )
 from common.files import written_whole
 from common.sentencepieces.sentencepiece_model import parsed
+from common.wording import counted
 from data_prep.filters.options import FilterOptions
 from data_prep.filters.reasons import reason_to_drop
 from data_prep.sources.documents import Document, ReadOptions
@@ -47,6 +49,7 @@ _MAX_VOCAB_SIZE = 1 << 16  # shards store ids as uint16
 _RESERVED_IDS = 3 + 256  # unk, bos, eos, and the bytes
 # SentencePiece silently skips sentences of more than `max_sentence_length` bytes; a character has up to four.
 _SENTENCE_CHARACTERS = 2048
+_RESERVED = "\N{LOWER FIVE EIGHTHS BLOCK}"  # SentencePiece silently skips sentences that have this character
 _EXAMPLES = """examples:
   python -m data_prep.train_tokenizer --input ~/src/cpython --extensions .py .c --output tokenizer.model
   python -m data_prep.train_tokenizer --input corpus/*.jsonl.zst --output tokenizer.model --max_bytes 100000000"""
@@ -71,16 +74,22 @@ def _run(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=arguments.output.absolute().parent) as work:  # for a copy of standard input
         sources = sources_of(arguments, work=Path(work), piece_bytes=_MIB)
-        documents = read_documents(
+        documents, dropped = read_documents(
             sources,
             reading=read_options(arguments, fields=(arguments.language_field,) if arguments.language_field else ()),
             language_field=arguments.language_field,
             max_bytes=arguments.max_bytes,
         )
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
     if not documents:
-        raise UserError(f"no readable documents in {' '.join(arguments.input or arguments.mix)}; nothing to train on")
+        named = " ".join(arguments.input or arguments.mix)
+        raise UserError(f"no readable documents in {named} (left out: {left_out or 'none'}); nothing to train on")
+    if left_out:
+        print(f"left out, of what was read: {left_out}")
     mb = sum(len(document.utf8) for document in documents) / 1e6
-    print(f"training {arguments.vocab_size} ids on {len(documents):,} documents, {mb:.1f} MB ...", flush=True)
+    print(f"training {arguments.vocab_size} ids on {counted(len(documents), 'document')}, {mb:.1f} MB ...", flush=True)
+    if n_reserved := sum(document.text.count(_RESERVED) for document in documents):
+        print(f"left out {counted(n_reserved, 'character')} U+2585, which SentencePiece reserves; it becomes bytes")
     sentences = (sentence for document in documents for sentence in sentences_of(document.text))
     symbols = SENTINEL_PIECES if arguments.fim_tokens else ()
     model = train(
@@ -94,8 +103,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def read_documents(
     sources: Sequence[ListedSource], *, reading: ReadOptions, max_bytes: int, language_field: str | None = None
-) -> list[Document]:
+) -> tuple[list[Document], Counter[str]]:
     """Return documents of all sources, up to `max_bytes` of text, in a random but fixed order of their pieces.
+
+    Also return how many records were dropped for each reason.
 
     A piece gives at most an equal part of `max_bytes`, or 1 MiB if that is more, because a compressed file is a single
     piece of any size and should not fill the whole amount. If sources have weights, the heaviest one gives all of its
@@ -107,33 +118,40 @@ def read_documents(
     random.Random(0).shuffle(pieces)
     max_piece_bytes = max(_MIB, max_bytes // len(pieces))
     documents: list[Document] = []
+    dropped = Counter(skipped.reason for source in sources for skipped in source.skipped)
     n_bytes = 0
     with tqdm(desc="reading", total=max_bytes, unit="B", unit_scale=True, leave=False) as bar:
         for piece in pieces:
             n_piece_bytes = 0
             selection = replace(piece.selection, weight=piece.selection.weight / heaviest)
             for record in read_piece(piece, reading):
-                if isinstance(record, Document) and reason_to_drop(record, selection, filters) is None:
+                reason = reason_to_drop(record, selection, filters)
+                if isinstance(record, Document) and reason is None:
                     documents.append(record)
                     n_piece_bytes += len(record.utf8)
+                else:
+                    dropped[str(reason)] += 1
                 if n_piece_bytes >= max_piece_bytes or n_bytes + n_piece_bytes >= max_bytes:
                     break
             n_bytes += n_piece_bytes
             bar.update(n_piece_bytes)
             if n_bytes >= max_bytes:
                 break
-    return documents
+    return documents, dropped
 
 
 def sentences_of(text: str) -> Iterator[str]:
-    """Yield consecutive runs of `text` of at most 2048 characters, cut after a line end where there is one."""
+    """Yield consecutive runs of `text` of at most 2048 characters, cut after a line end where there is one.
+
+    The runs are also cut at U+2585, which is left out, because SentencePiece would leave out the whole run.
+    """
     start = 0
     while start < len(text):
         stop = start + _SENTENCE_CHARACTERS
         line_end = text.rfind("\n", start, stop) + 1
         if stop < len(text) and line_end > start:
             stop = line_end
-        yield text[start:stop]
+        yield from filter(None, text[start:stop].split(_RESERVED))
         start = stop
 
 

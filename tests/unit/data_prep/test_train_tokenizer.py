@@ -101,17 +101,39 @@ def test_sentences_are_the_text_in_runs_that_sentencepiece_accepts(text: str) ->
     assert all(sentence.endswith("\n") or "\n" not in sentence for sentence in cuts)
 
 
+def test_only_the_character_that_sentencepiece_reserves_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    around = "rareword rareword\n" * 40
+    (tmp_path / "a.py").write_text("def f(x): return x\n" * 40 + around + "# ▅▅ one ▅\n" + around)
+    assert "▅" not in "".join(sentences_of((tmp_path / "a.py").read_text()))
+    path = tmp_path / "tokenizer.model"
+    train_tokenizer.main(["--input", str(tmp_path), "--output", str(path), "--vocab_size", "310"])
+    assert "left out 3 characters U+2585, which SentencePiece reserves" in capsys.readouterr().out
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert any("rareword" in processor.id_to_piece(i) for i in range(310))
+    assert processor.decode(processor.encode("a ▅ b")) == "a ▅ b"
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.py").write_text("def f(x): return x\n" * 40)
+    (tmp_path / "b.py").write_bytes(b"\0")
+    (tmp_path / "c.py").symlink_to("a.py")
+    train_tokenizer.main(["--input", str(tmp_path), "--output", str(tmp_path / "m"), "--vocab_size", "280"])
+    assert "left out, of what was read: 1 binary, 1 symlink\n" in capsys.readouterr().out
+
+
 def test_documents_are_chosen_from_all_over_the_corpus_and_always_the_same(tmp_path: Path) -> None:
     for i in range(100):
         (tmp_path / f"{i:03}.py").write_text(f"{i:03}" + "x" * 97)
     sources = [list_source(str(tmp_path), extensions=[".py"])]
-    documents = read_documents(sources, reading=ReadOptions(), max_bytes=1000)
-    assert documents == read_documents(sources, reading=ReadOptions(), max_bytes=1000)
+    documents, _ = read_documents(sources, reading=ReadOptions(), max_bytes=1000)
+    assert documents == read_documents(sources, reading=ReadOptions(), max_bytes=1000)[0]
     assert len(documents) == 10
     numbers = [int(document.text[:3]) for document in documents]
     assert min(numbers) < 40  # not only the last files
     assert max(numbers) > 60  # not only the first
-    assert len(read_documents(sources, reading=ReadOptions(), max_bytes=10**6)) == 100
+    assert len(read_documents(sources, reading=ReadOptions(), max_bytes=10**6)[0]) == 100
 
 
 @pytest.mark.parametrize(
@@ -136,7 +158,7 @@ def test_mistakes_are_reported(change: dict[str, str], message: str, tmp_path: P
 
 def test_an_empty_corpus_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("\n")
-    with pytest.raises(UserError, match="no readable documents"):
+    with pytest.raises(UserError, match=r"no readable documents in .* \(left out: 1 empty\)"):
         train_tokenizer.main(["--input", str(tmp_path), "--output", str(tmp_path / "m")])
 
 
