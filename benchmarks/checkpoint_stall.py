@@ -7,6 +7,8 @@ that the training loop waits for the save. An asynchronous save continues in the
 steps are timed with and without a save in progress.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import tempfile
 import time
@@ -18,7 +20,7 @@ from typing import Any
 
 from benchmarks.parts.batches import random_batches
 from benchmarks.parts.harness import COUNT, DEFAULT, REPOSITORY, benchmark_parser, markdown, run_benchmark
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError
 from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import CheckpointConfig, Config, DataConfig, RunConfig, TrainConfig

@@ -10,6 +10,8 @@ gather (parameters) and the elements that they reduce (gradients), divided by th
 ZeRO-3 is measured twice: with room to keep gathered parameters from forward to backward, and without (`tight`).
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import itertools
 from collections import Counter
@@ -20,7 +22,6 @@ from typing import Any
 from benchmarks.parts.harness import COUNT, DEFAULT, benchmark_parser, markdown, run_benchmark
 from benchmarks.parts.ranks import on_ranks
 from benchmarks.parts.steps import Case
-from common.command_line import exit_on_user_error
 from pipeline.model.formulas import parameter_count
 
 SHAPE = Case(dim=128, n_layers=8, n_heads=4, vocab_size=2048, seq_len=64, micro_batch_size=2)

@@ -7,6 +7,8 @@ outside: private memory, which the system cannot reclaim, and resident memory, w
 From each, the peak of the same command on a tiny model is subtracted (Python and its libraries).
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import subprocess
 import sys
@@ -20,7 +22,6 @@ from typing import Any
 import torch
 
 from benchmarks.parts.harness import DEFAULT, benchmark_parser, markdown, run_benchmark
-from common.command_line import exit_on_user_error
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
 from pipeline.model.formulas import parameter_count
 from pipeline.weights.formats.export import ExportOptions

@@ -13,6 +13,8 @@ regardless of their content. Then the times are realistic, and the text is not.
 The floor of an autoregressive step is the time to read its weights and cached positions at the bandwidth of a copy.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import itertools
 import math
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.parts.harness import COUNT, DEFAULT, benchmark_parser, run_benchmark
-from common.command_line import UserError, exit_on_user_error, raise_if_any, real_number, whole_number
+from common.command_line import UserError, raise_if_any, real_number, whole_number
 from common.files import written_whole
 from common.shard_format import read_metadata
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model

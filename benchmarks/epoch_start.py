@@ -7,6 +7,8 @@ index lists as many shards as the epoch needs, all of them the same real file, a
 Each setting has a process of its own: one rank, no loader workers.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import json
 import resource
@@ -20,7 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.parts.harness import COUNT, DEFAULT, LiveTable, benchmark_parser, run_benchmark
 from benchmarks.parts.ranks import on_ranks
-from common.command_line import exit_on_user_error, whole_number
+from common.command_line import whole_number
 from pipeline.config.schema import DataConfig, TrainConfig
 
 SEQ_LEN, LOOKAHEAD = 4096, 8

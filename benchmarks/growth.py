@@ -9,6 +9,8 @@ state, buffers. On the axis of ranks, every rank has the same micro batch, so th
 communication, and contention between ranks on one machine.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +20,6 @@ from typing import Any
 from benchmarks.parts.harness import DEFAULT, benchmark_parser, markdown, run_benchmark
 from benchmarks.parts.rounds import spread
 from benchmarks.parts.steps import Case, CaseTimes, time_steps
-from common.command_line import exit_on_user_error
 
 BASE = Case(
     dim=256, n_layers=8, n_heads=4, vocab_size=2048, n_future_tokens=4, seq_len=256, micro_batch_size=2

@@ -11,6 +11,8 @@ model's FLOPs per sequence. A paced model sleeps so that it takes micro batches 
 it waits for data is the fraction that `data/wait_s` of a run would show.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import itertools
 import tempfile
@@ -22,7 +24,7 @@ from typing import Any
 from benchmarks.parts.harness import DEFAULT, benchmark_parser, markdown, run_benchmark
 from benchmarks.parts.ranks import on_ranks
 from benchmarks.parts.rounds import spread
-from common.command_line import exit_on_user_error, real_number, whole_number
+from common.command_line import real_number, whole_number
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
 from pipeline.config.schema import DataConfig, TrainConfig
 from pipeline.model.formulas import training_flops_per_token

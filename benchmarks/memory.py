@@ -14,6 +14,8 @@ earlier ones of the same optimizer step. A peak does not include AdamW's state, 
 temporaries inside one operator, the rounding of a GPU's allocator, and DeepSpeed's buffers and partitions.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +29,6 @@ from tqdm import tqdm
 from benchmarks.parts.harness import benchmark_parser, markdown, run_benchmark
 from benchmarks.parts.naive import NaiveModel
 from benchmarks.parts.storage_log import Peak, StorageLog
-from common.command_line import exit_on_user_error
 from pipeline.config.model import ModelConfig, resolve_model
 from pipeline.model.formulas import parameter_count
 from pipeline.model.network import MultiTokenModel

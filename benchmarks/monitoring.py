@@ -9,6 +9,8 @@ and weighted by its cadence, so that other work on the machine, which slows whol
     ratio = 1 + sum over the parts watched of (median seconds / cadence in steps) / median seconds of a plain step
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import tempfile
 import time
@@ -21,7 +23,6 @@ from typing import Any
 
 from benchmarks.parts.harness import COUNT, DEFAULT, REPOSITORY, benchmark_parser, markdown, run_benchmark
 from benchmarks.parts.ranks import on_ranks
-from common.command_line import exit_on_user_error
 from common.tokenizers import BYTES
 from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig

@@ -8,6 +8,8 @@ with the most memory. Buckets and ZeRO-3's limits are scaled down to the model; 
 everything else. On the CPU, offloaded state lies in the same memory as the rest, so device and host are added.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import gc
 import itertools
@@ -17,7 +19,6 @@ from typing import Any
 
 from benchmarks.parts.harness import REPOSITORY, LiveTable, benchmark_parser, run_benchmark
 from benchmarks.parts.ranks import on_ranks
-from common.command_line import exit_on_user_error
 from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, ParallelConfig, TrainConfig

@@ -7,6 +7,8 @@ default assumptions of `pipeline.plan`. Goodput is given twice: by the formula, 
 with failures (pipeline/planning/failures.py, seeds 1 to 20).
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +16,6 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.parts.harness import benchmark_parser, run_benchmark
-from common.command_line import exit_on_user_error
 from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from pipeline.config.recipe import load_config
 from pipeline.config.schema import Config

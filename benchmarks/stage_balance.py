@@ -8,13 +8,14 @@ the embedding, each trunk layer, and the heads with norm and unembedding as one 
 together.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.parts.harness import COUNT, DEFAULT, REPOSITORY, benchmark_parser, markdown, run_benchmark
-from common.command_line import exit_on_user_error
 from pipeline.config.recipe import load_config
 from pipeline.config.schema import Config
 from pipeline.model.formulas import (

@@ -8,6 +8,8 @@
 - `--help` and a user's mistake for every command. Each should be answered within 1.5 s, without the heavy libraries.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import os
 import re
@@ -27,7 +29,7 @@ import yaml
 from benchmarks.parts.harness import REPOSITORY, benchmark_parser, markdown, run_benchmark
 from benchmarks.parts.ranks import ENVIRONMENT, on_ranks
 from benchmarks.parts.rounds import in_turns, spread
-from common.command_line import USER_ERROR_EXIT_CODE, exit_on_user_error
+from common.command_line import USER_ERROR_EXIT_CODE
 
 HEAVY = {"torch", "streaming", "deepspeed", "transformers", "matplotlib", "datasets"}
 DEMO = ["--config", "pipeline/recipes/demo.yaml", "--deepspeed_config", "ds_configs/zero1_fp32.json"]

@@ -12,6 +12,8 @@ liger-kernel (--peers transformers liger lingua, on a GPU), and lingua's n linea
 beside our linear heads. Ratios are to our head-sequential n = 1 in the same round: medians, with quartiles in brackets.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -21,7 +23,6 @@ from typing import Any
 from benchmarks.parts.harness import COUNT, DEFAULT, benchmark_parser, markdown, run_benchmark
 from benchmarks.parts.rounds import Spread, ratio, spread
 from benchmarks.parts.steps import Case, CaseTimes, time_steps
-from common.command_line import exit_on_user_error
 from pipeline.config.model import MODEL_SIZES
 from pipeline.runtime.devices import peak_flops
 

@@ -8,26 +8,21 @@ printed (`wording.for_terminal`), since they hold names that others chose.
 
 import argparse
 import contextlib
-import errno
 import itertools
 import operator
-import os
 import re
-import signal
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from common.wording import for_terminal, shortened
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 USER_ERROR_EXIT_CODE = 2
-_INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT  # the code that shells report for a process killed by this signal
-_UNREAD_EXIT_CODE = 128 + signal.SIGPIPE
 _MOST_CHARACTERS = 20_000  # of a message
 
 
@@ -131,7 +126,7 @@ class _CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print usage and the error under the same prefix as a `UserError`, and exit."""
         self.print_usage(sys.stderr)
-        self.exit(USER_ERROR_EXIT_CODE, _as_printed(f"{self.prog.removeprefix('python -m ')}: error: {message}"))
+        self.exit(USER_ERROR_EXIT_CODE, as_printed(f"{self.prog.removeprefix('python -m ')}: error: {message}") + "\n")
 
     def _unknown_options(self, words: Sequence[str]) -> list[str]:
         """Return the words that argparse takes for options which this command does not have."""
@@ -167,58 +162,9 @@ class _ShowVersion(argparse.Action):
         parser.exit()
 
 
-def exit_on_user_error(main: Callable[[], None], *, program: str) -> None:
-    """Run `main`, and turn what a user may cause into one line on stderr and an exit code.
-
-    - A `UserError` becomes `program: error: message` and exit code 2. If many ranks meet the same mistake, only the
-      first one on each node prints it.
-    - Ctrl-C ends with exit code 130.
-    - A closed pipe, as after `| head`, ends with exit code 141.
-    - A full disk under stdout or stderr is a user's mistake: exit code 2.
-    """
-    try:
-        main()
-        _flush()  # otherwise the interpreter does it at exit, where exceptions cannot be caught
-    except UserError as error:
-        with contextlib.suppress(OSError):
-            _flush()
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(_as_printed(f"{program}: error: {error}"), end="", file=sys.stderr)
-        sys.exit(USER_ERROR_EXIT_CODE)
-    except KeyboardInterrupt:
-        print(f"\n{program}: interrupted", file=sys.stderr)
-        sys.exit(_INTERRUPTED_EXIT_CODE)
-    except OSError as error:
-        broken = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _fails_as(error, stream)]
-        if not broken:
-            raise
-        for stream in broken:  # discard what is still in their buffers
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if error.errno == errno.EPIPE:
-            print(f"{program}: stopped: its output is no longer read", file=sys.stderr)
-            sys.exit(_UNREAD_EXIT_CODE)
-        print(f"{program}: error: cannot print: {error.strerror}; make room for its output", file=sys.stderr)
-        sys.exit(USER_ERROR_EXIT_CODE)
-
-
-def _as_printed(message: str) -> str:
-    return for_terminal(shortened(message, most=_MOST_CHARACTERS)) + "\n"
-
-
-def _flush() -> None:
-    if sys.stdout is not None:  # None if the process was started with stdout closed
-        sys.stdout.flush()
-
-
-def _fails_as(error: OSError, stream: TextIO) -> bool:
-    """Return True if writing to a stream fails in the same way as `error`, which may come from another file."""
-    if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
-        return False
-    try:
-        os.write(stream.fileno(), b"\n")
-    except OSError as its_own:
-        return its_own.errno == error.errno
-    return False
+def as_printed(message: str) -> str:
+    """Return a message as it is printed: safe for a terminal, and of bounded length."""
+    return for_terminal(shortened(message, most=_MOST_CHARACTERS))
 
 
 def one_line(error: BaseException) -> str:

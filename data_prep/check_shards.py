@@ -4,6 +4,8 @@ The command reads the MDS files itself rather than through streaming. So it is a
 Of shards in S3 it reads every object there, not the copies in the cache of a training run.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import os
 import sys
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.command_line import command_parser, exit_on_user_error, raise_if_any, whole_number
+from common.command_line import command_parser, raise_if_any, whole_number
 from common.s3 import S3Path
 from common.shard_format import METADATA, DamagedShardError, read_index, read_metadata
 from common.tokenizers import Tokenizer

@@ -18,6 +18,8 @@ queues all tasks as job arrays, stage after stage, instead of running them. When
 without it finishes the folder.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import shutil
 from collections.abc import Sequence
@@ -26,13 +28,7 @@ from typing import Any
 
 import xxhash
 
-from common.command_line import (
-    UserError,
-    command_parser,
-    exit_on_user_error,
-    raise_if_any,
-    whole_number,
-)
+from common.command_line import UserError, command_parser, raise_if_any, whole_number
 from common.files import hold_lock, write_json
 from data_prep.dedup.execution import run_here, submit
 from data_prep.dedup.survey import NEAR_DUPLICATE

@@ -8,9 +8,11 @@ The result is byte for byte what a single run without --part writes, because tha
 command needs only the folder, neither the corpus nor the tokenizer.
 """
 
+from common.endings import exit_on_user_error
+
 from collections.abc import Sequence
 
-from common.command_line import command_parser, exit_on_user_error
+from common.command_line import command_parser
 from common.shard_format import METADATA
 from data_prep.folder_argument import add_folder_argument, local_shard_folder
 from data_prep.shards.folder import locked, read_plan

@@ -3,11 +3,13 @@
 Prints the table that write_shards prints at its end, and after it the first documents that each rule dropped.
 """
 
+from common.endings import exit_on_user_error
+
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from common.command_line import command_parser, exit_on_user_error
+from common.command_line import command_parser
 from data_prep.folder_argument import add_folder_argument, shard_folder
 from data_prep.shards.tally import read_report, report_table
 

@@ -8,6 +8,8 @@
 The last document of each part is cut off where its last window ends. It is counted, but has no length.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from common.command_line import UserError, command_parser, exit_on_user_error
+from common.command_line import UserError, command_parser
 from common.files import write_json, written_whole
 from common.s3 import S3Path
 from common.shard_format import DamagedShardError, read_index, read_metadata

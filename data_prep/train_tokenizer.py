@@ -11,6 +11,8 @@ Documents are read in a random but fixed order, so that the first --max_bytes re
 input gives the same model.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import io
 import os
@@ -26,13 +28,7 @@ from pathlib import Path
 import sentencepiece
 from tqdm import tqdm
 
-from common.command_line import (
-    UserError,
-    command_parser,
-    exit_on_user_error,
-    raise_if_any,
-    whole_number,
-)
+from common.command_line import UserError, command_parser, raise_if_any, whole_number
 from common.files import written_whole
 from common.sentencepieces.sentencepiece_model import parsed
 from common.wording import counted

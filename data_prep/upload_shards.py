@@ -6,9 +6,11 @@
 3. metadata.json is sent last: a prefix that has it is complete.
 """
 
+from common.endings import exit_on_user_error
+
 from collections.abc import Sequence
 
-from common.command_line import UserError, command_parser, exit_on_user_error
+from common.command_line import UserError, command_parser
 from common.s3 import SCHEME, S3Path, folder_at
 from data_prep.folder_argument import add_folder_argument, local_shard_folder
 from data_prep.shards.upload import upload

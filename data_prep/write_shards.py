@@ -16,12 +16,14 @@ To write on many machines that see one folder, run the same command on each with
 With --out s3://bucket/prefix, the shards are written to --work_dir, and then copied there as upload_shards does it.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.command_line import UserError, exit_on_user_error
+from common.command_line import UserError
 from common.s3 import S3Path
 from common.sentencepieces.fast_tokens import EngineUnavailable
 from common.shard_format import FORMAT_VERSION, METADATA

@@ -11,6 +11,8 @@ does not matter for that, nor does it matter where a run was killed and resumed.
 The exit code is 1 if something is missing or repeated, or if the runs differ.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import heapq
 import itertools
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.command_line import UserError, command_parser, exit_on_user_error, one_line
+from common.command_line import UserError, command_parser, one_line
 from common.wording import counted
 from pipeline.data.sample_record import StepSamples, steps_of
 

@@ -3,9 +3,11 @@
 The checks are those that `pipeline.train` makes when it starts on the given number of ranks.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 
-from common.command_line import command_parser, exit_on_user_error, whole_number
+from common.command_line import command_parser, whole_number
 from pipeline.config.inputs import add_run_arguments, load_inputs
 
 PROGRAM = "pipeline.check_run"

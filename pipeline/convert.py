@@ -9,6 +9,8 @@ README.md, in which you fill in the licence. `--to deepspeed` writes a checkpoin
 model.init_from.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import fnmatch
 import os
@@ -19,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from common.command_line import UserError, command_parser, exit_on_user_error
+from common.command_line import UserError, command_parser
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.weights.formats.detect import EXPORTS, FORMATS, format_of
 from pipeline.weights.formats.export import DTYPES, ExportOptions, torch_dtype

@@ -6,6 +6,8 @@ run without network, in a file system that they cannot change, with limits on ti
 does not allow this, no program is run unless you pass --allow_weak_sandbox.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import os
 import sys
@@ -17,14 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.command_line import (
-    UserError,
-    command_parser,
-    exit_on_user_error,
-    raise_if_any,
-    real_number,
-    whole_number,
-)
+from common.command_line import UserError, command_parser, raise_if_any, real_number, whole_number
 from common.files import sha256_of_file, write_json
 from common.tokenizers import Tokenizer
 from pipeline.inference.decoding.prompts import Prompt, encode_prompts, matching_tokenizer

@@ -5,6 +5,8 @@ is a faster way to the results of autoregressive decoding: the same tokens if gr
 if sampled. Without prompts, the command completes two small Python programs.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import dataclasses
 import json
@@ -14,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import command_parser, exit_on_user_error, raise_if_any, real_number
+from common.command_line import command_parser, raise_if_any, real_number
 from pipeline.inference.decoding.interactive import complete_lines, write
 from pipeline.inference.decoding.prompts import (
     DEFAULT_PROMPTS,

@@ -4,13 +4,15 @@ Takes the same recipe, DeepSpeed JSON and overrides as `pipeline.train`, and che
 if the run fits into the GPUs' memory, 1 if it does not (the plan is printed too), 2 for a mistake in the input.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import UserError, command_parser, exit_on_user_error, whole_number
+from common.command_line import UserError, command_parser, whole_number
 from pipeline.config.inputs import Inputs, add_run_arguments, load_inputs
 from pipeline.planning.alternatives import alternatives, setup_of
 from pipeline.planning.clusters import GPUS, Assumptions, Cluster, assumptions_from

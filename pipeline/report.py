@@ -9,12 +9,14 @@ results and lists where their configs differ. It names whatever is missing from 
 version does not know.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import UserError, command_parser, exit_on_user_error, raise_if_any
+from common.command_line import UserError, command_parser, raise_if_any
 from common.files import write_text
 
 PROGRAM = "pipeline.report"

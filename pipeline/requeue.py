@@ -9,13 +9,15 @@ requeues.json in the run directory remembers where one job has ended since its n
 submitted anew starts with an empty memory.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.command_line import UserError, command_parser, exit_on_user_error, whole_number
+from common.command_line import UserError, command_parser, whole_number
 from common.files import write_json
 from pipeline.runtime.metrics_lines import METRICS, last_step
 from pipeline.runtime.stop import ExitCode

@@ -4,6 +4,8 @@
 `training/loop.py`. A run that has checkpoints resumes from the newest intact one.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import logging
 import sys
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from common.command_line import UserError, command_parser, exit_on_user_error, whole_number
+from common.command_line import UserError, command_parser, whole_number
 from common.files import write_json, write_text
 from pipeline.config.inputs import Inputs, add_run_arguments, load_inputs
 from pipeline.config.schema import Config

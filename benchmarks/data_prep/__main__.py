@@ -10,6 +10,8 @@
 Ways take turns, and figures are medians over the rounds. The slow ways use a subset of the corpus.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import importlib.metadata
 import os
@@ -28,7 +30,7 @@ from benchmarks.data_prep.corpus import MB, Corpus, copy_corpus, train_tokenizer
 from benchmarks.data_prep.stages import stages
 from benchmarks.data_prep.ways import SHAPE, Pass, datatrove, floor, foundry, megatron, ours
 from benchmarks.parts.harness import DEFAULT, LiveTable, benchmark_parser, run_benchmark
-from common.command_line import exit_on_user_error, real_number
+from common.command_line import real_number
 from common.tokenizers import BYTES
 
 PARTS = ("ways", "workers", "stages", "memory", "formats")

@@ -7,12 +7,13 @@ The clock by which ranks compare their steps counts each of these seconds `SHOWN
 machine are negligible.
 """
 
+from common.endings import exit_on_user_error
+
 import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-from common.command_line import exit_on_user_error
 from pipeline import train
 from pipeline.data import batches, dataset
 from pipeline.model import network

@@ -11,6 +11,8 @@ runs meet batches with an infinite loss, always the same ones.
 Exit code 1: something was not recovered exactly. The folders of all runs are kept in that case.
 """
 
+from common.endings import exit_on_user_error
+
 import argparse
 import json
 import math
@@ -26,7 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
-from common.command_line import UserError, command_parser, exit_on_user_error, whole_number
+from common.command_line import UserError, command_parser, whole_number
 from tests.conftest import run_module
 from tests.faults.compare import differences, differences_at_the_end, epochs_of, skipped_steps
 from tests.faults.kinds import KINDS, in_random_order

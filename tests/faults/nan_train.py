@@ -8,6 +8,8 @@ If `FAULTS_MAY_FINISH` names a file that does not exist, steps after `FAULTS_LIN
 the victim does not finish while the campaign is delayed by a busy machine.
 """
 
+from common.endings import exit_on_user_error
+
 import os
 import time
 import zlib
@@ -18,7 +20,6 @@ from torch import Tensor
 
 import pipeline.model.network
 import pipeline.monitoring.sinks.selection
-from common.command_line import exit_on_user_error
 from pipeline import train
 from pipeline.model.loss import cross_entropy
 from pipeline.monitoring.sinks.console import Console

@@ -85,6 +85,6 @@ def _install() -> None:
 if __name__ in ("__main__", "__mp_main__"):  # worker processes import this module as __mp_main__
     _install()
 if __name__ == "__main__":
-    from common.command_line import exit_on_user_error
+    from common.endings import exit_on_user_error
 
     exit_on_user_error(importlib.import_module(os.environ["HELD_COMMAND"]).main, program=os.environ["HELD_COMMAND"])

@@ -1,1 +1,1 @@
-"""The destinations of a run's scalars and texts: console, TensorBoard, metrics.jsonl, and Weights & Biases."""
+"""The sinks of a run's scalars and texts: console, TensorBoard, metrics.jsonl, and Weights & Biases."""

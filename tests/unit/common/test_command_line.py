@@ -1,124 +1,17 @@
-"""Exit codes and messages of commands: users' mistakes, bugs, Ctrl-C, closed pipes and full disks."""
+"""Options of commands: numbers and their ranges, misspelt names, and the form of messages."""
 
 import argparse
-import errno
-import os
-import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from common.command_line import (
-    USER_ERROR_EXIT_CODE,
     UserError,
     command_parser,
-    exit_on_user_error,
     one_line,
     raise_if_any,
     real_number,
     whole_number,
 )
-from tests.conftest import REPOSITORY
-
-
-def test_a_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    def main() -> None:
-        print("some output")
-        raise UserError("--seq_len must be at least 1, not 0")
-
-    with pytest.raises(SystemExit) as stopped:
-        exit_on_user_error(main, program="write_shards")
-    assert stopped.value.code == USER_ERROR_EXIT_CODE == 2
-    assert capsys.readouterr().err == "write_shards: error: --seq_len must be at least 1, not 0\n"
-
-
-def test_bugs_keep_their_traceback() -> None:
-    def main() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        exit_on_user_error(main, program="p")
-
-
-def test_ctrl_c_is_a_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:
-    def main() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as stopped:
-        exit_on_user_error(main, program="stats")
-    assert stopped.value.code == 130
-    assert capsys.readouterr().err == "\nstats: interrupted\n"
-
-
-@pytest.mark.parametrize("n_lines", [1, 100_000])  # output that fits into the buffer, and output that does not
-def test_a_closed_pipe_is_a_line_and_141(n_lines: int, tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import sys\nfrom common.command_line import exit_on_user_error\n"
-        "def main():\n    for i in range(int(sys.argv[1])):\n        print(i)\n"
-        "exit_on_user_error(main, program='stats')\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    reading, writing = os.pipe()
-    os.close(reading)
-    words = [sys.executable, str(program), str(n_lines)]
-    done = subprocess.run(words, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (141, "\nstats: stopped: its output is no longer read\n")
-
-
-@pytest.mark.parametrize(
-    ("printed_to", "code", "message"),
-    [
-        ("/dev/full", 2, "\nstats: error: cannot print: No space left on device; make room for its output\n"),
-        ("&-", 0, ""),
-    ],
-)
-def test_a_full_and_a_closed_stdout(printed_to: str, code: int, message: str) -> None:
-    call = "from common.command_line import *; exit_on_user_error(lambda: print(7), program='stats')"
-    command = f"{shlex.join([sys.executable, '-c', call])} >{printed_to}"
-    done = subprocess.run(command, shell=True, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (code, message)
-
-
-def test_a_mistake_is_reported_even_if_stdout_is_closed() -> None:
-    call = (
-        "from common.command_line import *\ndef main():\n    raise UserError('wrong')\n"
-        "exit_on_user_error(main, program='stats')"
-    )
-    command = f"{shlex.join([sys.executable, '-c', call])} >&-"
-    done = subprocess.run(command, shell=True, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "stats: error: wrong\n")
-
-
-def test_a_broken_pipe_elsewhere_is_a_bug() -> None:
-    def main() -> None:
-        raise BrokenPipeError(errno.EPIPE, "a socket's")
-
-    with pytest.raises(BrokenPipeError):
-        exit_on_user_error(main, program="p")
-
-
-def test_success_does_not_exit() -> None:
-    calls: list[str] = []
-    exit_on_user_error(lambda: calls.append("ran"), program="p")
-    assert calls == ["ran"]
-
-
-@pytest.mark.parametrize(("local_rank", "prints"), [("0", True), ("1", False)])
-def test_one_rank_per_node_prints_the_message(
-    local_rank: str, prints: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def main() -> None:
-        raise UserError("wrong")
-
-    monkeypatch.setenv("LOCAL_RANK", local_rank)
-    with pytest.raises(SystemExit) as exit_info:
-        exit_on_user_error(main, program="p")
-    assert exit_info.value.code == 2
-    assert capsys.readouterr().err == ("p: error: wrong\n" if prints else "")
 
 
 def test_all_problems_are_in_one_error() -> None:
@@ -220,14 +113,3 @@ def test_what_is_no_option_is_not_misspelt() -> None:
     parser.add_argument("rest", nargs="*")
     parsed = parser.parse_args(["--pro", "-- a b", "--", "--no_option"])  # an abbreviation, a text, and after --
     assert (parsed.prompt, parsed.rest) == ("-- a b", ["--no_option"])
-
-
-def test_messages_are_safe_for_a_terminal_and_of_bounded_length(capsys: pytest.CaptureFixture[str]) -> None:
-    def main() -> None:
-        raise UserError("\x1b]0;title\x07 at http://me:secret@host: " + "x" * 10**8)
-
-    with pytest.raises(SystemExit):
-        exit_on_user_error(main, program="p")
-    message = capsys.readouterr().err
-    assert message.startswith(r"p: error: \x1b]0;title\x07 at http://***@host: xxx")
-    assert len(message) < 21_000

@@ -11,7 +11,8 @@ SCRIPT = """
 import faulthandler, sys, time
 from contextlib import suppress
 from pathlib import Path
-from common.command_line import UserError, exit_on_user_error
+from common.endings import exit_on_user_error
+from common.command_line import UserError
 from pipeline.runtime.collectives import from_main
 from pipeline.runtime.world import world_from_environment
 from pipeline.training.process_group import process_group
