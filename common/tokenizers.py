@@ -7,6 +7,8 @@ Whole corpora are encoded with gigatoken (`common.sentencepieces.fast_tokens`) i
 tenth of the time for the same ids. SentencePiece remains the reference and the fallback.
 """
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -14,11 +16,13 @@ import numpy as np
 import sentencepiece
 
 from common.command_line import UserError
-from common.files import sha256_of_file
 from common.sentencepieces import fast_tokens
 from common.sentencepieces.fast_tokens import IdArray
+from common.small_files import BadFileError, read_small_file
 
 BYTES = "bytes"
+_WANTED = "give a SentencePiece model or the word 'bytes'"
+_MOST_BYTES = 256 << 20  # of a model; the largest public ones have some 10 MB
 FIM_BYTE_IDS = 262  # vocabulary of bytes with the fill-in-the-middle sentinels (`data_prep.tokens.fim`)
 Engine = Literal["gigatoken", "sentencepiece"]
 
@@ -81,14 +85,13 @@ class SentencePieceTokenizer:
     is_reference = True
 
     def __init__(self, path: Path, *, variant: bytes | None = None) -> None:
-        self._model = path.read_bytes() if variant is None else variant
-        if not self._model:
-            raise OSError("the file is empty")  # SentencePiece would load it as a model without ids
+        stored = _read_model(path)
+        self._model = stored if variant is None else variant
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()
-        self.sha256 = sha256_of_file(path)
+        self.sha256 = hashlib.sha256(stored).hexdigest()
         self.versions = {"sentencepiece": sentencepiece.__version__}
 
     def encode(self, text: str) -> list[int]:
@@ -136,14 +139,32 @@ def load_tokenizer(
     """
     if name == BYTES:
         return ByteTokenizer(vocab_size=FIM_BYTE_IDS) if vocab_size == FIM_BYTE_IDS else ByteTokenizer()
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"tokenizer {name!r} is not a file; give a SentencePiece model or the word 'bytes'")
     try:
         kind = GigatokenTokenizer if engine == "gigatoken" else SentencePieceTokenizer
-        tokenizer = kind(path, variant=variant)
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"tokenizer {name!r} is not a SentencePiece model ({error})") from error
+        tokenizer = kind(Path(name), variant=variant)
+    except RuntimeError as error:  # an assertion of SentencePiece
+        raise UserError(f"tokenizer {name!r} is not a SentencePiece model; {_WANTED}") from error
     if tokenizer.eos_id < 0:
         raise UserError(f"tokenizer {name!r} has no EOS id, which separates documents; train it with eos_id >= 0")
     return tokenizer
+
+
+def _read_model(path: Path) -> bytes:
+    """Return the content of a file that may be a SentencePiece model.
+
+    Raises:
+        UserError: it cannot be read, or is certainly another file.
+    """
+    try:
+        stored = read_small_file(path, what="tokenizer", most_bytes=_MOST_BYTES)
+    except BadFileError as error:
+        inside = path / "tokenizer.model"
+        raise UserError(f"{error}; {f'give {inside}' if os.path.isfile(inside) else _WANTED}") from error
+    if not stored:  # SentencePiece would load it as a model without ids
+        raise UserError(f"tokenizer {path} is empty; {_WANTED}")
+    if stored.startswith(b"{"):
+        raise UserError(
+            f"tokenizer {path} is JSON, as a tokenizer.json of Hugging Face, and not a SentencePiece model; give the"
+            " tokenizer.model that it was made from"
+        )
+    return stored

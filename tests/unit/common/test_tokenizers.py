@@ -56,14 +56,21 @@ def test_sentencepiece_ids_are_sentencepieces(text: str, tmp_path: Path) -> None
 def test_a_file_that_is_no_tokenizer_is_a_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("not a model")
     (tmp_path / "nothing").touch()
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
     for path, message in [
-        (tmp_path / "missing", "is not a file"),
-        (tmp_path, "is not a file"),
-        (tmp_path / "text", "is not a SentencePiece model"),
-        (tmp_path / "nothing", "is not a SentencePiece model"),
+        (tmp_path / "missing", "cannot be read: No such file or directory; give a SentencePiece model or the word 'b"),
+        (tmp_path / ("x" * 300), "cannot be read: File name too long; give a SentencePiece model"),
+        (tmp_path, "cannot be read: it is a folder, not a file; give a SentencePiece model or the word 'bytes'"),
+        (Path("/dev/zero"), "cannot be read: it is a device or a socket, not a file"),
+        (tmp_path / "text", "is not a SentencePiece model; give a SentencePiece model or the word 'bytes'$"),
+        (tmp_path / "nothing", "is empty; give a SentencePiece model"),
+        (tmp_path / "tokenizer.json", "is JSON, as a tokenizer.json of Hugging Face, .*; give the tokenizer.model"),
     ]:
         with pytest.raises(UserError, match=message):
             load_tokenizer(str(path))
+    model = _model(tmp_path / "tokenizer.model")
+    with pytest.raises(UserError, match=f"it is a folder, not a file; give {model}$"):
+        load_tokenizer(str(tmp_path))
     without_eos = _model(tmp_path / "without_eos", eos_id=-1)
     with pytest.raises(UserError, match="has no EOS id"):
         load_tokenizer(without_eos)

@@ -52,7 +52,7 @@ from tests.helpers.shard_writing import files_of, model_arguments
         ({"input": "/no/such/input"}, r"input '/no/such/input' does not exist"),
         ({"input": "s3://bucket/corpus"}, r"input 's3://bucket/corpus' is not a local path"),
         ({"extensions": ".rs"}, r"holds no file with the extensions \.rs \(it holds: .*\.py"),
-        ({"tokenizer": "/no/such/model"}, r"tokenizer '/no/such/model' is not a file"),
+        ({"tokenizer": "/no/such/model"}, r"tokenizer /no/such/model cannot be read: No such file"),
         ({"tokenizer": __file__}, r"is not a SentencePiece model"),
         ({"seq_len": 0, "lookahead": 0}, r"--seq_len.*\n.*--lookahead"),
     ],

@@ -178,7 +178,7 @@ def test_prompts_of_a_file_follow_those_of_the_command_line(
         (["--prompt", "x" * 300], "has 301 tokens, which leaves no room in --max_seq_len 256; raise it above 301"),
         (["--prompt", "", "--first_token", "none"], "a prompt is empty"),
         (["--prompt_file", "nowhere.txt"], "nowhere.txt cannot be read"),
-        (["--tokenizer_path", "nowhere.model"], "is not a file"),
+        (["--tokenizer_path", "nowhere.model"], "nowhere.model cannot be read: No such file"),
         (["--tokenizer_path", "{tokenizer}"], "has 512 ids, but the model has vocab_size 258"),
         (["--device", "abacus"], "--device abacus cannot be used"),
         (["--max_seq_len", "1" + "0" * 30], "--max_seq_len must be a whole number from 1 to .*, not 10"),
