@@ -1,28 +1,35 @@
 """Files that appear whole or not at all, names that must stay inside a folder, and files that survive faults.
 
-Files that appear whole are written under another name in the same folder, flushed to disk, then renamed.
+Files that appear whole are written under another name in the same folder, flushed to disk, then renamed. A process that
+is killed leaves such a name behind; the next process on the same machine that writes into the folder removes it.
 """
 
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
+import re
+import shutil
 import socket
 import stat
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from common.command_line import UserError
 
+PARTIAL_NAME = re.compile(r"\..*\.partial-(?P<machine>[0-9a-f]{8})-(?P<process>[1-9]\d{0,8})-[0-9a-f]{8}")
+_MOST_OF_NAME = 40  # characters of a name that its partial name repeats: names have at most 255 bytes
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`, else removed."""
-    partial = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")  # unique across machines
+    partial = partial_path(path)
     try:
         yield partial
         with partial.open("rb") as file:
@@ -33,8 +40,47 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def partial_path(path: Path) -> Path:
-    """Return a new name in the folder of `path` for a file that is not complete yet, unique across machines."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    """Return a new name beside `path` for a file or folder that is not complete yet, unique across machines.
+
+    What killed processes have left in the folder under such names is removed first.
+    """
+    remove_leftovers(path.parent)
+    return path.with_name(f".{path.name[:_MOST_OF_NAME]}.partial-{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+@functools.cache
+def remove_leftovers(folder: Path) -> None:
+    """Remove what dead processes of this machine have left in a folder under partial names; once per process."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            named = PARTIAL_NAME.fullmatch(entry.name)
+            if named is None or named["machine"] != _machine() or _is_alive(int(named["process"])):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                with suppress(OSError):  # another process may have removed it
+                    os.unlink(entry)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+@functools.cache
+def _machine() -> str:
+    """Return a name of what processes share whose numbers mean the same: the boot of a machine, and a container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii") + os.readlink("/proc/self/ns/pid")
+    except OSError:  # not on Linux
+        boot = ""
+    return hashlib.sha256(f"{socket.gethostname()} {boot}".encode()).hexdigest()[:8]
 
 
 def write_text(path: Path, text: str) -> None:

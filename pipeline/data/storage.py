@@ -7,7 +7,6 @@ then the epoch would end early without a message, or other processes would wait 
 Importing this module imports streaming, which takes seconds: import it late.
 """
 
-import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.command_line import UserError
-from common.files import partial_path
+from common.files import PARTIAL_NAME, partial_path
 from common.mds import streaming
 from common.s3 import MissingObjectError, RemoteError, S3Path
 from common.shard_format import INDEX, read_index
@@ -149,5 +148,5 @@ def remove_partial_files(folder: Path) -> None:
     """Remove the partial files that killed processes have left."""
     for path in folder.rglob(".*"):
         with suppress(OSError):
-            if re.search(r"\.[0-9a-f]{32}$", path.name) and time.time() - path.stat().st_mtime > _ABANDONED_S:
+            if PARTIAL_NAME.fullmatch(path.name) and time.time() - path.stat().st_mtime > _ABANDONED_S:
                 path.unlink()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from common.files import PatientFile, hold_lock, sha256_of_file, write_json, write_text, written_whole
+from common.files import (
+    PatientFile,
+    hold_lock,
+    remove_leftovers,
+    sha256_of_file,
+    write_json,
+    write_text,
+    written_whole,
+)
 from tests.conftest import REPOSITORY
 from tests.helpers.full_disk import file_size_limit
 
@@ -103,3 +112,38 @@ def test_a_lock_is_held_until_its_process_ends(tmp_path: Path) -> None:
         holder.wait()  # its child is still alive
         assert hold_lock(path) is None
         os.killpg(holder.pid, signal.SIGKILL)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from common.files import partial_path, written_whole
+folder = Path(sys.argv[1])
+partial_path(folder / "export").mkdir()
+(folder / "export2").mkdir()
+with written_whole(folder / ("model" * 50)) as partial:
+    partial.write_text("half")
+    print(partial.name, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    ) as killed:
+        assert killed.stdout is not None
+        left = tmp_path / killed.stdout.readline().strip()
+        foreign = [tmp_path / name for name in (".model.partial", ".model.partial-12345", left.name.replace("-", "-x"))]
+        other_machine = tmp_path / re.sub(r"partial-\w+", "partial-01234567", left.name)
+        kept = {*foreign, other_machine, tmp_path / "export2"}
+        for path in (*foreign, other_machine):
+            path.touch()
+        assert len(left.name.encode()) < 200
+        before = set(tmp_path.iterdir())
+        remove_leftovers(tmp_path)
+        assert set(tmp_path.iterdir()) == before  # it is still running
+        killed.kill()
+    remove_leftovers.cache_clear()  # as in another process
+    write_text(tmp_path / "new", "")
+    assert set(tmp_path.iterdir()) == {*kept, tmp_path / "new"}
