@@ -38,14 +38,22 @@ class ForcedAcceptance:
     def keep_rows(self, rows: list[int]) -> None:
         self._drafter.keep_rows(rows)
 
-    def draft(self, newest_B1: Tensor, n_accepted_B: Tensor, starts: Sequence[int], sampling: Sampling) -> Drafts:
-        return self._drafter.draft(newest_B1, n_accepted_B, starts, sampling)
+    def draft(
+        self,
+        newest_B1: Tensor,
+        n_accepted_B: Tensor,
+        starts: Sequence[int],
+        sampling: Sampling,
+        *,
+        uniforms_BL: Tensor,
+    ) -> Drafts:
+        return self._drafter.draft(newest_B1, n_accepted_B, starts, sampling, uniforms_BL=uniforms_BL)
 
     def verify(self, block_BT: Tensor, starts: Sequence[int]) -> Tensor:
         logits_BTV = self._drafter.verify(block_BT, starts)
         ids_BL = block_BT[:, 1:]
         uniforms_BL = torch.rand(ids_BL.shape, device=ids_BL.device, generator=self._generator)
-        forced_BL = torch.where(uniforms_BL < self._rates_L, torch.inf, -torch.inf)
+        forced_BL = torch.where(uniforms_BL < self._rates_L, 1e9, -1e9)
         logits_BTV[:, :-1].scatter_(-1, ids_BL.unsqueeze(-1), forced_BL.unsqueeze(-1))
         return logits_BTV
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from pipeline.config.model import ModelConfig
 from pipeline.inference.decoding.blockwise import Generation
-from pipeline.inference.decoding.sampling import Sampling, probabilities
+from pipeline.inference.decoding.sampling import GREEDY, Sampling, probabilities
 from pipeline.model.network import MultiTokenModel
 from tests.helpers.references import all_logits, tiny_model
 
@@ -53,7 +54,7 @@ def assert_distributed_as(probabilities_X: Tensor, counts_X: Tensor) -> None:
 
 
 def assert_samples_are_the_models(
-    decoding: Callable[[MultiTokenModel, list[list[int]], int, Sampling], Generation], sampling: dict[str, float]
+    decoding: Callable[[MultiTokenModel, list[list[int]], int, Sampling], Generation], sampling: dict[str, Any]
 ) -> Generation:
     """Compare 20,000 continuations of one prompt, 4 tokens from 5 ids each, with their exact distribution.
 
@@ -66,7 +67,7 @@ def assert_samples_are_the_models(
     prompt = [1, 3]
     outcomes = torch.tensor(list(itertools.product(range(vocab_size), repeat=n_tokens)))
     prefixes = torch.cat((torch.tensor(prompt).expand(len(outcomes), -1), outcomes), dim=1)
-    settings = Sampling(**sampling, generator=torch.Generator().manual_seed(1))
+    settings = replace(GREEDY, **sampling)
     steps = probabilities(all_logits(model, prefixes)[:, len(prompt) - 1 : -1, 0], settings)
     exact = steps.gather(-1, outcomes.unsqueeze(-1)).squeeze(-1).prod(-1).detach()
 

@@ -8,8 +8,9 @@ the tokens after it. So a step yields one token more than it accepts drafts. The
 drafts and overwrites what the caches hold of the rejected ones. Without drafts this is autoregressive decoding. The
 prompt is a block without drafts. Each sequence advances at its own pace, and finished ones leave the batch.
 
-`sampling.py` decides which drafts are accepted and draws tokens. In low precision, a model may resolve near-ties
-differently in blocks of different length.
+`sampling.py` decides which drafts are accepted and draws tokens. No token is ever taken from logits that are not
+finite: that is a `NotFiniteError`. The device checks it, and the result is read together with the tokens. In low
+precision, a model may resolve near-ties differently in blocks of different length.
 
 Shape suffixes as in `pipeline.model.network`; L is the number of drafts in a block.
 """
@@ -22,7 +23,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.inference.decoding.sampling import GREEDY, Drafts, Sampling, judge, propose
+from pipeline.inference.decoding.sampling import GREEDY, Drafts, RandomNumbers, Sampling, are_finite, judge, propose
+
+
+class NotFiniteError(ArithmeticError):
+    """The model computed logits that are not finite numbers.
+
+    Attributes:
+        sequence: the index of the sequence.
+        n_tokens: the number of tokens before the one that these logits are of, with the prompt's.
+        draft: 0 if they are the model's own logits of the next token, otherwise which of the drafts they are of.
+    """
+
+    def __init__(self, *, sequence: int, n_tokens: int, draft: int) -> None:
+        super().__init__(f"the logits of sequence {sequence} after {n_tokens} tokens are not finite (draft {draft})")
+        self.sequence, self.n_tokens, self.draft = sequence, n_tokens, draft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +84,15 @@ class Drafter(Protocol):
         """Keep only these rows of the last block's batch, as the first rows of the next batch."""
         ...
 
-    def draft(self, newest_B1: Tensor, n_accepted_B: Tensor, starts: Sequence[int], sampling: Sampling) -> Drafts:
+    def draft(
+        self,
+        newest_B1: Tensor,
+        n_accepted_B: Tensor,
+        starts: Sequence[int],
+        sampling: Sampling,
+        *,
+        uniforms_BL: Tensor,
+    ) -> Drafts:
         """Draft the tokens after the newest one of each sequence.
 
         Args:
@@ -77,6 +100,7 @@ class Drafter(Protocol):
             n_accepted_B: number of accepted drafts of the last block.
             starts: positions of the newest tokens.
             sampling: how drafts are drawn.
+            uniforms_BL: a random number for each draft.
         """
         ...
 
@@ -108,18 +132,29 @@ def decode_blockwise(
 
     Raises:
         ValueError: a prompt is empty or leaves no room for one more token, or the batch does not fit into the caches.
+        NotFiniteError: the logits of a token are not finite.
     """
     started = time.perf_counter()
     sequences = _sequences(prompts, max_gen_len=max_gen_len, max_seq_len=drafter.max_seq_len, n_drafts=drafter.n_drafts)
     active = sequences
     logits_BTV = drafter.read_prompts(prompts)
-    drafts = propose(logits_BTV[:, 1:], sampling)  # none yet
+    n_drafts = drafter.n_drafts
+    seeds = range(len(prompts)) if sampling.seeds is None else sampling.seeds
+    random = RandomNumbers(seeds, n_per_step=2 * n_drafts + 1, device=logits_BTV.device)
+    uniforms_BR = random.next_step()[:, 2 * n_drafts :]
+    drafts = propose(logits_BTV[:, 1:], sampling, uniforms_BL=uniforms_BR[:, :0])  # none yet
     while True:
-        n_accepted_B, certain_B1 = judge(drafts, logits_BTV, sampling)
+        n_accepted_B, certain_B1 = judge(
+            drafts, logits_BTV, sampling, uniforms_BT=uniforms_BR[:, -logits_BTV.shape[1] :]
+        )
         # the only wait for the device in this step
-        step = torch.cat((n_accepted_B.unsqueeze(-1), certain_B1, drafts.ids_BL), dim=-1).tolist()
-        for sequence, (n_accepted, certain, *ids) in zip(active, step, strict=True):
+        found = (n_accepted_B.unsqueeze(-1), certain_B1, are_finite(logits_BTV), drafts.are_finite_BL, drafts.ids_BL)
+        step = torch.cat(found, dim=-1).tolist()
+        n_now = drafts.ids_BL.shape[1]
+        for sequence, (n_accepted, certain, *more) in zip(active, step, strict=True):
+            own, drafted, ids = more[: n_now + 1], more[n_now + 1 : 2 * n_now + 1], more[2 * n_now + 1 :]
             new = sequence.extend([*ids[:n_accepted], certain], stop_ids=stop_ids)
+            sequence.check_finite(own[: len(new)], drafted)
             sequence.accepted = [n + (draft < n_accepted) for draft, n in enumerate(sequence.accepted)]
             sequence.is_finished |= bool(on_tokens(sequence.index, new))
 
@@ -130,8 +165,10 @@ def decode_blockwise(
             active = [active[row] for row in rows]
             n_accepted_B, certain_B1 = n_accepted_B[rows], certain_B1[rows]
             drafter.keep_rows(rows)
+            random.keep_rows(rows)
         starts = [sequence.last_position for sequence in active]
-        drafts = drafter.draft(certain_B1, n_accepted_B, starts, sampling)
+        uniforms_BR = random.next_step()
+        drafts = drafter.draft(certain_B1, n_accepted_B, starts, sampling, uniforms_BL=uniforms_BR[:, :n_drafts])
         logits_BTV = drafter.verify(torch.cat((certain_B1, drafts.ids_BL), dim=-1), starts)
         for sequence in active:
             sequence.forwards += 1
@@ -159,6 +196,18 @@ class _Sequence:
     def last_position(self) -> int:
         """Position of the newest token, which is not yet cached."""
         return self.n_prompt + len(self.token_ids) - 1
+
+    def check_finite(self, own: Sequence[int], drafted: Sequence[int]) -> None:
+        """Check the logits that the newest tokens were taken from, the model's own, and those of all their drafts.
+
+        Raises:
+            NotFiniteError: names the first that are not finite.
+        """
+        n_tokens = self.n_prompt + len(self.token_ids) - len(own)
+        if 0 in own:
+            raise NotFiniteError(sequence=self.index, n_tokens=n_tokens + own.index(0), draft=0)
+        if 0 in drafted:
+            raise NotFiniteError(sequence=self.index, n_tokens=n_tokens, draft=drafted.index(0) + 1)
 
     def extend(self, token_ids: list[int], *, stop_ids: Collection[int]) -> list[int]:
         """Append tokens up to a stop id or the limit; return the appended ones."""

@@ -168,11 +168,19 @@ class HeadDrafter:
         self._further_BTLX = self._further_BTLX[rows]
         self._decoder.keep_rows(rows)
 
-    def draft(self, newest_B1: Tensor, n_accepted_B: Tensor, starts: Sequence[int], sampling: Sampling) -> Drafts:
+    def draft(
+        self,
+        newest_B1: Tensor,
+        n_accepted_B: Tensor,
+        starts: Sequence[int],
+        sampling: Sampling,
+        *,
+        uniforms_BL: Tensor,
+    ) -> Drafts:
         rows_B = torch.arange(len(n_accepted_B), device=n_accepted_B.device)
         accepted_BLX = self._further_BTLX[rows_B, n_accepted_B]
         logits_BLV = accepted_BLX if self._are_logits else self._decoder.unembed(accepted_BLX, first_head=1)
-        return propose(logits_BLV, sampling)
+        return propose(logits_BLV, sampling, uniforms_BL=uniforms_BL)
 
     def verify(self, block_BT: Tensor, starts: Sequence[int]) -> Tensor:
         return self._next_token_logits(self._decoder.hidden(block_BT, starts, n_heads=self.n_drafts + 1))

@@ -41,12 +41,21 @@ class LayerSkipDrafter:
     def keep_rows(self, rows: list[int]) -> None:
         self._decoder.keep_rows(rows)
 
-    def draft(self, newest_B1: Tensor, n_accepted_B: Tensor, starts: Sequence[int], sampling: Sampling) -> Drafts:
+    def draft(
+        self,
+        newest_B1: Tensor,
+        n_accepted_B: Tensor,
+        starts: Sequence[int],
+        sampling: Sampling,
+        *,
+        uniforms_BL: Tensor,
+    ) -> Drafts:
         self._early = []
         token_B1, drafts = newest_B1, []
         for n_before in range(self.n_drafts):
             self._run_early_layers(token_B1, [start + n_before for start in starts])
-            drafts.append(propose(self._next_token_logits(self._early[-1]), sampling))
+            logits_BLV = self._next_token_logits(self._early[-1])
+            drafts.append(propose(logits_BLV, sampling, uniforms_BL=uniforms_BL[:, n_before : n_before + 1]))
             token_B1 = drafts[-1].ids_BL
         return Drafts.joined(drafts)
 

@@ -1,17 +1,18 @@
 """Prompts from the command line, a file or standard input, and their tokens."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.command_line import UserError, raise_if_any
+from common.small_files import BadFileError, parse_json, read_small_file
 from common.tokenizers import BYTES, FIM_BYTE_IDS, ByteTokenizer, Tokenizer, load_tokenizer
 from pipeline.config.model import ModelConfig
 from pipeline.weights.formats.stored_model import TOKENIZER, tokenizer_in
 
 STANDARD_INPUT = Path("-")
+_MOST_BYTES = 256 << 20
 FIRST_TOKENS = ("bos", "eos", "none")
 DEFAULT_PROMPTS = (  # short enough for the quickstart's --max_seq_len 128, also in bytes
     '''def fizz_buzz(n: int) -> str:
@@ -44,10 +45,7 @@ def read_prompts(path: Path) -> list[str]:
     """
     name = "standard input" if path == STANDARD_INPUT else f"--prompt_file {path}"
     try:
-        contents = sys.stdin.buffer.read() if path == STANDARD_INPUT else path.read_bytes()
-        text = contents.decode("utf-8")
-    except OSError as error:
-        raise UserError(f"{name} cannot be read ({error.strerror})") from error
+        text = _contents(path).decode("utf-8-sig")  # a byte order mark is no part of a prompt
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not UTF-8 text ({error.reason})") from error
     if not text.strip():
@@ -58,13 +56,24 @@ def read_prompts(path: Path) -> list[str]:
     return [_prompt_in(line, name) for line in lines] if path.suffix == ".jsonl" else lines
 
 
+def _contents(path: Path) -> bytes:
+    if path != STANDARD_INPUT:
+        return read_small_file(path, what="--prompt_file", most_bytes=_MOST_BYTES)
+    contents = sys.stdin.buffer.read(_MOST_BYTES + 1)
+    if len(contents) > _MOST_BYTES:
+        raise UserError(f"standard input has more than {_MOST_BYTES:,} bytes; it must hold one text to continue")
+    return contents
+
+
 def _prompt_in(line: str, name: str) -> str:
+    wanted = f'{name} must have a JSON object with a text "prompt" on every line'
     try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
-        prompt = None
+        row = parse_json(line.encode(), name=f"{line[:60]!r}")
+    except BadFileError as error:
+        raise UserError(f"{wanted}; {error}") from error
+    prompt = row.get("prompt") if isinstance(row, dict) else None
     if not isinstance(prompt, str):
-        raise UserError(f'{name} must have a JSON object with a text "prompt" on every line, not {line[:60]!r}')
+        raise UserError(f"{wanted}, not {line[:60]!r}")
     return prompt
 
 

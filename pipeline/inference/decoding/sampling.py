@@ -1,8 +1,9 @@
 """Drawing tokens and accepting drafts: functions of logits, probabilities and random numbers.
 
-`propose` draws drafts, and `judge` decides which of them the model's own next-token distributions accept. Greedy
-decoding is the limit of temperature 0, where a distribution has all its mass on one token and accepts a draft only if
-it is that token. So greedy decoding compares ids and computes no distributions.
+Each sequence has random numbers of its own (`RandomNumbers`), so that its tokens do not depend on the other sequences
+of a batch. `propose` draws drafts, and `judge` decides which of them the model's own next-token distributions accept.
+Greedy decoding is the limit of temperature 0, where a distribution has all its mass on one token and accepts a draft
+only if it is that token. So greedy decoding compares ids and computes no distributions.
 
 Shape suffixes as in `pipeline.model.network`; L is the number of drafts in a block; a tensor (..., V) may have any
 leading dimensions.
@@ -11,6 +12,7 @@ leading dimensions.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,11 +26,39 @@ class Sampling:
     """Divides the logits; 0 always chooses the most probable token (greedy)."""
     top_p: float = 1.0
     """Sample from the smallest set of most probable tokens with at least this total probability."""
-    generator: torch.Generator | None = None
-    """Random number generator on the model's device; None is torch's global one."""
+    seeds: Sequence[int | tuple[int, ...]] | None = None
+    """The seed of each sequence; None is 0, 1, 2 and so on."""
 
 
 GREEDY = Sampling()
+_STEPS_AT_ONCE = 64
+
+
+class RandomNumbers:
+    """Numbers from [0, 1) of every sequence of a batch; which ones they are depends on the sequence's own seed alone.
+
+    They are drawn on the CPU for many steps at once, and are the same on every device.
+    """
+
+    def __init__(self, seeds: Sequence[int | tuple[int, ...]], *, n_per_step: int, device: torch.device) -> None:
+        """Begin the numbers of each seed; each step takes `n_per_step` of them."""
+        self._generators = [np.random.default_rng(seed) for seed in seeds]
+        self._n_per_step, self._device = n_per_step, device
+        self._step, self._drawn_BSR = _STEPS_AT_ONCE, torch.empty(0)
+
+    def next_step(self) -> Tensor:
+        """Return the numbers (B, n_per_step), fp32, of the next step."""
+        if self._step == _STEPS_AT_ONCE:
+            shape = (_STEPS_AT_ONCE, self._n_per_step)
+            drawn = np.stack([generator.random(shape, dtype=np.float32) for generator in self._generators])
+            self._step, self._drawn_BSR = 0, torch.from_numpy(drawn).to(self._device)
+        self._step += 1
+        return self._drawn_BSR[:, self._step - 1]
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """Keep only these sequences."""
+        self._generators = [self._generators[row] for row in rows]
+        self._drawn_BSR = self._drawn_BSR[rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,44 +69,61 @@ class Drafts:
     """Drafted ids, int64."""
     probs_BLV: Tensor | None
     """The distributions that the ids were drawn from; None for greedy drafts."""
+    are_finite_BL: Tensor
+    """Whether all logits of each draft were finite."""
 
     @classmethod
     def joined(cls, drafts: "Sequence[Drafts]") -> "Drafts":
         """Return successive drafts of the same sequences as those of one block."""
         probs = [part.probs_BLV for part in drafts if part.probs_BLV is not None]
-        ids_BL = torch.cat([part.ids_BL for part in drafts], dim=1)
-        return cls(ids_BL=ids_BL, probs_BLV=torch.cat(probs, dim=1) if probs else None)
+        return cls(
+            ids_BL=torch.cat([part.ids_BL for part in drafts], dim=1),
+            probs_BLV=torch.cat(probs, dim=1) if probs else None,
+            are_finite_BL=torch.cat([part.are_finite_BL for part in drafts], dim=1),
+        )
 
 
-def propose(logits_BLV: Tensor, sampling: Sampling) -> Drafts:
-    """Draw one draft from the logits of each position; L may be 0."""
+def are_finite(logits_V: Tensor) -> Tensor:
+    """Return whether all logits (..., V) are finite, (...)."""
+    return logits_V.isfinite().all(-1)
+
+
+def propose(logits_BLV: Tensor, sampling: Sampling, *, uniforms_BL: Tensor) -> Drafts:
+    """Draw one draft from the logits of each position, with a random number each; L may be 0."""
+    are_finite_BL = are_finite(logits_BLV)
     if sampling.temperature == 0:
-        return Drafts(ids_BL=logits_BLV.argmax(-1), probs_BLV=None)
+        return Drafts(ids_BL=logits_BLV.argmax(-1), probs_BLV=None, are_finite_BL=are_finite_BL)
     probs_BLV = probabilities(logits_BLV, sampling)
-    return Drafts(ids_BL=sample(probs_BLV, sampling.generator), probs_BLV=probs_BLV)
+    ids_BL = sample(probs_BLV, uniforms_BL)
+    return Drafts(ids_BL=ids_BL, probs_BLV=probs_BLV, are_finite_BL=are_finite_BL)
 
 
-def judge(drafts: Drafts, logits_BTV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def judge(drafts: Drafts, logits_BTV: Tensor, sampling: Sampling, *, uniforms_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Return the number of accepted drafts (B,), int64, and the token (B, 1) after the last accepted one.
 
     Args:
         drafts: the drafts of each sequence.
         logits_BTV: the model's own logits with T = L + 1, before each draft and after all.
         sampling: the settings that the drafts were drawn with.
+        uniforms_BT: a random number for each draft, and one for the token after them.
     """
     if drafts.probs_BLV is None:
         best_BT = logits_BTV.argmax(-1)
         n_accepted_B = (drafts.ids_BL == best_BT[:, :-1]).long().cumprod(-1).sum(-1)
         return n_accepted_B, best_BT.gather(-1, n_accepted_B.unsqueeze(-1))
-    uniforms_BL = torch.rand(drafts.ids_BL.shape, device=logits_BTV.device, generator=sampling.generator)
     target_probs_BTV = probabilities(logits_BTV, sampling)
-    n_accepted_B, weights_BV = accept(drafts.ids_BL, drafts.probs_BLV, target_probs_BTV, uniforms_BL=uniforms_BL)
-    return n_accepted_B, sample(weights_BV, sampling.generator).unsqueeze(-1)
+    n_accepted_B, weights_BV = accept(
+        drafts.ids_BL, drafts.probs_BLV, target_probs_BTV, uniforms_BL=uniforms_BT[:, :-1]
+    )
+    return n_accepted_B, sample(weights_BV, uniforms_BT[:, -1]).unsqueeze(-1)
 
 
 def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
     """Return the distributions (..., V), fp32, to sample from, given logits (..., V) and a temperature above 0."""
-    probs_V = torch.softmax(logits_V.float() / sampling.temperature, dim=-1)
+    logits_V = logits_V.float()
+    # the greatest becomes 0 and stays finite at any temperature; a subnormal divisor could be taken for 0
+    logits_V = logits_V - logits_V.amax(-1, keepdim=True)
+    probs_V = torch.softmax(logits_V / max(sampling.temperature, torch.finfo(torch.float32).tiny), dim=-1)
     if sampling.top_p == 1:
         return probs_V
     sorted_V, order_V = probs_V.sort(dim=-1, descending=True)
@@ -85,11 +132,20 @@ def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
     return torch.zeros_like(probs_V).scatter_(-1, order_V, kept_V / kept_V.sum(-1, keepdim=True))
 
 
-def sample(weights_V: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return ids (...) drawn in proportion to non-negative weights (..., V), which need not sum to 1."""
-    # argmax(w / exponential noise) draws exactly; the checks of torch.multinomial would synchronise with the GPU
-    noise_V = torch.empty_like(weights_V).exponential_(generator=generator)
-    return (weights_V / noise_V.clamp_(min=torch.finfo(noise_V.dtype).tiny)).argmax(-1)
+def sample(weights_V: Tensor, uniforms: Tensor) -> Tensor:
+    """Return ids (...) drawn in proportion to non-negative weights (..., V), which need not sum to 1.
+
+    Args:
+        weights_V: the weights.
+        uniforms: random numbers (...) in [0, 1); each chooses the id where the running sum of the weights exceeds its
+            share of their total.
+    """
+    sums_V = weights_V.cumsum(-1)
+    total = sums_V[..., -1:]
+    # a product rounded up to the total would choose an id after the last one with a weight
+    share = torch.minimum(uniforms.unsqueeze(-1) * total, total.nextafter(torch.zeros_like(total)))
+    ids = torch.searchsorted(sums_V, share.contiguous(), right=True).squeeze(-1)
+    return ids.clamp(max=weights_V.shape[-1] - 1)  # without this, weights that are nan would give V
 
 
 def accept(

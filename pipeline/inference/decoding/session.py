@@ -3,11 +3,11 @@
 Importing this module does not import torch; loading a model does.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.command_line import UserError
 from common.tokenizers import Tokenizer
@@ -18,9 +18,6 @@ from pipeline.inference.decoding.text import CompletionText
 from pipeline.weights.formats.detect import EXPORTS, format_of
 from pipeline.weights.formats.export import torch_dtype
 from pipeline.weights.formats.stored_model import load_model
-
-if TYPE_CHECKING:  # importing torch takes seconds; --help and wrong arguments do without it
-    from pipeline.inference.decoding.sampling import Sampling
 
 DECODINGS = ("autoregressive", "self_speculative")
 
@@ -120,25 +117,34 @@ class Session:
                 n_heads_used=n_heads_used,
             )
 
-    def batches(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[CompletedBatch]:
+    def batches(
+        self, prompts: Sequence[Prompt], decoding: Decoding, *, seeds: Sequence[int] | None = None
+    ) -> Iterator[CompletedBatch]:
         """Continue prompts, max_batch_size at a time, with a progress bar; yield each batch when it is finished.
 
+        Args:
+            prompts: the prompts.
+            decoding: how they are continued.
+            seeds: the seed of each prompt; without them, `decoding.seed` and the prompt's index decide it.
+
         Raises:
-            UserError: the device's memory is too small.
+            UserError: the device's memory is too small, or the model's logits are not finite.
         """
         from tqdm import tqdm
 
-        sampling = self._sampling(decoding)
+        own = [(decoding.seed, index) for index in range(len(prompts))] if seeds is None else seeds
         with tqdm(desc=f"{decoding.n_heads_used} heads", unit="token", leave=False, disable=None) as bar:
             for first in range(0, len(prompts), self._max_batch_size):
-                batch = prompts[first : first + self._max_batch_size]
-                yield self._continue(batch, decoding, sampling, on_tokens=lambda _text, n_new: bar.update(n_new))
+                rows = slice(first, first + self._max_batch_size)
+                yield self._continue(
+                    prompts[rows], decoding, seeds=own[rows], on_tokens=lambda _text, n_new: bar.update(n_new)
+                )
 
     def stream(self, prompt: Prompt, decoding: Decoding, *, on_text: Callable[[str], None]) -> Completion:
         """Continue one prompt, and call `on_text` with each piece of text as soon as later tokens cannot change it.
 
         Raises:
-            UserError: the device's memory is too small.
+            UserError: the device's memory is too small, or the model's logits are not finite.
         """
         n_passed = 0
 
@@ -149,29 +155,22 @@ class Session:
                 n_passed = len(text)
 
         batch = self._continue(
-            [prompt], decoding, self._sampling(decoding), on_tokens=lambda text, _n_new: pass_on(text.settled)
+            [prompt], decoding, seeds=[(decoding.seed, 0)], on_tokens=lambda text, _n_new: pass_on(text.settled)
         )
         pass_on(batch.completions[0].completion)
         return batch.completions[0]
-
-    def _sampling(self, decoding: Decoding) -> "Sampling":
-        import torch
-
-        from pipeline.inference.decoding.sampling import Sampling
-
-        generator = torch.Generator(self.device).manual_seed(decoding.seed)
-        return Sampling(temperature=decoding.temperature, top_p=decoding.top_p, generator=generator)
 
     def _continue(
         self,
         prompts: Sequence[Prompt],
         decoding: Decoding,
-        sampling: "Sampling",
         *,
+        seeds: Sequence[int | tuple[int, ...]],
         on_tokens: Callable[[CompletionText, int], object],
     ) -> CompletedBatch:
         """Continue a batch; call `on_tokens` with a sequence's text and its number of new tokens as they come."""
         from pipeline.inference.decoding.decode import decode
+        from pipeline.inference.decoding.sampling import Sampling
 
         texts = [CompletionText(prompt.ids, self._tokenizer, stops=decoding.stops) for prompt in prompts]
 
@@ -180,14 +179,14 @@ class Session:
             on_tokens(texts[sequence], len(token_ids))
             return is_stopped
 
-        with self._memory.shortage_explained():
+        with self._memory.shortage_explained(), self._not_finite_explained(prompts):
             generation = decode(
                 self.decoder,
                 [prompt.ids for prompt in prompts],
                 n_heads_used=decoding.n_heads_used,
                 max_gen_len=decoding.max_gen_len or self.decoder.max_seq_len,
                 stop_ids={self._tokenizer.eos_id},
-                sampling=sampling,
+                sampling=Sampling(temperature=decoding.temperature, top_p=decoding.top_p, seeds=seeds),
                 on_tokens=take,
             )
         figures = zip(generation.tokens_per_forward, generation.tokens_per_s, strict=True)
@@ -203,6 +202,25 @@ class Session:
             for prompt, text, (tokens_per_forward, tokens_per_s) in zip(prompts, texts, figures, strict=True)
         ]
         return CompletedBatch(completions=completions, seconds=generation.seconds)
+
+    @contextlib.contextmanager
+    def _not_finite_explained(self, prompts: Sequence[Prompt]) -> Iterator[None]:
+        """Turn a `NotFiniteError` into a `UserError` that names the prompt and says what helps."""
+        from pipeline.inference.decoding.blockwise import NotFiniteError
+
+        try:
+            yield
+        except NotFiniteError as error:
+            whose = f"head {error.draft + 1} computes" if error.draft else "the model computes"
+            advice = {
+                "fp16": "fp16 overflows easily: try --dtype bf16 or fp32",
+                "bf16": "look for nan or infinite weights in the export, or try --dtype fp32",
+                "fp32": "look for nan or infinite weights in the export",
+            }[self.dtype]
+            raise UserError(
+                f"{whose} logits that are not finite in {self.dtype}, for prompt {prompts[error.sequence].text[:40]!r} "
+                f"after {error.n_tokens} tokens; {advice}"
+            ) from error
 
 
 def choose_precision(device: str | None, dtype: str | None) -> tuple[str, str]:

@@ -1,8 +1,9 @@
 """Drawing many completions of every problem in batches; an interrupted run draws the same ones when it is continued.
 
-All completions are dealt to batches in a fixed order, and each batch has its own seed. If some completions of a batch
-are missing, the whole batch is drawn again: the ones already known come out the same, and the missing ones are added.
-So no random draw is used twice, and the results do not depend on where a run was interrupted.
+Each completion has its own seed, so what is drawn does not depend on what is drawn beside it. All completions are dealt
+to batches in a fixed order. If some completions of a batch are missing, the whole batch is decoded again, and the
+missing ones are added. So even rounding, which may differ with the size of a batch, does not depend on where a run was
+interrupted.
 """
 
 import hashlib
@@ -35,9 +36,9 @@ def deal_batches(
             yield ids[first : first + batch_size]
 
 
-def batch_seed(seed: int, batch: Sequence[CompletionId]) -> int:
-    """Return a seed of 63 bits, hashed from `seed` and the completions of the batch."""
-    digest = hashlib.sha256(json.dumps([seed, batch]).encode()).digest()
+def completion_seed(seed: int, which: CompletionId) -> int:
+    """Return a seed of 63 bits, hashed from `seed` and the completion's identity."""
+    digest = hashlib.sha256(json.dumps([seed, which]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -69,8 +70,10 @@ def draw_missing(
             missing = [completion_id not in completions.entries for completion_id in batch]
             if not any(missing):
                 continue
-            of_batch = replace(decoding, temperature=batch[0].temperature, seed=batch_seed(decoding.seed, batch))
-            (drawn,) = session.batches([prompts[completion_id.task_id] for completion_id in batch], of_batch)
+            of_batch = replace(decoding, temperature=batch[0].temperature)
+            seeds = [completion_seed(decoding.seed, completion_id) for completion_id in batch]
+            texts = [prompts[completion_id.task_id] for completion_id in batch]
+            (drawn,) = session.batches(texts, of_batch, seeds=seeds)
             rows = zip(batch, drawn.completions, missing, strict=True)
             completions.add(
                 (completion_id, {"completion": completion.completion, "ended": _end(completion, tokenizer, decoding)})

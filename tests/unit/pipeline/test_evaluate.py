@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from common.command_line import UserError
 from common.tokenizers import ByteTokenizer
@@ -142,6 +143,18 @@ def test_greedy_completions_are_the_models(command: Callable[..., list[str]], tm
         expected = naive_greedy(model, prompt_ids, n_tokens=12)
         for number in range(2):
             assert completions[row["task_id"], 0.0, number]["completion"] == ByteTokenizer().decode(expected)
+
+
+@pytest.mark.parametrize("decoding", ["autoregressive", "self_speculative"])
+def test_weights_that_are_nan_end_with_an_error(
+    command: Callable[..., list[str]], tmp_path: Path, decoding: str
+) -> None:
+    model = tiny_model(vocab_size=ByteTokenizer.vocab_size)
+    with torch.no_grad():
+        model.heads.norm.weight[0] = torch.nan
+    folder = exported(tmp_path / "export", model)
+    with pytest.raises(UserError, match=r"logits that are not finite in fp32, for prompt 'def number\(\)"):
+        evaluate.main(command("--ckpt_dir", folder, "--decoding", decoding))
 
 
 def test_a_completion_ends_at_its_stop_string(command: Callable[..., list[str]], tmp_path: Path) -> None:

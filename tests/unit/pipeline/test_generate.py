@@ -78,6 +78,16 @@ def test_both_decodings_give_the_same_greedy_tokens(ckpt_dir: Path, capsys: pyte
     assert [result["tokens_per_forward"] for result in plain] == [1.0] * 2
 
 
+@pytest.mark.parametrize("more", [[], ["--decoding", "autoregressive"], ["--json"], ["--temperature", "0.5"]], ids=str)
+def test_weights_that_are_nan_end_with_an_error(tmp_path: Path, more: list[str]) -> None:
+    model = tiny_model(vocab_size=ByteTokenizer.vocab_size)
+    with torch.no_grad():
+        model.heads.norm.weight[0] = torch.nan
+    folder = exported(tmp_path / "export", model)
+    with pytest.raises(UserError, match=r"the model computes logits that are not finite in fp32, for prompt 'def'"):
+        generate.main(arguments(folder, "--prompt", "def", *more))
+
+
 def test_the_seed_decides_the_completions(ckpt_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = arguments(ckpt_dir, "--prompt", "x", "--temperature", "1", "--top_p", "1", "--max_gen_len", "20")
     first, again, other = (objects(capsys, *command, "--seed", seed)[0]["completion"] for seed in "112")

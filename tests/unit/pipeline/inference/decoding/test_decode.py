@@ -1,11 +1,16 @@
 """Decoding, compared with a loop without a cache, transformers' generate, exact distributions and counting models."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.profiler import profile
 
+from pipeline.inference.decoding.blockwise import NotFiniteError
 from pipeline.inference.decoding.decode import Decoder, Generation, decode
+from pipeline.inference.decoding.sampling import GREEDY, Sampling
 from pipeline.model.network import MultiTokenModel
 from tests.helpers.decoding import PROMPTS, assert_samples_are_the_models, counting_model
 from tests.helpers.references import all_logits, as_transformers_llama, naive_greedy, tiny_model
@@ -220,3 +225,52 @@ def test_speculatively_sampled_tokens_have_the_models_distribution(
         ),
         sampling,
     )
+
+
+def poisoned_after(token_id: int, *, head: int) -> MultiTokenModel:
+    """Return a counting model of which one head overflows for one token."""
+    model = counting_model([1, 2, 3, 4])
+    layers: list[Any] = [*model.trunk.layers, *model.heads.layers]
+    layers[-4 + head].feed_forward.w1.weight[:, token_id] = 1e38
+    return model
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.01}], ids=str)
+@pytest.mark.parametrize("n_heads_used", [1, 2, 4])
+def test_logits_that_are_not_finite_are_an_error_that_names_them(n_heads_used: int, sampling: dict[str, Any]) -> None:
+    settings = replace(GREEDY, **sampling)
+    with pytest.raises(NotFiniteError) as caught:
+        run(poisoned_after(11, head=0), [[20, 21], [8]], n_heads_used=n_heads_used, sampling=settings)
+    assert (caught.value.sequence, caught.value.n_tokens, caught.value.draft) == (1, 4, 0)  # 8, 9, 10, 11
+    # a sequence that ends before it is whole
+    generation = run(
+        poisoned_after(11, head=0), [[20, 21], [8]], n_heads_used=n_heads_used, sampling=settings, max_gen_len=3
+    )
+    assert generation.token_ids == [[22, 23, 24], [9, 10, 11]]
+
+
+def test_drafts_that_are_not_finite_are_named() -> None:
+    with pytest.raises(NotFiniteError) as caught:
+        run(poisoned_after(8, head=2), [[20, 21], [8]], n_heads_used=4)
+    assert (caught.value.sequence, caught.value.draft) == (1, 2)
+    assert run(poisoned_after(8, head=2), [[8]], n_heads_used=2).token_ids
+
+
+def test_infinite_logits_are_an_error() -> None:
+    model = counting_model([1, 2])
+    model.heads.output.weight[3] = 3e38
+    with pytest.raises(NotFiniteError):
+        run(model, [[1]], n_heads_used=1, max_gen_len=4)
+
+
+@pytest.mark.parametrize("n_heads_used", [1, 4])
+def test_a_sampled_sequence_does_not_depend_on_the_batch(n_heads_used: int) -> None:
+    model = tiny_model()
+    together = run(
+        model, PROMPTS, n_heads_used=n_heads_used, sampling=Sampling(temperature=1.0, seeds=[4, 5, 6, 7]), stop_ids={9}
+    )
+    alone = [
+        run(model, [prompt], n_heads_used=n_heads_used, sampling=Sampling(temperature=1.0, seeds=[seed]), stop_ids={9})
+        for seed, prompt in enumerate(PROMPTS, start=4)
+    ]
+    assert together.token_ids == [generation.token_ids[0] for generation in alone]

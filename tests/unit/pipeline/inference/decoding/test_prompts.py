@@ -1,6 +1,7 @@
 """Reading and encoding prompts, finding the tokenizer of a model, and the mistakes that are reported."""
 
 import io
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ from tests.helpers.references import tiny_config
     [
         ("p.txt", b"one\n\n  two words \r\n  \nthree", ["one", "  two words ", "three"]),
         ("p.txt", "a\u2028b\n".encode(), ["a\u2028b"]),
+        ("p.txt", b"\xef\xbb\xbfone\ntwo\n", ["one", "two"]),
+        ("p.jsonl", b'\xef\xbb\xbf{"prompt": "one"}\n', ["one"]),
         ("p.jsonl", b'{"prompt": "one"}\n\n{"prompt": "def f():\\n", "id": 2}', ["one", "def f():\n"]),
         ("p.jsonl", '{"prompt": "a\u2028b"}'.encode(), ["a\u2028b"]),
     ],
@@ -41,6 +44,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, contents: bytes) -> list[str]:
 def test_standard_input_is_one_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert piped(monkeypatch, b"def f(x):\n\n    return\n") == ["def f(x):\n\n    return"]
     assert piped(monkeypatch, b"  x\n\n") == ["  x\n"]
+    assert piped(monkeypatch, b"\xef\xbb\xbfx\n") == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,10 @@ def test_unusable_standard_input_is_reported(monkeypatch: pytest.MonkeyPatch, co
         ("p.jsonl", b'{"prompt": "one"}\n[1]', r"must have a JSON object with a text \"prompt\".*, not '\[1\]'"),
         ("p.jsonl", b'{"text": "one"}', 'with a text "prompt" on every line, not \'{"text'),
         ("p.jsonl", b'{"prompt": 1}', 'with a text "prompt" on every line, not \'{"prompt'),
-        ("p.jsonl", b"one", "on every line, not 'one'"),
+        ("p.jsonl", b"one", "on every line; 'one' is not JSON"),
+        ("p.jsonl", b'{"prompt": ' + b"[" * 100_000, "on every line; .* is nested deeper than"),
+        ("p.jsonl", b'{"prompt": "a", "prompt": "b"}', "the key 'prompt' stands twice"),
+        ("p.jsonl", b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}", "on every line; .* is not JSON"),
     ],
 )
 def test_unusable_files_are_reported(tmp_path: Path, name: str, contents: bytes, message: str) -> None:
@@ -69,10 +76,13 @@ def test_unusable_files_are_reported(tmp_path: Path, name: str, contents: bytes,
 
 
 def test_unreadable_files_are_reported(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere.txt cannot be read \(No such file or directory\)"):
+    with pytest.raises(UserError, match=r"--prompt_file .*nowhere.txt cannot be read: No such file or directory"):
         read_prompts(tmp_path / "nowhere.txt")
-    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"cannot be read: it is a folder, not a file"):
         read_prompts(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match=r"cannot be read: it is a FIFO, not a file"):
+        read_prompts(tmp_path / "fifo")
 
 
 def test_the_tokenizer_in_the_folder_is_the_default(tmp_path: Path, sentencepiece_model: Path) -> None:

@@ -2,7 +2,17 @@
 
 import torch
 
-from pipeline.inference.decoding.sampling import GREEDY, Drafts, Sampling, accept, judge, probabilities, propose, sample
+from pipeline.inference.decoding.sampling import (
+    GREEDY,
+    Drafts,
+    RandomNumbers,
+    Sampling,
+    accept,
+    judge,
+    probabilities,
+    propose,
+    sample,
+)
 from tests.helpers.decoding import assert_distributed_as
 
 
@@ -23,7 +33,12 @@ def test_accept_stops_at_the_first_draft_above_its_ratio() -> None:
 def test_greedy_judges_like_distributions_on_one_token() -> None:
     ids_BL = torch.tensor([[1, 2], [1, 3], [0, 2]])
     logits_BTV = torch.eye(4)[torch.tensor([[1, 2, 3]] * 3)]
-    n_accepted_B, token_B1 = judge(Drafts(ids_BL=ids_BL, probs_BLV=None), logits_BTV, GREEDY)
+    n_accepted_B, token_B1 = judge(
+        Drafts(ids_BL=ids_BL, probs_BLV=None, are_finite_BL=ids_BL >= 0),
+        logits_BTV,
+        GREEDY,
+        uniforms_BT=torch.zeros(3, 3),
+    )
     assert n_accepted_B.tolist() == [2, 1, 0]
     assert token_B1.tolist() == [[3], [2], [1]]
     uniforms_BL = torch.full((3, 2), 0.9999999)
@@ -33,24 +48,31 @@ def test_greedy_judges_like_distributions_on_one_token() -> None:
 
 
 def test_without_drafts_the_token_is_the_models() -> None:
+    """Also at temperatures that fp32 rounds to 0."""
     logits_BTV = torch.tensor([[[0.0, 2.0, 1.0]], [[3.0, 2.0, 1.0]]])
-    for sampling in (GREEDY, Sampling(temperature=1e-4)):
-        drafts = propose(logits_BTV[:, 1:], sampling)
+    for sampling in (GREEDY, *(Sampling(temperature=t) for t in (1e-4, 1e-40, 1e-300))):
+        drafts = propose(logits_BTV[:, 1:], sampling, uniforms_BL=torch.empty(2, 0))
         assert drafts.ids_BL.shape == (2, 0)
-        n_accepted_B, token_B1 = judge(drafts, logits_BTV, sampling)
+        n_accepted_B, token_B1 = judge(drafts, logits_BTV, sampling, uniforms_BT=torch.rand(2, 1))
         assert n_accepted_B.tolist() == [0, 0]
         assert token_B1.tolist() == [[1], [0]]
 
 
 def test_joined_drafts_are_one_blocks() -> None:
     logits_BLV = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(1))
-    greedy = Drafts.joined([propose(logits_BLV[:, draft : draft + 1], GREEDY) for draft in range(3)])
+    uniforms_BL = torch.rand(2, 3, generator=torch.Generator().manual_seed(2))
+
+    def one_by_one(sampling: Sampling) -> list[Drafts]:
+        places = [slice(draft, draft + 1) for draft in range(3)]
+        return [propose(logits_BLV[:, at], sampling, uniforms_BL=uniforms_BL[:, at]) for at in places]
+
+    greedy = Drafts.joined(one_by_one(GREEDY))
     assert greedy.ids_BL.tolist() == logits_BLV.argmax(-1).tolist()
     assert greedy.probs_BLV is None
-    sampling = Sampling(temperature=1.0, generator=torch.Generator().manual_seed(1))
-    parts = [propose(logits_BLV[:, draft : draft + 1], sampling) for draft in range(3)]
-    drawn = Drafts.joined(parts)
-    assert drawn.ids_BL.tolist() == torch.cat([part.ids_BL for part in parts], dim=1).tolist()
+    drawn = Drafts.joined(one_by_one(Sampling(temperature=1.0)))
+    at_once = propose(logits_BLV, Sampling(temperature=1.0), uniforms_BL=uniforms_BL)
+    assert drawn.ids_BL.tolist() == at_once.ids_BL.tolist()
+    assert drawn.are_finite_BL.tolist() == [[True] * 3] * 2
     torch.testing.assert_close(drawn.probs_BLV, logits_BLV.softmax(-1))
 
 
@@ -76,6 +98,28 @@ def test_probabilities_of_temperature_and_top_p() -> None:
 
 
 def test_sample_draws_in_proportion() -> None:
-    weights = torch.tensor([3.0, 0.0, 1.0, 6.0]).expand(40_000, 4)
-    drawn = sample(weights, torch.Generator().manual_seed(1))
-    assert_distributed_as(torch.tensor([0.3, 0.0, 0.1, 0.6]), drawn.bincount(minlength=4))
+    weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 6.0, 0.0]).expand(40_000, 6)
+    drawn = sample(weights, torch.rand(40_000, generator=torch.Generator().manual_seed(1)))
+    assert_distributed_as(torch.tensor([0.0, 0.3, 0.0, 0.1, 0.6, 0.0]), drawn.bincount(minlength=6))
+
+
+def test_the_greatest_and_the_least_random_number_choose_ids_with_a_weight() -> None:
+    weights = torch.tensor([0.0, 3.0, 0.0, 1e-9, 0.0]).expand(3, 5)
+    assert sample(weights, torch.tensor([0.0, 1 - 2**-24, 1.0])).tolist() == [1, 1, 1]
+    assert sample(torch.full((1, 5), torch.nan), torch.tensor([0.5])).tolist() == [4]
+
+
+def test_the_numbers_of_a_sequence_depend_on_its_seed_alone() -> None:
+    def steps(seeds: list[int], rows: dict[int, list[int]]) -> list[list[list[float]]]:
+        numbers, told = RandomNumbers(seeds, n_per_step=3, device=torch.device("cpu")), []
+        for step in range(150):
+            if step in rows:
+                numbers.keep_rows(rows[step])
+            told.append(numbers.next_step().tolist())
+        return told
+
+    alone = [step[0] for step in steps([7], {})]
+    assert [step[0] for step in steps([7, 8], {})] == alone
+    later = steps([5, 7, 9], {70: [1, 2], 100: [0]})
+    assert [step[1] for step in later[:70]] + [step[0] for step in later[70:]] == alone
+    assert len({number for step in steps([7, 8], {}) for row in step for number in row}) > 890

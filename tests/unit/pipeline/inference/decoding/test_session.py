@@ -196,3 +196,29 @@ def test_a_memory_limit_of_the_process_is_reported(tiny_folder: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("pipeline.generate: error: not enough memory on cpu; lower --max_b")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("n_heads_used", [1, 4])
+def test_a_weight_that_is_nan_ends_decoding_with_its_prompt_named(tmp_path: Path, n_heads_used: int) -> None:
+    model = tiny_model(vocab_size=258)
+    with torch.no_grad():
+        model.trunk.tok_embeddings.weight["é".encode()[0]] = torch.nan
+    loaded = session(exported(tmp_path / "export", model), n_heads_used=n_heads_used)
+    message = r"the model computes logits that are not finite in fp32, for prompt 'é' after 3 tokens; look for nan"
+    with pytest.raises(UserError, match=message):
+        list(loaded.batches(prompts("x", "é"), Decoding(n_heads_used=n_heads_used, max_gen_len=2)))
+
+
+def test_sampled_texts_do_not_depend_on_the_batch_size(tiny_folder: Path) -> None:
+    texts, decoding = ["def f(x):", "é", "x", "import os\n", "y"], Decoding(n_heads_used=4, temperature=1.0, seed=3)
+    by_size = [
+        [
+            completion.token_ids
+            for batch in session(tiny_folder, max_batch_size=size).batches(prompts(*texts), decoding)
+            for completion in batch.completions
+        ]
+        for size in (1, 2, 5)
+    ]
+    assert by_size[0] == by_size[1] == by_size[2]
+    streamed = session(tiny_folder).stream(prompts(texts[0])[0], decoding, on_text=lambda text: None)
+    assert streamed.token_ids == by_size[0][0]

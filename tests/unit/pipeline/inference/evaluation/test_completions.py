@@ -3,7 +3,7 @@
 import itertools
 
 from pipeline.inference.evaluation.completion_log import CompletionId
-from pipeline.inference.evaluation.completions import batch_seed, deal_batches
+from pipeline.inference.evaluation.completions import completion_seed, deal_batches
 
 
 def test_every_completion_is_in_one_batch_of_one_temperature() -> None:
@@ -14,8 +14,8 @@ def test_every_completion_is_in_one_batch_of_one_temperature() -> None:
     assert any(len({which.task_id for which in batch}) > 1 for batch in batches)
 
 
-def test_every_batch_has_its_own_seed() -> None:
+def test_every_completion_has_its_own_seed() -> None:
     batches = list(deal_batches(["a", "b"], [0.1, 0.8], n_samples=50, batch_size=1))
-    seeds = [batch_seed(seed, batch) for seed in (1, 2) for batch in batches]
+    seeds = [completion_seed(seed, which) for seed in (1, 2) for (which,) in batches]
     assert len(set(seeds)) == len(seeds) == 400
     assert all(0 <= seed < 2**63 for seed in seeds)
