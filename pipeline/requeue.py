@@ -6,21 +6,22 @@ the same step, or for the fifth time without a new checkpoint. If a machine fail
 step; a defect, or a time limit too short for the start, ends the job at the same step again.
 
 requeues.json in the run directory remembers where one job has ended since its newest checkpoint. A job that is
-submitted anew starts with an empty memory.
+submitted anew starts with an empty memory. If the run directory cannot be read or written, the job starts again.
 """
 
 from common.endings import exit_on_user_error
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.command_line import UserError, command_parser, whole_number
+from common.command_line import UserError, command_parser, one_line, whole_number
 from common.files import write_json
+from common.small_files import BadFileError, read_json
 from pipeline.runtime.metrics_lines import METRICS, last_step
 from pipeline.runtime.stop import ExitCode
+from pipeline.weights.checkpoint.listing import checkpoints_in, step_of
 
 PROGRAM = "pipeline.requeue"
 FINAL = {ExitCode.FINISHED, ExitCode.MISTAKE, ExitCode.BAD_NUMBERS, ExitCode.FAILED_SAVE, ExitCode.TAKEN_OVER}
@@ -72,17 +73,17 @@ def decide(exit_code: int, *, progress: RunProgress, job: str, before: Ends | No
 
 def progress_of(run_dir: Path) -> RunProgress:
     """Return how far the run in a directory came."""
-    names = [path.name.removeprefix("step_") for path in (run_dir / "checkpoints").glob("step_*")]
-    checkpoint = max((int(name) for name in names if name.isdigit()), default=0)
+    newest = next(iter(checkpoints_in(run_dir / "checkpoints")), None)
+    checkpoint = 0 if newest is None else step_of(newest) or 0
     return RunProgress(step=max(checkpoint, last_step(run_dir / METRICS)), checkpoint=checkpoint)
 
 
 def read_ends(path: Path) -> Ends | None:
     """Return the remembered ends; None if there are none, or the file is damaged."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         return Ends(job=values["job"], checkpoint=values["checkpoint"], steps=tuple(values["steps"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (BadFileError, KeyError, TypeError):
         return None
 
 
@@ -91,14 +92,33 @@ def main() -> None:
     arguments = _parser().parse_args()
     if not arguments.run_dir.is_dir():
         raise UserError(f"{arguments.run_dir} is not a run directory")
-    memory = arguments.run_dir / "requeues.json"
-    reason, ends = decide(
-        arguments.exit_code, progress=progress_of(arguments.run_dir), job=arguments.job, before=read_ends(memory)
-    )
-    write_json(memory, asdict(ends))
+    reason = _reason(arguments)
     if reason is not None:
         print(f"job {arguments.job} does not start again: {reason}; see {arguments.run_dir}/train.log")
         sys.exit(1)
+
+
+def _reason(arguments: argparse.Namespace) -> str | None:
+    """Return why the job should not start again, or None if it should, or if the run directory does not tell.
+
+    Any failure here must not end with the exit code that means "do not start again".
+    """
+    run_dir, progress, before = arguments.run_dir, RunProgress(step=0, checkpoint=0), None
+    memory = run_dir / "requeues.json"
+    try:
+        progress, before = progress_of(run_dir), read_ends(memory)
+    except Exception as error:
+        _warn(f"{run_dir} cannot be read ({one_line(error)})")
+    reason, ends = decide(arguments.exit_code, progress=progress, job=arguments.job, before=before)
+    try:
+        write_json(memory, asdict(ends))
+    except Exception as error:
+        _warn(f"{memory} cannot be written ({one_line(error)}), so this end will not be remembered")
+    return reason
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

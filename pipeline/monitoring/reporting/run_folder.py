@@ -25,6 +25,7 @@ from pipeline.config.schema import Config
 from pipeline.monitoring.reporting.damaged_files import lines, objects, read_json_object
 from pipeline.runtime.history import HISTORY
 from pipeline.runtime.metrics_lines import METRICS, is_step
+from pipeline.weights.checkpoint.listing import checkpoints_in, step_of
 from pipeline.weights.checkpoint.manifest import MANIFEST
 
 PARTS = (METRICS, "config.yaml", "ds_config.json", "environment.json", "train.log", HISTORY, "checkpoints")
@@ -251,8 +252,11 @@ def _log(path: Path, problems: list[str]) -> tuple[list[datetime], list[str], in
 
 
 def _checkpoints(folder: Path) -> list[int]:
-    found = (re.fullmatch(r"step_([0-9]{1,18})", path.parent.name) for path in folder.glob(f"step_*/{MANIFEST}"))
-    return sorted(int(match[1]) for match in found if match)
+    try:
+        found = [step_of(path) for path in checkpoints_in(folder) if (path / MANIFEST).is_file()]
+    except OSError:
+        found = []
+    return sorted(step for step in found if step is not None)
 
 
 def _float(value: float | None) -> float:

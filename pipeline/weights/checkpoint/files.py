@@ -81,6 +81,16 @@ class Writer(dcp.FileSystemWriter):
         return StorageMeta(save_id=self.save_id)
 
 
+def stored_files(directory: Path) -> set[str]:
+    """Return the names of all files in `directory` that the parts of its tensors are stored in.
+
+    Raises:
+        UserError: the metadata is missing, or is not like that of our checkpoints.
+    """
+    places = _read_metadata(directory / METADATA).storage_data.values()
+    return {str(PurePosixPath(place.relative_path)) for place in places}
+
+
 def load(state: dict[str, Any], reader: Reader, *, no_dist: bool = False) -> None:
     """Fill the tensors of `state`. Every rank must call it, or a single process with `no_dist`.
 
@@ -140,6 +150,8 @@ def _check(found: Any, directory: Path) -> None:
         Exception: anything else is wrong.
     """
     places = _of(dict, _of(Metadata, found).storage_data)
+    for place in places.values():
+        inside(directory, _of(filesystem._StorageInfo, place).relative_path, named_in=METADATA)
     for name, tensor in _of(dict, found.state_dict_metadata).items():
         _of(metadata.TensorProperties, _of(metadata.TensorStorageMetadata, tensor).properties)
         n_dimensions = len(_of(torch.Size, tensor.size))
@@ -147,8 +159,7 @@ def _check(found: Any, directory: Path) -> None:
             _of(metadata.ChunkStorageMetadata, chunk)
             if not len(_of(torch.Size, chunk.offsets)) == len(_of(torch.Size, chunk.sizes)) == n_dimensions:
                 raise ValueError(f"the parts of {name!r} have the wrong number of dimensions")
-            place = _of(filesystem._StorageInfo, places[metadata.MetadataIndex(_of(str, name), chunk.offsets)])
-            inside(directory, place.relative_path, named_in=METADATA)
+            place = places[metadata.MetadataIndex(_of(str, name), chunk.offsets)]
             if min(_of(int, place.offset), _of(int, place.length)) < 0 or place.transform_descriptors:
                 raise ValueError(f"{name!r} is stored at {place}")
 

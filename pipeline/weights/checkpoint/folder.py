@@ -15,7 +15,6 @@ part and hashes it. Rank 0 gathers the hashes, writes the manifest, renames the 
 old checkpoints. The saves have their own gloo group, so they never mix with the collectives of training.
 """
 
-import json
 import os
 import shutil
 import time
@@ -31,12 +30,22 @@ from torch.distributed.checkpoint import CheckpointException
 
 from common.command_line import UserError, raise_if_any
 from common.files import sync_folder, write_json
+from common.small_files import parse_json, read_small_file
 from pipeline.config.schema import CheckpointConfig
 from pipeline.runtime.collectives import from_every_rank, from_main
 from pipeline.runtime.lease import Lease
 from pipeline.runtime.logs import logger
 from pipeline.runtime.world import World
 from pipeline.weights.checkpoint import manifest
+from pipeline.weights.checkpoint.files import METADATA, stored_files
+from pipeline.weights.checkpoint.listing import (
+    checkpoints_in,
+    make_way,
+    partial_of,
+    path_of,
+    prune_checkpoints,
+    remove_leftovers,
+)
 from pipeline.weights.checkpoint.state import HostCopies, Slice, save_state
 
 STATE, SHARDED = "training_state.json", "weights_and_moments"
@@ -100,9 +109,9 @@ class CheckpointFolder:
 
         Each rank verifies a share of the files.
         """
-        candidates = sorted(self._directory.glob("step_*"), reverse=True) if self._world.is_main else []
+        candidates = checkpoints_in(self._directory) if self._world.is_main else []
         for path in from_main(candidates):
-            damage = manifest.damage_of(path, share=self._world.rank, n_shares=self._world.world_size)
+            damage = damage_of(path, share=self._world.rank, n_shares=self._world.world_size)
             damages = [damage for damage in from_every_rank(damage) if damage]
             if not damages:
                 return read_checkpoint(path)
@@ -123,7 +132,7 @@ class CheckpointFolder:
         if not resume:
             raise UserError(f"--no-resume, but {found.path} exists; set another run.name, or delete the old run")
         problems = identity_problems(saved=found.state["config"], now=self._run_config)
-        if not (found.path / SHARDED).is_dir() or "health" not in found.state:
+        if "health" not in found.state:
             problems.append("it was written by an earlier version of this program")
         raise_if_any(problems, heading=f"cannot continue from {found.path}; set another run.name, or undo the change")
         return found
@@ -144,7 +153,7 @@ class CheckpointFolder:
             "config": self._run_config,
             **state,
         }
-        self._pending = self._writer.submit(self._write, self._directory / f"step_{step:08d}", parts, state)
+        self._pending = self._writer.submit(self._write, path_of(self._directory, step), parts, state)
 
     @property
     def is_written(self) -> bool:
@@ -170,23 +179,21 @@ class CheckpointFolder:
         The result is the same on every rank.
         """
         start_s = time.perf_counter()
-        partial = final.with_name(f".{final.name}.{self._launch}.partial")  # unique to this launch
+        partial = partial_of(final, launch=self._launch)
 
         def begin() -> None:
             self._lease.check()
-            for leftover in self._directory.glob(".step_*"):  # from a save or a deletion that was killed
-                shutil.rmtree(leftover)
+            remove_leftovers(self._directory)
             partial.mkdir(parents=True)
 
         def end(entries: list[manifest.Entries]) -> None:
             write_json(partial / STATE, state)
             of_all = {name: entry for of_rank in entries for name, entry in of_rank.items()}
             manifest.write_manifest(
-                partial, {**of_all, **manifest.entries_of(partial, [f"{SHARDED}/.metadata", STATE])}
+                partial, {**of_all, **manifest.entries_of(partial, [f"{SHARDED}/{METADATA}", STATE])}
             )
             self._lease.check()
-            if final.exists():  # a damaged checkpoint of the same step, which `newest` skipped
-                remove_folder(final)
+            make_way(final)
             os.replace(partial, final)
             sync_folder(self._directory)
             logger.info("saved %s (%.1f s)", final, time.perf_counter() - start_s)
@@ -231,10 +238,26 @@ def seal_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     manifest.write_manifest(directory, manifest.entries_of(directory, manifest.files_in(directory)))
 
 
+def damage_of(checkpoint: Path, *, share: int = 0, n_shares: int = 1) -> str | None:
+    """Return what is wrong with a checkpoint, or None; see `manifest.damage_of`.
+
+    Its manifest must list the state, and every file of the weights that their metadata names.
+
+    Raises:
+        UserError: a name leads out of the folder, or the metadata is not that of a checkpoint.
+    """
+    metadata = f"{SHARDED}/{METADATA}"
+    damage = manifest.damage_of(checkpoint, needed=(STATE, metadata), share=share, n_shares=n_shares)
+    if damage is not None:
+        return damage
+    parts = (f"{SHARDED}/{name}" for name in stored_files(checkpoint / SHARDED))
+    return manifest.unlisted(manifest.read_entries(checkpoint), needed=parts)
+
+
 def newest_whole_checkpoint(directory: Path) -> Path | None:
     """Return the newest checkpoint whose files all match its manifest, or None; warn about damaged ones."""
-    for candidate in sorted(directory.glob("step_*"), reverse=True):
-        damage = manifest.damage_of(candidate)
+    for candidate in checkpoints_in(directory):
+        damage = damage_of(candidate)
         if damage is None:
             return candidate
         _warn_about_damage(candidate, damage)
@@ -246,32 +269,19 @@ def _warn_about_damage(checkpoint: Path, damage: str) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint at `path`, which must be whole."""
-    return Checkpoint(path=path, state=json.loads((path / STATE).read_text(encoding="utf-8")))
+    """Return the checkpoint at `path`, which must be whole.
 
-
-def prune_checkpoints(directory: Path, *, newest: Path, policy: CheckpointConfig) -> None:
-    """Delete all checkpoints but the last `keep` up to `newest`, and those that `keep_every_steps` keeps for good.
-
-    `newest` was just saved. Checkpoints of later steps are damaged, or the run would have continued from them, so they
-    are deleted too. A checkpoint that cannot be deleted is left, with a warning.
+    Raises:
+        UserError: its training_state.json is not like those that this project writes.
     """
-    up_to_newest = sorted(path for path in directory.glob("step_*") if path.name <= newest.name)
-    kept = set(up_to_newest[-policy.keep :])
-    if policy.keep_every_steps:
-        kept |= {path for path in up_to_newest if int(path.name.removeprefix("step_")) % policy.keep_every_steps == 0}
-    for path in set(directory.glob("step_*")) - kept:
-        try:
-            remove_folder(path)
-        except OSError as error:
-            logger.warning("%s cannot be deleted (%s)", path, error.strerror)
-
-
-def remove_folder(checkpoint: Path) -> None:
-    """Delete a checkpoint; it is renamed first, so that a deletion that is killed leaves no damaged checkpoint."""
-    doomed = checkpoint.with_name(f".{checkpoint.name}.deleted")
-    os.replace(checkpoint, doomed)
-    shutil.rmtree(doomed)
+    state = parse_json(read_small_file(path / STATE), name=path / STATE, finite=False)
+    if (
+        not isinstance(state, dict)
+        or not isinstance(state.get("step"), int)
+        or not isinstance(state.get("config"), dict)
+    ):
+        raise UserError(f"{path / STATE} does not hold the step and the config of a run; do not use this checkpoint")
+    return Checkpoint(path=path, state=state)
 
 
 def identity_problems(*, saved: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -37,8 +37,7 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         UserError: the checkpoint is damaged, or the run directory has no whole checkpoint.
     """
-    from pipeline.weights.checkpoint.folder import newest_whole_checkpoint
-    from pipeline.weights.checkpoint.manifest import damage_of
+    from pipeline.weights.checkpoint.folder import damage_of, newest_whole_checkpoint
 
     if (path / _STATE).is_file():
         damage = damage_of(path)

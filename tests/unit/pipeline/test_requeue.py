@@ -1,13 +1,15 @@
 """When a job starts again: the decision over whole histories, and how it reads a run directory."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.requeue import Ends, RunProgress, decide, progress_of, read_ends
 from pipeline.runtime.stop import ExitCode
-from tests.conftest import run_module
+from tests.conftest import REPOSITORY, run_module
 
 
 def starts(*ends: tuple[int, int, int]) -> list[bool]:
@@ -86,3 +88,27 @@ def test_the_command_remembers_and_decides(tmp_path: Path) -> None:
     done = run_module("pipeline.requeue", tmp_path / "nowhere", "--exit_code", 1, "--job", 7)
     assert done.returncode == 2
     assert "is not a run directory" in done.stderr
+
+
+@pytest.mark.parametrize("trouble", ["full disk", "a folder in the way", "damaged memory"])
+def test_in_doubt_the_job_starts_again(tmp_path: Path, trouble: str) -> None:
+    """And a final exit code stays final."""
+    memory = tmp_path / "requeues.json"
+    if trouble == "a folder in the way":
+        memory.mkdir()
+    elif trouble == "damaged memory":
+        memory.write_text("[" * 100_000)
+    limit = "ulimit -f 0;" if trouble == "full disk" else ""  # no file may grow
+    said = "" if trouble == "damaged memory" else f"warning: {memory} cannot be written ("
+    for exit_code, expected in ((137, 0), (0, 1)):
+        command = f"{limit} exec {sys.executable} -m pipeline.requeue {tmp_path} --exit_code {exit_code} --job 7"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=REPOSITORY)
+        assert (done.returncode, done.stderr[: len(said)]) == (expected, said), done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_only_the_runs_own_checkpoints_are_progress(tmp_path: Path) -> None:
+    for name in ("step_00000010", "step_00000020.bad", "step_99"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_00000030").touch()
+    assert progress_of(tmp_path) == RunProgress(step=10, checkpoint=10)

@@ -2,56 +2,27 @@
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
-import xxhash
 
 from common.command_line import UserError
 from pipeline.config.model import ModelConfig, resolve_model
-from pipeline.config.schema import CheckpointConfig, Config, RunConfig
+from pipeline.config.schema import Config, RunConfig
 from pipeline.runtime.lease import Lease
 from pipeline.runtime.world import World
 from pipeline.weights.checkpoint.folder import (
     CheckpointFolder,
+    damage_of,
     identity_problems,
     newest_whole_checkpoint,
-    prune_checkpoints,
+    read_checkpoint,
 )
-from pipeline.weights.checkpoint.manifest import damage_of
-
-FILES = {
-    "weights_and_moments/__0_0.distcp": b"weights" * 1000,
-    "weights_and_moments/.metadata": b"index",
-    "training_state.json": b'{"step": 1}',
-}
-
-
-def write_checkpoint(directory: Path, step: int, *, files: dict[str, bytes] = FILES) -> Path:
-    """Write a folder as the module's docstring describes it, independently of the code that saves."""
-    path = directory / f"step_{step:08d}"
-    for name, content in files.items():
-        file = path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-    manifest = {
-        name: {"bytes": len(content), "xxh64": xxhash.xxh64(content).hexdigest()} for name, content in files.items()
-    }
-    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    return path
-
-
-def flip_one_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
+from tests.helpers.checkpoints import FILES, flip_one_bit, write_checkpoint
 
 
 def test_a_whole_checkpoint_has_no_damage(tmp_path: Path) -> None:
@@ -126,36 +97,45 @@ def test_a_missing_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert newest_whole_checkpoint(tmp_path / "checkpoints") is None
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_manifest_that_omits_what_a_checkpoint_needs_is_damage(tmp_path: Path, name: str) -> None:
+    """Whether or not the file is there."""
+    path = write_checkpoint(tmp_path, 1, files={other: FILES[other] for other in FILES if other != name})
+    assert damage_of(path) == f"manifest.json does not list {name}"
+    (path / name).write_bytes(FILES[name])
+    assert damage_of(path) == f"manifest.json does not list {name}"
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_every_share_looks_for_what_a_checkpoint_needs(tmp_path: Path, share: int) -> None:
+    path = write_checkpoint(tmp_path, 1, files={"training_state.json": FILES["training_state.json"]})
+    assert damage_of(path, share=share, n_shares=2) == "manifest.json does not list weights_and_moments/.metadata"
+
+
 @pytest.mark.parametrize(
-    ("keep", "keep_every_steps", "kept"),
-    [
-        (1, 0, [10]),
-        (2, 0, [9, 10]),
-        (4, 0, [1, 2, 9, 10]),
-        (9, 0, [1, 2, 9, 10]),
-        (1, 2, [2, 10]),
-        (1, 3, [9, 10]),
-        (1, 1, [1, 2, 9, 10]),
-    ],
+    "contents", ["[]", '{"training_state.json": 3}', '{"a": {"bytes": "7", "xxh64": 1}}', "[" * 9999]
 )
-def test_pruning_keeps_the_newest_and_every_nth(
-    tmp_path: Path, keep: int, keep_every_steps: int, kept: list[int]
-) -> None:
-    for step in (1, 2, 9, 10):
-        newest = write_checkpoint(tmp_path, step)
-    policy = CheckpointConfig(keep=keep, keep_every_steps=keep_every_steps)
-    prune_checkpoints(tmp_path, newest=newest, policy=policy)
-    assert names(tmp_path) == [f"step_{step:08d}" for step in kept]
+def test_a_manifest_of_another_shape_is_damage(tmp_path: Path, contents: str) -> None:
+    path = write_checkpoint(tmp_path, 1)
+    (path / "manifest.json").write_text(contents)
+    assert damage_of(path) == "no readable manifest.json"
 
 
-def test_pruning_keeps_the_saved_checkpoint_although_a_later_one_is_damaged(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, 200)
-    later = write_checkpoint(tmp_path, 300)
-    flip_one_bit(later / "training_state.json")  # so the run continued from 200 and stopped at 250
-    newest = write_checkpoint(tmp_path, 250)
-    prune_checkpoints(tmp_path, newest=newest, policy=CheckpointConfig(keep=1))
-    assert newest_whole_checkpoint(tmp_path) == newest
-    assert names(tmp_path) == ["step_00000250"]
+def test_a_fifo_among_the_files_is_damage(tmp_path: Path) -> None:
+    """And nobody waits for it."""
+    for name in ("manifest.json", *FILES):
+        path = write_checkpoint(tmp_path, 1)
+        (path / name).unlink()
+        os.mkfifo(path / name)
+        assert damage_of(path) in ("no readable manifest.json", f"{name} is missing")
+        (path / name).unlink()
+
+
+@pytest.mark.parametrize("state", [b"[]", b"{}", b'{"step": "1", "config": {}}', b'{"step": 1}'])
+def test_a_state_of_another_shape_is_named(tmp_path: Path, state: bytes) -> None:
+    path = write_checkpoint(tmp_path, 1, files={**FILES, "training_state.json": state})
+    with pytest.raises(UserError, match=r"training_state\.json does not hold the step and the config of a run"):
+        read_checkpoint(path)
 
 
 @pytest.fixture
@@ -278,7 +258,8 @@ def test_a_run_finds_its_checkpoint(tmp_path: Path, saved: dict[str, Any]) -> No
 
 @pytest.mark.usefixtures("_world_of_one")
 def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path: Path, saved: dict[str, Any]) -> None:
-    files = {name.replace("weights_and_moments", "deepspeed"): data for name, data in files_of(saved).items()}
+    state = {"step": 3, "config": saved}  # without the losses that spikes are compared with
+    files = {**FILES, "training_state.json": json.dumps(state).encode()}
     write_checkpoint(tmp_path / "run" / "checkpoints", 3, files=files)
     with pytest.raises(UserError, match=r"cannot continue from .* written by an earlier version of this program"):
         run_in(tmp_path, size="0.3B").find(resume=True)

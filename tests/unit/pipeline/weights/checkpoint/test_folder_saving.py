@@ -1,6 +1,8 @@
 """Saving in the background: the copied state is written, and a failed save leaves earlier checkpoints intact."""
 
 import json
+import os
+import re
 import resource
 import threading
 from collections.abc import Iterator
@@ -137,6 +139,29 @@ def test_the_remains_of_a_killed_save_are_deleted_first(tmp_path: Path) -> None:
     begin(folder, 8, OneWeight())
     assert folder.finish() is None
     assert names(tmp_path) == ["step_00000008"]
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "file", "fifo"])
+def test_no_stranger_makes_a_save_fail(tmp_path: Path, kind: str) -> None:
+    """Whether it has the name of the saved checkpoint, of another one, or of the remains of a killed save."""
+    folder, checkpoints = folder_in(tmp_path, keep=1), tmp_path / "checkpoints"
+    (tmp_path / "mine").mkdir()
+    for name in ("step_00000003", "step_00000002", ".step_00000001.partial", "step_best", "step_00000004.bad"):
+        {
+            "link": lambda path: path.symlink_to(tmp_path / "mine"),
+            "dangling link": lambda path: path.symlink_to("nowhere"),
+            "file": lambda path: path.touch(),
+            "fifo": lambda path: os.mkfifo(path),
+        }[kind](checkpoints / name)
+    for step in (3, 4):
+        begin(folder, step, OneWeight())
+        assert folder.finish() is None
+    left = [re.sub("aside-.*", "aside", name) for name in names(tmp_path)]
+    assert left == [
+        ".step_00000001.partial", "step_00000002", "step_00000003.aside", "step_00000004", "step_00000004.bad",
+        "step_best",
+    ]  # fmt: skip
+    assert (tmp_path / "mine").is_dir()
 
 
 def test_a_launch_that_lost_its_lease_writes_nothing(tmp_path: Path) -> None:
