@@ -4,8 +4,11 @@ Every program runs in its own processes (`sandbox_init.py`), in new namespaces: 
 processes, and with one small temporary folder as the only place to write. It has no privileges, and limits on time,
 memory, files and processes. On a machine that forbids namespaces there are only the limits, which the user must allow.
 
-A program has passed when its process sends back a random proof, which it can read only after the last check. So a
-program that exits early, or prints "passed", fails. A program written to forge the proof could still do so.
+A program has passed when its process sends back a random proof (`sandbox_program.py`). The proof and the checks come
+only after the program's own code has ended, which that process confirms with a random key. So a program that exits
+early, reads its descriptors, writes to all of them or replaces functions fails. Checks call the program's functions and
+look at its objects, so they share a process with it: a program that searches the interpreter's frames for the key, or
+whose objects claim to equal everything, can still pass.
 """
 
 import json
@@ -16,19 +19,28 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
 from common.command_line import UserError
+from pipeline.inference.evaluation.sandbox_init import descendants_of
+from pipeline.inference.evaluation.seccomp import filter_program
 
 _MIB = 1024**2
 _INIT = Path(__file__).with_name("sandbox_init.py")
 _PROGRAM = Path(__file__).with_name("sandbox_program.py")
-# Folders with sockets, secrets and users' files; /tmp becomes the program's folder. If the interpreter is in one of
-# them, its folder is made visible again.
-_HIDDEN = ("/dev", "/home", "/media", "/mnt", "/proc", "/root", "/run", "/srv", "/sys", "/var")
+# Programs see these folders of the root, and none with sockets, FIFOs, secrets or users' files; /tmp becomes the
+# program's folder. The folders of the interpreter and its libraries are made visible again.
+_VISIBLE = ("bin", "etc", "gnu", "lib", "lib32", "lib64", "libx32", "nix", "sbin", "tmp", "usr")
+_POLL_S = 0.1
+_N_OWN = 2  # init and the program; only further processes can take more than the limit of one
+_MESSAGE_BYTES = 4096
 _FINISH_S = 60  # time beyond a program's limit that an overloaded machine may need to start and end it
 
 
@@ -46,7 +58,7 @@ class Limits:
     timeout_s: float = 3.0
     """Wall time, including the start of the interpreter."""
     memory_MiB: int = 1024
-    """Address space of each process."""
+    """Address space of each process, and memory of all processes together."""
     folder_MiB: int = 64
     """Size of all files in the working folder, and of each of them."""
     max_tasks: int = 32
@@ -93,36 +105,69 @@ def find_isolation(*, allow_weak: bool) -> Isolation:
     raise UserError(f"generated programs cannot be isolated here: {'; '.join(problems)}{advice}")
 
 
-def run_program(program: str, checks: str, *, isolation: Isolation, limits: Limits) -> ProgramResult:
+def run_program(
+    program: str, checks: str, *, isolation: Isolation, limits: Limits, packages: Sequence[Path] = ()
+) -> ProgramResult:
     """Run a program and then its checks in the same module; return the result after all its processes have ended.
+
+    Args:
+        program: the source of the program.
+        checks: code that raises if the program is wrong.
+        isolation: what isolates them.
+        limits: the resources that they may use.
+        packages: folders of packages that they may import, beside the standard library.
 
     Raises:
         SandboxError: the sandbox does not work.
     """
-    proof = secrets.token_hex(16).encode()
+    key, proof = (secrets.token_hex(16).encode() for _ in range(2))
+    messages: list[bytes] = []
     ours, theirs = socket.socketpair()
-    with ours, theirs, os.fdopen(os.memfd_create("program"), "r+b") as program_file:
-        ours.send(proof)
-        program_file.write(f"{program}\0{checks}".encode("utf-8", "surrogatepass"))  # no Python source holds a NUL
+    with ours, os.fdopen(os.memfd_create("program"), "r+b") as program_file:
+        ours.send(key)
+        program_file.write(program.encode("utf-8", "surrogatepass"))
         program_file.seek(0)
-        report = _supervised(program_file, theirs, isolation, limits)
-        ours.setblocking(False)
+        answers = proof + checks.encode("utf-8", "surrogatepass")
+        partner = threading.Thread(target=lambda: messages.append(_converse(ours, key=key, answers=answers)))
+        partner.start()
         try:
-            message = ours.recv(4096)
-        except BlockingIOError:
+            settings = _settings(isolation, limits, channel=theirs.fileno(), packages=packages)
+            report = _supervised(program_file, theirs, settings, isolation, limits)
+        finally:
+            theirs.close()
+            with suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)  # the partner still reads what has been sent
+            partner.join()
+        return _result(messages[0], proof=proof, report=report)
+
+
+def _converse(ours: socket.socket, *, key: bytes, answers: bytes) -> bytes:
+    """Send the proof and the checks once the key has come back; return what came instead of it, or after it."""
+    message = b""
+    with suppress(OSError):  # the program has ended
+        while len(message) < len(key) and (part := ours.recv(len(key) - len(message))):
+            message += part
+        if message == key:
             message = b""
-        return _result(message, proof=proof, report=report)
+            ours.sendall(answers)
+            ours.shutdown(socket.SHUT_WR)
+        elif message:
+            ours.shutdown(socket.SHUT_WR)
+        while part := ours.recv(_MESSAGE_BYTES):
+            message = (message + part)[:_MESSAGE_BYTES]
+    return message
 
 
-def _supervised(program_file: BinaryIO, channel: socket.socket, isolation: Isolation, limits: Limits) -> dict[str, int]:
+def _supervised(
+    program_file: BinaryIO, channel: socket.socket, settings: dict[str, object], isolation: Isolation, limits: Limits
+) -> dict[str, int]:
     """Run `sandbox_init` to its end, and return its report on how the program ended; empty if it was killed.
 
     Raises:
         SandboxError: `sandbox_init` failed or did not end.
     """
-    settings = json.dumps(_settings(isolation, limits, channel=channel.fileno()))
     process = subprocess.Popen(
-        [os.path.realpath(sys.executable), "-s", "-S", "-P", "-B", str(_INIT), settings],
+        [os.path.realpath(sys.executable), "-s", "-S", "-P", "-B", str(_INIT), json.dumps(settings)],
         stdin=program_file,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -133,7 +178,10 @@ def _supervised(program_file: BinaryIO, channel: socket.socket, isolation: Isola
         start_new_session=True,
     )
     try:
-        report, faults = process.communicate(timeout=limits.timeout_s + _FINISH_S)
+        report, faults = _watched(process, limits)
+    except _TooMuchMemoryError:
+        process.kill()
+        return {"out_of_memory": 1}
     except subprocess.TimeoutExpired:
         faults = b"the program's supervisor did not end"
     finally:
@@ -146,15 +194,60 @@ def _supervised(program_file: BinaryIO, channel: socket.socket, isolation: Isola
     return json.loads(report or "{}")
 
 
-def _settings(isolation: Isolation, limits: Limits, *, channel: int) -> dict[str, object]:
+class _TooMuchMemoryError(Exception):
+    """The processes of a program together use more memory than its limit."""
+
+
+def _watched(process: "subprocess.Popen[bytes]", limits: Limits) -> tuple[bytes, bytes]:
+    """Wait for the supervisor, and count the memory of its descendants meanwhile; return what it has printed.
+
+    The kernel limits each process; only of several can the sum be too large.
+
+    Raises:
+        subprocess.TimeoutExpired: the supervisor did not end.
+        _TooMuchMemoryError: the processes use too much memory.
+    """
+    deadline_s = time.monotonic() + limits.timeout_s + _FINISH_S
+    while True:
+        try:
+            return process.communicate(timeout=_POLL_S)
+        except subprocess.TimeoutExpired:
+            if time.monotonic() > deadline_s:
+                raise
+        programs = descendants_of(process.pid)
+        if len(programs) > _N_OWN and sum(map(_memory_bytes, programs)) > limits.memory_MiB * _MIB:
+            raise _TooMuchMemoryError
+
+
+def _memory_bytes(pid: int) -> int:
+    """Return the memory of a process; what it shares with others counts in proportion."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it has ended
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss:", "SwapPss:")))
+
+
+def _settings(isolation: Isolation, limits: Limits, *, channel: int, packages: Sequence[Path]) -> dict[str, object]:
     """Return the settings for `sandbox_init`."""
+    libraries = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if os.path.isdir(path)]
+    # wheels keep the libraries of a package beside it
+    beside = [path for package in packages for path in (package, package.with_name(f"{package.name}.libs"))]
     return {
         "namespaces": isolation is Isolation.FULL,
         "parent_pid": os.getpid(),
         "channel": channel,
         "runner": _PROGRAM.read_text(encoding="utf-8"),
-        "readable": [sys.base_prefix],
+        "readable": [
+            sys.base_prefix,
+            *map(os.path.realpath, libraries),
+            *(str(path) for path in beside if path.is_dir()),
+        ],
         "hidden": _hidden_folders(Path.home()),
+        "packages": [str(package) for package in packages],
+        # threads of numpy's libraries would count as tasks
+        "environment": {"OPENBLAS_NUM_THREADS": "1"} if packages else {},
+        "filter": filter_program().hex(),
         "timeout_s": limits.timeout_s,
         "max_tasks": limits.max_tasks,
         "folder_bytes": limits.folder_MiB * _MIB,
@@ -169,15 +262,18 @@ def _settings(isolation: Isolation, limits: Limits, *, channel: int) -> dict[str
 
 
 def _hidden_folders(home: Path) -> list[str]:
-    """Return the folders that are hidden from programs, including this user's home."""
-    is_hidden_already = any(home.is_relative_to(folder) for folder in (*_HIDDEN, "/tmp"))
-    return [*_HIDDEN] if is_hidden_already or home == Path("/") else [*_HIDDEN, str(home)]
+    """Return the folders that are hidden from programs: this user's home, and those of the root not in `_VISIBLE`."""
+    hidden = [str(path) for path in sorted(Path("/").iterdir()) if path.name not in _VISIBLE and not path.is_symlink()]
+    is_hidden_already = any(home.is_relative_to(folder) for folder in (*hidden, "/tmp"))
+    return hidden if is_hidden_already or home == Path("/") else [*hidden, str(home)]
 
 
 def _result(message: bytes, *, proof: bytes, report: dict[str, int]) -> ProgramResult:
     """Return the result from the program's message and the supervisor's report, which is empty if it was killed."""
     if message == proof:
         return ProgramResult(outcome="passed")
+    if report.get("out_of_memory"):
+        return ProgramResult(outcome="out of memory", detail="of all processes together")
     if report.get("timed_out"):
         return ProgramResult(outcome="timed out")
     raised = " ".join(message.decode("utf-8", "replace").split())[:300]

@@ -34,7 +34,9 @@ SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
 AT_FDCWD, AT_RECURSIVE, OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH = -100, 0x8000, 1, 4
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 MS_NOSUID, MS_NODEV, MS_PRIVATE = 2, 4, 1 << 18
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
+SECCOMP_MODE_FILTER, KEYCTL_JOIN_SESSION_KEYRING = 2, 1
+SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}
 
 NOBODY = 65534
 # A range that is given neither to people nor to packages. Each program gets its own user, so that it cannot signal
@@ -44,6 +46,12 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 WORKING_FOLDER = "/tmp"
 Settings = dict[str, Any]
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class FilterProgram(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
 
 
 def supervise(settings: Settings) -> None:
@@ -114,17 +122,30 @@ def become_program(settings: Settings, folder: str) -> None:
         os.setresuid(*[settings["user"]] * 3)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     die_with_parent(signal.SIGKILL)
+    if os.uname().machine in SYS_KEYCTL:
+        with suppress(OSError):  # a container may forbid it; the filter refuses keys in any case
+            call("syscall", SYS_KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None)
     for name, wanted in {**settings["limits"], "RLIMIT_NPROC": settings["max_tasks"]}.items():
         most = resource.getrlimit(getattr(resource, name))[1]
         limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
         resource.setrlimit(getattr(resource, name), (limit, limit))
     command = [sys.executable, "-s", "-S", "-P", "-B", "-c", settings["runner"], str(settings["channel"])]
+    command += settings["packages"]
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # for in_child if the exec fails; the exec closes it
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
+    filter_system_calls(bytes.fromhex(settings["filter"]))
     # the exec also drops the capabilities of a user namespace; equal hash seeds make sets iterate in equal order
-    os.execve(command[0], command, {**os.environ, "PYTHONHASHSEED": "0"})
+    os.execve(command[0], command, {**os.environ, **settings["environment"], "PYTHONHASHSEED": "0"})
+
+
+def filter_system_calls(instructions: bytes) -> None:
+    """Install a seccomp filter for this process and all that it starts; its instructions take 8 bytes each."""
+    if instructions:
+        buffer = ctypes.create_string_buffer(instructions, len(instructions))
+        program = FilterProgram(len(instructions) // 8, ctypes.addressof(buffer))
+        call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
 
 
 def enter_namespaces() -> None:
@@ -138,7 +159,7 @@ def enter_namespaces() -> None:
 
 
 def build_file_system(settings: Settings) -> None:
-    """Make everything read-only, hide folders with secrets or sockets, and give the program its own folder."""
+    """Make everything read-only, hide all but the system's and the interpreter's folders, and give the program one."""
     os.umask(0o022)
     devices = {path: clone_mount(path) for path in DEVICES}
     restrict_mount("/", flags=AT_RECURSIVE)

@@ -2,11 +2,13 @@
 
 import signal
 import threading
+from pathlib import Path
 
+import numpy
 import psutil
 import pytest
 
-from pipeline.inference.evaluation.sandbox import ProgramResult, SandboxError
+from pipeline.inference.evaluation.sandbox import Isolation, Limits, ProgramResult, SandboxError, run_program
 from tests.conftest import is_alive
 from tests.helpers.hostile import (
     FORK_FOREVER,
@@ -127,3 +129,20 @@ def test_a_broken_sandbox_is_an_error_and_not_a_result(generation: str) -> None:
 def supervisors() -> list[psutil.Process]:
     children = filter(is_alive, psutil.Process().children())  # a child that has ended has no command line
     return [child for child in children if any("sandbox_init.py" in part for part in child.cmdline())]
+
+
+def test_only_the_packages_that_are_asked_for_can_be_imported() -> None:
+    limits, numpy_folder = Limits(timeout_s=60), Path(numpy.__file__).parent
+    checks = "import numpy as np\nassert np.linalg.norm([3, 4]) == 5"
+    assert run_program("", checks, isolation=Isolation.FULL, limits=limits, packages=[numpy_folder]) == ProgramResult(
+        outcome="passed"
+    )
+    assert run("", checks).detail == "ModuleNotFoundError: No module named 'numpy'"
+    torch = run_program("import torch", "", isolation=Isolation.FULL, limits=limits, packages=[numpy_folder])
+    assert torch.detail == "ModuleNotFoundError: No module named 'torch'"
+
+
+def test_programs_may_print_anything_and_have_no_interactive_helpers() -> None:
+    assert_passes("print('\\ud800')\nimport sys\nprint('\\ud800', file=sys.stderr)")
+    assert_passes("", "assert exit is quit is help is None")
+    assert run("exit()").detail == "TypeError: 'NoneType' object is not callable"

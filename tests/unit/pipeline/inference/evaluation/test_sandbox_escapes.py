@@ -1,6 +1,8 @@
 """Programs that try to escape from the sandbox or to outlive it."""
 
+import ctypes
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -129,13 +131,13 @@ import socket
 reached = []
 for family, address in [(socket.AF_INET, {listener.getsockname()}), (socket.AF_UNIX, {str(tmp_path / "socket")!r}),
                         (socket.AF_INET, ("8.8.8.8", 53))]:
-    with socket.socket(family) as client:
-        client.settimeout(2)
-        try:
+    try:
+        with socket.socket(family) as client:
+            client.settimeout(2)
             client.connect(address)
             reached.append(address)
-        except OSError:
-            pass
+    except OSError:
+        pass
 """
         assert_passes(program, "assert reached == [], reached")
         exec(program, reachable := {"__name__": "here"})  # the same code outside the sandbox
@@ -166,3 +168,134 @@ assert libc.umount2(b"/dev", 2) == -1
 assert libc.mount(None, b"/", None, REMOUNT, None) == -1
 """
     assert_passes(program, checks)
+
+
+def test_sockets_and_fifos_that_everybody_may_use_are_not_reachable(open_folder: Path) -> None:
+    os.mkfifo(open_folder / "fifo")
+    (open_folder / "fifo").chmod(0o666)
+    reader = os.open(open_folder / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    with socket.socket(socket.AF_UNIX) as local:
+        local.bind(str(open_folder / "socket"))
+        (open_folder / "socket").chmod(0o777)
+        local.listen()
+        program = f"""
+import os, socket
+reached = []
+try:
+    os.write(os.open({str(open_folder / "fifo")!r}, os.O_WRONLY | os.O_NONBLOCK), b"x")
+    reached.append("fifo")
+except OSError:
+    pass
+try:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect({str(open_folder / "socket")!r})
+        reached.append("socket")
+except OSError:
+    pass
+pair = socket.socketpair()
+pair[0].send(b"x")
+assert pair[1].recv(1) == b"x"
+"""
+        assert_passes(program, "assert reached == [], reached")
+        exec(program, reachable := {"__name__": "here"})  # the same code outside the sandbox
+        assert reachable["reached"] == ["fifo", "socket"]
+    os.close(reader)
+
+
+def test_datagrams_cannot_be_sent_outside_through_a_pair(open_folder: Path) -> None:
+    checks = (
+        "try:\n    socket.socketpair(type=socket.SOCK_DGRAM)\n    raise SystemError\nexcept PermissionError:\n    pass"
+    )
+    assert_passes("import socket", checks)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of the calls are x86_64's")
+def test_the_callers_keys_are_not_reachable() -> None:
+    libc, add_key, keyctl, session, possessor = ctypes.CDLL(None, use_errno=True), 248, 250, -3, 0x3F3F3F3F
+    key = libc.syscall(add_key, b"user", b"sandbox-test", b"secret", ctypes.c_size_t(6), session)
+    if key < 0:
+        pytest.skip("this machine has no keyrings")
+    libc.syscall(keyctl, 5, key, possessor)  # everybody may do everything with it
+    program = f"""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+done = [libc.syscall({add_key}, b"user", b"intruder", b"x", ctypes.c_size_t(1), {session}),
+        libc.syscall({keyctl}, 11, {key}, ctypes.create_string_buffer(9), ctypes.c_size_t(9)),  # read
+        libc.syscall({keyctl}, 3, {key}), libc.syscall({keyctl}, 0, {session}, 1)]  # revoke, and which keyring
+"""
+    assert_passes(program, "assert done == [-1] * 4, done")
+    buffer = ctypes.create_string_buffer(9)
+    assert libc.syscall(keyctl, 11, key, buffer, ctypes.c_size_t(9)) == 6
+    assert buffer.value == b"secret"
+    libc.syscall(keyctl, 3, key)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import ctypes\nlibc = ctypes.CDLL(None)\nassert libc.shmget(0, 1 << 20, 0o1600) >= 0",
+        "import os\nos.memfd_create('x')",
+    ],
+)
+def test_memory_that_no_limit_counts_is_refused(program: str) -> None:
+    exec(program, {"os": os})  # it works outside
+    assert run(program).outcome == "failed"
+
+
+def test_the_processes_of_a_program_share_one_limit_of_memory() -> None:
+    program = """
+import os, time
+for _ in range(20):
+    if os.fork() == 0:
+        x = bytearray({size} << 20)
+        time.sleep({seconds})
+        os._exit(0)
+time.sleep({seconds})
+"""
+    told = ProgramResult(outcome="out of memory", detail="of all processes together")
+    assert run(program.format(size=40, seconds=600), timeout_s=600, memory_MiB=400) == told
+    assert_passes("import os\nfor _ in range(20):\n    os.fork() or os._exit(0)\nfor _ in range(20):\n    os.wait()")
+
+
+FORGERIES = {
+    "replaced exec": "import builtins\nbuiltins.exec = builtins.compile = lambda *arguments, **named: None",
+    "checks from standard input": """
+import os
+os.lseek(0, 0, 0)
+source = os.read(0, 1 << 20)
+assert b"hidden check" not in source
+""",
+    "what it reads from the channel is written back": """
+import os, sys
+for descriptor in range(3, 64):
+    try:
+        os.set_blocking(descriptor, False)
+        secret = os.read(descriptor, 1 << 16)
+        os.write(descriptor, secret)
+    except OSError:
+        pass
+""",
+    "it answers before its end": """
+import os
+for descriptor in range(3, 64):
+    try:
+        os.write(descriptor, b"0" * 32)
+        os.write(descriptor, os.read(descriptor, 32))
+    except OSError:
+        pass
+""",
+    "a tracer skips lines": "import sys\nsys.settrace(lambda frame, event, argument: None)",
+    "the module is replaced": "import sys, types\nsys.modules['program'] = types.ModuleType('program')",
+}
+
+
+@pytest.mark.parametrize("program", FORGERIES.values(), ids=FORGERIES)
+def test_a_pass_cannot_be_forged_without_searching_the_interpreter(program: str) -> None:
+    assert run(program, "assert False, 'hidden check'", timeout_s=10).outcome in ("failed", "timed out")
+
+
+def test_what_remains_possible_is_known() -> None:
+    """Objects that equal everything pass, because the checks compare them in the program's own process."""
+    assert_passes(
+        "class Same:\n    def __eq__(self, other):\n        return True\ndef f():\n    return Same()", "assert f() == 3"
+    )
