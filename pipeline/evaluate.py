@@ -9,6 +9,7 @@ does not allow this, no program is run unless you pass --allow_weak_sandbox.
 from common.endings import exit_on_user_error
 
 import argparse
+import itertools
 import os
 import sys
 from collections import Counter
@@ -25,9 +26,10 @@ from common.tokenizers import Tokenizer
 from pipeline.inference.decoding.prompts import Prompt, encode_prompts, matching_tokenizer
 from pipeline.inference.decoding.session import Decoding, Session, choose_heads, choose_precision
 from pipeline.inference.evaluation.completion_log import CompletionId, CompletionLog, open_folder
+from pipeline.inference.evaluation.execution import check_references, execute
 from pipeline.inference.evaluation.pass_at_k import best, scores, table
 from pipeline.inference.evaluation.problems import FORMATS, Problem, load_problems
-from pipeline.inference.evaluation.sandbox import Isolation, Limits, ProgramResult, find_isolation, run_program
+from pipeline.inference.evaluation.sandbox import Isolation, Limits, ProgramResult, find_isolation
 from pipeline.inference.options import (
     add_decoding_options,
     add_first_token_option,
@@ -36,6 +38,7 @@ from pipeline.inference.options import (
 )
 from pipeline.weights.formats.detect import EXPORTS, format_of
 
+_MOST_COMPLETIONS = 2_000_000
 _EXAMPLES = """example, with the paper's settings:
   python -m pipeline.evaluate --ckpt_dir exports/7B_200B --first_token eos --problems HumanEval.jsonl.gz \\
       --output evaluations/7B_200B --max_batch_size 200"""
@@ -50,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parse(argv)
     _check(arguments)
     problems = load_problems(arguments.problems, problem_format=arguments.format)
+    _check_amount(problems, arguments)
     config = format_of(arguments.ckpt_dir, among=EXPORTS).read_config(arguments.ckpt_dir)
     decoding = Decoding(
         n_heads_used=choose_heads(arguments.n_heads_used, config, decoding=arguments.decoding),
@@ -66,7 +70,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     open_folder(arguments.output, _settings(arguments, tokenizer, decoding, isolation))
 
     completions_path, results_path = (arguments.output / name for name in ("samples.jsonl", "results.jsonl"))
-    with CompletionLog(completions_path) as completions, CompletionLog(results_path) as results:
+    with (
+        CompletionLog(completions_path, fields=("completion", "ended")) as completions,
+        CompletionLog(results_path, fields=("outcome", "detail")) as results,
+    ):
+        dealt = set(itertools.product(prompts, arguments.temperatures, range(arguments.n_samples)))
+        completions.refuse_others(dealt)
+        results.refuse_others(dealt)
+        if arguments.check_references and not completions.entries:
+            limits = Limits(timeout_s=arguments.timeout_s)
+            check_references(problems, isolation=isolation, limits=limits, n_workers=arguments.num_workers)
         _draw(completions, prompts, tokenizer, decoding, arguments)
         _execute(completions, results, problems, isolation=isolation, arguments=arguments)
         report = _report(completions, results, list(prompts), arguments)
@@ -118,9 +131,8 @@ def _execute(
     limits = Limits(timeout_s=arguments.timeout_s)
 
     def executed(completion_id: CompletionId) -> ProgramResult:
-        problem = by_task[completion_id.task_id]
-        program = problem.head + completions.entries[completion_id]["completion"]
-        return run_program(program, problem.checks, isolation=isolation, limits=limits)
+        completion = completions.entries[completion_id]["completion"]
+        return execute(by_task[completion_id.task_id], completion, isolation=isolation, limits=limits)
 
     missing = [completion_id for completion_id in completions.entries if completion_id not in results.entries]
     n_programs, n_done = len(completions.entries), len(results.entries)
@@ -135,6 +147,20 @@ def _execute(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _check_amount(problems: Sequence[Problem], arguments: argparse.Namespace) -> None:
+    """Check that the completions can be listed in memory.
+
+    Raises:
+        UserError: there are too many.
+    """
+    n_completions = len(problems) * len(arguments.temperatures) * arguments.n_samples
+    if n_completions > _MOST_COMPLETIONS:
+        raise UserError(
+            f"--n_samples {arguments.n_samples} for {len(problems)} problems and {len(arguments.temperatures)} "
+            f"temperatures is {n_completions:,} completions; {_MOST_COMPLETIONS:,} is the most"
+        )
 
 
 def _report(
@@ -220,9 +246,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("pipeline.evaluate", description=__doc__, epilog=_EXAMPLES)
     add_model_options(parser.add_argument_group("model").add_argument)
     add = parser.add_argument_group("problems").add_argument
-    problems_help = "HumanEval or MBPP (whose test split is task_id 11 to 510), .jsonl or .jsonl.gz"
+    problems_help = (
+        "HumanEval, HumanEval+, MBPP (whose test split is task_id 11 to 510) or MBPP+: .jsonl or .json, or .gz"
+    )
     add("--problems", required=True, type=Path, metavar="FILE", help=problems_help)
     add("--format", choices=FORMATS, help="format of the problems (default: recognised by their keys)")
+    references_help = "first run the problems' own solutions, and end if one does not pass (default: yes)"
+    add("--check_references", action=argparse.BooleanOptionalAction, default=True, help=references_help)
     add_first_token_option(add)
     add = parser.add_argument_group("completions").add_argument
     samples_help = "completions per problem and temperature (default: %(default)s)"

@@ -10,7 +10,7 @@ A log only ever grows by whole lines. If a kill left part of a line at the end, 
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Container, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +18,10 @@ from typing import Any, NamedTuple, Self
 
 from common.command_line import UserError, raise_if_any
 from common.files import write_json
+from common.small_files import BadFileError, parse_json, read_json
 
 SETTINGS = "settings.json"
+_MOST_BYTES = 8 << 30
 
 
 class CompletionId(NamedTuple):
@@ -33,14 +35,20 @@ class CompletionId(NamedTuple):
 class CompletionLog:
     """A file of one line per completion, read into `entries` and extended by `add`; only one process may open it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, fields: Collection[str]) -> None:
         """Open or create the file, lock it, and read it.
+
+        Args:
+            path: the file.
+            fields: the names of the texts that it holds of each completion, beside its identity.
 
         Raises:
             UserError: another process holds the file, it cannot be opened, or it has a line of something else.
         """
-        self._path = path
+        self._path, self._fields = path, fields
         try:
+            if path.exists() and not path.is_file():  # opening a FIFO would wait
+                raise UserError(f"{path} cannot be written: it is not a file")
             self._file = path.open("a+b")
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror})") from error
@@ -70,6 +78,19 @@ class CompletionLog:
             ) from error
         self.entries.update(rows)
 
+    def refuse_others(self, known: Container[tuple[str, float, int]]) -> None:
+        """Check that the file holds only known completions.
+
+        Raises:
+            UserError: names one that is not known.
+        """
+        for completion_id in self.entries:
+            if completion_id not in known:
+                raise UserError(
+                    f"{self._path} holds {tuple(completion_id)}, which is no completion of this evaluation; give a new "
+                    "folder as --output"
+                )
+
     def __enter__(self) -> Self:
         return self
 
@@ -79,6 +100,17 @@ class CompletionLog:
         with suppress(OSError):  # `add` has already reported what could not be written
             self._file.close()
 
+    def _is_ours(self, row: Any) -> bool:
+        """Return whether a row has the fields of a completion's identity, and the texts that this log holds."""
+        return (
+            isinstance(row, dict)
+            and row.keys() == {*CompletionId._fields, *self._fields}
+            and isinstance(row["task_id"], str)
+            and isinstance(row["temperature"], int | float)
+            and isinstance(row["number"], int)
+            and all(isinstance(row[name], str) for name in self._fields)
+        )
+
     def _read(self) -> dict[CompletionId, dict[str, str]]:
         """Return what the file holds, and cut off an unfinished last line.
 
@@ -86,17 +118,21 @@ class CompletionLog:
             UserError: a line is not one that `add` writes.
         """
         self._file.seek(0)
-        contents = self._file.read()
+        contents = self._file.read(_MOST_BYTES + 1)
+        if len(contents) > _MOST_BYTES:
+            raise UserError(f"{self._path} cannot be read: it has more than {_MOST_BYTES:,} bytes")
         whole = contents[: contents.rfind(b"\n") + 1]
         if len(whole) < len(contents):
             self._file.truncate(len(whole))
         entries = {}
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
-                row = json.loads(line)
-                completion_id = CompletionId(*(row.pop(name) for name in CompletionId._fields))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{self._path}: line {number} was not written by an evaluation") from error
+                row = parse_json(line, name=f"{self._path}: line {number}")
+            except BadFileError as error:
+                raise UserError(f"{self._path}: line {number} was not written by an evaluation ({error})") from error
+            if not self._is_ours(row):
+                raise UserError(f"{self._path}: line {number} was not written by an evaluation")
+            completion_id = CompletionId(*(row.pop(name) for name in CompletionId._fields))
             entries[completion_id] = row
         return entries
 
@@ -116,12 +152,14 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
             return
     except OSError as error:
         raise UserError(f"--output {folder} cannot be written ({error.strerror})") from error
+    if SETTINGS not in names:
+        raise UserError(f"--output {folder} holds {names[0]!r}, but no evaluation; give a new folder")
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--output {folder} holds {names[0]!r}, but no evaluation; give a new folder") from None
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read as JSON ({error})") from error
+        earlier = read_json(path)
+    except BadFileError as error:
+        raise UserError(f"{error}; give a new folder as --output") from error
+    if not isinstance(earlier, dict):
+        raise UserError(f"{path} does not hold the settings of an evaluation; give a new folder as --output")
     now = json.loads(json.dumps(settings))  # so that both sides have JSON's types
     different = [
         f"{name} was {earlier.get(name)!r}, and is now {now.get(name)!r}"

@@ -230,6 +230,31 @@ def test_a_torn_batch_is_completed_with_the_same_draws(command: Callable[..., li
     assert {name: by_id(out / name) for name in whole} == whole
 
 
+def test_logs_of_something_else_are_refused(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    flags = ["--temperatures", 0.5]
+    evaluate.main(command(*flags))
+    for name in ("samples.jsonl", "results.jsonl"):
+        path = tmp_path / "out" / name
+        whole = path.read_text()
+        for field, value in (("task_id", "Other/1"), ("temperature", 0.7), ("number", 6), ("number", -1)):
+            path.write_text(whole + json.dumps({**json.loads(whole.splitlines()[0]), field: value}) + "\n")
+            with pytest.raises(UserError, match=rf"{name} holds .*which is no completion of this evaluation"):
+                evaluate.main(command(*flags))
+        path.write_text(whole)
+
+
+def test_wrong_reference_solutions_end_it_before_the_model_is_loaded(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {**EASY[0], "canonical_solution": "\n    return 8\n", "prompt": "def number():"}
+    problems = write_jsonl(tmp_path / "p.jsonl", [row])
+    flags = ["--problems", problems, "--n_samples", 1, "--k", 1, "--temperatures", 0]
+    with pytest.raises(UserError, match=r"1 of 1 reference solutions .* Easy/0: failed \(AssertionError\)"):
+        evaluate.main(command(*flags))
+    assert "loading" not in capsys.readouterr().err
+    evaluate.main(command(*flags, "--no-check_references"))
+
+
 def test_other_settings_are_refused_by_name(command: Callable[..., list[str]], ckpt_dir: Path, tmp_path: Path) -> None:
     evaluate.main(command("--n_samples", 5, "--temperatures", 0.5))
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -264,6 +289,11 @@ def test_other_settings_are_refused_by_name(command: Callable[..., list[str]], c
         (["--top_p", 0], "--top_p must be a number above 0"),
         (["--timeout_s", 0], "--timeout_s must be a number above 0 and at most 86,400, not 0"),
         (["--timeout_s", "1e10"], "--timeout_s must be a number above 0 and at most 86,400, not 1e10"),
+        (["--n_samples", "1e9"], "--n_samples must be a whole number from 1 to 100,000, not 1e9"),
+        (
+            ["--n_samples", "1e5", "--temperatures", *(str(number) for number in range(30))],
+            "--n_samples 100000 for 4 problems and 30 temperatures is 12,000,000 completions; 2,000,000 is the most",
+        ),
         (["--problems", "nowhere.jsonl"], "--problems nowhere.jsonl cannot be read"),
         (["--problems", "{tmp}/empty.jsonl"], "empty.jsonl is empty"),
         (["--problems", "{tmp}/twice.jsonl"], "task_id 'Easy/0' occurs 2 times"),

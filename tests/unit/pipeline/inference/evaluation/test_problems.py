@@ -9,6 +9,7 @@ import pytest
 
 from common.command_line import UserError
 from pipeline.inference.decoding.text import cut_at_stop
+from pipeline.inference.evaluation import problems
 from pipeline.inference.evaluation.problems import load_problems
 from tests.helpers.own_problems import HUMANEVAL, MBPP, SANITIZED_MBPP, write_jsonl
 
@@ -54,7 +55,9 @@ def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
 def test_the_format_can_be_given(tmp_path: Path) -> None:
     both = {**HUMANEVAL[0], **SANITIZED_MBPP[0], "task_id": "both"}
     path = write_jsonl(tmp_path / "p.jsonl", [both])
-    assert "check(" in load_problems(path)[0].checks
+    with pytest.raises(UserError, match="could be humaneval or mbppplus; say which it is with --format"):
+        load_problems(path)
+    assert "check(" in load_problems(path, problem_format="humaneval")[0].checks
     assert "check(" not in load_problems(path, problem_format="mbpp")[0].checks
 
 
@@ -109,7 +112,7 @@ def test_each_mistake_is_reported(tmp_path: Path, rows: list[Any], message: str)
         ("p.jsonl", b"caf\xe9", "is not UTF-8 text"),
         ("p.jsonl.gz", b"plain", "cannot be read .*gzip"),
         ("p.jsonl.gz", gzip.compress(b"x" * 1000, mtime=0)[:-20], "cannot be read"),
-        ("p.jsonl", None, "cannot be read .No such file"),
+        ("p.jsonl", None, "cannot be read: No such file"),
     ],
 )
 def test_unreadable_files_are_reported(tmp_path: Path, name: str, contents: bytes | None, message: str) -> None:
@@ -117,3 +120,50 @@ def test_unreadable_files_are_reported(tmp_path: Path, name: str, contents: byte
         (tmp_path / name).write_bytes(contents)
     with pytest.raises(UserError, match=message):
         load_problems(tmp_path / name)
+
+
+def test_mbppplus_is_tested_by_its_program(tmp_path: Path) -> None:
+    row = {**SANITIZED_MBPP[0], "test": "import numpy as np\nassert np.isclose(hypotenuse(5, 12), 13)"}
+    (problem,) = load_problems(write_jsonl(tmp_path / "p.jsonl", [row]))
+    assert "(5, 12)" in problem.checks
+    assert "(3, 4)" not in problem.checks
+    assert "(3, 4)" in problem.prompt
+    assert problem.packages == ("numpy",)
+    assert problem.reference == row["code"]
+    assert load_problems(write_jsonl(tmp_path / "p.jsonl", SANITIZED_MBPP))[0].packages == ()
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_an_array_and_a_byte_order_mark_are_read(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "sanitized-mbpp.json").write_bytes(start + json.dumps(SANITIZED_MBPP, indent=2).encode())
+    lines = write_jsonl(tmp_path / "p.jsonl", SANITIZED_MBPP)
+    lines.write_bytes(start + lines.read_bytes())
+    assert load_problems(tmp_path / "sanitized-mbpp.json") == load_problems(lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plus_input": [[1]], "base_input": []}, "is a file of evalplus's own file"),
+        ({"task_id": "JavaScript/0", "declaration": "f", "buggy_solution": ""}, "is a file of HumanEvalPack"),
+        ({"task_id": "CPP/0", "declaration": "f"}, "is a file of HumanEval-X"),
+        ({"complete_prompt": ""}, "is a file of BigCodeBench"),
+        ({"language": "javascript"}, "the problems are in 'javascript'; programs are run as Python"),
+        ({"entry_point": "f) or print(1"}, "entry_point: .* 'f. or print.1' is not the name of a function"),
+        ({"entry_point": "import"}, "entry_point: .* 'import' is not the name of a function"),
+        ({"test": "def check(f):\n    assert 'a\0'"}, "test: .* it holds a NUL character"),
+        ({"prompt": "def f():\0"}, "prompt: .* it holds a NUL character"),
+    ],
+)
+def test_what_only_looks_like_humaneval_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_problems(write_jsonl(tmp_path / "p.jsonl", [HUMANEVAL[0], {**HUMANEVAL[1], **changes}]))
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problems, "_MOST_BYTES", 1 << 20)
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(bytes(2 << 20)))
+    with pytest.raises(UserError, match="it unpacks to more than 1,048,576 bytes"):
+        load_problems(tmp_path / "p.jsonl.gz")
