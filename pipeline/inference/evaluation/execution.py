@@ -48,10 +48,9 @@ def check_references(problems: Sequence[Problem], *, isolation: Isolation, limit
     )
     raise_if_any(wrong[:_MAX_REPORTED], heading=heading)
     n_without = len(problems) - len(with_reference)
-    told = f"{len(with_reference)} reference solutions pass their checks"
-    if n_without:
-        told += f"; {n_without} problems have no reference solution"
-    print(told, file=sys.stderr, flush=True)
+    told = [f"reference solutions that pass their checks: {len(with_reference)}"] if with_reference else []
+    told += [f"problems without a reference solution, whose checks are not checked: {n_without}"] if n_without else []
+    print("; ".join(told), file=sys.stderr, flush=True)
 
 
 def _package(name: str) -> Path:
