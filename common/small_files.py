@@ -22,6 +22,7 @@ MOST_YAML_BYTES = 256 << 10  # PyYAML reads some 200 kB/s
 MOST_LEVELS = 64
 MOST_YAML_VALUES = 100_000  # with every alias written out
 _INTEGERS = range(-(1 << 63), 1 << 64)
+_SKIPPED_AT_ONCE = 1 << 14  # bytes of a line that is too long
 
 
 class BadFileError(UserError):
@@ -147,13 +148,19 @@ def bounded_lines(file: IO[bytes], *, most_bytes: int = MOST_BYTES) -> Iterator[
 
     Memory stays within `most_bytes`, whatever the file holds.
     """
+    return (line for line, _ in measured_lines(file, most_bytes=most_bytes))
+
+
+def measured_lines(file: IO[bytes], *, most_bytes: int = MOST_BYTES) -> Iterator[tuple[bytes | None, int]]:
+    """Yield the lines of a file, as `bounded_lines` does, each with its length in bytes."""
     while line := file.readline(most_bytes + 1):
-        if len(line) <= most_bytes:
-            yield line
+        n_bytes = len(line)
+        if n_bytes <= most_bytes:
+            yield line, n_bytes
             continue
-        while line and not line.endswith(b"\n"):
-            line = file.readline(most_bytes)
-        yield None
+        while not line.endswith(b"\n") and (line := file.readline(_SKIPPED_AT_ONCE)):
+            n_bytes += len(line)
+        yield None, n_bytes
 
 
 class _Loader(yaml.SafeLoader):

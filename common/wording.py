@@ -1,6 +1,8 @@
-"""Words in messages: nouns that agree with their number, and texts that are safe to print."""
+"""Words in messages: nouns that agree with their number, names that were meant, and texts that are safe to print."""
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _USER_IN_URL = re.compile(r"(?<=://)[^\s/?#]*@")
@@ -15,6 +17,19 @@ def counted(number: int, noun: str, *, plural: str | None = None) -> str:
         plural: of the noun, if an s is not enough.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """Return the name that a misspelt word was most likely meant to be, ignoring case; None if none is near."""
+    by_spelling = {name.lower(): name for name in names}
+    found = difflib.get_close_matches(word.lower(), by_spelling, n=1)
+    return by_spelling[found[0]] if found else None
+
+
+def meant(word: str, names: Iterable[str]) -> str:
+    """Return the end of a message about a misspelt word: "; did you mean NAME?", or nothing if no name is near."""
+    found = nearest(word, names)
+    return "" if found is None else f"; did you mean {found!r}?"
 
 
 def for_terminal(text: str) -> str:

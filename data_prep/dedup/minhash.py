@@ -37,9 +37,9 @@ from common.files import write_json, written_whole
 from data_prep.dedup.survey import SHINGLE_WORDS, Signature, bands_and_size, signer
 from data_prep.filters.decisions import ChangedInputError, decisions
 from data_prep.filters.digests import digest
-from data_prep.filters.languages import language_of
 from data_prep.filters.options import FilterOptions
-from data_prep.sources.documents import Document, Piece, ReadOptions, Selection
+from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions, Selection
+from data_prep.sources.languages import language_of
 from data_prep.workers import count_progress
 
 PATH, LANGUAGE = "path", "language"  # keys that are added to records which do not have them
@@ -107,7 +107,7 @@ class SourceReader(PipelineStep):
         for record, reason, _ in decisions(pieces, self.reading, self.filters) if pieces else ():
             count_progress(documents=int(reason is None), input_bytes=record.input_bytes)
             if reason is not None:
-                dropped[reason] += 1
+                dropped[reason] += record.documents if isinstance(record, Dropped) else 1
             elif isinstance(record, Document):
                 n_documents += 1
                 content.update(digest(record.utf8))

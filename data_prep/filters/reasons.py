@@ -11,11 +11,11 @@ from typing import Any
 
 from data_prep.filters.decontaminate import contamination
 from data_prep.filters.digests import digest
-from data_prep.filters.languages import language_of
 from data_prep.filters.limits import limit_exceeded
 from data_prep.filters.options import FilterOptions
 from data_prep.filters.starcoder import RULES
 from data_prep.sources.documents import Document, Dropped, Selection
+from data_prep.sources.languages import language_of
 from data_prep.sources.mixture import copies_of
 
 OTHER_LANGUAGE, NOT_CHOSEN = "other_language", "not_sampled"

@@ -21,7 +21,6 @@ from common.command_line import UserError
 from common.files import write_json
 from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, DamagedShardError, read_index
 from common.tokenizers import Tokenizer
-from data_prep.filters.languages import UNKNOWN
 from data_prep.shards.folder import read_plan, shares_with
 from data_prep.shards.mds_writer import index_of
 from data_prep.shards.parts import (
@@ -34,6 +33,7 @@ from data_prep.shards.parts import (
     mark_path,
 )
 from data_prep.shards.tally import REPORT, add_counts, add_example, build_report, first_dropped, report_table
+from data_prep.sources.languages import UNKNOWN
 from data_prep.sources.listing import ListedSource
 
 _LATE_IN_METADATA = ("sources", "arguments", "versions")

@@ -21,7 +21,6 @@ import numpy as np
 
 from data_prep.filters.decisions import Reasons, decisions
 from data_prep.filters.digests import digest, is_validation
-from data_prep.filters.languages import language_of
 from data_prep.shards.mds_writer import DOCUMENT_IDS, TOKENS, MDSWriter
 from data_prep.shards.parts import (
     SPLITS,
@@ -35,6 +34,7 @@ from data_prep.shards.parts import (
 )
 from data_prep.shards.tally import KEPT, add_counts, add_example
 from data_prep.sources.documents import Document, Dropped
+from data_prep.sources.languages import language_of
 from data_prep.tokens.encoding import DocumentEncoder, Encoded
 from data_prep.tokens.packing import TokenArray, WindowPacker, documents_in_windows
 from data_prep.tokens.shuffling import DocumentShuffler
@@ -152,7 +152,7 @@ def _write_documents(
         result.input_bytes += record.input_bytes
         n_tokens = 0
         if reason is not None:
-            dropped[reason] += 1
+            dropped[reason] += record.documents if isinstance(record, Dropped) else 1
         elif isinstance(record, Document):
             document_digest = digest(record.utf8)
             is_checked = n_documents < _CHECKED_FIRST or document_digest[-1] < _CHECKED_OF_256
@@ -172,13 +172,14 @@ def _tally(
     result: PartResult, record: Document | Dropped, reason: str | None, *, n_tokens: int, language_field: str | None
 ) -> None:
     """Count a record for report.json, and keep it as an example if it is dropped."""
-    row, shown, n_bytes = (
-        (record.row, {"text": record.text}, len(record.utf8))
+    row, shown, n_bytes, n_documents = (
+        (record.row, {"text": record.text}, len(record.utf8), 1)
         if isinstance(record, Document)
-        else ({}, {"detail": record.detail}, record.input_bytes)
+        else ({}, {"detail": record.detail}, record.input_bytes, record.documents)
     )
     language = language_of(record.source, row, field=language_field)
-    add_counts(result.tally, language=language, outcome=reason or KEPT, n_bytes=n_bytes, n_tokens=n_tokens)
+    amounts = {"n_bytes": n_bytes, "n_tokens": n_tokens, "documents": n_documents}
+    add_counts(result.tally, language=language, outcome=reason or KEPT, **amounts)
     if reason is not None:
         add_example(result.examples, rule=reason, source=record.source, **shown)
 

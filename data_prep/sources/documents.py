@@ -33,6 +33,8 @@ class Dropped:
     """How many bytes of the input were read for it."""
     detail: str = ""
     """The byte of the file, and why."""
+    documents: int = 1
+    """How many documents it stands for; 1 where that cannot be known."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class ReadOptions:
     """The key of a record that holds the text."""
     files_as: Literal["text", "bytes"] = "text"
     """Whether a file that is one document is read as text, or as any bytes."""
+    compressed: Literal["drop", "keep"] = "drop"
+    """Whether compressed files that hold no records are dropped, or, if files are read as bytes, are documents."""
     fields: tuple[str, ...] | None = None
     """The fields of a record that `Document.row` must have; None means all."""
     bad_input: Literal["count", "refuse"] = "count"

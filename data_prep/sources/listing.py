@@ -13,16 +13,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from common.command_line import UserError
+from common.wording import meant
 from data_prep.sources.documents import Dropped, Piece, Selection
-from data_prep.sources.huggingface import PREFIX, cut_shards
-from data_prep.sources.records import DATASET, FILE, JSONL, JSONL_GZ, JSONL_ZST, PARQUET
+from data_prep.sources.formats.cutting import pieces_of_file
+from data_prep.sources.formats.recognition import CODE_EXTENSIONS, RECORD_EXTENSIONS, format_of_file
+from data_prep.sources.huggingface.data_sets import list_data_set
+from data_prep.sources.huggingface.library import PREFIX
+from data_prep.sources.records import DATASET
 from data_prep.sources.standard_input import STDIN
-from data_prep.sources.trees import UNREADABLE_FOLDER, walk
+from data_prep.sources.trees import UNREADABLE_FOLDER, Tree, walk
 
-_EXTENSIONS = """.c .cc .clj .cpp .cs .cu .cuh .cxx .dart .erl .ex .exs .f90 .go .h .hh .hpp .hs .hxx .java .jl .js .jsx
-    .kt .lua .m .ml .mli .mm .php .pl .pm .proto .ps1 .py .pyi .pyx .r .R .rb .rs .scala .sh .sql .swift .ts .tsx .vue
-    .zig"""
-CODE_EXTENSIONS = tuple(_EXTENSIONS.split())
+DEFAULT_EXTENSIONS = (*CODE_EXTENSIONS, *RECORD_EXTENSIONS)
 UNCUT = 1 << 62  # piece_bytes that cut nothing
 
 
@@ -36,20 +37,21 @@ class ListedSource:
     pieces: tuple[Piece, ...]
     skipped: tuple[Dropped, ...] = ()
     """Files and folders of the source that cannot be read."""
+    left_out: str = ""
+    """The files and folders of a folder that are left out because of their names, in words."""
     fingerprint: str = ""
     """Changes with the content of a data set, whose files are not listed; empty for other sources."""
 
     def summary(self) -> dict[str, str | int | float | list[str]]:
         """Return the entry of metadata.json: the path, the number of files, and their bytes.
 
-        A data set has its number of shards, 0 bytes, and its fingerprint. A source of a mixture also
-        has its name, weight and languages.
+        A data set has a fingerprint instead of its bytes, and a source of a mixture its name, weight and languages.
         """
-        files = len({piece.path for piece in self.pieces})
+        files = len({(piece.path, piece.start if piece.format == DATASET else 0) for piece in self.pieces})
         size = sum(piece.size for piece in self.pieces)
         summary: dict[str, str | int | float | list[str]] = {"path": self.path, "files": files, "bytes": size}
         if self.fingerprint:
-            summary |= {"files": len(self.pieces), "bytes": 0, "fingerprint": self.fingerprint}
+            summary |= {"bytes": 0, "fingerprint": self.fingerprint}
         if self.selection != Selection(self.path):
             selection = self.selection
             summary |= {"name": selection.name, "weight": selection.weight, "languages": list(selection.languages)}
@@ -60,8 +62,9 @@ def list_source(
     path: str,
     *,
     selection: Selection | None = None,
-    extensions: Sequence[str] = CODE_EXTENSIONS,
+    extensions: Sequence[str] = DEFAULT_EXTENSIONS,
     exclude: Sequence[str] = (),
+    text_field: str = "text",
     piece_bytes: int = UNCUT,
     stdin: tuple[str, int] | None = None,
 ) -> ListedSource:
@@ -72,6 +75,7 @@ def list_source(
         selection: which of its documents are wanted; if None, all of them, under the name `path`.
         extensions: extensions of the files to read in a folder.
         exclude: files and folders to leave out, as patterns of a .gitignore in the folder.
+        text_field: the key of the text in records, by which some of their files are recognised.
         piece_bytes: size of the pieces, for formats that can be cut.
         stdin: path and size of the copy of standard input.
 
@@ -79,15 +83,38 @@ def list_source(
         UserError: the source does not exist, or holds nothing to read.
     """
     selection = selection or Selection(path)
+
+    def pieces_of(name: str, size: int, format_: str) -> Iterator[Piece]:
+        return pieces_of_file(name, size, format_=format_, piece_bytes=piece_bytes, selection=selection)
+
     if path == STDIN:
         if stdin is None:
             raise ValueError("standard input must be copied to a file first")
-        return ListedSource(path, selection, tuple(_by_bytes(*stdin, piece_bytes=piece_bytes, selection=selection)))
+        format_ = format_of_file(stdin[0], text_field=text_field)
+        return ListedSource(path, selection, tuple(pieces_of(*stdin, format_)))
     if path.startswith(PREFIX):
-        shards, fingerprint = cut_shards(path, selection=selection)
-        return ListedSource(path, selection, tuple(shards), fingerprint=fingerprint)
+        found = list_data_set(path, selection=selection, text_field=text_field, piece_bytes=piece_bytes)
+        return ListedSource(path, selection, tuple(found.pieces), (), found.left_out, found.fingerprint)
+    status = _status_of(path)
+    if stat.S_ISREG(status.st_mode):
+        format_ = format_of_file(path, text_field=text_field, is_named=True)
+        return ListedSource(path, selection, tuple(pieces_of(path, status.st_size, format_)))
+    if not stat.S_ISDIR(status.st_mode):  # workers and a continued run could not read it again
+        raise UserError(f"input {path!r} is a pipe or a device; give a file, or - and pipe jsonl into standard input")
+    tree = walk(path, extensions=extensions, exclude=exclude)
+    pieces = [
+        piece
+        for name, size in tree.files
+        for piece in pieces_of(name, size, format_of_file(name, text_field=text_field))
+    ]
+    if not pieces:
+        raise _nothing_in(path, tree, extensions)
+    return ListedSource(path, selection, tuple(pieces), tuple(tree.unreadable), tree.left_out())
+
+
+def _status_of(path: str) -> os.stat_result:
     try:
-        status = os.stat(path)
+        return os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         what = "is not a local path" if "://" in path else "does not exist"
         raise UserError(
@@ -95,23 +122,21 @@ def list_source(
         ) from error
     except OSError as error:
         raise UserError(f"input {path!r} cannot be read: {error.strerror}") from error
-    if stat.S_ISREG(status.st_mode):
-        return ListedSource(path, selection, tuple(_pieces_of_file(path, status.st_size, piece_bytes, selection)))
-    if not stat.S_ISDIR(status.st_mode):  # workers and a continued run could not read it again
-        raise UserError(f"input {path!r} is a pipe or a device; give a file, or - and pipe jsonl into standard input")
-    files, skipped, others = walk(path, extensions=extensions, exclude=exclude)
-    pieces = [piece for name, size in files for piece in _pieces_of_file(name, size, piece_bytes, selection)]
-    if not pieces:
-        for folder in skipped:
-            if folder.reason == UNREADABLE_FOLDER:
-                raise UserError(f"input {path!r} holds nothing that can be read ({folder.source}: {folder.detail})")
-        others.update(record.reason for record in skipped)
-        found = ", ".join(f"{count} {suffix or 'without extension'}" for suffix, count in others.most_common(5))
-        raise UserError(
-            f"input {path!r} holds no file with the extensions {_shortened(extensions)}"
-            f" (it holds: {found or 'no files'}); name others with --extensions"
-        )
-    return ListedSource(path, selection, tuple(pieces), tuple(skipped))
+    except ValueError as error:  # a name that holds NUL
+        raise UserError(f"input {path!r} cannot be read: {error}") from error
+
+
+def _nothing_in(path: str, tree: Tree, extensions: Sequence[str]) -> UserError:
+    for entry in tree.unreadable:
+        if entry.reason == UNREADABLE_FOLDER:
+            return UserError(f"input {path!r} holds nothing that can be read ({entry.source}: {entry.detail})")
+    tree.extensions.update(entry.reason for entry in tree.unreadable)
+    given = () if tuple(extensions) == DEFAULT_EXTENSIONS else extensions
+    near = next(filter(None, (meant(extension, tree.extensions) for extension in given)), "")
+    return UserError(
+        f"input {path!r} holds no file with the extensions {_shortened(extensions)}"
+        f" (it holds: {tree.left_out() or 'no files'}); name others with --extensions{near}"
+    )
 
 
 def cut_into_parts(pieces: Sequence[Piece], *, part_bytes: int) -> list[list[Piece]]:
@@ -135,24 +160,3 @@ def cut_into_parts(pieces: Sequence[Piece], *, part_bytes: int) -> list[list[Pie
 
 def _shortened(extensions: Sequence[str]) -> str:
     return " ".join(extensions[:8]) + (f" and {len(extensions) - 8} more" if len(extensions) > 8 else "")
-
-
-def _format_of(path: str) -> str:
-    return next((suffix for suffix in (JSONL, JSONL_GZ, JSONL_ZST, PARQUET) if path.endswith(suffix)), FILE)
-
-
-def _pieces_of_file(path: str, size: int, piece_bytes: int, selection: Selection) -> Iterator[Piece]:
-    format_ = _format_of(path)
-    if format_ == JSONL:
-        return _by_bytes(path, size, piece_bytes=piece_bytes, selection=selection)
-    if format_ == PARQUET:
-        from data_prep.sources.parquet import cut_row_groups  # late, because pyarrow is slow to import
-
-        return cut_row_groups(path, size=size, piece_bytes=piece_bytes, selection=selection)
-    return iter([Piece(format_, path, 0, size, size, selection)])
-
-
-def _by_bytes(path: str, size: int, *, piece_bytes: int, selection: Selection) -> Iterator[Piece]:
-    for start in range(0, max(size, 1), piece_bytes):  # an empty file is one piece
-        stop = min(start + piece_bytes, size)
-        yield Piece(JSONL, path, start, stop, stop - start, selection)

@@ -1,17 +1,23 @@
 """The sources' options on the command line: which corpus, and how to read it."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.command_line import UserError
+from common.tokenizers import BYTES
+from common.wording import for_terminal
 from data_prep.sources.documents import ReadOptions, Selection
-from data_prep.sources.huggingface import PREFIX
-from data_prep.sources.listing import CODE_EXTENSIONS, UNCUT, ListedSource, list_source
+from data_prep.sources.formats.recognition import CODE_EXTENSIONS
+from data_prep.sources.huggingface.library import PREFIX
+from data_prep.sources.listing import DEFAULT_EXTENSIONS, UNCUT, ListedSource, list_source
 from data_prep.sources.mixture import MIX_SYNTAX, parse_mix
+from data_prep.sources.remarks import check_names, remarks_on
 from data_prep.sources.standard_input import STDIN, copied_input
+from data_prep.sources.trees import ALL_EXTENSIONS
 
 _INPUT_HELP = (
-    "source trees, files (text, .jsonl[.gz|.zst], .parquet), Hugging Face data sets"
+    "source trees, files (text, JSON lines or arrays [.gz|.zst], .parquet), Hugging Face data sets"
     f" {PREFIX}PATH_OR_NAME[:CONFIG][@SPLIT] (streamed; default split: train), or - for jsonl from standard input,"
     " which is first copied to the output's work folder, so that a continued run uses the copy; sources are read in the"
     " given order"
@@ -35,7 +41,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         default=list(CODE_EXTENSIONS),
         metavar="EXT",
         help="extensions of the files to read in a folder, e.g. .py .md .jsonl.zst .parquet, or '*' for all"
-        " (default: those of common programming languages)",
+        " (default: those of common programming languages, of JSON lines and of Parquet)",
     )
     exclude_help = "files and folders to leave out of input folders, in .gitignore syntax: 'build/' '*_pb2.py' '!a.py'"
     group.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help=exclude_help)
@@ -55,14 +61,32 @@ def read_options(arguments: argparse.Namespace, **more: str | tuple[str, ...] | 
         arguments: parsed with the options of `add_source_arguments`.
         more: further fields of `ReadOptions`.
     """
-    bad_input = "refuse" if arguments.strict else "count"
-    return ReadOptions(text_field=arguments.text_field, bad_input=bad_input, **more)  # type: ignore[arg-type]
+    return ReadOptions(
+        text_field=arguments.text_field,
+        bad_input="refuse" if arguments.strict else "count",
+        compressed="keep" if _keeps_compressed(arguments) else "drop",
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def _keeps_compressed(arguments: argparse.Namespace) -> bool:
+    """Return whether the command line asks for the bytes of any file, whatever it holds."""
+    return ALL_EXTENSIONS in arguments.extensions and getattr(arguments, "tokenizer", None) == BYTES
+
+
+def _extensions(arguments: argparse.Namespace) -> Sequence[str]:
+    """Return the extensions to read in a folder.
+
+    By default these are also the extensions of records. The default of the option itself has to stay as it is, because
+    by it a finished output is recognised.
+    """
+    return DEFAULT_EXTENSIONS if arguments.extensions == list(CODE_EXTENSIONS) else arguments.extensions
 
 
 def sources_of(
     arguments: argparse.Namespace, *, work: Path, metadata: Path | None = None, piece_bytes: int = UNCUT
 ) -> list[ListedSource]:
-    """Return the sources that a parsed command line names.
+    """Return the sources that a parsed command line names, and print what of them is left out.
 
     Args:
         arguments: parsed with the options of `add_source_arguments`.
@@ -71,8 +95,8 @@ def sources_of(
         piece_bytes: approximate size of the pieces.
 
     Raises:
-        UserError: a source does not exist, holds nothing to read, or is misspelt; with `--strict`, a file or folder
-            cannot be read.
+        UserError: a source does not exist, holds nothing to read, or is misspelt; no record has a field that is named;
+            with `--strict`, a file or folder cannot be read.
     """
     wanted = parse_mix(arguments.mix) if arguments.mix else [(path, Selection(path)) for path in arguments.input]
     stdin = copied_input(work, metadata=metadata) if STDIN in (path for path, _ in wanted) else None
@@ -80,8 +104,9 @@ def sources_of(
         list_source(
             path,
             selection=selection,
-            extensions=arguments.extensions,
+            extensions=_extensions(arguments),
             exclude=arguments.exclude,
+            text_field=arguments.text_field,
             piece_bytes=piece_bytes,
             stdin=stdin,
         )
@@ -90,4 +115,15 @@ def sources_of(
     for source in sources if arguments.strict else ():
         for skipped in source.skipped:
             raise UserError(f"{skipped.source}: {skipped.reason} ({skipped.detail}); repair it, or omit --strict")
+    remarks = check_names(
+        sources,
+        text_field=arguments.text_field,
+        language_field=getattr(arguments, "language_field", None),
+        license_field=getattr(arguments, "license_field", None),
+    )
+    by_path = {source.path: source for source in sources}  # a mixture often names one path several times
+    for source in by_path.values():
+        remarks += remarks_on(source, keeps_compressed=_keeps_compressed(arguments))
+    for line in remarks:
+        print(for_terminal(line), flush=True)
     return sources

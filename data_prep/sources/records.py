@@ -1,12 +1,23 @@
 """Code that the readers of all formats share: the names of the formats, and the step from a record to a document."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep.sources.documents import Document, Dropped, ReadOptions
+from common.wording import meant
+from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions
 
-FILE, JSONL, JSONL_GZ, JSONL_ZST, PARQUET, DATASET = "file", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", "dataset"
-UNMEASURED = {JSONL_GZ, JSONL_ZST, DATASET}  # the readers of these cannot tell how much of `Piece.size` they have read
+FILE, PARQUET, DATASET = "file", ".parquet", "dataset"
+JSONL, JSONL_GZ, JSONL_ZST = ".jsonl", ".jsonl.gz", ".jsonl.zst"
+JSON_ARRAY, JSON_ARRAY_GZ, JSON_ARRAY_ZST = "array", "array.gz", "array.zst"  # a file that is one JSON array of records
+JSON_FORMATS = (JSONL, JSONL_GZ, JSONL_ZST, JSON_ARRAY, JSON_ARRAY_GZ, JSON_ARRAY_ZST)
+UNMEASURED = {JSONL_GZ, JSONL_ZST, JSON_ARRAY_GZ, JSON_ARRAY_ZST, DATASET}
+"""The formats whose readers cannot tell how much of `Piece.size` they have read."""
+WHOLE = 1 << 62
+"""`Piece.stop` of a file that is read to its end, whatever its length."""
+MOST_RECORD_BYTES = 64 << 20
+"""The largest record, as it stands in its file. A larger one is counted as `TOO_LARGE`, and is not kept in memory."""
+TOO_LARGE = "too_large"
 _SHOWN_KEYS = 8
 
 Records = Iterator[Document | Dropped]
@@ -25,8 +36,7 @@ def document_of_row(row: Any, source: str, options: ReadOptions, *, input_bytes:
     if not isinstance(row, dict):
         return Dropped("no_text_field", source, input_bytes, f"{place}: not an object")
     if options.text_field not in row:
-        keys = ", ".join(map(repr, list(row)[:_SHOWN_KEYS]))
-        return Dropped("no_text_field", source, input_bytes, f"{place}: no key {options.text_field!r} among {keys}")
+        return no_text_field(list(row), source, options, input_bytes=input_bytes, place=place)
     text = row[options.text_field]
     try:
         if isinstance(text, str):
@@ -36,6 +46,30 @@ def document_of_row(row: Any, source: str, options: ReadOptions, *, input_bytes:
     except UnicodeError as error:  # bytes of another encoding, or a lone surrogate such as "\ud800"
         return Dropped("not_utf8", source, input_bytes, f"{place}: {error}"[:200])
     return Dropped("text_not_a_string", source, input_bytes, f"{place}: {options.text_field!r} is {_kind_of(text)}")
+
+
+def no_text_field(
+    keys: list[str], source: str, options: ReadOptions, *, input_bytes: int, place: str, documents: int = 1
+) -> Dropped:
+    """Return the `Dropped` for records with these keys only."""
+    shown = ", ".join(map(repr, keys[:_SHOWN_KEYS]))
+    detail = f"{place}: no key {options.text_field!r} among {shown}{_meant(options.text_field, tuple(keys))}"
+    return Dropped("no_text_field", source, input_bytes, detail, documents)
+
+
+@functools.lru_cache  # records without the key are often many, and have the same keys
+def _meant(name: str, keys: tuple[str, ...]) -> str:
+    return meant(name, map(str, keys))
+
+
+def too_large_record(source: str, n_bytes: int, *, place: str) -> Dropped:
+    """Return the `Dropped` for a record that is not read because of its size."""
+    return Dropped(TOO_LARGE, source, n_bytes, f"{place}: the record has more than {MOST_RECORD_BYTES:,} bytes")
+
+
+def unreadable(piece: Piece, error: OSError) -> Dropped:
+    """Return the `Dropped` for a piece whose file cannot be read."""
+    return Dropped("unreadable", piece.path, piece.size, f"byte {piece.start}: {error.strerror or error}")
 
 
 def _kind_of(value: Any) -> str:

@@ -1,68 +1,110 @@
-"""The files of a source tree, in a fixed order, and the entries that cannot be read.
+"""The files of a source tree, in a fixed order, and what else is there: entries that cannot be read or are left out.
 
 Links are not followed, so there are no loops and no file comes twice. Links and folders that cannot be listed are
-counted, and do not end the run.
+counted, and do not end the run. Files of other extensions, and folders that hold no source, are counted too.
 """
 
 import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from common.command_line import UserError
+from common.wording import counted
 from data_prep.sources.documents import Dropped
 
 ALL_EXTENSIONS = "*"
 UNREADABLE_FOLDER = "unreadable_folder"
 _SKIPPED = ".git .hg .mypy_cache .ruff_cache .svn .tox .venv __pycache__ node_modules site-packages venv"
 SKIPPED_FOLDERS = frozenset(_SKIPPED.split())
+_COMPRESSIONS = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz", ".lz4")
+_MOST_SHOWN = 6  # kinds of files
+_LONGEST_EXTENSION = 16  # a longer one is the end of a name with a full stop in it
 
 
-def walk(
-    root: str, *, extensions: Sequence[str], exclude: Sequence[str] = ()
-) -> tuple[list[tuple[str, int]], list[Dropped], Counter[str]]:
-    """Return a tree's files with their sizes, its unreadable entries, and counts of the extensions of all other files.
+@dataclass(frozen=True)
+class Tree:
+    """What is in a folder."""
+
+    files: list[tuple[str, int]] = field(default_factory=list)
+    """The files to read, with their sizes."""
+    unreadable: list[Dropped] = field(default_factory=list)
+    """Files and folders that cannot be read, and links."""
+    extensions: Counter[str] = field(default_factory=Counter)
+    """The extensions of the files that are left out because of theirs."""
+    folders: Counter[str] = field(default_factory=Counter)
+    """The names of the folders that are left out because of theirs."""
+
+    def left_out(self) -> str:
+        """Return what was left out, in words; empty if nothing was."""
+        folders = [f"{counted(count, 'folder')} {name}" for name, count in sorted(self.folders.items())]
+        return ", ".join([in_words(self.extensions)] * bool(self.extensions) + folders)
+
+
+def in_words(extensions: Counter[str]) -> str:
+    """Return counts of extensions in words, the most frequent first: "538 .tcc, 12 without extension"."""
+    kinds = [(f"{count:,} {suffix or 'without extension'}", count) for suffix, count in extensions.most_common()]
+    n_more = sum(count for _, count in kinds[_MOST_SHOWN:])
+    more = [f"{n_more:,} of {counted(len(kinds) - _MOST_SHOWN, 'other kind')}"] if n_more else []
+    return ", ".join([words for words, _ in kinds[:_MOST_SHOWN]] + more)
+
+
+def walk(root: str, *, extensions: Sequence[str], exclude: Sequence[str] = ()) -> Tree:
+    """Return what is in a folder.
 
     Args:
         root: a folder.
-        extensions: extensions of the files to return; `*` means all.
+        extensions: extensions of the files to read; `*` means all.
         exclude: files and folders to leave out, as patterns of a .gitignore in `root`.
 
     Raises:
         UserError: a pattern is invalid.
     """
     is_named, is_excluded = _named_by(extensions), _excluded_by(exclude)
-    files: list[tuple[str, int]] = []
-    skipped: list[Dropped] = []
-    others: Counter[str] = Counter()
+    tree = Tree()
 
     def unlisted(error: OSError) -> None:
-        skipped.append(Dropped(UNREADABLE_FOLDER, str(error.filename), 0, str(error.strerror)))
+        tree.unreadable.append(Dropped(UNREADABLE_FOLDER, str(error.filename), 0, str(error.strerror)))
 
     for folder, subfolders, names in os.walk(root, onerror=unlisted):
         inside = "" if folder == root else f"{os.path.relpath(folder, root)}/"
-        kept = sorted(name for name in set(subfolders) - SKIPPED_FOLDERS if not is_excluded(f"{inside}{name}/"))
+        kept = sorted(name for name in subfolders if not is_excluded(f"{inside}{name}/"))
+        tree.folders.update(name for name in kept if name in SKIPPED_FOLDERS)
         links = {name for name in kept if os.path.islink(os.path.join(folder, name))}
-        skipped += [_link(os.path.join(folder, name)) for name in kept if name in links]
-        subfolders[:] = [name for name in kept if name not in links]
+        tree.unreadable.extend(_link(os.path.join(folder, name)) for name in kept if name in links - SKIPPED_FOLDERS)
+        subfolders[:] = [name for name in kept if name not in links | SKIPPED_FOLDERS]
         for name in sorted(names):
             if is_excluded(inside + name):
                 continue
-            if not is_named(name):
-                others["".join(PurePath(name).suffixes[-2:])] += 1
-                continue
-            path = os.path.join(folder, name)
-            try:
-                status = os.lstat(path)
-            except OSError as error:
-                skipped.append(Dropped("unreadable", path, 0, str(error.strerror)))
-                continue
-            if stat.S_ISLNK(status.st_mode):
-                skipped.append(_link(path))
-            elif stat.S_ISREG(status.st_mode):
-                files.append((path, status.st_size))
-    return files, skipped, others
+            if is_named(name):
+                _add_file(tree, os.path.join(folder, name))
+            else:
+                tree.extensions[extension_of(name)] += 1
+    return tree
+
+
+def extension_of(name: str) -> str:
+    """Return the extension of a file's name: two suffixes if the last one names a compression."""
+    suffixes = PurePath(name).suffixes
+    n_last = 2 if suffixes and suffixes[-1] in _COMPRESSIONS else 1
+    extension = "".join(suffixes[-n_last:])
+    return extension if len(extension) <= _LONGEST_EXTENSION else ""
+
+
+def _add_file(tree: Tree, path: str) -> None:
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        tree.unreadable.append(Dropped("unreadable", path, 0, str(error.strerror)))
+        return
+    if stat.S_ISLNK(status.st_mode):
+        tree.unreadable.append(_link(path))
+    elif stat.S_ISREG(status.st_mode):
+        tree.files.append((path, status.st_size))
+    else:
+        tree.unreadable.append(Dropped("unreadable", path, 0, "a pipe, a socket or a device"))
 
 
 def _link(path: str) -> Dropped:

@@ -24,7 +24,8 @@ def jsonl(*rows: object) -> bytes:
 
 def records_of(path: str | Path, *, piece_bytes: int = 1 << 62, **options: Any) -> list[Document | Dropped]:
     """Return all records of a source, read with these `ReadOptions`."""
-    pieces = list_source(str(path), extensions=["*"], piece_bytes=piece_bytes).pieces
+    text_field = options.get("text_field", "text")
+    pieces = list_source(str(path), extensions=["*"], text_field=text_field, piece_bytes=piece_bytes).pieces
     return [record for piece in pieces for record in read_piece(piece, ReadOptions(**options))]
 
 

@@ -221,7 +221,7 @@ def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:
         ),
         ({"input": tmp_path / "nowhere"}, "does not exist"),
         ({"input": "-"}, "standard input are supported by write_shards only"),
-        ({"text_field": "nothing", "extensions": ".jsonl"}, "no documents in"),
+        ({"text_field": "nothing", "extensions": ".jsonl"}, "holds no text: .*; name the key with --text_field"),
         ({"out": corpus / "a.py"}, "a.py is a file; give a folder"),
     ]
     for changes, message in mistakes:

@@ -138,12 +138,11 @@ def test_parts_too_small_for_a_window_are_kept_and_larger_ones_advised(
 
 
 def test_jsonl_without_the_text_field_is_reported(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"content": "x"}\n' * 3)
-    message = (
-        r"no documents in .*; dropped: 3 no_text_field \(first: .*a\.jsonl:1, byte 0: no key 'text' among 'content'\)"
-    )
+    (tmp_path / "a.jsonl").write_text('{"contents": "x"}\n' * 3)
+    message = r"holds no text: .*a\.jsonl:1, byte 0: no key 'content' among 'contents'; did you mean 'contents'\?; name"
     with pytest.raises(UserError, match=message):
-        write_shards.main(model_arguments(tmp_path / "a.jsonl", model, tmp_path / "out"))
+        write_shards.main(model_arguments(tmp_path / "a.jsonl", model, tmp_path / "out", text_field="content"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_closed_standard_input_is_refused(tmp_path: Path) -> None:

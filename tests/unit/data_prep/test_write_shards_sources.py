@@ -56,7 +56,7 @@ def test_a_mixture_of_every_kind_of_source(tmp_path: Path, capsys: pytest.Captur
         f"c={tmp_path / 'stack.parquet'}#c:0.5",
         f"hub=hf:{tmp_path / 'hub'}:1",
         f"tree={tmp_path / 'tree'}:1",
-        f"misspelt={tmp_path / 'stack.parquet'}#pyhton:1",
+        f"rust={tmp_path / 'stack.parquet'}#rust:1",
     ]
     words = ["--mix", *mix, "--language_field", "lang", "--extensions", "*", "--dedup", "exact"]
     metadata = _run(tmp_path / "out", *words, num_workers=2, part_bytes=1000)
@@ -64,11 +64,12 @@ def test_a_mixture_of_every_kind_of_source(tmp_path: Path, capsys: pytest.Captur
     sources, splits = metadata["shares"], metadata["splits"].values()
     for unit in ("documents", "bytes", "tokens"):
         assert sum(counts[unit] for counts in sources.values()) == sum(split[unit] for split in splits)
-    assert list(sources) == ["py", "c", "hub", "tree", "misspelt"]
+    assert list(sources) == ["py", "c", "hub", "tree", "rust"]
     printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "--mix rust: none of the first records is in rust; they are in: c, python"
     lines = [line.split() for line in printed[printed.index(next(line for line in printed if "of tokens" in line)) :]]
     assert lines[4][:2] == ["tree", "2"]
-    assert lines[5] == ["misspelt", "0", "0.00", "0", "0.00%"]
+    assert lines[5] == ["rust", "0", "0.00", "0", "0.00%"]
     assert sources["hub"]["documents"] == 100
     assert sources["tree"] == {"documents": 2, "bytes": 256 + 7, "tokens": 256 + 7 + 2}
     assert 300 < sources["py"]["documents"] < 450  # 150 documents twice, and half of them a third time

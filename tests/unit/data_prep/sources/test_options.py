@@ -18,7 +18,7 @@ def _parsed(*words: str) -> argparse.Namespace:
 def test_options_and_their_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = _parsed("--input", "a", "b", "--extensions", ".py")
     assert (arguments.input, arguments.extensions, arguments.text_field) == (["a", "b"], [".py"], "text")
-    assert read_options(arguments, fields=()) == ReadOptions("text", "text", (), "count")
+    assert read_options(arguments, fields=()) == ReadOptions(fields=())
     assert read_options(_parsed("--input", "a", "--strict")).bad_input == "refuse"
     for wrong in (["--input", "a", "--mix", "a=a:1"], []):
         with pytest.raises(SystemExit):

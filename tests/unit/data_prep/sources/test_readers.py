@@ -111,7 +111,7 @@ def test_a_cut_file_gives_every_line_once(piece_bytes: int, tmp_path: Path) -> N
         ("a.py", b"ab\0", r"a\.py: binary \(byte 2: NUL\); repair the file"),
         ("a.py", b"abc\xe9", r"a\.py: not_utf8 \(byte 3: .*\); repair the file"),
         ("a.jsonl", b'{"text": "x"}\n{"text"}\n', r"a\.jsonl:2: bad_json \(byte 14: .*omit --strict"),
-        ("a.jsonl", b'{"txt": "x"}\n', r"a\.jsonl:1: no_text_field \(byte 0: no key 'text' among 'txt'\)"),
+        ("a.jsonl", b'{"txt": "x"}\n', r"a\.jsonl:1: no_text_field \(byte 0: no key 'text' among 'txt'; did"),
         (
             "a.jsonl.gz",
             gzip.compress(b'{"text": "x"}\n', mtime=0)[:-3],

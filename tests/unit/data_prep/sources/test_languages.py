@@ -1,6 +1,6 @@
 import pytest
 
-from data_prep.filters.languages import UNKNOWN, language_of
+from data_prep.sources.languages import UNKNOWN, language_of
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.sources.documents import Document, Dropped
+from data_prep.sources.formats import parquet
 from data_prep.sources.listing import list_source
 from data_prep.sources.readers import BadInputError
 from tests.helpers.records import byte_of, records_of, texts_of
@@ -50,8 +51,9 @@ def test_parquet_with_values_that_are_not_text(tmp_path: Path) -> None:
     assert texts_of(records_of(path, text_field="category")) == ["x", "y", "x", "<text_not_a_string>"]
     assert texts_of(records_of(path, text_field="number")) == ["<text_not_a_string>"] * 4
     missing = records_of(path, text_field="content", fields=())
-    assert texts_of(missing) == ["<no_text_field>"] * 4
+    assert texts_of(missing) == ["<no_text_field>"]
     assert isinstance(missing[0], Dropped)
+    assert (missing[0].documents, missing[0].input_bytes) == (4, path.stat().st_size)
     assert "no key 'content' among 'text', 'category', 'number'" in missing[0].detail
 
 
@@ -69,7 +71,7 @@ def test_only_the_damaged_row_group_is_lost(tmp_path: Path) -> None:
     assert texts_of(records) == [*texts[:100], "<corrupt_parquet>", *texts[200:]]
     bad = records[100]
     assert isinstance(bad, Dropped)
-    assert bad.source == f"{path}:row 100"
+    assert (bad.source, bad.documents) == (f"{path}:row 100", 100)
     first = pq.read_metadata(path).row_group(1).column(0)
     assert f"from byte {first.dictionary_page_offset or first.data_page_offset}:" in bad.detail
     assert sum(record.input_bytes for record in records) == len(data)
@@ -79,3 +81,45 @@ def test_only_the_damaged_row_group_is_lost(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         assert texts_of(records_of(path, text_field="content")) == ["<corrupt_parquet>"]
         assert byte_of(records_of(path)[0]) == len(damaged)
+
+
+def test_only_wanted_columns_are_read(tmp_path: Path) -> None:
+    """A value that Python cannot hold, or a damaged page, in a column that nobody asked for harms no document."""
+    path, texts = tmp_path / "a.parquet", ["one", "two", "three"]
+    years = pa.array([0, 4 * 10**14, 0], type=pa.timestamp("ms"))  # the second is the year 14645
+    bad_text = pa.array([b"fine", b"\xff", b"fine"]).view(pa.string())
+    pq.write_table(pa.table({"text": texts, "crawled": years, "path": bad_text, "lang": ["c"] * 3}), path)
+    assert texts_of(records_of(path, fields=("lang",))) == texts
+    everything = records_of(path)
+    assert texts_of(everything) == texts
+    rows = [record.row for record in everything if isinstance(record, Document)]
+    assert [row["path"] for row in rows] == ["fine", None, "fine"]
+    assert [row["crawled"] is None for row in rows] == [False, True, False]
+
+    chunk = pq.read_metadata(path).row_group(0).column(1)
+    data = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(data)
+    assert texts_of(records_of(path, fields=("lang",))) == texts
+    assert texts_of(records_of(path)) == ["<corrupt_parquet>"]
+
+
+def test_each_file_has_its_own_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"stars": [3], "text": ["b"]}), tmp_path / "2.parquet")
+    pq.write_table(pa.table({"text": pa.array([b"c"], type=pa.binary())}), tmp_path / "3.parquet")
+    assert texts_of(records_of(tmp_path)) == ["a", "b", "c"]
+
+
+def test_a_large_page_is_counted_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, texts = tmp_path / "a.parquet", ["a", "b" * 50_000, "c", "d" * 9000]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=2, compression="zstd", use_dictionary=False)
+    monkeypatch.setattr(parquet, "_MOST_PAGE_BYTES", 20_000)
+    monkeypatch.setattr(parquet, "MOST_RECORD_BYTES", 8000)
+    records = records_of(path)
+    assert texts_of(records) == ["<too_large>", "c", "<too_large>"]
+    assert [record.documents for record in records if isinstance(record, Dropped)] == [2, 1]
+    assert sum(record.input_bytes for record in records) == path.stat().st_size
+    monkeypatch.setattr(parquet, "_MOST_BYTES_AT_ONCE", 100)  # one row at a time
+    assert texts_of(records_of(path)) == texts_of(records)

@@ -1,0 +1,1 @@
+"""Hugging Face data sets: their files, whether these lie inside, and reading through the `datasets` library."""
