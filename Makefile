@@ -64,11 +64,15 @@ DEMO_EXPORT := exports/demo/params.json
 # Run on the CPU even where there is a GPU, with one thread for each of the two ranks.
 ON_CPU := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH"
 
+COMPLETE := $(BIN)/python -m pipeline.generate --ckpt_dir exports/demo --tokenizer_path exports/demo/tokenizer.model \
+    --first_token eos --prompt 'def __init__(self' --prompt 'class TestCase(unittest'
+
 demo: setup
 	@$(MAKE) --no-print-directory --silent $(DEMO_EXPORT)
-	@echo "[5/5] Complete code by self-speculative decoding and, to compare, one token at a time (a model this small repeats itself)"
-	@$(BIN)/python -m pipeline.generate --ckpt_dir exports/demo --tokenizer_path exports/demo/tokenizer.model \
-	    --first_token eos --prompt 'import ' --prompt 'for ' --max_seq_len 64 --compare
+	@echo "[5/5] Complete code: sampled, then greedily and one token at a time to compare; a model this small, trained for"
+	@echo "minutes, writes what looks like Python at best, and repeats itself where nothing is drawn at random"
+	@$(COMPLETE) --max_seq_len 80 --temperature 0.8
+	@$(COMPLETE) --max_gen_len 16 --compare
 	@echo
 	@echo "To see the curves: $(BIN)/tensorboard --logdir runs/demo/tensorboard"
 	@echo "Finished stages stay in data/demo, runs/demo and exports/demo; make demo reuses them."

@@ -21,6 +21,7 @@ from common.command_line import command_parser, raise_if_any, whole_number
 from common.s3 import S3Path
 from common.shard_format import METADATA, DamagedShardError, read_index, read_metadata
 from common.tokenizers import Tokenizer
+from common.wording import counted
 from data_prep.folder_argument import add_folder_argument, shard_folder
 from data_prep.shards.reader import ShardContent, load_shard_tokenizer, read_shard, window_shape, windows_at
 from data_prep.shards.window_text import EOS_MARK, Style, marked_text
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = check_split(root / split, metadata, expected_windows=expected["windows"])
         print(
             f"{split:<8}{expected['documents']:>14,}{expected['tokens']:>18,}{report.windows:>14,}{report.shards:>9,}"
-            f"{report.bytes / 1e6:>12,.1f}  {f'{len(report.problems)} problems' if report.problems else 'ok'}"
+            f"{report.bytes / 1e6:>12,.1f}  {counted(len(report.problems), 'problem') if report.problems else 'ok'}"
         )
         problems += report.problems
     raise_if_any(problems, heading=f"{root} is damaged")

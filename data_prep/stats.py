@@ -11,6 +11,7 @@ The last document of each part is cut off where its last window ends. It is coun
 from common.endings import exit_on_user_error
 
 import argparse
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -106,7 +107,7 @@ def _measure(root: Path | S3Path, metadata: dict[str, Any]) -> tuple[dict[str, S
         try:
             lengths[split], n_cut = document_lengths(root / split, metadata)
         except DamagedShardError as error:
-            raise UserError(f"{error}; see python -m data_prep.check_shards {root}") from error
+            raise UserError(f"{error}; see python -m data_prep.check_shards {shlex.quote(str(root))}") from error
         stats[split] = _stats(counts, lengths[split], n_cut=n_cut)
     total = {unit: sum(getattr(split_stats, unit) for split_stats in stats.values()) for unit in UNITS}
     n_cut = sum(split_stats.cut_documents for split_stats in stats.values())

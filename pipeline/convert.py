@@ -14,6 +14,7 @@ from common.endings import exit_on_user_error
 import argparse
 import fnmatch
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -78,10 +79,11 @@ def _first_token(stored: StoredModel, path: Path, tokenizer: str | None) -> Lite
 def _use(format_name: str, folder: Path, options: ExportOptions) -> str:
     """Return a command that uses the export."""
     if format_name == "deepspeed":
-        return f"deepspeed --module pipeline.train ... model.init_from={folder}"
-    tokenizer = {None: "TOKENIZER", BYTES: BYTES}.get(options.tokenizer, folder / TOKENIZER)
+        return f"deepspeed --module pipeline.train ... {shlex.quote(f'model.init_from={folder}')}"
+    tokenizer = str({None: "TOKENIZER", BYTES: BYTES}.get(options.tokenizer, folder / TOKENIZER))
     return (
-        f"python -m pipeline.generate --ckpt_dir {folder} --tokenizer_path {tokenizer}"
+        f"python -m pipeline.generate --ckpt_dir {shlex.quote(str(folder))}"
+        f" --tokenizer_path {shlex.quote(tokenizer)}"
         f" --first_token {options.first_token} --max_seq_len 128"
     )
 

@@ -1,5 +1,7 @@
 """The lines that open a run: model, layout, batch arithmetic, cost, budget, and the stages of a pipeline."""
 
+import shlex
+
 import torch
 
 from common.wording import counted
@@ -30,7 +32,7 @@ def header(inputs: Inputs, *, world: World, device: torch.device) -> str:
         f"{counted(train.micro_batch_size, 'sequence')} x {counted(config.data.seq_len, 'token')}\n"
         f"cost     {_cost(inputs, world=world, device=device)}\n"
         f"budget   {counted(train.total_tokens, 'token')} = {counted(config.total_steps, 'step')}\n"
-        f"watch    tensorboard --logdir {config.run_dir / 'tensorboard'}{stages}"
+        f"watch    tensorboard --logdir {shlex.quote(str(config.run_dir / 'tensorboard'))}{stages}"
     )
 
 

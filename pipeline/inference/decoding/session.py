@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common.command_line import UserError
 from common.tokenizers import Tokenizer
+from common.wording import counted
 from pipeline.config.model import ModelConfig
 from pipeline.inference.decoding.memory import DecodingMemory
 from pipeline.inference.decoding.prompts import Prompt
@@ -55,7 +56,7 @@ class Completion:
     def figures(self) -> str:
         """The number of tokens and the speed, for people to read."""
         return (
-            f"[{len(self.token_ids)} tokens, {self.tokens_per_forward:.2f} tokens per forward, "
+            f"[{counted(len(self.token_ids), 'token')}, {self.tokens_per_forward:.2f} tokens per forward, "
             f"{self.tokens_per_s:.1f} tokens/s]"
         )
 

@@ -1,5 +1,6 @@
 """The formats by name, and which of them a folder has."""
 
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def format_of(path: Path, *, among: Collection[str] = tuple(FORMATS)) -> Format:
         if FORMATS[name].is_at(path):
             return FORMATS[name]
     if FORMATS["deepspeed"].is_at(path):
-        raise UserError(f"{path} is a run or a checkpoint; export it first: python -m pipeline.convert --input {path}")
+        command = f"python -m pipeline.convert --input {shlex.quote(str(path))} --to meta --output FOLDER"
+        raise UserError(f"{path} is a run or a checkpoint; export it first: {command}")
     expected = "; ".join(f"{_LOOKS[name]} ({name})" for name in among)
     raise UserError(f"{path} holds no model; expected a folder with one of: {expected}")

@@ -16,6 +16,7 @@ import yaml
 
 from common.files import write_text
 from common.tokenizers import BYTES
+from common.wording import counted
 from pipeline.config.model import ModelConfig
 from pipeline.model.formulas import parameter_count
 from pipeline.weights.formats.export import ExportOptions
@@ -192,11 +193,16 @@ def _data(shards: Mapping[str, Any] | None) -> str:
     if tokenizer["sha256"]:
         facts["SHA-256 of the tokenizer"] = f"`{tokenizer['sha256']}`"
     for split, counts in shards["splits"].items():
-        facts[split] = f"{counts['documents']:,} documents, {counts['tokens']:,} tokens, {_bytes(counts['bytes'])}"
-    facts |= {f"dropped: {reason}": f"{count:,} documents" for reason, count in shards["dropped"].items()}
+        facts[split] = ", ".join(
+            [counted(counts["documents"], "document"), counted(counts["tokens"], "token"), _bytes(counts["bytes"])]
+        )
+    facts |= {f"dropped: {reason}": counted(count, "document") for reason, count in shards["dropped"].items()}
     sources = shards["sources"]
     rows = [
-        (f"`{PurePath(source['path']).name or _UNKNOWN}`", f"{source['files']:,} files, {_bytes(source['bytes'])}")
+        (
+            f"`{PurePath(source['path']).name or _UNKNOWN}`",
+            f"{counted(source['files'], 'file')}, {_bytes(source['bytes'])}",
+        )
         for source in sources[:_MAX_SOURCES]
     ]
     more = f"\nand {len(sources) - _MAX_SOURCES:,} more.\n" if len(sources) > _MAX_SOURCES else ""

@@ -1,5 +1,6 @@
 """The lines that open a run: model, layout, batch arithmetic, cost and pipeline stages."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,3 +60,12 @@ def test_the_header_says_how_ranks_share_a_replica(tmp_path: Path, size: str, la
     config = replace(config_in(tmp_path), parallel=ParallelConfig(**{size: 2}))
     inputs = Inputs(config=config, deepspeed_config={"zero_optimization": {"stage": 1}}, metadata={}, data_ranks=1)
     assert layout in header(inputs, world=MAIN, device=CPU).splitlines()
+
+
+def test_the_command_that_shows_the_curves_works_in_a_folder_with_a_space(tmp_path: Path) -> None:
+    inputs = Inputs(
+        config=config_in(tmp_path / "my runs"), deepspeed_config={"zero_optimization": {"stage": 1}}, metadata={},
+        data_ranks=2,
+    )  # fmt: skip
+    (line,) = [line for line in header(inputs, world=MAIN, device=CPU).splitlines() if line.startswith("watch")]
+    assert shlex.split(line)[1:] == ["tensorboard", "--logdir", f"{tmp_path}/my runs/try/tensorboard"]
