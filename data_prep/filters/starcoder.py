@@ -12,7 +12,8 @@ To add a rule, write a function and add it to `RULES`.
 
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
+
+from data_prep.filters.visible_text import visible_text_length
 
 _PROSE = {"html", "json", "markdown", "roff", "roff manpage", "smt", "tex", "text", "xml"}  # [2]: lines may be long
 _DATA = {"text", "json", "yaml", "web ontology language", "graphviz (dot)"}  # [2]
@@ -117,35 +118,3 @@ RULES: dict[str, Callable[[str, str], bool]] = {
     "encoded_data": has_encoded_data,
     "html_without_text": is_markup_without_text,
 }
-
-
-def visible_text_length(html: str) -> int:
-    """Return the number of characters outside markup, scripts and styles; 0 if the HTML cannot be parsed."""
-    parser = _VisibleText()
-    try:
-        parser.feed(html)
-        parser.close()
-    except (AssertionError, ValueError):  # html.parser raises these for some broken declarations
-        return 0
-    return parser.length
-
-
-class _VisibleText(HTMLParser):
-    """Counts the characters of text outside scripts and styles, whose content html.parser also reports as text."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.length = 0
-        self._hidden = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in self.CDATA_CONTENT_ELEMENTS:
-            self._hidden = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == self._hidden:
-            self._hidden = ""
-
-    def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self.length += len(data)
