@@ -20,10 +20,12 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from common.command_line import UserError, command_parser, one_line
+from common.command_line import UserError, command_parser
+from common.small_files import read_yaml
 from common.wording import counted
 from pipeline.data.sample_record import StepSamples, steps_of
 
@@ -50,19 +52,17 @@ class _RecordedRun:
     """
 
     def __init__(self, path: Path) -> None:
-        import yaml
-
         self.path = path
         self.incomplete: StepSamples | None = None
         try:
-            values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-            self.samples_per_step: int = values["train"]["batch_tokens"] // values["data"]["seq_len"]
-            # Streaming repeats samples until each canonical node has equally many (`batches.windows_per_epoch`).
-            self.most_padding: int = values["data"]["num_canonical_nodes"] - 1
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-            raise UserError(
-                f"{path} is not a run: its config.yaml cannot be read ({one_line(error)}); give a folder under runs/"
-            ) from error
+            values = read_yaml(path / "config.yaml")
+            batch_tokens, seq_len = _count(values, "train", "batch_tokens"), _count(values, "data", "seq_len")
+            canonical_nodes = _count(values, "data", "num_canonical_nodes")
+        except UserError as error:
+            raise UserError(f"{path} is not a run ({error}); give a folder under runs/") from error
+        self.samples_per_step = batch_tokens // seq_len
+        # Streaming repeats samples until each canonical node has equally many (`batches.windows_per_epoch`).
+        self.most_padding = canonical_nodes - 1
 
     def steps(self) -> Iterator[StepSamples]:
         """Yield the recorded steps; a last step that lacks samples is kept in `incomplete` instead.
@@ -78,6 +78,19 @@ class _RecordedRun:
             yield last
         else:
             self.incomplete = last
+
+
+def _count(values: Any, section: str, field: str) -> int:
+    """Return a field of a recipe that counts something.
+
+    Raises:
+        UserError: it is missing, or is no whole number above 0.
+    """
+    in_section = values.get(section) if isinstance(values, dict) else None
+    value = in_section.get(field) if isinstance(in_section, dict) else None
+    if type(value) is not int or value < 1:
+        raise UserError(f"its config.yaml has {section}.{field}={value!r:.80}, which is no whole number above 0")
+    return value
 
 
 def _report(run: _RecordedRun) -> bool:

@@ -21,10 +21,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from common.command_line import UserError
-from common.files import PatientFile, write_text
+from common.command_line import UserError, one_line
+from common.files import PatientFile, written_whole
+from common.small_files import read_lines
 from pipeline.config.schema import LogConfig
 from pipeline.runtime.collectives import from_main
+from pipeline.runtime.logs import logger
+from pipeline.runtime.metrics_lines import is_step, json_object
 from pipeline.runtime.world import World
 
 NOTHING = -1  # stands for the index of the window that was read if none could be
@@ -59,9 +62,9 @@ class SampleRecord:
         if world.world_size > 1:
             from_main(None)  # no rank may append before the files are cut
         self._file: PatientFile | None = None
+        self._waits = False
         if log.samples and world.rank % ranks_per_replica == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = PatientFile(lambda: folder / f"rank_{world.rank:05d}.jsonl")
+            self._file = PatientFile(lambda: _made(folder) / f"rank_{world.rank:05d}.jsonl")
 
     def __enter__(self) -> "SampleRecord":
         return self
@@ -69,24 +72,46 @@ class SampleRecord:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._file is not None and (error := self._file.close()) is not None:
+            logger.warning("the record of samples lost its last steps (%s)", one_line(error))
 
     def write(self, step: int, samples: list[EpochSamples]) -> None:
         """Append what this rank read in a step. Call it before the step's checkpoint, which relies on it."""
         if self._file is not None:
             line = json.dumps({"step": step, "samples": samples}, separators=(",", ":")) + "\n"
-            self._file.write(line.encode())
+            error = self._file.write(line.encode())
+            if error is not None and not self._waits:
+                logger.warning("the record of samples waits until it can be written (%s)", one_line(error))
+            self._waits = error is not None
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def remove_after(folder: Path, *, step: int) -> None:
-    """Remove later steps than `step` from every rank's file, and lines that a killed process left incomplete."""
-    for path in folder.glob(PATTERN):
-        with path.open(encoding="utf-8", errors="replace") as file:
-            lines = list(file)
-        kept = [line for line in lines if (record := _parsed(line)) is not None and record["step"] <= step]
-        if kept != lines:
-            write_text(path, "".join(kept))
+    """Remove later steps than `step` from every rank's file, and lines that a killed process left incomplete.
+
+    What cannot be read or written is left as it is, with a warning: a record must not end a run.
+    """
+    for path in sorted(folder.glob(PATTERN)):
+        try:
+            _cut(path, step=step)
+        except (OSError, UserError) as error:
+            logger.warning("%s keeps steps after %d, which will run again (%s)", path, step, one_line(error))
+
+
+def _cut(path: Path, *, step: int) -> None:
+    if all(_is_kept(line, step=step) for line in read_lines(path)):
+        return
+    with written_whole(path) as partial, partial.open("wb") as file:
+        file.writelines(line for line in read_lines(path) if line is not None and _is_kept(line, step=step))
+
+
+def _is_kept(line: bytes | None, *, step: int) -> bool:
+    record = _parsed(line)
+    return record is not None and record["step"] <= step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +129,10 @@ def steps_of(run_dir: Path) -> Iterator[StepSamples]:
     """Yield the recorded steps of a run in order; only one of them is in memory at a time.
 
     Raises:
-        UserError: there is no record, or it holds no complete line.
+        UserError: there is no record, or it holds no complete line, or a file of it cannot be read.
     """
-    records = heapq.merge(*map(_records, sorted((run_dir / FOLDER).glob(PATTERN))), key=_step)
+    files = sorted((run_dir / FOLDER).glob(PATTERN))
+    records = heapq.merge(*map(_records, files), key=_step)
     first = next(records, None)
     if first is None:
         raise UserError(
@@ -132,19 +158,30 @@ def samples_by_step(run_dir: Path) -> dict[int, Counter[Sample]]:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        yield from (record for record in map(_parsed, file) if record is not None)
+    return (record for record in map(_parsed, read_lines(path)) if record is not None)
 
 
 def _step(record: dict[str, Any]) -> int:
     return record["step"]
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _parsed(line: bytes | None) -> dict[str, Any] | None:
     """Return a line's object, or None if the line is damaged; its step then lacks samples, which an audit reports."""
-    try:
-        record: dict[str, Any] = json.loads(line)
-        is_complete = line.endswith("\n") and isinstance(record["step"], int) and isinstance(record["samples"], list)
-    except (ValueError, KeyError, TypeError):
+    record = json_object(line) if line is not None and line.endswith(b"\n") else None
+    if record is None or not is_step(record.get("step")) or not isinstance(record.get("samples"), list):
         return None
-    return record if is_complete else None
+    return record if all(map(_is_epoch, record["samples"])) else None
+
+
+def _is_epoch(value: Any) -> bool:
+    """Return True if a value is an epoch and a list of samples, each of which is an index, or a pair of them."""
+    if not isinstance(value, list) or len(value) != 2 or not _is_index(value[0]) or not isinstance(value[1], list):
+        return False
+    return all(
+        _is_index(sample) if not isinstance(sample, list) else len(sample) == 2 and all(map(_is_index, sample))
+        for sample in value[1]
+    )
+
+
+def _is_index(value: Any) -> bool:
+    return type(value) is int and NOTHING <= value < 1 << 63

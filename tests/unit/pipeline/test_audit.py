@@ -1,5 +1,7 @@
 """The audit of one run's record, and the comparison of two, on records that are written by hand."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +110,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     for arguments, message in [
         ([unrecorded], "has no record of its samples (samples/rank_*.jsonl); a run keeps one with log.samples=true"),
         ([empty], "has no record of its samples"),
-        ([tmp_path / "nothing"], "is not a run: its config.yaml cannot be read"),
+        ([tmp_path / "nothing"], "config.yaml cannot be read: No such file or directory); give a folder under runs/"),
     ]:
         done = run_module("pipeline.audit", *arguments)
         assert done.returncode == 2
@@ -120,9 +122,15 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert "one run or two, not 3" in three.stderr
 
 
+BAD_CONFIGS = [
+    f"train: {{batch_tokens: {batch}}}\ndata: {{seq_len: {length}, num_canonical_nodes: {nodes}}}"
+    for batch, length, nodes in [("x", 1, 1), (1, 0, 1), (1.5, 1, 1), ("1e999", 1, 1), (8, "true", 1), (8, 1, "[2]")]
+]
+
+
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:
     run = recorded_run(tmp_path / "run", GOOD)
-    for content in ("- 1", "train: {}", "a: [", "train: {batch_tokens: x}\ndata: {seq_len: 1}"):
+    for content in ("- 1", "train: {}", "a: [", *BAD_CONFIGS):
         (run / "config.yaml").write_text(content)
         with pytest.raises(UserError, match="is not a run"):
             audit.main([str(run)])
@@ -138,3 +146,42 @@ def test_a_damaged_line_counts_as_a_missing_step(tmp_path: Path, capsys: pytest.
     assert "wrong: 1 of the steps up to 3 are missing" in out
     remove_after(run / "samples", step=3)
     assert sorted(samples_by_step(run)) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "samples",
+    ["7", "{}", "[7]", "[[0]]", "[[0, 7]]", "[[0, [[1]]]]", "[[0, [[1, 2, 3]]]]", "[[0, [null]]]", "[[0, [true]]]",
+     "[[0, [1.0]]]", '[["0", [1]]]', "[[0, [[[1], 2]]]]", f"[[0, [{2**63}]]]", f"[[{10**400}, [1]]]", "[[0, [-2]]]",
+     "[[0, [NaN]]]", "[" * 100_000],
+)  # fmt: skip
+def test_lines_of_other_shapes_count_as_missing(
+    samples: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = recorded_run(tmp_path / "run", {1: GOOD[1], 3: GOOD[3]})
+    path = run / "samples" / "rank_00000.jsonl"
+    first, third = path.read_text().splitlines(keepends=True)
+    path.write_text(f'{first}{{"step": 2, "samples": {samples}}}\n{third}')
+    out, code = outcome(capsys, run)
+    assert (code, "wrong: 1 of the steps up to 3 are missing" in out) == (1, True)
+
+
+def _as_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _as_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _as_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize(("make", "what"), [(_as_folder, "folder"), (_as_fifo, "FIFO"), (_as_device, "device")])
+@pytest.mark.parametrize("name", ["samples/rank_00001.jsonl", "config.yaml"])
+def test_what_is_no_file_is_named(make: Callable[[Path], None], what: str, name: str, tmp_path: Path) -> None:
+    run = recorded_run(tmp_path / "run", GOOD)
+    (run / name).unlink(missing_ok=True)
+    make(run / name)
+    with pytest.raises(UserError, match=rf"{name} cannot be read: it is a {what}"):
+        audit.main([str(run)])
