@@ -67,6 +67,7 @@ def read_on_rank(task: dict[str, Any]) -> dict[str, Any]:
         DataConfig(shards=task["shards"], seq_len=SEQ_LEN, num_workers=task["workers"]),
         train=TrainConfig(batch_tokens=MICRO_BATCH * SEQ_LEN, micro_batch_size=MICRO_BATCH),
         n_future_tokens=HEADS,
+        vocab_size=32_000,
         device=device,
     )
     next(data)  # computes the epoch's order, and starts the workers

@@ -105,7 +105,12 @@ def start_on_rank(task: dict[str, Any]) -> dict[str, float]:
     config = inputs.config
     data = timed(
         "shards opened",
-        lambda: TrainingData(config.data, train=config.train, n_future_tokens=config.model.n_future_tokens),
+        lambda: TrainingData(
+            config.data,
+            train=config.train,
+            n_future_tokens=config.model.n_future_tokens,
+            vocab_size=config.model.vocab_size,
+        ),
     )
     first = timed("first batch (epoch's order, workers)", lambda: next(data))
     timed("first step", lambda: engine.train_step(iter([first]), learning_rate=1e-4))

@@ -24,6 +24,7 @@ from common.wording import for_terminal, shortened
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 USER_ERROR_EXIT_CODE = 2
 _MOST_CHARACTERS = 20_000  # of a message
+_MOST_PROBLEMS = 100  # that one message lists
 
 
 class UserError(ValueError):
@@ -177,4 +178,5 @@ def raise_if_any(problems: Sequence[str], *, heading: str) -> None:
     if len(problems) == 1:
         raise UserError(f"{heading}: {problems[0]}")
     if problems:
-        raise UserError(f"{heading}:" + "".join(f"\n  - {problem}" for problem in problems))
+        more = [f"and {len(problems) - _MOST_PROBLEMS:,} more"] if len(problems) > _MOST_PROBLEMS else []
+        raise UserError(f"{heading}:" + "".join(f"\n  - {problem}" for problem in [*problems[:_MOST_PROBLEMS], *more]))

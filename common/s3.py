@@ -101,8 +101,20 @@ class S3Path:
                 found |= names
         return found
 
-    def read_bytes(self) -> bytes:
-        """Return the bytes of an object."""
+    def size(self) -> int:
+        """Return the size of an object in bytes."""
+        with _explained(str(self)):
+            answer = _client(os.getpid(), _PERSISTENT).head_object(Bucket=self._bucket, Key=self._key)
+        return int(answer["ContentLength"])
+
+    def read_bytes(self, *, most_bytes: int | None = None) -> bytes:
+        """Return the bytes of an object.
+
+        Raises:
+            OSError: it has more than `most_bytes`.
+        """
+        if most_bytes is not None and self.size() > most_bytes:
+            raise OSError(errno.EFBIG, f"it has more than {most_bytes:,} bytes")
         data = io.BytesIO()
         with _explained(str(self)):  # get_object would not retry after a connection breaks
             _client(os.getpid(), _PERSISTENT).download_fileobj(self._bucket, self._key, data)

@@ -6,14 +6,17 @@
                                      name, the size and a hash
     DIR/<split>/<part>/shard.*.mds   the windows themselves (MDS, the format of mosaicml-streaming)
 
-A folder may lie on a disk or in S3. `read_metadata` and `read_index` check what they read; `file_fault` and
-`content_fault` compare a shard's file with its entry in the index.
+A folder may lie on a disk or in S3. `read_metadata` and `read_index` check what they read, so that readers may rely on
+every value that they use. `file_fault` and `content_fault` compare a shard's file with its entry in the index: first
+its size, so that no file takes more memory than its index says.
 """
 
 import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,28 @@ import xxhash
 from common.command_line import UserError
 from common.files import name_inside
 from common.s3 import S3Path
+from common.small_files import BadFileError, open_regular_file, parse_json, read_small_file
+from common.wording import shortened
 
 FORMAT_VERSION = 1
 METADATA = "metadata.json"
 INDEX = "index.json"
 TOKENIZER_MODEL = "tokenizer.model"
 
-_FILES_OF_A_SHARD = ("raw_data", "zip_data", "raw_meta", "zip_meta")  # the keys of an entry that describe a file
+COMPRESSIONS = ("zstd", "gz", "bz2")  # of shards that other tools have written; data_prep writes zstd
+
+_MOST_INDEX_BYTES = 128 << 20  # some 400,000 shards
+_MOST_FILE_BYTES = 64 << 20  # of other files at the root: metadata and tokenizer
 _LARGEST_FILE = (1 << 32) - 1  # bytes: offsets in an MDS file are uint32
+_LONGEST_WINDOW = 1 << 29  # tokens of uint16 that fit into such a file
+_MDS_VERSION = 2
+_KEYS_OF_A_SHARD = {
+    "version", "format", "compression", "hashes", "size_limit", "column_names", "column_encodings", "column_sizes",
+    "samples", "raw_data", "zip_data",
+}  # fmt: skip
+_KEYS_OF_A_FILE = {"basename", "bytes", "hashes"}
+_DOCUMENT_ENDS = ("eos", "bos", "both", "none")
+_WRONG = (ValueError, KeyError, TypeError, AttributeError)  # what unexpected values raise while they are checked
 
 
 class DamagedShardError(UserError):
@@ -55,16 +72,35 @@ def read_finished_file(folder: Path | S3Path, name: str) -> bytes:
         "does not exist: the folder was not written by data_prep.write_shards, or is not finished (run the same command"
         " again)"
     )
-    return _read(folder / name, if_missing=unfinished, error_type=UserError)
+    return _read(folder / name, if_missing=unfinished, error_type=UserError, most_bytes=_MOST_FILE_BYTES)
 
 
-def _read(path: Path | S3Path, *, if_missing: str, error_type: type[UserError]) -> bytes:
+def _read(path: Path | S3Path, *, if_missing: str, error_type: type[UserError], most_bytes: int) -> bytes:
     try:
-        return path.read_bytes()
+        if isinstance(path, S3Path):
+            return path.read_bytes(most_bytes=most_bytes)
+        return read_small_file(path, most_bytes=most_bytes)
     except FileNotFoundError as error:
         raise error_type(f"{path} {if_missing}") from error
+    except BadFileError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        raise error_type(f"{path} {if_missing}" if missing else str(error)) from error
     except OSError as error:
         raise error_type(f"{path} cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def _explained(path: Path | S3Path, *, kind: str, error_type: type[UserError]) -> Iterator[None]:
+    """Turn what unexpected values raise into one error that names the file."""
+    try:
+        yield
+    except BadFileError as error:
+        raise error_type(f"{path} is not {kind} of shards ({error}); write the shards again") from error
+    except UserError:  # a name that leads out of the folder
+        raise
+    except _WRONG as error:
+        why = shortened(repr(error), most=300)
+        raise error_type(f"{path} is not {kind} of shards ({why}); write the shards again") from error
 
 
 def parse_metadata(stored: bytes, *, path: Path | S3Path) -> dict[str, Any]:
@@ -73,30 +109,32 @@ def parse_metadata(stored: bytes, *, path: Path | S3Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or of another version, or the name of a split leads out of the folder.
     """
-    try:
-        metadata = json.loads(stored)
+    with _explained(path, kind="metadata", error_type=UserError):
+        metadata = parse_json(stored, name="it")
         version = metadata["format_version"]
         if version == FORMAT_VERSION:
             _check_metadata(metadata, path=path)
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is not metadata of shards ({error!r}); write the shards again") from error
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format_version={version!r}, but this code reads {FORMAT_VERSION}")
     return dict(metadata)
 
 
 def _check_metadata(metadata: dict[str, Any], *, path: Path | S3Path) -> None:
-    """Check the values that readers use; raise UserError, ValueError, KeyError, TypeError or AttributeError."""
-    for key in ("seq_len", "lookahead", "vocab_size"):
-        _check_number(metadata[key], name=key, least=1)
+    """Check the values that readers use; raise UserError or one of `_WRONG`."""
+    for key, most in (("seq_len", _LONGEST_WINDOW), ("lookahead", _LONGEST_WINDOW), ("vocab_size", 1 << 16)):
+        _check_number(metadata[key], name=key, least=1, most=most)
     for key in ("kind", "sha256"):
         _check_text(metadata["tokenizer"][key], name=f"tokenizer.{key}")
+    for key in ("bos_id", "eos_id"):
+        _check_number(metadata["tokenizer"][key], name=f"tokenizer.{key}", least=-1, most=metadata["vocab_size"] - 1)
     for split, counts in metadata["splits"].items():
         name_inside(split, named_in=path)
-        for key in ("documents", "tokens", "windows"):
+        for key in ("documents", "tokens", "windows", "bytes"):
             _check_number(counts[key], name=f"splits.{split}.{key}", least=0)
+    if metadata.get("document_ends", "eos") not in _DOCUMENT_ENDS:
+        raise ValueError(f"document_ends is {metadata['document_ends']!r}")
+    for name, sentinel in ((metadata.get("fim") or {}).get("sentinels") or {}).items():
+        _check_number(sentinel, name=f"fim.sentinels.{name}", least=0, most=metadata["vocab_size"] - 1)
 
 
 def read_index(folder: Path | S3Path, *, strict: bool = False) -> list[dict[str, Any]]:
@@ -111,40 +149,69 @@ def read_index(folder: Path | S3Path, *, strict: bool = False) -> list[dict[str,
         UserError: the name of a file leads out of the folder.
     """
     path = folder / INDEX
-    stored = _read(path, if_missing="is missing; write the shards again", error_type=DamagedShardError)
-    try:
-        entries: list[dict[str, Any]] = json.loads(stored)["shards"]
+    missing = "is missing; write the shards again"
+    stored = _read(path, if_missing=missing, error_type=DamagedShardError, most_bytes=_MOST_INDEX_BYTES)
+    with _explained(path, kind="an index", error_type=DamagedShardError):
+        index = parse_json(stored, name="it")
+        _check_number(index["version"], name="version", least=_MDS_VERSION, most=_MDS_VERSION)
+        entries: list[dict[str, Any]] = index["shards"]
         for entry in entries:
             _check_entry(entry, path=path, strict=strict)
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedShardError(f"{path} is not an index of shards ({error!r}); write the shards again") from error
+            _check_columns(entry)
     return entries
 
 
 def _check_entry(entry: dict[str, Any], *, path: Path | S3Path, strict: bool) -> None:
-    """Check one shard's entry; raise UserError, ValueError, KeyError, TypeError or AttributeError."""
+    """Check one shard's entry; raise UserError or one of `_WRONG`."""
     least = 1 if strict else 0
     _check_number(entry["samples"], name="samples", least=least, most=_LARGEST_FILE)
-    files = [entry["raw_data"], *(entry[key] for key in _FILES_OF_A_SHARD[1:] if entry.get(key) is not None)]
-    for file in files:
+    for file in (entry["raw_data"], *([] if entry["zip_data"] is None else [entry["zip_data"]])):
         name_inside(file["basename"], named_in=path)
         _check_number(file["bytes"], name=f"bytes of {file['basename']}", least=least, most=_LARGEST_FILE)
         for algorithm, expected in file["hashes"].items():
             _check_text(expected, name=f"{algorithm} of {file['basename']}")
         if strict and "xxh64" not in file["hashes"]:
             raise ValueError(f"{file['basename']} has no xxh64 hash")
+        _check_keys(file, _KEYS_OF_A_FILE)
+    _check_number(entry["version"], name="version", least=_MDS_VERSION, most=_MDS_VERSION)
+    if entry["format"] != "mds":
+        raise ValueError(f"format is {entry['format']!r}")
+    if entry["zip_data"] is not None and entry["compression"].partition(":")[0] not in COMPRESSIONS:
+        raise ValueError(f"compression is {entry['compression']!r}, not one of {', '.join(COMPRESSIONS)}")
+    if entry["size_limit"] is not None:
+        _check_number(entry["size_limit"], name="size_limit", least=0)
+    _check_keys(entry, _KEYS_OF_A_SHARD)  # streaming accepts no others
+
+
+def _check_columns(entry: dict[str, Any]) -> None:
+    """Check that each column is an array of uint16, and that the windows fit into the file."""
+    columns = zip(entry["column_names"], entry["column_encodings"], entry["column_sizes"], strict=True)
+    sizes = {}
+    for name, encoding, size in columns:
+        found = re.fullmatch(r"ndarray:uint16:([1-9]\d{0,8})", encoding)
+        if found is None or size != 2 * int(found[1]):
+            raise ValueError(f"column {name!r} has the encoding {encoding!r} and the size {size!r}")
+        sizes[name] = size
+    if "tokens" not in sizes or len(sizes) < len(entry["column_names"]):
+        raise ValueError(f"the columns are {entry['column_names']!r}")
+    n_windows, n_bytes = entry["samples"], entry["raw_data"]["bytes"]
+    if n_windows and n_bytes < 4 * (n_windows + 2) + n_windows * sum(sizes.values()):
+        raise ValueError(f"{n_windows} windows do not fit into the {n_bytes} bytes of {entry['raw_data']['basename']}")
+
+
+def _check_keys(found: dict[str, Any], expected: set[str]) -> None:
+    for name in found.keys() ^ expected:
+        raise KeyError(name)
 
 
 def _check_number(value: Any, *, name: str, least: int, most: float = math.inf) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{name} is {value!r}")
+        raise ValueError(f"{name} is {value!r:.100}")
 
 
 def _check_text(value: Any, *, name: str) -> None:
     if not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r}")
+        raise TypeError(f"{name} is {value!r:.100}")
 
 
 def file_fault(path: Path, *, n_bytes: int, hashes: Mapping[str, str], name: object = None) -> str | None:
@@ -159,15 +226,39 @@ def file_fault(path: Path, *, n_bytes: int, hashes: Mapping[str, str], name: obj
     """
     name, algorithm = name or path, hash_algorithm(hashes)
     try:
-        found_bytes, found_hash = path.stat().st_size, None
-        if found_bytes == n_bytes and algorithm is not None:
-            with path.open("rb") as file:
+        with open_regular_file(path, name=name) as file:
+            found_bytes, found_hash = os.fstat(file.fileno()).st_size, None
+            if found_bytes == n_bytes and algorithm is not None:
                 found_hash = hashlib.file_digest(file, _constructor(algorithm)).hexdigest()
-    except FileNotFoundError:
-        return f"{name} is missing, its index says {n_bytes} bytes"
+    except BadFileError as error:
+        is_missing = isinstance(error.__cause__, FileNotFoundError)
+        return f"{name} is missing, its index says {n_bytes} bytes" if is_missing else str(error)
     except OSError as error:
         return f"{name} cannot be read ({error.strerror})"
     return _difference(name, found_bytes, found_hash, n_bytes=n_bytes, hashes=hashes)
+
+
+def read_shard_file(path: Path | S3Path, *, n_bytes: int, hashes: Mapping[str, str]) -> bytes:
+    """Return the content of a shard's file, given its entry in the index; a file of another size is not read.
+
+    Raises:
+        DamagedShardError: it cannot be read, or is not what its index says.
+    """
+    content, fault = b"", None
+    try:
+        found_bytes = path.size() if isinstance(path, S3Path) else path.stat().st_size
+        if found_bytes == n_bytes:
+            content = path.read_bytes() if isinstance(path, S3Path) else read_small_file(path, most_bytes=n_bytes)
+            fault = content_fault(content, name=path, n_bytes=n_bytes, hashes=hashes)
+        else:
+            fault = _difference(path, found_bytes, None, n_bytes=n_bytes, hashes=hashes)
+    except BadFileError as error:
+        fault = str(error)
+    except OSError as error:
+        fault = f"{path} cannot be read ({error.strerror})"
+    if fault is not None:
+        raise DamagedShardError(fault)
+    return content
 
 
 def content_fault(content: bytes, *, name: object, n_bytes: int, hashes: Mapping[str, str]) -> str | None:

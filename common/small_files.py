@@ -10,6 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Hashable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +21,7 @@ from common.command_line import UserError
 MOST_BYTES = 16 << 20
 MOST_YAML_BYTES = 256 << 10  # PyYAML reads some 200 kB/s
 MOST_LEVELS = 64
+_READ_AT_ONCE = 1 << 20
 MOST_YAML_VALUES = 100_000  # with every alias written out
 _INTEGERS = range(-(1 << 63), 1 << 64)
 _SKIPPED_AT_ONCE = 1 << 14  # bytes of a line that is too long
@@ -43,7 +45,7 @@ def read_small_file(path: Path, *, what: str = "", most_bytes: int = MOST_BYTES)
     name = f"{what} {path}".strip()
     with open_regular_file(path, name=name) as file:
         try:
-            contents = file.read(most_bytes + 1)
+            contents = b"".join(_chunks(file, most_bytes=most_bytes))
         except OSError as error:
             raise BadFileError(f"{name} cannot be read: {error.strerror}") from error
     if len(contents) > most_bytes:
@@ -51,7 +53,7 @@ def read_small_file(path: Path, *, what: str = "", most_bytes: int = MOST_BYTES)
     return contents
 
 
-def open_regular_file(path: Path, *, name: object) -> IO[bytes]:
+def open_regular_file(path: Path, *, name: object) -> BufferedReader:
     """Return a regular file, open for reading. A FIFO is not waited for, and a device is not read.
 
     Raises:
@@ -68,6 +70,14 @@ def open_regular_file(path: Path, *, name: object) -> IO[bytes]:
         os.close(descriptor)
         raise BadFileError(f"{name} cannot be read: it is {_kind(mode)}, not a file")
     return open(descriptor, "rb")
+
+
+def _chunks(file: BufferedReader, *, most_bytes: int) -> Iterator[bytes]:
+    """Yield the content of a file, and of a longer one some more than `most_bytes`."""
+    n_bytes = 0  # a single read would allocate all that it asks for
+    while n_bytes <= most_bytes and (chunk := file.read(min(_READ_AT_ONCE, most_bytes + 1 - n_bytes))):
+        n_bytes += len(chunk)
+        yield chunk
 
 
 def _kind(mode: int) -> str:

@@ -135,7 +135,7 @@ def _training_data(inputs: Inputs, *, device: "torch.device") -> "TrainingData":
     config = inputs.config
     return TrainingData(
         config.data, train=config.train, n_future_tokens=config.model.n_future_tokens,
-        ranks_per_replica=config.parallel.ranks_per_replica, device=device,
+        vocab_size=config.model.vocab_size, ranks_per_replica=config.parallel.ranks_per_replica, device=device,
     )  # fmt: skip
 
 
@@ -148,6 +148,7 @@ def _validation_data(inputs: Inputs, *, world: World, device: "torch.device") ->
         return None
     return ValidationData(
         config.data, micro_batch_size=config.train.micro_batch_size, n_future_tokens=config.model.n_future_tokens,
+        vocab_size=config.model.vocab_size,
         n_windows=evaluation_windows(inputs.metadata, config.train, data_ranks=inputs.data_ranks),
         replica=world.rank // config.parallel.ranks_per_replica, n_replicas=inputs.data_ranks, device=device,
     )  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 import zstandard
 
 from common.s3 import S3Path
-from common.shard_format import METADATA, TOKENIZER_MODEL, DamagedShardError, content_fault
+from common.shard_format import METADATA, TOKENIZER_MODEL, DamagedShardError, content_fault, read_shard_file
 from common.tokenizers import BYTES, Tokenizer, load_tokenizer
 from data_prep.tokens.packing import TokenArray, WindowShape
 
@@ -78,25 +78,18 @@ def read_shard(folder: Path | S3Path, entry: dict[str, Any], metadata: dict[str,
 def _verified_bytes(folder: Path | S3Path, entry: dict[str, Any]) -> tuple[bytes, int]:
     """Return the uncompressed bytes of a shard, and the size of its file."""
     raw_entry, zip_entry = entry["raw_data"], entry.get("zip_data")
-    path = folder / (zip_entry or raw_entry)["basename"]
-    try:
-        stored = path.read_bytes()
-    except OSError as error:
-        raise DamagedShardError(f"{path} cannot be read ({error.strerror})") from error
-    _verify(stored, zip_entry or raw_entry, path)
+    file_entry = zip_entry or raw_entry
+    path = folder / file_entry["basename"]
+    stored = read_shard_file(path, n_bytes=file_entry["bytes"], hashes=file_entry["hashes"])
     if not zip_entry:
         return stored, len(stored)
     try:  # as a stream: decompressing at once allocates as much memory as the file's header asks for
         raw = zstandard.ZstdDecompressor().stream_reader(stored).read(raw_entry["bytes"] + 1)
     except zstandard.ZstdError as error:
         raise DamagedShardError(f"{path} cannot be decompressed ({error})") from error
-    _verify(raw, raw_entry, path)
-    return raw, len(stored)
-
-
-def _verify(content: bytes, file_entry: dict[str, Any], path: Path | S3Path) -> None:
-    if fault := content_fault(content, name=path, n_bytes=file_entry["bytes"], hashes=file_entry["hashes"]):
+    if fault := content_fault(raw, name=path, n_bytes=raw_entry["bytes"], hashes=raw_entry["hashes"]):
         raise DamagedShardError(fault)
+    return raw, len(stored)
 
 
 def _columns_in(

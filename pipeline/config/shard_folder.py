@@ -40,6 +40,18 @@ def local_folder(data: DataConfig) -> Path:
     return _mirror(data.shards, Path(data.cache))
 
 
+def folder_here(data: DataConfig) -> Path | None:
+    """Return the folder of the shards if it is on this node already; None if it would have to be fetched.
+
+    For the shards that a checkpoint names: where it comes from is not known, so it must not decide with whom this
+    machine speaks, or what is written where.
+    """
+    if "://" not in data.shards:
+        return Path(data.shards)
+    cached = Path(data.cache).glob("*") if data.cache else ()
+    return next((folder for folder in cached if _is_mirror(folder, of=data.shards)), None)
+
+
 def remote_split(data: DataConfig, split: str) -> S3Path | None:
     """Return the S3 address from which the shards of a split are fetched; None if they are on a disk."""
     return S3Path(data.shards) / split if is_remote(data.shards) else None
@@ -51,7 +63,7 @@ def _mirror(shards: str, cache: Path) -> Path:
     remote.check_bucket()
     stored = read_finished_file(remote, METADATA)
     metadata = parse_metadata(stored, path=remote / METADATA)
-    folder = cache / hashlib.sha256(f"{remote}\0".encode() + stored).hexdigest()[:16]
+    folder = cache / _name_of_mirror(str(remote), stored)
     wanted = [f"{split}/{INDEX}" for split in metadata["splits"]]
     wanted += [METADATA] if metadata["tokenizer"]["kind"] == BYTES else [TOKENIZER_MODEL, METADATA]
     for name in wanted:
@@ -59,6 +71,18 @@ def _mirror(shards: str, cache: Path) -> Path:
         if not path.exists():
             _fetch(remote / name, path, cache=cache)
     return folder
+
+
+def _name_of_mirror(remote: str, metadata: bytes) -> str:
+    return hashlib.sha256(f"{remote}\0".encode() + metadata).hexdigest()[:16]
+
+
+def _is_mirror(folder: Path, *, of: str) -> bool:
+    try:
+        stored = read_finished_file(folder, METADATA)
+    except UserError:
+        return False
+    return folder.name == _name_of_mirror(of.rstrip("/"), stored)
 
 
 def _fetch(file: S3Path, path: Path, *, cache: Path) -> None:

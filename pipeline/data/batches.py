@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.command_line import UserError
 from pipeline.config.schema import DataConfig, TrainConfig
 from pipeline.config.shard_folder import local_folder, remote_split
 from pipeline.data.consumed import Account, Consumed
@@ -72,6 +73,7 @@ class TrainingData:
         *,
         train: TrainConfig,
         n_future_tokens: int,
+        vocab_size: int,
         ranks_per_replica: int = 1,
         device: torch.device = CPU,
     ) -> None:
@@ -81,6 +83,7 @@ class TrainingData:
             data: which shards, and the order of their windows.
             train: the sizes of a micro batch and of a step.
             n_future_tokens: targets for each position.
+            vocab_size: number of ids.
             ranks_per_replica: consecutive ranks that share a replica of the model, and so read the same samples.
             device: where batches go. They are copied as uint16, as they are stored: a quarter of the bytes, and
                 without waiting.
@@ -99,6 +102,8 @@ class TrainingData:
             local_folder(data) / "train",
             remote=remote_split(data, "train"),
             cache_limit=int(data.cache_limit_gb * 1e9) or None,
+            vocab_size=vocab_size,
+            least_tokens=data.seq_len + n_future_tokens,
             shuffle=True,
             shuffle_algo=data.shuffle_algo,
             shuffle_seed=data.shuffle_seed,
@@ -107,7 +112,7 @@ class TrainingData:
             batch_size=train.micro_batch_size,
             replication=ranks_per_replica if ranks_per_replica > 1 else None,
         )
-        self._n_windows = dataset.num_samples
+        self._n_windows, self._num_canonical_nodes = dataset.num_samples, data.num_canonical_nodes
         self._windows_per_epoch = windows_per_epoch(
             dataset.num_samples,
             windows_per_step=self._windows_per_step,
@@ -147,7 +152,11 @@ class TrainingData:
 
         Streaming refuses positions beyond the number of windows, but an epoch may be longer because it repeats some of
         them. In that case streaming gets an earlier position, and the batches in between are dropped.
+
+        Raises:
+            UserError: it is no position in this data.
         """
+        _check_position(state, num_canonical_nodes=self._num_canonical_nodes)
         self._resumed_at = state["sample_in_epoch"]
         latest = self._n_windows // self._windows_per_step * self._windows_per_step
         self._loader.load_state_dict({**state, "sample_in_epoch": min(self._resumed_at, latest)})
@@ -171,6 +180,24 @@ class TrainingData:
             self._resumed_at = 0
 
 
+def _check_position(state: Any, *, num_canonical_nodes: int) -> None:
+    """Check a position that was read from a file.
+
+    Raises:
+        UserError: streaming could not resume there.
+    """
+    allowed = {
+        "epoch": range(-1, 1 << 31), "sample_in_epoch": range(1 << 62), "shuffle_seed": range(1 << 63),
+        "initial_physical_nodes": range(1, 1 << 31),
+        "num_canonical_nodes": range(num_canonical_nodes, num_canonical_nodes + 1),
+    }  # fmt: skip
+    values = state if isinstance(state, dict) else {}
+    wrong = [key for key in allowed if type(values.get(key)) is not int or values[key] not in allowed[key]]
+    if wrong:
+        found = ", ".join(f"{key}={values.get(key)!r:.40}" for key in wrong)
+        raise UserError(f"the checkpoint's position in the data cannot be resumed: {found}; resume from an earlier one")
+
+
 def windows_per_epoch(n_windows: int, *, windows_per_step: int, num_canonical_nodes: int) -> int:
     """Return the number of windows in an epoch of the train split: as many whole steps as streaming's windows fill.
 
@@ -189,6 +216,7 @@ class ValidationData:
         *,
         micro_batch_size: int,
         n_future_tokens: int,
+        vocab_size: int,
         n_windows: int,
         replica: int,
         n_replicas: int,
@@ -200,6 +228,7 @@ class ValidationData:
             data: which shards.
             micro_batch_size: windows in a batch.
             n_future_tokens: targets for each position.
+            vocab_size: number of ids.
             n_windows: number of windows that all replicas read together.
             replica: number of this rank's replica of the model.
             n_replicas: number of replicas.
@@ -213,8 +242,9 @@ class ValidationData:
         self._mine, self._micro_batch_size = range(replica, n_windows, n_replicas), micro_batch_size
         self._cutter = _Cutter(seq_len=data.seq_len, n_future_tokens=n_future_tokens, device=device)
         self._dataset = ShardFolder(
-            local_folder(data) / "val", remote=remote_split(data, "val"), batch_size=micro_batch_size
-        )
+            local_folder(data) / "val", remote=remote_split(data, "val"), vocab_size=vocab_size,
+            least_tokens=data.seq_len + n_future_tokens, batch_size=micro_batch_size,
+        )  # fmt: skip
         self._account = Account()
 
     def __iter__(self) -> Iterator[Batch]:

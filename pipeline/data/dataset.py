@@ -1,7 +1,8 @@
 """A StreamingDataset that verifies each shard before first use, for shards on disks that fail or in S3.
 
-Before the first window of a shard is read, the size and hash of its file are compared with index.json. If the file is
-missing, truncated, unreadable or changed, the shard is damaged: windows of the next intact shard, in cyclic order,
+Before the first window of a shard is read, the size and hash of its file are compared with index.json, and its ids with
+the vocabulary. If the file is missing, truncated, unreadable or changed, or is not of this vocabulary, the shard is
+damaged: windows of the next intact shard, in cyclic order,
 replace its windows, so that steps keep their shape, and each `Window` says so. Nothing is raised, because an exception
 would kill a loader worker; what to do about damage is up to the training loop.
 
@@ -29,6 +30,7 @@ from pipeline.data.sample_record import NOTHING
 from pipeline.data.shared_memory import hold_name, one_start_at_a_time
 from pipeline.data.storage import LocalFiles, RemoteFiles, bytes_read_from_at_a_time, check_cache_limit
 from pipeline.data.verify import fault_of_file, fault_of_shard, reason_of
+from pipeline.data.window_file import BadWindowError, fault_of_windows, layout_of, read_window
 from pipeline.runtime.logs import logger
 from pipeline.runtime.world import world_from_environment
 
@@ -55,21 +57,33 @@ class ShardFolder(_Dataset):
     """The windows of one split, whose shards are on a disk, or are fetched to one."""
 
     def __init__(
-        self, folder: Path, *, remote: S3Path | None = None, cache_limit: int | None = None, **options: Any
-    ) -> None:
+        self, folder: Path, *, remote: S3Path | None = None, cache_limit: int | None = None,
+        vocab_size: int = 1 << 16, least_tokens: int = 1, **options: Any,
+    ) -> None:  # fmt: skip
         """Open the split; every rank must call it.
 
         Args:
             folder: the split's folder, with its index.json.
             remote: where shards are fetched from if they are not in the folder; None if all of them are there.
             cache_limit: bytes that fetched shards may take, not counting those that are arriving; None sets no limit.
+            vocab_size: number of ids; a shard that holds others is damaged.
+            least_tokens: tokens that a window must have.
             options: options of streaming.StreamingDataset.
 
         Raises:
-            UserError: there is no usable index.json, or the limit is too low for its shards.
+            UserError: there is no usable index.json, its windows are too short, or the limit is too low for its shards.
         """
-        if not sum(entry["samples"] for entry in read_index(folder)):
+        entries = read_index(folder)
+        if not sum(entry["samples"] for entry in entries):
             raise UserError(f"{folder / INDEX} names no samples; write the shards again")
+        self._layouts = [layout_of(entry["column_names"], entry["column_sizes"]) for entry in entries]
+        self._vocab_size, n_tokens = vocab_size, {layout.n_tokens for layout in self._layouts}
+        if len(n_tokens) > 1 or min(n_tokens) < least_tokens:
+            lengths = ", ".join(map(str, sorted(n_tokens)))
+            raise UserError(
+                f"{folder / INDEX} has windows of {lengths} tokens, but a run needs one length, {least_tokens} or more;"
+                " write the shards again"
+            )
         if remote is not None and cache_limit is not None:
             check_cache_limit(folder, cache_limit)
         self._stream = LocalFiles(local=str(folder)) if remote is None else RemoteFiles(remote, local=str(folder))
@@ -77,9 +91,7 @@ class ShardFolder(_Dataset):
             super().__init__(streams=[self._stream], cache_limit=cache_limit if remote is not None else None, **options)
             hold_name(self._shm_prefix_int, owner=self)
         self._folder, self._remote = folder, remote
-        encodings = dict(zip(self.shards[0].column_names, self.shards[0].column_encodings, strict=True))
-        _, _, length = encodings["tokens"].split(":")  # the format is ndarray:uint16:<length>
-        self._blank_W = np.zeros(int(length), np.uint16)
+        self._blank_W = np.zeros(n_tokens.pop(), np.uint16)
         # Shared memory, because every epoch has new loader workers.
         self._is_intact = multiprocessing.RawArray("b", self.num_shards)
         self._faults: dict[int, str] = {}
@@ -113,14 +125,13 @@ class ShardFolder(_Dataset):
         for n_left in reversed(range(1 if self._remote is None else _READS)):
             if not self._is_intact[shard_id] and not self._check(shard_id):
                 return None
+            path = self._folder / shard.file_pairs[0][0].basename
             try:
-                tokens_W: NDArray[np.uint16] = shard.get_item(offset)["tokens"]
-                return tokens_W
-            except Exception as error:  # a file that has no hash, or was damaged since, can make the reader raise any
+                return read_window(path, offset, layout=self._layouts[shard_id], vocab_size=self._vocab_size)
+            except (OSError, BadWindowError) as error:  # the file has no hash, was damaged since, or was written so
                 self._is_intact[shard_id] = 0
                 # A file that is missing now was probably removed to make room for another one: fetch it again.
                 if n_left == 0 or not isinstance(error, FileNotFoundError):
-                    path = self._folder / shard.file_pairs[0][0].basename
                     self._faults[shard_id] = self._fault_of(shard_id) or f"{path} cannot be read ({reason_of(error)})"
                     return None
         return None
@@ -128,7 +139,7 @@ class ShardFolder(_Dataset):
     def _check(self, shard_id: int) -> bool:
         """Return True if a shard is intact; compare its files with the index if that was not done before."""
         if shard_id not in self._faults and self.shards[shard_id].samples:
-            fault = self._fault_of(shard_id)
+            fault = self._fault_of(shard_id) or self._fault_in_windows(shard_id)
             if fault is None:
                 self._is_intact[shard_id] = 1
             else:
@@ -151,6 +162,18 @@ class ShardFolder(_Dataset):
             self.prepare_shard(shard_id)
             fault = fault_of_file(path, raw_info)
         return fault and self._stream.faults.get(raw_info.basename, fault)
+
+    def _fault_in_windows(self, shard_id: int) -> str | None:
+        shard = self.shards[shard_id]
+        path = self._folder / shard.file_pairs[0][0].basename
+        try:
+            return fault_of_windows(
+                path, n_windows=shard.samples, layout=self._layouts[shard_id], vocab_size=self._vocab_size
+            )
+        except FileNotFoundError:  # removed since then to make room for another one; reading fetches it again
+            return None
+        except OSError as error:
+            return f"{path} cannot be read ({reason_of(error)})"
 
     def _warn_of_small_cache(self, options: dict[str, Any]) -> None:
         world = world_from_environment()

@@ -1,17 +1,31 @@
 """Compare the files of shards with index.json, and decompress them.
 
-Whatever is wrong with a file, these functions return it as one line and raise nothing. Streaming's readers of shards
-hold what index.json says: for each file a `FileInfo` with its name, size and hashes.
+Whatever is wrong with a file, these functions return it as one line and raise nothing, and they take little memory,
+whatever it holds. Streaming's readers of shards hold what index.json says: for each file a `FileInfo` with its name,
+size and hashes.
 """
 
+import bz2
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import zstandard
 
 from common.command_line import one_line
 from common.files import partial_path
-from common.mds import streaming
-from common.shard_format import content_fault, file_fault
+from common.shard_format import file_fault
+
+_CHUNK_BYTES = 1 << 20
+# Of each of `common.shard_format.COMPRESSIONS`, a stream that decompresses no more than is read.
+_STREAMS: dict[str, Callable[[IO[bytes]], Any]] = {
+    "zstd": lambda file: zstandard.ZstdDecompressor().stream_reader(file),
+    "gz": lambda file: gzip.GzipFile(fileobj=file),
+    "bz2": bz2.BZ2File,
+}
 
 
 def fault_of_file(path: Path, info: Any, *, name: object = None) -> str | None:
@@ -55,23 +69,38 @@ def decompress(
     fault = fault_of_file(compressed, zip_info, name=name)
     if fault is not None:
         return fault
-    try:
-        content = streaming.base.compression.decompress(compression, compressed.read_bytes())
-    except Exception as error:  # each algorithm has its own exceptions
-        return f"{name} cannot be decompressed ({reason_of(error)})"
-    fault = content_fault(content, name=f"{name}, decompressed,", n_bytes=raw_info.bytes, hashes=raw_info.hashes)
-    if fault is not None:
-        return fault
     partial = partial_path(raw)
     try:
-        partial.write_bytes(content)
-        partial.replace(raw)
+        with partial.open("wb") as file:
+            for chunk in _decompressed(compressed, compression, most_bytes=raw_info.bytes):
+                file.write(chunk)
+        fault = fault_of_file(partial, raw_info, name=f"{name}, decompressed,")
+        if fault is None:
+            partial.replace(raw)
+        return fault
+    except _DamagedArchiveError as error:
+        return f"{name} cannot be decompressed ({error})"
     except OSError as error:
         return f"{raw} cannot be written ({reason_of(error)})"
     finally:
         with suppress(OSError):
             partial.unlink()
-    return None
+
+
+class _DamagedArchiveError(Exception):
+    """A file cannot be decompressed; the message says why."""
+
+
+def _decompressed(path: Path, compression: str, *, most_bytes: int) -> Iterator[bytes]:
+    """Yield the decompressed content of a file; end soon after `most_bytes`, if it holds more."""
+    try:
+        with path.open("rb") as file, _STREAMS[compression.partition(":")[0]](file) as content:
+            n_bytes = 0
+            while n_bytes <= most_bytes and (chunk := content.read(_CHUNK_BYTES)):
+                n_bytes += len(chunk)
+                yield chunk
+    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
+        raise _DamagedArchiveError(reason_of(error)) from error
 
 
 def reason_of(error: Exception) -> str:

@@ -78,7 +78,7 @@ def training_data(config: Config, *, device: torch.device = CPU) -> TrainingData
     """Return a run's training data, which stays open until `close_training_data`, or the end of the process."""
     data = TrainingData(
         config.data, train=config.train, n_future_tokens=config.model.n_future_tokens,
-        ranks_per_replica=config.parallel.ranks_per_replica, device=device,
+        vocab_size=config.model.vocab_size, ranks_per_replica=config.parallel.ranks_per_replica, device=device,
     )  # fmt: skip
     _OPENED.append(data)
     return data
@@ -101,5 +101,6 @@ def validation_data(
     """Return the validation data of one replica."""
     return ValidationData(
         config.data, micro_batch_size=config.train.micro_batch_size, n_future_tokens=config.model.n_future_tokens,
+        vocab_size=config.model.vocab_size,
         n_windows=n_windows, replica=replica, n_replicas=n_replicas, device=device,
     )  # fmt: skip

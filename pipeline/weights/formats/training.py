@@ -16,7 +16,7 @@ from common.command_line import UserError
 from common.tokenizers import BYTES
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import DataConfig
-from pipeline.config.shard_folder import local_folder
+from pipeline.config.shard_folder import folder_here
 from pipeline.weights.formats.export import ExportOptions, Format, copy_tokenizer, staged
 from pipeline.weights.formats.stored_model import (
     TOKENIZER,
@@ -100,12 +100,8 @@ def open_checkpoint(path: Path) -> StoredModel:
 
 
 def _folder_of_shards(data: dict[str, Any]) -> Path:
-    """Return the local folder of a run's shards; if there is none, warn, and return a path that does not exist."""
-    try:
-        return local_folder(DataConfig(shards=data["shards"], cache=data.get("cache", "")))
-    except UserError as error:
-        print(f"warning: {error}", file=sys.stderr)
-        return Path(data["shards"])
+    """Return the local folder of a run's shards; a path that does not exist if they are elsewhere."""
+    return folder_here(DataConfig(shards=data["shards"], cache=data.get("cache", ""))) or Path(data["shards"])
 
 
 def _json_or_none(path: Path) -> dict[str, Any] | None:

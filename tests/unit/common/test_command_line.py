@@ -20,6 +20,8 @@ def test_all_problems_are_in_one_error() -> None:
         raise_if_any(["a"], heading="bad arguments")
     with pytest.raises(UserError, match=r"^bad arguments:\n  - a\n  - b$"):
         raise_if_any(["a", "b"], heading="bad arguments")
+    with pytest.raises(UserError, match=r"^bad:\n  - a(\n  - a){99}\n  - and 1,900 more$"):
+        raise_if_any(["a"] * 2000, heading="bad")
 
 
 def test_a_message_of_one_line() -> None:

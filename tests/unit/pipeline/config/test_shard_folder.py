@@ -1,5 +1,6 @@
 """The shards and the recipe must agree: sequence length, vocabulary, tokenizer, number of windows, prompts."""
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,17 @@ import pytest
 
 from common.shard_format import read_metadata
 from common.tokenizers import SentencePieceTokenizer
-from pipeline.config.shard_folder import evaluation_windows, preview_problems, shard_problems
+from data_prep import upload_shards
+from pipeline.config.schema import DataConfig
+from pipeline.config.shard_folder import (
+    evaluation_windows,
+    folder_here,
+    local_folder,
+    preview_problems,
+    shard_problems,
+)
 from tests.helpers.recipes import config_over, with_log
+from tests.helpers.s3_server import S3Server
 
 
 def test_shards_of_another_sequence_length_vocabulary_and_lookahead_are_refused(byte_shards: Path) -> None:
@@ -101,3 +111,22 @@ def test_prompts_are_counted_in_tokens_of_the_shards_tokenizer(tmp_path: Path, s
     (tmp_path / "tokenizer.model").write_bytes(b"no model")
     (problem,) = preview_problems(metadata, data=fits, log=config.log)
     assert problem.startswith(f"log.previews_every_steps: tokenizer '{tmp_path}/tokenizer.model'")
+
+
+def test_shards_that_a_stranger_names_are_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("contacted somebody"))
+    assert folder_here(DataConfig(shards="s3://bucket/shards", cache=str(tmp_path / "cache"))) is None
+    assert folder_here(DataConfig(shards="s3://bucket/shards")) is None
+    assert folder_here(DataConfig(shards="gs://bucket/shards")) is None
+    assert not (tmp_path / "cache").exists()
+    assert folder_here(DataConfig(shards="data/shards")) == Path("data/shards")
+
+
+def test_the_mirror_of_shards_is_found_without_asking(s3: S3Server, byte_shards: Path, tmp_path: Path) -> None:
+    upload_shards.main([str(byte_shards), f"s3://{s3.bucket}/shards"])
+    data = DataConfig(shards=f"s3://{s3.bucket}/shards/", cache=str(tmp_path / "cache"))
+    mirror = local_folder(data)
+    s3.client().delete_object(Bucket=s3.bucket, Key="shards/metadata.json")
+    assert folder_here(data) == mirror
+    (mirror / "metadata.json").write_bytes((mirror / "metadata.json").read_bytes() + b" ")
+    assert folder_here(data) is None

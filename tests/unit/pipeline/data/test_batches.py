@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.command_line import UserError
 from common.tokenizers import ByteTokenizer
 from pipeline.config.schema import Config
 from pipeline.data.batches import Batch, TrainingData, batch_from_windows, windows_per_epoch
@@ -142,6 +143,20 @@ def test_a_position_among_the_repeated_windows(shards: Path, n_before: int, num_
     assert data.state_dict() == uninterrupted.state_dict()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("epoch", "1"), ("epoch", -2), ("sample_in_epoch", None), ("sample_in_epoch", 1.5), ("sample_in_epoch", 2**70),
+     ("num_canonical_nodes", 10**9), ("shuffle_seed", True), ("initial_physical_nodes", 0)],
+)  # fmt: skip
+def test_a_position_that_cannot_be_is_named(shards: Path, key: str, value: object) -> None:
+    data = training_data(config_for(shards))
+    state = data.state_dict()
+    with pytest.raises(UserError, match=f"cannot be resumed: {key}={value!r:.40}; resume from an earlier"):
+        data.load_state_dict({**state, key: value})
+    with pytest.raises(UserError, match="cannot be resumed: epoch=None, sample_in_epoch=None"):
+        data.load_state_dict([])  # type: ignore[arg-type]
+
+
 def test_a_run_can_be_resumed_several_times(shards: Path) -> None:
     config = config_for(shards)
     uninterrupted = read(training_data(config), 20)
@@ -217,7 +232,7 @@ from pipeline.runtime.world import world_from_environment
 from tests.helpers.batches import config_for, training_data
 world_from_environment()
 data = training_data(config_for(Path(sys.argv[1])))
-data.load_state_dict({"epoch": 5, "sample_in_epoch": 4, "num_canonical_nodes": 1, "shuffle_seed": 1})
+data.load_state_dict({**data.state_dict(), "epoch": 5, "sample_in_epoch": 4})
 next(data)
 number = data._loader.dataset._shm_prefix_int
 print(number, Path(f"/dev/shm/{number:06}_resume").stat().st_ino, flush=True)

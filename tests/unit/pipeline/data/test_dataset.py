@@ -1,5 +1,7 @@
 """Every kind of damage to a real shard is reported, replaced by the right windows, and never raised in a loader."""
 
+import bz2
+import gzip
 import json
 import os
 import re
@@ -7,11 +9,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from common.command_line import UserError
 from pipeline.data.batches import Batch, TrainingData
@@ -67,7 +71,7 @@ DAMAGE: dict[Callable[[Path], None], str] = {
     truncate: "has {half} bytes, its index says {bytes}",
     flip_a_bit: "has the xxh64 hash {found}, its index says {xxh64}",
     make_a_folder: "",
-    forbid: "cannot be read (Permission denied)",
+    forbid: "cannot be read: Permission denied",
 }
 
 
@@ -206,8 +210,7 @@ def test_nonsense_without_a_hash_is_reported(tmp_path: Path) -> None:
     path.write_bytes(b"\xff" * path.stat().st_size)
     data = training_data(config_for(tmp_path))
     assert_replaced(epochs_of(data), intact={0, 1, 3})
-    (fault,) = data.take_consumed().faults
-    assert fault.startswith(f"{path} cannot be read (")
+    assert data.take_consumed().faults == [f"{path} does not hold 4 windows of {2 * LENGTH} bytes"]
 
 
 @pytest.fixture
@@ -261,6 +264,54 @@ def test_a_compressed_shard_without_hashes(tmp_path: Path, content: bytes | None
     assert_replaced(epochs_of(data), intact={0, 2, 3})
     (fault,) = data.take_consumed().faults
     assert fault.startswith(f"{path}{' cannot be decompressed' if content else ', decompressed, has'}")
+
+
+BOMB = """
+import resource, sys
+from pathlib import Path
+from itertools import islice
+from tests.helpers.batches import config_for, training_data
+data = training_data(config_for(Path(sys.argv[1])))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+list(islice(data, 9))
+print(*data.take_consumed().faults, sep="\\n")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gz", "bz2"])
+def test_an_archive_of_more_than_its_index_says_takes_little_memory(tmp_path: Path, compression: str) -> None:
+    write_split(tmp_path / "train", sizes=SIZES, length=LENGTH, compression=compression, hashes=())
+    path, index = raw_file(tmp_path, 1).with_suffix(f".mds.{compression}"), tmp_path / "train" / "index.json"
+    compress: dict[str, Callable[[bytes], bytes]] = {
+        "zstd": zstandard.ZstdCompressor().compress, "gz": lambda data: gzip.compress(data, 1), "bz2": bz2.compress
+    }  # fmt: skip
+    path.write_bytes(compress[compression](bytes(1 << 30)))
+    index.write_text(_with(index, 1, "zip_data", "bytes", path.stat().st_size))
+    done = subprocess.run(
+        [sys.executable, "-c", BOMB, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    fault, more_mib = done.stdout.splitlines()
+    assert fault.startswith(f"{path}, decompressed, has ")
+    assert int(more_mib) < 100
+
+
+def test_ids_beyond_the_vocabulary_are_damage_although_the_hash_fits(root: Path) -> None:
+    config = config_for(root)
+    largest_but_of_shard_3 = 10 * FIRST[3] + LENGTH
+    config = replace(config, model=replace(config.model, vocab_size=largest_but_of_shard_3))
+    data = training_data(config)
+    assert_replaced(epochs_of(data), intact={0, 1, 2})
+    largest = 10 * (N_WINDOWS - 1) + LENGTH - 1
+    assert data.take_consumed().faults == [
+        f"{raw_file(root, 3)} holds the id {largest}, but there are only {largest_but_of_shard_3} ids"
+    ]
+
+
+def test_windows_must_be_long_enough_for_the_model(root: Path) -> None:
+    with pytest.raises(UserError, match=r"index\.json has windows of 7 tokens, but a run needs one length, 8 or more"):
+        training_data(config_for(root, seq_len=6))
 
 
 def _with(index: Path, shard: int, section: str, field: str, value: Any) -> str:
@@ -348,7 +399,7 @@ list(islice(data, 27))
 
 
 def test_a_shard_is_verified_once_in_a_run(root: Path) -> None:
-    """Each read opens the file once, and verification once more, although each of three epochs has new workers."""
+    """Each read opens the file once, and verification twice more, although each of three epochs has new workers."""
     done = subprocess.run(
         [sys.executable, "-c", COUNTING, str(root)], cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
         check=False,
@@ -356,4 +407,4 @@ def test_a_shard_is_verified_once_in_a_run(root: Path) -> None:
     assert done.returncode == 0, done.stderr
     opened_files = done.stdout.splitlines()
     for shard, size in enumerate(SIZES):
-        assert opened_files.count(str(raw_file(root, shard))) == 3 * size + 1
+        assert opened_files.count(str(raw_file(root, shard))) == 3 * size + 2
