@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.parts.batches import random_batches
 from benchmarks.parts.harness import COUNT, DEFAULT, REPOSITORY, benchmark_parser, markdown, run_benchmark
 from common.command_line import UserError
-from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import CheckpointConfig, Config, DataConfig, RunConfig, TrainConfig
 from pipeline.data.batches import Batch
@@ -99,7 +99,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             for asynchronous in (False, True)
         }
         folders = {asynchronous: _folder_of(config, world=world) for asynchronous, config in configs.items()}
-        values = read_deepspeed_config(REPOSITORY / "ds_configs" / "zero1_fp32.json")
+        values = load_deepspeed_config(REPOSITORY / "ds_configs" / "zero1_fp32.json")
         deepspeed_config, _ = fill_deepspeed_config(values, configs[True], data_ranks=1)
         engine = build_engine(configs[True], deepspeed_config, device=device)
         batches = random_batches(micro_batch_size=1, seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, n_future_tokens=HEADS)

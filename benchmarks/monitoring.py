@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.parts.harness import COUNT, DEFAULT, REPOSITORY, benchmark_parser, markdown, run_benchmark
 from benchmarks.parts.ranks import on_ranks
 from common.tokenizers import BYTES
-from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, LogConfig, RunConfig, TrainConfig
 from pipeline.model.formulas import parameter_count
@@ -88,7 +88,7 @@ def watch_on_rank(task: dict[str, Any]) -> dict[str, list[float]]:
     with process_group(world) as device:
         config = config_in(Path(task["scratch"]), **task["shape"], n_ranks=world.world_size)
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        values = read_deepspeed_config(REPOSITORY / "ds_configs" / "zero1_fp32.json")
+        values = load_deepspeed_config(REPOSITORY / "ds_configs" / "zero1_fp32.json")
         deepspeed_config, _ = fill_deepspeed_config(values, config, data_ranks=world.world_size)
         engine = build_engine(config, deepspeed_config, device=device)
         batches = random_batches(

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.parts.harness import REPOSITORY, LiveTable, benchmark_parser, run_benchmark
 from benchmarks.parts.ranks import on_ranks
-from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, ParallelConfig, TrainConfig
 from pipeline.planning.memory import moments
@@ -69,7 +69,7 @@ class Case:
     @property
     def deepspeed_config(self) -> dict[str, Any]:
         """The filled JSON, with limits in proportion to the model."""
-        values = read_deepspeed_config(REPOSITORY / "ds_configs" / f"{self.json}.json")
+        values = load_deepspeed_config(REPOSITORY / "ds_configs" / f"{self.json}.json")
         if values["zero_optimization"]["stage"]:
             values["zero_optimization"].update(SMALL_LIMITS)
         filled, _ = fill_deepspeed_config(values, self.config, data_ranks=self.ranks // self.stages)

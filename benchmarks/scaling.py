@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.parts.harness import benchmark_parser, run_benchmark
-from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from pipeline.config.recipe import load_config
 from pipeline.config.schema import Config
 from pipeline.planning.alternatives import DS_CONFIGS, Setup, alternatives
@@ -40,7 +40,7 @@ SEEDS = range(1, 21)
 
 def fastest(config: Config, cluster: Cluster) -> Setup:
     """Return the fastest setup that fits in memory, without pipelines."""
-    values = read_deepspeed_config(DS_CONFIGS / "zero2_bf16.json")
+    values = load_deepspeed_config(DS_CONFIGS / "zero2_bf16.json")
     filled, _ = fill_deepspeed_config(values, config, data_ranks=cluster.world_size)
     return alternatives(config, filled, cluster, stages=(1,))[0]
 

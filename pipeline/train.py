@@ -93,6 +93,8 @@ def run(
     of_main = [console_handler(), log_file_handler(config.run_dir / "train.log")] if world.is_main else []
     configure_logging(world, handlers=[rank_log, *of_main])
     logger.info(header(inputs, world=world, device=device))
+    for line in inputs.without_effect:
+        logger.info("note     DeepSpeed JSON: %s", line)
     previews = Previews(config.log, data=config.data, metadata=inputs.metadata)
 
     checkpoints = CheckpointFolder(

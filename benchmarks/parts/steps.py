@@ -19,7 +19,7 @@ from typing import Any, Literal
 from benchmarks.parts.harness import REPOSITORY
 from benchmarks.parts.ranks import on_ranks
 from benchmarks.parts.rounds import in_turns
-from pipeline.config.deepspeed import Precision, fill_deepspeed_config, precision, read_deepspeed_config
+from pipeline.config.deepspeed import Precision, fill_deepspeed_config, load_deepspeed_config, precision
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, OptimConfig, TrainConfig
 from pipeline.model.formulas import parameter_count, training_flops
@@ -82,7 +82,7 @@ class Case:
 
     @property
     def _values(self) -> dict[str, Any]:
-        return read_deepspeed_config(REPOSITORY / "ds_configs" / f"{self.json}.json")
+        return load_deepspeed_config(REPOSITORY / "ds_configs" / f"{self.json}.json")
 
     def config(self, *, ranks: int) -> Config:
         """Return the recipe, with one micro batch per rank and step."""

@@ -2,37 +2,99 @@
 
 One owner per value. Batch sizes, accumulation, clipping and the optimizer's hyperparameters belong to the recipe; they
 are "auto" or absent in the JSON and are filled in here. ZeRO stage, buckets, offload and precision belong to the JSON.
+`deepspeed_keys` says of each key whether it is supported; settings that do not go together are refused here.
 """
 
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from common.command_line import UserError
+from pydantic import TypeAdapter, ValidationError
+
+from common.command_line import UserError, raise_if_any
+from common.small_files import BadFileError, read_json
+from pipeline.config.deepspeed_keys import TABLE, Key, Table
 from pipeline.config.schema import Config, ParallelConfig
+from pipeline.config.values import shown, shown_key, suggestion, wrong
 
 AUTO = "auto"
 Precision = Literal["bf16", "fp32"]
 
 
-def read_deepspeed_config(path: Path) -> dict[str, Any]:
-    """Return the DeepSpeed JSON at `path`.
+@dataclass(kw_only=True)
+class DeepSpeedJson:
+    """A DeepSpeed JSON, or a section of it, compared with `deepspeed_keys.TABLE`."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """What DeepSpeed is to see: the supported values, with 5e8 as a whole number where one is wanted."""
+    problems: list[str] = field(default_factory=list)
+    """One line for each key that is unknown or refused, and for each value that is wrong."""
+    without_effect: list[str] = field(default_factory=list)
+    """One line for each key that has no effect here."""
+
+
+def load_deepspeed_config(path: Path) -> dict[str, Any]:
+    """Return the supported values of the DeepSpeed JSON at `path`.
 
     Raises:
-        UserError: the file cannot be read, is not a JSON object, or one of its sections is not an object.
+        UserError: the file cannot be read, or a key or value is wrong; lists all problems.
+    """
+    found = read_deepspeed_config(path)
+    raise_if_any(found.problems, heading=f"DeepSpeed config {path}")
+    return found.values
+
+
+def read_deepspeed_config(path: Path) -> DeepSpeedJson:
+    """Do the same as `load_deepspeed_config`, but return the problems, for callers that have more to add.
+
+    Raises:
+        UserError: the file cannot be read at all.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"DeepSpeed config {path} cannot be read ({error}); see ds_configs/") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"DeepSpeed config {path} is not JSON: {error}") from error
+        values = read_json(path, what="DeepSpeed config")
+    except BadFileError as error:
+        raise UserError(f"{error}; see ds_configs/") from error
     if not isinstance(values, dict):
-        raise UserError(f"DeepSpeed config {path} must be a JSON object, not {type(values).__name__}")
-    for section in ("optimizer", "bf16", "bfloat16", "fp16", "zero_optimization", "data_types"):
-        if not isinstance(values.get(section, {}), dict):
-            raise UserError(f"DeepSpeed config {path}: {section}={values[section]!r} must be a JSON object")
-    return values
+        raise UserError(f"DeepSpeed config {path} must be a JSON object, not {shown(values)}")
+    return checked(values)
+
+
+def checked(values: dict[str, Any], table: Table = TABLE, *, prefix: str = "") -> DeepSpeedJson:
+    """Compare a DeepSpeed JSON, or the section of it with this dotted prefix, with the table of its keys."""
+    result = DeepSpeedJson()
+    for key, value in values.items():
+        name, row = f"{prefix}{shown_key(key)}", table.get(key)
+        if row is None:
+            near = suggestion(key, table)
+            result.problems.append(f"unknown key {name}; " + (f"did you mean {prefix}{near}?" if near else "remove it"))
+        elif isinstance(row, Key):
+            _check(result, row, key=key, value=value, name=name)
+        elif isinstance(value, dict):
+            section = checked(value, row, prefix=f"{name}.")
+            result.values[key] = section.values
+            result.problems += section.problems
+            result.without_effect += section.without_effect
+        else:
+            advice = "; leave it out" if value is None else ""
+            result.problems.append(f"{name}={shown(value)} must be a JSON object{advice}")
+    return result
+
+
+def _check(result: DeepSpeedJson, row: Key, *, key: str, value: object, name: str) -> None:
+    """Add the value of one key to the values, or a line to the problems or to what has no effect."""
+    if row.status == "no effect":
+        result.without_effect.append(f"{name} has no effect: {row.why}")
+    elif row.status == "refused":
+        if not any(type(value) is type(off) and value == off for off in row.off):
+            given = "" if isinstance(value, dict | list) else f"={shown(value)}"
+            result.problems.append(f"{name}{given} is refused: {row.why}; leave it out")
+    elif row.status == "recipe":
+        result.values[key] = value
+    else:
+        try:
+            result.values[key] = TypeAdapter(row.type).validate_python(value)
+        except ValidationError:
+            result.problems.append(wrong(name, value, row.field))
 
 
 def fill_deepspeed_config(
@@ -63,11 +125,13 @@ def fill_deepspeed_config(
         "eps": optim.eps,
         "weight_decay": optim.weight_decay,
     }
-    optimizer = values.get("optimizer", {"type": "AdamW"})
+    optimizer = {"type": "AdamW", **values.get("optimizer", {})}
     parameters, problems = _filled(optimizer.get("params", {}), owned_by_optimizer, prefix="optimizer.params.")
     filled, more = _filled(values, owned)
     problems += more
     filled["optimizer"] = {**optimizer, "params": {"torch_adam": True, **parameters}}
+    if "bfloat16" in filled:  # its old name
+        filled["bf16"] = filled.pop("bfloat16")
     filled["steps_per_print"] = None  # the monitor does the reporting
     if config.parallel.pipeline_stages > 1:  # DeepSpeed's pipelines do not overlap, and warn about it on every rank
         filled["zero_optimization"] = {**values.get("zero_optimization", {}), "overlap_comm": False}
@@ -79,7 +143,7 @@ def fill_deepspeed_config(
 
 def _filled(values: dict[str, Any], owned: dict[str, Any], *, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
     problems = [
-        f'{prefix}{key}={values[key]!r} contradicts the recipe\'s {value!r}; write "{AUTO}" there'
+        f'{prefix}{key}={shown(values[key])} contradicts the recipe\'s {shown(value)}; write "{AUTO}" there'
         for key, value in owned.items()
         if values.get(key, AUTO) not in (AUTO, value)
     ]
@@ -95,40 +159,40 @@ def tensor_parallel_section(parallel: ParallelConfig) -> dict[str, Any]:
 
 
 def deepspeed_problems(values: dict[str, Any], parallel: ParallelConfig) -> list[str]:
-    """Return the unsupported settings of a DeepSpeed JSON, one line each; docs/decisions.md gives the reasons."""
-    problems = []
-    optimizer = values.get("optimizer", {"type": "AdamW"})
-    if optimizer.get("type") != "AdamW":
-        problems.append(f"optimizer.type={optimizer.get('type')!r} is not the recipe's AdamW (decoupled weight decay)")
-    if not optimizer.get("params", {}).get("torch_adam", True):
-        problems.append("optimizer.params.torch_adam must be true: checkpoints hold the state of torch's AdamW")
-    if "scheduler" in values:
-        problems.append("scheduler: the learning rate belongs to the recipe's optim section; remove it")
-    if values.get("fp16", {}).get("enabled"):
-        problems.append(
-            "fp16.enabled=true: gradients of the heads are computed before the loss is scaled and would underflow;"
-            " use bf16 or fp32"
-        )
-    stage = zero_stage(values)
+    """Return which supported settings do not go together, one line each; docs/decisions.md gives the reasons."""
+    zero, stage, problems = values.get("zero_optimization", {}), zero_stage(values), []
+    adamw = values.get("optimizer", {}).get("params", {})
+    if {"bf16", "bfloat16"} <= values.keys():
+        problems.append("bfloat16 is the old name of bf16; leave one of them out")
+    if adamw.get("foreach") and adamw.get("fused"):
+        problems.append("optimizer.params.foreach=true with optimizer.params.fused=true: leave one of them out")
+    if precision(values) != "bf16":
+        for name in ("communication_data_type", "data_types.grad_accum_dtype"):
+            section, _, key = name.rpartition(".")
+            if (values.get(section, {}) if section else values).get(key) == "bf16":
+                problems.append(f"{name}='bf16' needs bf16.enabled=true")
     if stage == 0 and precision(values) == "bf16":
         # DeepSpeed 0.19.8's FP16_UnfusedOptimizer spends Adam's first step on zero gradients.
         problems.append(
             "bf16 without ZeRO does not train exactly; use ZeRO-1 (ds_configs/zero1_bf16.json), also on one rank"
         )
-    if stage not in (0, 1, 2, 3):
-        problems.append(f"zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
+    for part, stages in (("offload_optimizer", (1, 2, 3)), ("offload_param", (3,))):
+        if zero.get(part, {}).get("device", "none") != "none" and stage not in stages:
+            problems.append(f"zero_optimization.{part} needs ZeRO-{', '.join(map(str, stages))}, not {stage}")
     if stage == 0 and parallel.tensor_parallel_size > 1:
         problems.append("parallel.tensor_parallel_size above 1 needs ZeRO-1, 2 or 3 (ds_configs/zero1_fp32.json)")
-    if "tensor_parallel" in values:
-        problems.append("tensor_parallel: belongs to the recipe (parallel.tensor_parallel_size); remove it")
-    if stage in (2, 3) and parallel.pipeline_stages > 1:
+    if parallel.pipeline_stages == 1:
+        return problems
+    if stage in (2, 3):
         problems.append(
             f"parallel.pipeline_stages={parallel.pipeline_stages} with ZeRO-{stage}: pipelines accumulate whole"
             " gradients over their micro batches, so they work with ZeRO-0 or ZeRO-1 (ds_configs/zero1_bf16.json)"
         )
-    for part in ("offload_optimizer", "offload_param"):
-        if values.get("zero_optimization", {}).get(part, {}).get("device") == "nvme":
-            problems.append(f"zero_optimization.{part}.device=nvme: checkpoints need the state in memory; use cpu")
+    if values.get("wall_clock_breakdown"):
+        problems.append(
+            f"parallel.pipeline_stages={parallel.pipeline_stages} with wall_clock_breakdown: DeepSpeed's timers stop"
+            " pipelines; the recipe's profile.steps records times"
+        )
     return problems
 
 
@@ -139,5 +203,5 @@ def zero_stage(values: dict[str, Any]) -> int:
 
 def precision(values: dict[str, Any]) -> Precision:
     """Return the precision of matrix products under a DeepSpeed JSON."""
-    is_bf16 = values.get("bf16", values.get("bfloat16", {})).get("enabled", False)  # DeepSpeed takes both names
+    is_bf16 = values.get("bf16", values.get("bfloat16", {})).get("enabled", False)
     return "bf16" if is_bf16 else "fp32"

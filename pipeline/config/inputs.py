@@ -4,13 +4,18 @@ Nothing here imports torch, so that a mistake is reported within a second, and a
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.command_line import UserError, raise_if_any
 from common.shard_format import read_metadata
-from pipeline.config.deepspeed import deepspeed_problems, fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.deepspeed import (
+    DeepSpeedJson,
+    deepspeed_problems,
+    fill_deepspeed_config,
+    read_deepspeed_config,
+)
 from pipeline.config.ranks import batch_problems, node_problems, parallel_problems
 from pipeline.config.recipe import read_config
 from pipeline.config.schema import Config
@@ -29,6 +34,8 @@ class Inputs:
     """The shards' metadata.json; empty if the recipe names no shards."""
     data_ranks: int
     """Model replicas, each of `parallel.ranks_per_replica` ranks."""
+    without_effect: list[str] = field(default_factory=list)
+    """One line for each key of the DeepSpeed JSON that has no effect."""
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,24 +53,34 @@ def load_inputs(
     Raises:
         UserError: an input is wrong, or two of them contradict each other; lists all problems.
     """
-    config, problems = read_config(recipe, overrides)
-    problems += parallel_problems(config, world_size=world_size)
+    read = read_config(recipe, overrides)
+    config, problems = read.config, list(read.problems)
     data_ranks = max(1, world_size // config.parallel.ranks_per_replica)
-    problems += batch_problems(config, data_ranks=data_ranks)
-    problems += node_problems(config.data, n_nodes=n_nodes)
+    is_usable = read.unusable.isdisjoint({"model", "data", "train", "parallel"})
+    if is_usable:  # without a bad value, the others may not go together
+        problems += parallel_problems(config, world_size=world_size)
+        problems += batch_problems(config, data_ranks=data_ranks)
+        problems += node_problems(config.data, n_nodes=n_nodes)
     deepspeed_config: dict[str, Any] = {}
+    found = DeepSpeedJson()
     try:
-        values = read_deepspeed_config(deepspeed_json)
-        deepspeed_config, contradictions = fill_deepspeed_config(values, config, data_ranks=data_ranks)
-        problems += contradictions + deepspeed_problems(values, config.parallel)
+        found = read_deepspeed_config(deepspeed_json)
+        deepspeed_config, contradictions = fill_deepspeed_config(found.values, config, data_ranks=data_ranks)
+        problems += found.problems
+        problems += contradictions if is_usable and "optim" not in read.unusable else []
+        if is_usable and not found.problems:
+            problems += deepspeed_problems(found.values, config.parallel)
     except UserError as error:
         problems.append(str(error))
     metadata: dict[str, Any] = {}
-    if config.data.shards:
+    if config.data.shards and "data" not in read.unusable:
         try:
             metadata = read_metadata(local_folder(config.data))
-            problems += shard_problems(metadata, config, data_ranks=data_ranks)
+            problems += shard_problems(metadata, config, data_ranks=data_ranks) if is_usable else []
         except UserError as error:
             problems.append(str(error))
     raise_if_any(problems, heading=f"recipe {recipe} with {deepspeed_json}")
-    return Inputs(config=config, deepspeed_config=deepspeed_config, metadata=metadata, data_ranks=data_ranks)
+    return Inputs(
+        config=config, deepspeed_config=deepspeed_config, metadata=metadata, data_ranks=data_ranks,
+        without_effect=found.without_effect,
+    )  # fmt: skip

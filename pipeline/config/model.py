@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from common.command_line import UserError
+from pipeline.config.values import Number, Whole, declarations, wrong
 
 # Paper, Table S14: name -> (dim, n_layers, n_heads). `n_layers` counts the heads.
 MODEL_SIZES = {
@@ -31,18 +32,18 @@ class ModelConfig:
 
     size: ModelSize | None = None
     """A row of `MODEL_SIZES`, which sets dim, n_layers and n_heads; null to set those three yourself."""
-    dim: int = Field(default=0, ge=0)
+    dim: Whole = Field(default=0, ge=0, le=2**20)
     """Width of the residual stream."""
-    n_layers: int = Field(default=0, ge=0)
+    n_layers: Whole = Field(default=0, ge=0, le=10_000)
     """Transformer layers of the n = 1 model, including its head. Each further head replaces a trunk layer, so that
     models have the same number of parameters for every n."""
-    n_heads: int = Field(default=0, ge=0)
+    n_heads: Whole = Field(default=0, ge=0, le=65_536)
     """Attention heads."""
-    n_kv_heads: int | None = Field(default=None, gt=0)
+    n_kv_heads: Whole | None = Field(default=None, ge=1, le=65_536)
     """Key/value heads (grouped-query attention); null means n_heads."""
-    vocab_size: int = Field(default=32_000, gt=0, le=65_536)
+    vocab_size: Whole = Field(default=32_000, ge=1, le=65_536)
     """Tokens in the vocabulary; at most 65,536, because shards hold uint16."""
-    n_future_tokens: int = Field(default=4, gt=0)
+    n_future_tokens: Whole = Field(default=4, ge=1, le=1024)
     """Prediction heads (the paper's n); 1 is the next-token baseline."""
     head_type: Literal["transformer", "linear"] = "transformer"
     """Each head is a transformer layer, or a single matrix (then all n_layers belong to the trunk; appendix B)."""
@@ -53,13 +54,13 @@ class ModelConfig:
     """True gives each head its own unembedding, as in the paper's byte-level models (Table S13)."""
     shorten_trunk: bool = True
     """False keeps the trunk of n = 1, so that the model has n - 1 layers more ("+layers" in Tables S4 and S6)."""
-    multiple_of: int = Field(default=256, gt=0)
+    multiple_of: Whole = Field(default=256, ge=1, le=2**20)
     """The feed-forward width is rounded up to a multiple of this (see `ffn_dim`)."""
-    ffn_dim_multiplier: float | None = Field(default=None, gt=0)
+    ffn_dim_multiplier: Number | None = Field(default=None, gt=0, le=1000)
     """Factor on the feed-forward width before rounding (see `ffn_dim`); null means 1."""
-    norm_eps: float = Field(default=1e-5, gt=0)
+    norm_eps: Number = Field(default=1e-5, gt=0, le=1)
     """Epsilon of RMSNorm."""
-    rope_theta: float = Field(default=10_000.0, gt=0)
+    rope_theta: Number = Field(default=10_000.0, ge=1, le=1e12)
     """Base of the rotary frequencies."""
     init_from: str | None = None
     """Weights to start from, instead of random ones: a run, a checkpoint or an export with the same trunk. It may have
@@ -123,7 +124,9 @@ def model_from_dict(values: dict[str, Any], *, source: str = "model") -> ModelCo
     try:
         return resolve_model(TypeAdapter(ModelConfig).validate_python(values))
     except ValidationError as error:
-        problems = [f"{details['loc'][-1]}={details['input']!r}: {details['msg']}" for details in error.errors()]
+        known = declarations(ModelConfig)
+        bad = dict.fromkeys(str(details["loc"][0]) for details in error.errors())
+        problems = [wrong(name, values[name], known[name]) if name in known else f"unknown key {name}" for name in bad]
         raise UserError(f"{source}: {'; '.join(problems)}") from error
 
 

@@ -120,6 +120,11 @@ def shard_problems(metadata: dict[str, Any], config: Config, *, data_ranks: int)
         problems.append(
             f"the train split has {windows['train']} windows, but one step takes {per_step}; write more data"
         )
+    elif windows["train"] < config.data.num_canonical_nodes:  # mosaicml-streaming deals windows to each of them
+        problems.append(
+            f"data.num_canonical_nodes={config.data.num_canonical_nodes} needs as many train windows, but there are"
+            f" {windows['train']}; set it to 1"
+        )
     if config.train.eval_every_steps and windows["val"] < per_micro_step:
         problems.append(
             f"the val split has {windows['val']} windows, but one micro batch on each of {data_ranks} replicas takes "

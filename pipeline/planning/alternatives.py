@@ -15,8 +15,8 @@ from pipeline.config.deepspeed import (
     Precision,
     deepspeed_problems,
     fill_deepspeed_config,
+    load_deepspeed_config,
     precision,
-    read_deepspeed_config,
 )
 from pipeline.config.ranks import batch_problems, parallel_problems
 from pipeline.config.schema import Config
@@ -104,7 +104,7 @@ def _configs(config: Config, *, world_size: int, stages: tuple[int, ...]) -> Ite
 
 def _jsons(config: Config, *, world_size: int, precision: Precision) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(DS_CONFIGS.glob(f"*_{precision}*.json")):
-        values = read_deepspeed_config(path)
+        values = load_deepspeed_config(path)
         if deepspeed_problems(values, config.parallel):
             continue
         filled, _ = fill_deepspeed_config(values, config, data_ranks=world_size // config.parallel.ranks_per_replica)

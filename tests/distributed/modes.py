@@ -7,6 +7,7 @@ case, given to replicas and micro batches in order; in one step, the loss of one
 writes FOLDER/<name>/ with checkpoints (the state after half of the steps and after all of them) and result.pt.
 """
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pipeline.model.network
-from pipeline.config.deepspeed import deepspeed_problems, fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.deepspeed import checked, deepspeed_problems, fill_deepspeed_config, load_deepspeed_config
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DataConfig, OptimConfig, ParallelConfig, TrainConfig
 from pipeline.data.batches import Batch
@@ -60,6 +61,8 @@ class Case:
     """All heads at once instead of head-sequential."""
     model: dict[str, Any] = field(default_factory=dict)
     """Other fields of the model."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Further settings of the DeepSpeed JSON, by dotted key."""
     resume: str = ""
     """Name of the case from whose checkpoint after half of the steps this case continues."""
 
@@ -72,6 +75,7 @@ class Case:
         parts += [f"accumulation{self.accumulation}", f"n{self.n_future_tokens}"]
         parts += [flag for flag in ("recompute", "compile", "naive") if getattr(self, flag)]
         parts += [f"{key}_{value}" for key, value in self.model.items()]
+        parts += ["tuned"] if self.settings else []
         parts += [f"from_{self.resume}"] if self.resume else []
         return "-".join(filter(None, parts))
 
@@ -111,12 +115,16 @@ def config_of(case: Case) -> Config:
 
 
 def deepspeed_config_of(case: Case) -> dict[str, Any]:
-    """Return the filled DeepSpeed JSON of a case."""
-    config, values = config_of(case), read_deepspeed_config(Path("ds_configs") / f"{case.json}.json")
+    """Return the filled DeepSpeed JSON of a case, after the checks that a run makes of it."""
+    config, values = config_of(case), load_deepspeed_config(Path("ds_configs") / f"{case.json}.json")
     if "zero3" in case.json:  # with the shipped threshold, weights as small as these would stay on every rank
         values["zero_optimization"]["stage3_param_persistence_threshold"] = 100
-    filled, problems = fill_deepspeed_config(values, config, data_ranks=case.replicas)
-    problems += deepspeed_problems(values, config.parallel)
+    for key, value in case.settings.items():
+        *sections, last = key.split(".")
+        functools.reduce(lambda section, name: section.setdefault(name, {}), sections, values)[last] = value
+    found = checked(values)
+    filled, problems = fill_deepspeed_config(found.values, config, data_ranks=case.replicas)
+    problems += found.problems + found.without_effect + deepspeed_problems(found.values, config.parallel)
     assert not problems, problems
     return filled
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config.deepspeed import fill_deepspeed_config, read_deepspeed_config
+from pipeline.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from pipeline.config.ranks import batch_problems
 from pipeline.config.recipe import load_config
 from pipeline.config.schema import Config
@@ -132,7 +132,7 @@ def test_the_headers_command_exists(recipe: Path) -> None:
         text = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     assert f"--config {recipe.relative_to(REPOSITORY)}" in text
     (named,) = re.findall(r"--deepspeed_config (\S+)", text)
-    values = read_deepspeed_config(REPOSITORY / named)
+    values = load_deepspeed_config(REPOSITORY / named)
     assert fill_deepspeed_config(values, load_config(recipe), data_ranks=2)[1] == []
 
 

@@ -201,13 +201,13 @@ def _config(path: Path, problems: list[str]) -> tuple[Config | None, dict[str, A
         return None, {}
     try:
         fields = _flat(parse_yaml(read_small_file(path, most_bytes=MOST_YAML_BYTES), name=path.name))
-        config, unusual = read_config(path)
+        read = read_config(path)
     except (UserError, TypeError) as error:
         problems.append(one_line(error))
         return None, {}
-    if unusual:
-        problems.append(f"this version does not accept all of config.yaml: {'; '.join(unusual)}")
-    return config, fields
+    if read.problems:
+        problems.append(f"this version does not accept all of config.yaml: {'; '.join(read.problems)}")
+    return read.config, fields
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

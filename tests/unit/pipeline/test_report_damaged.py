@@ -64,7 +64,7 @@ def all_null(folder: Path) -> None:
     ("damage", "messages"),
     [
         (cut, ["metrics.jsonl: the last line is cut short and left out"]),
-        (other_version, ["this version does not accept all of config.yaml: unknown key quantum"]),
+        (other_version, ["this version does not accept all of config.yaml: unknown section quantum"]),
         (
             garbage,
             [

@@ -54,21 +54,38 @@ def test_problems_of_all_three_inputs_are_reported_together(tmp_path: Path) -> N
 
 def test_every_impossible_layout_is_named_in_one_error(tmp_path: Path, byte_shards: Path) -> None:
     recipe = write_recipe_over(byte_shards, directory=tmp_path)
-    offload = {"device": "nvme"}
-    zero3 = {"stage": 3, "offload_optimizer": offload, "offload_param": offload}
-    json_path = write_json(tmp_path / "ds.json", {"zero_optimization": zero3, "scheduler": {}})
+    settings = {"zero_optimization": {"stage": 3}, "wall_clock_breakdown": True}
+    json_path = write_json(tmp_path / "ds.json", {**settings, "gradient_clipping": 9})
     with pytest.raises(UserError) as error:
         load_inputs(recipe, json_path, overrides=["parallel.pipeline_stages=8"], world_size=12)
     assert str(error.value).split("\n  - ") == [
         f"recipe {recipe} with {json_path}:",
         "parallel.pipeline_stages=8 must divide the run's 12 ranks: each replica of the model takes that many",
         "parallel.pipeline_stages=8 must be at most 7: the model's layers, and its unembedding",
-        "scheduler: the learning rate belongs to the recipe's optim section; remove it",
+        'gradient_clipping=9 contradicts the recipe\'s 1.0; write "auto" there',
         "parallel.pipeline_stages=8 with ZeRO-3: pipelines accumulate whole gradients over their micro batches, so "
         "they work with ZeRO-0 or ZeRO-1 (ds_configs/zero1_bf16.json)",
-        "zero_optimization.offload_optimizer.device=nvme: checkpoints need the state in memory; use cpu",
-        "zero_optimization.offload_param.device=nvme: checkpoints need the state in memory; use cpu",
+        "parallel.pipeline_stages=8 with wall_clock_breakdown: DeepSpeed's timers stop pipelines; the recipe's "
+        "profile.steps records times",
     ]
+
+
+@pytest.mark.parametrize("override", ["model.dim=wide", "data.seq_len=0", "train.micro_batch_size=x", "optim.clip=0"])
+def test_a_wrong_value_is_one_problem(tmp_path: Path, byte_shards: Path, override: str) -> None:
+    """What would follow from the default in its place is not reported."""
+    recipe = write_recipe_over(byte_shards, directory=tmp_path)
+    json_path = write_json(tmp_path / "ds.json", {"gradient_clipping": 0.5, "zero_optimization": {"stage": 1}})
+    with pytest.raises(UserError) as error:
+        load_inputs(recipe, json_path, overrides=["optim.clip=0.5", override], world_size=1)
+    assert str(error.value).startswith(f"recipe {recipe} with {json_path}: {override.split('=')[0]}=")
+
+
+def test_what_has_no_effect_is_told(tmp_path: Path, byte_shards: Path) -> None:
+    recipe, json_path = write_recipe_over(byte_shards, directory=tmp_path), tmp_path / "ds.json"
+    write_json(json_path, {"steps_per_print": 5, "zero_optimization": {"stage": 1}})
+    inputs = load_inputs(recipe, json_path, overrides=[], world_size=1)
+    assert [line.split(":")[0] for line in inputs.without_effect] == ["steps_per_print has no effect"]
+    assert inputs.deepspeed_config["steps_per_print"] is None
 
 
 @pytest.mark.parametrize(("n_nodes", "fits"), [(1, True), (8, True), (128, True), (6, False), (100, False)])
@@ -108,10 +125,9 @@ def test_the_command_reports_mistakes_before_it_imports_torch(tmp_path: Path, by
     assert result.stdout == ""
     assert message == (
         f"pipeline.train: error: recipe {recipe} with {json_path}:\n"
-        "  - optim.lr=-1: Input should be greater than 0\n"
-        '  - gradient_clipping=9 contradicts the recipe\'s 1.0; write "auto" there\n'
-        "  - fp16.enabled=true: gradients of the heads are computed before the loss is scaled and would underflow; "
-        "use bf16 or fp32\n"
+        "  - optim.lr=-1 must be a number above 0 and at most 100\n"
+        "  - fp16.enabled=true is refused: the heads' gradients are computed before the loss is scaled, and would "
+        "underflow; bf16 works; leave it out\n"
         "  - data.seq_len=32, but the shards have seq_len=64"
     )
     assert "pipeline.config.inputs" in imported
@@ -130,6 +146,6 @@ def test_the_command_names_all_mistakes_and_makes_no_run_directory(tmp_path: Pat
     assert (
         "profile.steps=[16, 17] must be the first and the last step to record, within the run's 16 steps" in done.stderr
     )
-    assert "log.every_steps=0: Input should be greater than 0" in done.stderr
+    assert "log.every_steps=0 must be a whole number from 1 to" in done.stderr
     assert "log.prompts: the longest takes 48 tokens" in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -55,5 +55,5 @@ def test_model_from_dict_resolves_and_names_its_source() -> None:
         model_from_dict({"dim": "wide", "n_heads": -1}, source="params.json")
     message = str(error.value)
     assert message.startswith("params.json: ")
-    assert "dim='wide': Input should be a valid integer" in message
-    assert "n_heads=-1: Input should be greater than or equal to 0" in message
+    assert "dim='wide' must be a whole number from 0 to 1,048,576" in message
+    assert "n_heads=-1 must be a whole number from 0 to 65,536" in message

@@ -59,12 +59,21 @@ def test_splits_must_fill_one_step_and_one_validation(byte_shards: Path) -> None
     assert shard_problems(small, config_over(byte_shards), data_ranks=2) == [
         "the train split has 15 windows, but one step takes 16; write more data"
     ]
-    no_val = {**metadata, "splits": {"train": {"windows": 16}}}
+    no_val = {**metadata, "splits": {"train": {"windows": 64}}}
     assert shard_problems(no_val, config_over(byte_shards), data_ranks=2) == [
         "the val split has 0 windows, but one micro batch on each of 2 replicas takes 8; write more data "
         "or set train.eval_every_steps=0"
     ]
     assert shard_problems(no_val, config_over(byte_shards, eval_every_steps=0), data_ranks=2) == []
+
+
+@pytest.mark.parametrize(("windows", "fits"), [(63, False), (64, True)])
+def test_each_canonical_node_needs_a_window(byte_shards: Path, windows: int, fits: bool) -> None:
+    """With fewer, mosaicml-streaming fails with "the number of samples assigned to a canonical node is 0"."""
+    metadata = {**read_metadata(byte_shards), "splits": {"train": {"windows": windows}, "val": {"windows": 8}}}
+    assert shard_problems(metadata, config_over(byte_shards), data_ranks=2) == [
+        "data.num_canonical_nodes=64 needs as many train windows, but there are 63; set it to 1"
+    ] * (not fits)
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def test_any_heads_are_the_same_model_afterwards(tmp_path: Path, heads: dict[str
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("head_order", "random", "head_order='random': Input should be 'parallel', 'causal' or 'anticausal'"),
-        ("head_type", "mlp", "head_type='mlp': Input should be 'transformer' or 'linear'"),
+        ("head_order", "random", "head_order='random' must be 'parallel', 'causal' or 'anticausal'"),
+        ("head_type", "mlp", "head_type='mlp' must be 'transformer' or 'linear'"),
         ("shorten_trunk", False, "unknown key 'shorten_trunk'"),
     ],
 )
