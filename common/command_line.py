@@ -19,7 +19,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common.wording import for_terminal, shortened
+from common.wording import for_terminal, meant, shortened
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 USER_ERROR_EXIT_CODE = 2
@@ -128,6 +128,14 @@ class _CommandParser(argparse.ArgumentParser):
         """Print usage and the error under the same prefix as a `UserError`, and exit."""
         self.print_usage(sys.stderr)
         self.exit(USER_ERROR_EXIT_CODE, as_printed(f"{self.prog.removeprefix('python -m ')}: error: {message}") + "\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Add the nearest choice to argparse's message about a value that is none of an option's choices."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += meant(str(value), map(str, action.choices or ()))
+            raise
 
     def _unknown_options(self, words: Sequence[str]) -> list[str]:
         """Return the words that argparse takes for options which this command does not have."""

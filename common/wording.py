@@ -1,6 +1,5 @@
 """Words in messages: nouns that agree with their number, names that were meant, and texts that are safe to print."""
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -21,6 +20,8 @@ def counted(number: int, noun: str, *, plural: str | None = None) -> str:
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """Return the name that a misspelt word was most likely meant to be, ignoring case; None if none is near."""
+    import difflib
+
     by_spelling = {name.lower(): name for name in names}
     found = difflib.get_close_matches(word.lower(), by_spelling, n=1)
     return by_spelling[found[0]] if found else None

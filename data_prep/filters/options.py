@@ -76,8 +76,7 @@ def add_rule_arguments(parser: argparse.ArgumentParser) -> "argparse._ArgumentGr
     licenses_help = "drop documents without a licence, and those with a licence not listed here, e.g. mit apache-2.0"
     group.add_argument("--licenses", nargs="+", metavar="NAME", help=licenses_help)
     benchmark_help = (
-        "drop documents that share 10 consecutive words with a problem in these jsonl files (HumanEval's or MBPP's"
-        " format)"
+        "drop documents that share 10 consecutive words with a problem in these files (HumanEval's or MBPP's format)"
     )
     group.add_argument("--decontaminate", nargs="+", metavar="FILE", help=benchmark_help)
     return group

@@ -62,8 +62,8 @@ def is_json_lines(file: IO[bytes], *, text_field: str) -> bool:
 def is_json_array(file: IO[bytes], *, text_field: str) -> bool:
     """Return whether a file is a JSON array whose first element is an object with a text."""
     try:
-        return text_field in (next(_elements(file), (None, 0))[0] or {})
-    except (_BrokenArrayError, TypeError):
+        return text_field in (next(array_elements(file), (None, 0))[0] or {})
+    except (BrokenArrayError, TypeError):
         return False
 
 
@@ -115,28 +115,28 @@ def _of_array(file: IO[bytes], piece: Piece, options: ReadOptions) -> Records:
     """Yield the documents of an array; what follows the first element that is not JSON is lost."""
     offset = 0
     try:
-        for number, (row, n_bytes) in enumerate(_elements(file), start=1):
+        for number, (row, n_bytes) in enumerate(array_elements(file), start=1):
             source = f"{piece.path}:{number}"
             yield document_of_row(row, source, options, input_bytes=n_bytes, place=f"byte {offset}")
             offset += n_bytes
-    except _BrokenArrayError as error:
+    except BrokenArrayError as error:
         lost = 0 if piece.format.endswith((GZ, ZST)) else max(0, piece.size - offset)
         yield Dropped("bad_json", piece.path, lost, f"byte {offset}: {error}"[:200])
 
 
-class _BrokenArrayError(Exception):
+class BrokenArrayError(Exception):
     """A file is not a JSON array from here on."""
 
 
-def _elements(file: IO[bytes]) -> Iterator[tuple[Any, int]]:
+def array_elements(file: IO[bytes]) -> Iterator[tuple[Any, int]]:
     """Yield the elements of a JSON array, each with the bytes from the end of the one before to its own.
 
     Raises:
-        _BrokenArrayError: the file is not an array, or not from here on.
+        BrokenArrayError: the file is not an array, or not from here on.
     """
     text = _JsonText(file)
     if text.next_character() != "[":
-        raise _BrokenArrayError("not an array")
+        raise BrokenArrayError("not an array")
     text.skip_character()
     while text.next_character() != "]":
         value = text.value()
@@ -144,7 +144,7 @@ def _elements(file: IO[bytes]) -> Iterator[tuple[Any, int]]:
         if text.next_character() == ",":
             text.skip_character()
         elif text.next_character() != "]":
-            raise _BrokenArrayError("an element is not followed by a comma")
+            raise BrokenArrayError("an element is not followed by a comma")
 
 
 class _JsonText:
@@ -183,9 +183,9 @@ class _JsonText:
                     return value
             except (ValueError, RecursionError) as error:
                 if self._is_ended or isinstance(error, RecursionError):
-                    raise _BrokenArrayError(str(error)) from error
+                    raise BrokenArrayError(str(error)) from error
             if len(self._text) - self._at > MOST_RECORD_BYTES:
-                raise _BrokenArrayError(f"no record ends within {MOST_RECORD_BYTES:,} bytes")
+                raise BrokenArrayError(f"no record ends within {MOST_RECORD_BYTES:,} bytes")
             self._read()
 
     def bytes_since_last(self) -> int:

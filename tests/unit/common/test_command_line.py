@@ -109,6 +109,26 @@ def test_a_misspelt_option_is_named_with_the_nearest_one(
     assert capsys.readouterr().err.splitlines()[-1] == f"pipeline.train: error: {message}"
 
 
+@pytest.mark.parametrize(
+    ("words", "ending"),
+    [
+        (["--filters", "starcodr"], "did you mean 'starcoder'?"),
+        (["--rules", "xml", "few_leters"], "did you mean 'few_letters'?"),
+        (["--filters", "everything"], "(choose from 'basic', 'starcoder')"),
+    ],
+)
+def test_a_misspelt_choice_is_named_with_the_nearest_one(
+    words: list[str], ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = command_parser("data_prep.write_shards", description=None)
+    parser.add_argument("--filters", choices=["basic", "starcoder"])
+    parser.add_argument("--rules", nargs="+", choices=["xml", "few_letters"])
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(words)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(ending)
+
+
 def test_what_is_no_option_is_not_misspelt() -> None:
     parser = command_parser("pipeline.generate", description=None)
     parser.add_argument("--prompt")

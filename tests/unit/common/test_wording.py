@@ -2,13 +2,20 @@
 
 import pytest
 
-from common.wording import counted, for_terminal, shortened
+from common.wording import counted, for_terminal, meant, nearest, shortened
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 ranks"), (1, "1 rank"), (2, "2 ranks"), (1024, "1,024 ranks")])
 def test_a_noun_agrees_with_its_number(number: int, text: str) -> None:
     assert counted(number, "rank") == text
     assert counted(2, "batch", plural="batches") == "2 batches"
+
+
+def test_the_name_that_was_meant_is_near() -> None:
+    names = ["content", "Language", "stars"]
+    assert [nearest(word, names) for word in ("contents", "languge", "text", "")] == ["content", "Language", None, None]
+    assert meant("STAR", names) == "; did you mean 'stars'?"
+    assert meant("text", names) == meant("x", []) == ""
 
 
 @pytest.mark.parametrize(
