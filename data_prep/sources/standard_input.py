@@ -1,4 +1,4 @@
-"""Standard input as a source: jsonl, which is copied to a file before anything else is done with it.
+"""Standard input as a source: JSON records, which are copied to a file before anything else is done with them.
 
 Workers, surveys and restarts read a part again, which a pipe does not allow. So all of standard input is first copied
 to the work folder. A run that is killed later continues with this copy, and does not read standard input again. A run
@@ -6,7 +6,6 @@ that is killed during the copy leaves no copy, and the next one reads standard i
 when the shards are finished.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from common.command_line import UserError
 from common.files import hold_lock, written_whole
+from common.small_files import read_json
 
 STDIN = "-"
 _COPY = "stdin.jsonl"
@@ -75,6 +75,10 @@ def _copy_to(path: Path) -> int:
 
 
 def _size_then(metadata: Path) -> int:
-    sources = json.loads(metadata.read_text(encoding="utf-8")).get("sources", [])
+    found = read_json(metadata)
+    sources = found.get("sources") if isinstance(found, dict) else None
     print("the output is finished already; standard input is neither read nor compared with the input of that run")
-    return next((source["bytes"] for source in sources if source["path"] == STDIN), 0)
+    for source in sources if isinstance(sources, list) else ():
+        if isinstance(source, dict) and source.get("path") == STDIN and isinstance(source.get("bytes"), int):
+            return int(source["bytes"])
+    return 0
