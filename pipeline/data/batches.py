@@ -28,7 +28,6 @@ from pipeline.config.schema import DataConfig, TrainConfig
 from pipeline.config.shard_folder import local_folder, remote_split
 from pipeline.data.consumed import Account, Consumed
 from pipeline.runtime.ranges import profiler_range
-from pipeline.runtime.stop import end_with_parent_only
 
 if TYPE_CHECKING:  # streaming takes seconds to import
     from pipeline.data.dataset import Window
@@ -125,7 +124,6 @@ class TrainingData:
             num_workers=data.num_workers,
             collate_fn=_collate,
             drop_last=True,
-            worker_init_fn=end_with_parent_only,
         )
         self._resumed_at = 0  # windows of the current epoch before the position that was loaded
         self.wait_s = 0.0

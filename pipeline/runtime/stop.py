@@ -1,21 +1,16 @@
 """The endings of a run: its exit codes, and stop requests, which the training loop polls.
 
-A stop request is SIGTERM, SIGUSR1 (Slurm's warning before the time limit), the first Ctrl-C, or the death of the
-launcher that started this rank, because a rank without its launcher would train on unnoticed. A second Ctrl-C ends the
-process.
+A stop request is SIGTERM, SIGUSR1 (Slurm's warning before the time limit), or the death of the launcher that started
+this rank, because a rank without its launcher would train on unnoticed.
 """
 
 import os
 import signal
-import threading
 from enum import IntEnum
 from multiprocessing import resource_tracker
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-INTERRUPTED = (
-    "stopping: the run saves after this step; Ctrl-C again ends it at once, without its steps since the last save"
-)
 
 
 class ExitCode(IntEnum):
@@ -51,8 +46,6 @@ class StopRequest:
         self._parent = os.getppid() if has_launcher else None
         for number in SIGNALS:
             signal.signal(number, self._handle)
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in jobs in the background
-            signal.signal(signal.SIGINT, self._handle_interrupt)
         # Python's tracker of shared memory is a process of its own. It inherits this mask, or a signal to all processes
         # of a job would kill it, and the shared memory that it tracks would leak.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -68,31 +61,8 @@ class StopRequest:
 
     def close(self) -> None:
         """Ignore later signals: while the interpreter shuts down, without handlers, they would change the exit code."""
-        for number in (*SIGNALS, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._reason = self._reason or signal.Signals(number).name
-
-    def _handle_interrupt(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._handle(number, frame)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            os.write(2, f"\n{INTERRUPTED}\n".encode())
-
-
-def end_with_parent_only(_worker: int) -> None:
-    """Let this process, a loader worker, ignore Ctrl-C, and SIGTERM unless its parent sends it.
-
-    Terminals and launchers signal whole process trees. A rank whose loader workers end can neither finish its step nor
-    save.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # threads that start from now on inherit this
-    threading.Thread(target=_end_when_parent_asks, daemon=True).start()
-
-
-def _end_when_parent_asks() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)

@@ -12,11 +12,12 @@ from pipeline.runtime.stop import ExitCode, StopRequest
 from tests.conftest import REPOSITORY
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
+INTERRUPT_HANDLER = signal.getsignal(signal.SIGINT)  # Python's own, or none if the tests run in the background
 
 
 @pytest.fixture
 def stop() -> Iterator[StopRequest]:
-    before = {number: signal.getsignal(number) for number in (*STOPPING, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     yield StopRequest(has_launcher=False)
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -43,34 +44,9 @@ def test_later_signals_change_nothing(stop: StopRequest) -> None:
         assert stop.reason == "SIGTERM"
 
 
-INTERRUPTED = """
-import os, signal
-from pipeline.runtime.stop import StopRequest
-signal.signal(signal.SIGINT, signal.default_int_handler)
-stop = StopRequest(has_launcher=False)
-os.kill(os.getpid(), signal.SIGINT)
-print(stop.reason, flush=True)
-os.kill(os.getpid(), signal.SIGTERM)
-print(stop.reason, flush=True)
-os.kill(os.getpid(), signal.SIGINT)
-print("unreachable")
-"""
-
-
-def test_the_first_interrupt_requests_a_stop_and_the_second_ends_the_process() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert done.stdout == "SIGINT\nSIGINT\n"
-    assert done.stderr.startswith("\nstopping: the run saves after this step; Ctrl-C again ends it at once")
-    assert "KeyboardInterrupt" in done.stderr
-
-
-def test_an_ignored_interrupt_stays_ignored() -> None:
-    """A shell starts background jobs so that Ctrl-C, which is meant for another job, does not reach them."""
-    program = INTERRUPTED.replace("signal.default_int_handler", "signal.SIG_IGN").replace("unreachable", "reached")
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("None\nSIGTERM\nreached\n", "")
+def test_an_interrupt_from_the_keyboard_is_not_caught(stop: StopRequest) -> None:
+    assert signal.getsignal(signal.SIGINT) is INTERRUPT_HANDLER
+    assert stop.reason is None
 
 
 ORPHAN = """
