@@ -45,10 +45,11 @@ def read_small_file(path: Path, *, what: str = "", most_bytes: int = MOST_BYTES)
     name = f"{what} {path}".strip()
     with open_regular_file(path, name=name) as file:
         try:
-            contents = b"".join(_chunks(file, most_bytes=most_bytes))
+            is_too_large = os.fstat(file.fileno()).st_size > most_bytes
+            contents = b"" if is_too_large else b"".join(_chunks(file, most_bytes=most_bytes))
         except OSError as error:
             raise BadFileError(f"{name} cannot be read: {error.strerror}") from error
-    if len(contents) > most_bytes:
+    if is_too_large or len(contents) > most_bytes:
         raise BadFileError(f"{name} cannot be read: it has more than {most_bytes:,} bytes")
     return contents
 
@@ -174,7 +175,20 @@ def measured_lines(file: IO[bytes], *, most_bytes: int = MOST_BYTES) -> Iterator
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses a key that stands twice in a mapping."""
+    """PyYAML's safe loader, which also refuses a key that stands twice in a mapping, and deep nesting at once.
+
+    The time that PyYAML takes grows with the square of the depth.
+    """
+
+    _level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._level += 1
+        if self._level > MOST_LEVELS + 1:  # the innermost value is no level
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()

@@ -89,6 +89,11 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the number of files for each reader in tests/fuzz; without it, they are the same in every run."""
+    parser.addoption("--fuzz_examples", type=int, metavar="N", help="changed files for each reader in tests/fuzz")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
     """Restore the environment after a module's tests, some of which join a process group in this process."""

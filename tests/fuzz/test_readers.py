@@ -1,0 +1,100 @@
+"""Every reader of `READERS` gives a value or one message for any file, soon and in little memory."""
+
+import os
+import shutil
+import time
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.fuzz.readers import READERS, Reader
+
+EXAMPLES = 60
+MOST_S, MOST_BYTES = 5.0, 500 << 20
+every_reader = pytest.mark.parametrize("name", READERS)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Reader], Path]:
+    """Return a function that gives the folder of a reader's example, which is made once."""
+    made: dict[Callable[[Path], object], Path] = {}
+
+    def folder_of(reader: Reader) -> Path:
+        if reader.make not in made:
+            made[reader.make] = tmp_path_factory.mktemp("example")
+            reader.make(made[reader.make])
+        return made[reader.make]
+
+    return folder_of
+
+
+@pytest.fixture
+def folder(examples: Callable[[Reader], Path], name: str, tmp_path: Path) -> Path:
+    """A copy of the reader's example."""
+    shutil.copytree(examples(READERS[name]), tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def _read(reader: Reader, folder: Path) -> None:
+    """Read, and fail if that takes too long or too much memory, or raises what is not allowed."""
+    tracemalloc.start()
+    started_s = time.process_time()  # which does not depend on what else the machine does
+    try:
+        with suppress(*reader.allowed):
+            reader.read(folder)
+        assert time.process_time() - started_s < MOST_S
+        assert tracemalloc.get_traced_memory()[1] < MOST_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+@every_reader
+def test_the_example_itself_is_read(name: str, folder: Path) -> None:
+    code: object = 0
+    try:
+        READERS[name].read(folder)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 0
+
+
+@every_reader
+def test_a_changed_file_is_a_value_or_one_message(name: str, folder: Path, request: pytest.FixtureRequest) -> None:
+    reader, n_examples = READERS[name], request.config.getoption("--fuzz_examples")
+    path = folder / reader.file
+    original = path.read_bytes()
+
+    @settings(
+        max_examples=n_examples or EXAMPLES, derandomize=n_examples is None, database=None, deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(reader.changes(original))
+    def check(contents: bytes) -> None:
+        path.write_bytes(contents)
+        _read(reader, folder)
+
+    check()
+
+
+@every_reader
+@pytest.mark.parametrize("kind", ["missing", "empty", "folder", "FIFO", "device", "sparse"])
+def test_what_is_no_such_file_is_a_value_or_one_message(name: str, kind: str, folder: Path) -> None:
+    path = folder / READERS[name].file
+    path.unlink()
+    match kind:
+        case "empty":
+            path.touch()
+        case "folder":
+            path.mkdir()
+        case "FIFO":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "sparse":
+            path.touch()
+            os.truncate(path, READERS[name].most_bytes)
+    _read(READERS[name], folder)
