@@ -5,8 +5,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from common.command_line import UserError
-from pipeline.weights.formats import huggingface, meta, training
+from pipeline.weights.formats import meta, training
 from pipeline.weights.formats.export import Format
+from pipeline.weights.formats.huggingface import folder as huggingface
 
 FORMATS = {"meta": meta.FORMAT, "hf": huggingface.FORMAT, "deepspeed": training.FORMAT}
 """The formats, by their names for `pipeline.convert --to`."""

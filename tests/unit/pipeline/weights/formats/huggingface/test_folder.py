@@ -9,10 +9,10 @@ import torch
 from transformers.utils import import_utils
 
 from common.command_line import UserError
-from pipeline.weights.formats import huggingface
 from pipeline.weights.formats.export import ExportOptions
-from pipeline.weights.formats.huggingface import open_folder, read_config
-from pipeline.weights.formats.llama import next_token_chain
+from pipeline.weights.formats.huggingface import folder as huggingface
+from pipeline.weights.formats.huggingface.folder import open_folder, read_config
+from pipeline.weights.formats.huggingface.llama import next_token_chain
 from pipeline.weights.formats.stored_model import load_model
 from tests.helpers.exports import exported
 from tests.helpers.references import all_logits, every_kind_of_heads, naive_greedy, tiny_config, tiny_model

@@ -17,7 +17,14 @@ from common.files import inside, write_json, written_whole
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.config.model import ModelConfig
 from pipeline.weights.formats.export import ExportOptions, Format
-from pipeline.weights.formats.llama import config_of_llama, hf_config, hf_names, is_rotated, rotary_halves, rotary_pairs
+from pipeline.weights.formats.huggingface.llama import (
+    config_of_llama,
+    hf_config,
+    hf_names,
+    is_rotated,
+    rotary_halves,
+    rotary_pairs,
+)
 from pipeline.weights.formats.stored_model import (
     TOKENIZER,
     StoredModel,
@@ -156,7 +163,7 @@ def _write_weights(stored: StoredModel, folder: Path, *, dtype: torch.dtype) -> 
 
 def _write_tokenizer(name: str, folder: Path, options: ExportOptions) -> dict[str, int | None]:
     """Write the files of a tokenizer, and generation_config.json; return the ids of its BOS and EOS for config.json."""
-    from pipeline.weights.formats.tokenizer_json import write_tokenizer_files
+    from pipeline.weights.formats.huggingface.tokenizer_json import write_tokenizer_files
 
     tokenizer = load_tokenizer(name)
     first = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "none": None}[options.first_token]

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from common.command_line import UserError
 from common.sentencepieces.sentencepiece_model import merges
 from data_prep import train_tokenizer
-from pipeline.weights.formats import tokenizer_json
-from pipeline.weights.formats.tokenizer_json import FirstToken, write_tokenizer_files
+from pipeline.weights.formats.huggingface import tokenizer_json
+from pipeline.weights.formats.huggingface.tokenizer_json import FirstToken, write_tokenizer_files
 from tests.helpers.sentencepiece_models import changed, trained
 
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
