@@ -65,7 +65,7 @@ DEMO_EXPORT := exports/demo/params.json
 ON_CPU := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH"
 
 COMPLETE := $(BIN)/python -m pipeline.generate --ckpt_dir exports/demo --tokenizer_path exports/demo/tokenizer.model \
-    --first_token eos --prompt 'def __init__(self' --prompt 'class TestCase(unittest'
+    --prompt 'def __init__(self' --prompt 'class TestCase(unittest'
 
 demo: setup
 	@$(MAKE) --no-print-directory --silent $(DEMO_EXPORT)

@@ -29,11 +29,12 @@ from common.command_line import UserError, raise_if_any, real_number, whole_numb
 from common.files import written_whole
 from common.shard_format import read_metadata
 from pipeline.config.model import MODEL_SIZES, ModelConfig, resolve_model
-from pipeline.inference.decoding.prompts import FIRST_TOKENS, encode_prompts, matching_tokenizer, read_prompts
+from pipeline.inference.decoding.prompts import encode_prompts, matching_tokenizer, read_prompts
 from pipeline.inference.decoding.session import choose_precision
 from pipeline.weights.formats.detect import EXPORTS, format_of
 from pipeline.weights.formats.export import DTYPES, torch_dtype
-from pipeline.weights.formats.stored_model import StoredModel, load_model, shapes_by_name
+from pipeline.weights.formats.record import FIRST_TOKENS
+from pipeline.weights.formats.stored_model import StoredModel, first_token_in, load_model, shapes_by_name
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments do without
     import torch
@@ -137,8 +138,9 @@ def _prompts(arguments: argparse.Namespace, config: ModelConfig) -> list[list[in
     """
     if arguments.prompt_file is not None:
         tokenizer = matching_tokenizer(arguments.tokenizer_path, arguments.ckpt_dir, config)
+        first_token = arguments.first_token or first_token_in(arguments.ckpt_dir)
         texts = read_prompts(arguments.prompt_file)[: arguments.n_prompts]
-        return [prompt.ids for prompt in encode_prompts(texts, tokenizer, first_token=arguments.first_token)]
+        return [prompt.ids for prompt in encode_prompts(texts, tokenizer, first_token=first_token)]
     n_prompts = max(arguments.n_prompts, *arguments.batch_sizes)
     if arguments.shards is not None:
         return _windows(arguments, config, n_prompts=n_prompts)

@@ -12,21 +12,18 @@ model.init_from.
 from common.endings import exit_on_user_error
 
 import argparse
-import fnmatch
-import os
 import shlex
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from common.command_line import UserError, command_parser
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.weights.formats.detect import EXPORTS, FORMATS, format_of
 from pipeline.weights.formats.export import DTYPES, ExportOptions, torch_dtype
-from pipeline.weights.formats.model_card import CARD, write_model_card
+from pipeline.weights.formats.model_card import write_model_card
+from pipeline.weights.formats.publish import checked_output, published_folder
+from pipeline.weights.formats.record import FIRST_TOKENS, FirstToken, write_record
 from pipeline.weights.formats.stored_model import TOKENIZER, StoredModel
 
 
@@ -37,19 +34,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the input is not a model or cannot be written in this format, or the output folder cannot be used.
     """
     arguments = _parse(argv)
-    _check_output(arguments.output)
+    output = checked_output(arguments.output, source=arguments.input)
     stored = format_of(arguments.input).open(arguments.input)
     tokenizer = _tokenizer(arguments.tokenizer_path or stored.tokenizer, stored)
     options = ExportOptions(
         dtype=torch_dtype(arguments.dtype) if arguments.dtype else None,
         tokenizer=tokenizer,
-        first_token=arguments.first_token or _first_token(stored, arguments.input, tokenizer),
+        first_token=arguments.first_token or _first_token(stored, tokenizer),
     )
-    with published_folder(arguments.output) as folder:
+    with published_folder(output) as folder:
         print(f"reading {stored.path}", flush=True)
         FORMATS[arguments.to].write(stored, folder, options)
         if arguments.to in EXPORTS:
-            write_model_card(folder, stored, name=arguments.output.name, format_name=arguments.to, options=options)
+            write_model_card(folder, stored, name=output.name, format_name=arguments.to, options=options)
+        write_record(folder, first_token=options.first_token, seq_len=stored.seq_len)
     print(f"finished {arguments.output}; to use it:\n  {_use(arguments.to, arguments.output, options)}")
 
 
@@ -68,87 +66,51 @@ def _tokenizer(name: str | None, stored: StoredModel) -> str | None:
     return name
 
 
-def _first_token(stored: StoredModel, path: Path, tokenizer: str | None) -> Literal["bos", "eos", "none"]:
-    """Return the token before each document in training: as the shards record it, or EOS; BOS for Meta's models."""
-    ends = (stored.provenance.shards or {}).get("document_ends")
-    if ends is not None:
-        return "bos" if ends == "both" else ends
-    return "eos" if tokenizer == BYTES or FORMATS["deepspeed"].is_at(path) else "bos"
+def _first_token(stored: StoredModel, tokenizer: str | None) -> FirstToken:
+    """Return the token before each document in training; if the input does not say, a likely one, with a warning."""
+    if stored.first_token is not None:
+        return stored.first_token
+    likely: FirstToken = "eos" if tokenizer == BYTES else "bos"
+    print(
+        f"warning: {stored.path} does not say which token precedes each document; the output says {likely}; "
+        "--first_token sets it",
+        file=sys.stderr,
+    )
+    return likely
 
 
 def _use(format_name: str, folder: Path, options: ExportOptions) -> str:
     """Return a command that uses the export."""
     if format_name == "deepspeed":
         return f"deepspeed --module pipeline.train ... {shlex.quote(f'model.init_from={folder}')}"
-    tokenizer = str({None: "TOKENIZER", BYTES: BYTES}.get(options.tokenizer, folder / TOKENIZER))
-    return (
-        f"python -m pipeline.generate --ckpt_dir {shlex.quote(str(folder))}"
-        f" --tokenizer_path {shlex.quote(tokenizer)}"
-        f" --first_token {options.first_token} --max_seq_len 128"
-    )
+    tokenizer = {None: "TOKENIZER", BYTES: BYTES}.get(options.tokenizer, str(folder / TOKENIZER))
+    ckpt_dir, tokenizer = shlex.quote(str(folder)), shlex.quote(tokenizer)
+    return f"python -m pipeline.generate --ckpt_dir {ckpt_dir} --tokenizer_path {tokenizer} --max_seq_len 128"
 
 
-def _check_output(folder: Path) -> None:
-    """Check that the output folder does not exist, is empty, or holds only an earlier export.
-
-    Raises:
-        UserError: the folder holds something else, or it is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder} is a file; give a folder")
-    patterns = [CARD, *(pattern for format_ in FORMATS.values() for pattern in format_.files)]
-    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    foreign = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
-    if foreign:
-        raise UserError(f"--output {folder} holds {foreign[0]!r}, which no export has; give a new or empty folder")
-
-
-@contextmanager
-def published_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`, which replaces `folder` on success and is removed on failure.
-
-    Raises:
-        UserError: the folder cannot be created, or the disk is full.
-    """
-    folder = folder.resolve()
-    for left in folder.parent.glob(f".{folder.name}.*-*"):  # perhaps from another machine, so it is not deleted
-        print(
-            f"warning: {left} was left by a conversion that is still running or was killed; if it was killed, delete"
-            " the folder",
-            file=sys.stderr,
-        )
-    partial, former = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("partial", "former"))
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if folder.exists():
-            folder.replace(former)
-        partial.replace(folder)
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if former.exists() and not folder.exists():
-            former.replace(folder)
-        shutil.rmtree(former, ignore_errors=True)
+def _named(text: str) -> Path:
+    """Return the path of a folder, which must have a name: an empty one would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty; give a folder")
+    return Path(text)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("pipeline.convert", description=__doc__)
     input_help = "a run directory (its newest whole checkpoint is used), a checkpoint, or an export in any format"
-    parser.add_argument("--input", required=True, type=Path, metavar="RUN_OR_DIR", help=input_help)
+    parser.add_argument("--input", required=True, type=_named, metavar="RUN_OR_DIR", help=input_help)
     parser.add_argument("--to", required=True, choices=list(FORMATS), help="the format to write")
-    output_help = "the folder to write; an earlier export there is replaced as a whole"
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=output_help)
+    output_help = "the folder to write; an earlier export there is replaced as a whole, anything else is refused"
+    parser.add_argument("--output", required=True, type=_named, metavar="DIR", help=output_help)
     dtype_help = "precision of the written weights (default: that of the input; fp32 for checkpoints)"
     parser.add_argument("--dtype", choices=list(DTYPES), help=dtype_help)
     tokenizer_help = "a SentencePiece model, or the word 'bytes' (default: that of the run, or of the input folder)"
     parser.add_argument("--tokenizer_path", metavar="FILE", help=tokenizer_help)
     first_help = (
-        "the token before each document in training, which the tokenizer of --to hf puts before each text (default: "
-        "eos for runs, as in their shards, and for bytes; else bos)"
+        "the token before each document in training, which travels with the export; pipeline.generate and the "
+        "tokenizer of --to hf put it before each text (default: as the input says; else eos for bytes, and bos)"
     )
-    parser.add_argument("--first_token", choices=["bos", "eos", "none"], help=first_help)
+    parser.add_argument("--first_token", choices=FIRST_TOKENS, help=first_help)
     return parser.parse_args(argv)
 
 

@@ -37,10 +37,11 @@ from pipeline.inference.options import (
     decoding_problems,
 )
 from pipeline.weights.formats.detect import EXPORTS, format_of
+from pipeline.weights.formats.stored_model import first_token_in
 
 _MOST_COMPLETIONS = 2_000_000
 _EXAMPLES = """example, with the paper's settings:
-  python -m pipeline.evaluate --ckpt_dir exports/7B_200B --first_token eos --problems HumanEval.jsonl.gz \\
+  python -m pipeline.evaluate --ckpt_dir exports/7B_200B --problems HumanEval.jsonl.gz \\
       --output evaluations/7B_200B --max_batch_size 200"""
 
 
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems = load_problems(arguments.problems, problem_format=arguments.format)
     _check_amount(problems, arguments)
     config = format_of(arguments.ckpt_dir, among=EXPORTS).read_config(arguments.ckpt_dir)
+    arguments.first_token = arguments.first_token or first_token_in(arguments.ckpt_dir)
     decoding = Decoding(
         n_heads_used=choose_heads(arguments.n_heads_used, config, decoding=arguments.decoding),
         max_gen_len=arguments.max_gen_len,

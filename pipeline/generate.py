@@ -34,14 +34,15 @@ from pipeline.inference.options import (
     decoding_problems,
 )
 from pipeline.weights.formats.detect import EXPORTS, format_of
+from pipeline.weights.formats.stored_model import first_token_in
 
 _WARM_UP_TOKENS = 8
 _EXAMPLES = """examples:
   torchrun --nproc_per_node 1 -m pipeline.generate --ckpt_dir 7B_200B_4/ --tokenizer_path tokenizer.model \\
       --max_seq_len 128 --max_batch_size 2
-  python -m pipeline.generate --ckpt_dir exports/demo --first_token eos --prompt 'def main():' --compare
-  python -m pipeline.generate --ckpt_dir exports/demo --first_token eos --prompt_file - < unfinished.py
-  python -m pipeline.generate --ckpt_dir exports/demo --first_token eos --interactive"""
+  python -m pipeline.generate --ckpt_dir exports/demo --prompt 'def main():' --compare
+  python -m pipeline.generate --ckpt_dir exports/demo --prompt_file - < unfinished.py
+  python -m pipeline.generate --ckpt_dir exports/demo --interactive"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parse(argv)
     _check(arguments)
     config = format_of(arguments.ckpt_dir, among=EXPORTS).read_config(arguments.ckpt_dir)
+    arguments.first_token = arguments.first_token or first_token_in(arguments.ckpt_dir)
     decoding = Decoding(
         n_heads_used=choose_heads(arguments.n_heads_used, config, decoding=arguments.decoding),
         max_gen_len=arguments.max_gen_len,

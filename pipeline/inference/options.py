@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import real_number, whole_number
-from pipeline.inference.decoding.prompts import FIRST_TOKENS
 from pipeline.inference.decoding.session import DECODINGS
 from pipeline.weights.formats.export import DTYPES
+from pipeline.weights.formats.record import FIRST_TOKENS
 
 _TOKENS = whole_number(at_least=1, at_most=1 << 30)
 AddArgument = Callable[..., Any]
@@ -32,7 +32,7 @@ def add_first_token_option(add: AddArgument) -> None:
     """Add the option that says which token precedes a prompt."""
     first_help = (
         "the token before each prompt: bos for Meta's models, eos for models trained on data_prep's shards, where EOS "
-        "separates documents (default: bos; eos for bytes)"
+        "separates documents (default: what DIR says, as exports do; else eos for bytes, and bos)"
     )
     add("--first_token", choices=FIRST_TOKENS, help=first_help)
 

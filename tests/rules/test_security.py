@@ -95,7 +95,8 @@ def test_models_of_absurd_size_are_refused_before_they_are_built(
     (folder / name).write_text(json.dumps(values))
     if to == "deepspeed":
         reseal(folder)
-    with pytest.raises(UserError, match=rf"{name}.*: {field}=\S+ is larger than in any model"):
+    unusable = rf"{name} holds (inf, which is not a finite number|an integer of 100 bits)"
+    with pytest.raises(UserError, match=rf"{name}.*: {field}=\S+ is larger than in any model|{unusable}"):
         format_of(folder).open(folder)
 
 
@@ -104,13 +105,14 @@ def test_models_of_absurd_size_are_refused_before_they_are_built(
 def test_a_llamas_sizes_must_be_plausible_whole_numbers(key: str, value: Any, tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 88, "num_hidden_layers": 3, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 97, **sizes, key: value}))
-    with pytest.raises(UserError, match=rf"{key}=\S+ must be an integer from 1 to 16,777,216"):
+    refused = rf"{key}=\S+ must be an integer from 1 to 16,777,216|config.json holds an integer of 100 bits"
+    with pytest.raises(UserError, match=refused):
         format_of(tmp_path).read_config(tmp_path)
 
 
 def test_json_that_is_too_deep_is_named(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text("[" * 100_000)
-    with pytest.raises(UserError, match=r"params\.json cannot be read as JSON"):
+    with pytest.raises(UserError, match=r"params\.json is nested deeper than"):
         format_of(tmp_path).read_config(tmp_path)
 
 

@@ -13,7 +13,6 @@ from pipeline.weights.formats.stored_model import TOKENIZER, tokenizer_in
 
 STANDARD_INPUT = Path("-")
 _MOST_BYTES = 256 << 20
-FIRST_TOKENS = ("bos", "eos", "none")
 DEFAULT_PROMPTS = (  # short enough for the quickstart's --max_seq_len 128, also in bytes
     '''def fizz_buzz(n: int) -> str:
     """Return Fizz, Buzz, FizzBuzz or the number."""

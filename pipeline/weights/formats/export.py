@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from common.tokenizers import BYTES
 from pipeline.config.model import ModelConfig
+from pipeline.weights.formats.record import FirstToken
 from pipeline.weights.formats.stored_model import TOKENIZER, StoredModel, shapes_by_name
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class ExportOptions:
     """Dtype of the written weights; None keeps the stored one."""
     tokenizer: str | None = None
     """The tokenizer to include: "bytes", or the path of a SentencePiece model; None includes none."""
-    first_token: Literal["bos", "eos", "none"] = "bos"
+    first_token: FirstToken = "bos"
     """The token before each document in training."""
 
 

@@ -19,10 +19,12 @@ from common.command_line import UserError, one_line, raise_if_any
 from common.files import write_json, written_whole
 from pipeline.config.model import ModelConfig
 from pipeline.weights.formats.export import ExportOptions, Format, copy_tokenizer, staged
+from pipeline.weights.formats.record import read_record
 from pipeline.weights.formats.stored_model import (
     TOKENIZER,
     StoredModel,
     described_model,
+    first_token_in,
     key_problems,
     read_json_object,
     shapes_by_name,
@@ -107,7 +109,15 @@ def open_folder(folder: Path) -> StoredModel:
     def read(name: str) -> Tensor:
         return weights[meta_name(name, n_trunk_layers=config.n_trunk_layers)]
 
-    return StoredModel(path=folder, config=config, read=read, tokenizer=tokenizer_in(folder))
+    record = read_record(folder)
+    return StoredModel(
+        path=folder,
+        config=config,
+        read=read,
+        tokenizer=tokenizer_in(folder),
+        first_token=first_token_in(folder),
+        seq_len=None if record is None else record.seq_len,
+    )
 
 
 def write_folder(stored: StoredModel, folder: Path, options: ExportOptions) -> None:

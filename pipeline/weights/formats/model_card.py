@@ -40,6 +40,7 @@ _FILES = {
     "model.safetensors.index.json": "the file of each weight",
     TOKENIZER: "the SentencePiece model",
     "tokenizer*.json": "the tokenizer, for transformers",
+    "export.json": "what pipeline.convert records about the export",
     "special_tokens_map.json": "the names of the special tokens",
 }
 _TRANSFORMERS = """```python
@@ -156,7 +157,7 @@ def _use(config: ModelConfig, format_name: FormatName, options: ExportOptions) -
     tokenizer = {None: "TOKENIZER", BYTES: BYTES}.get(options.tokenizer, f"FOLDER/{TOKENIZER}")
     start = {"bos": "BOS", "eos": "EOS", "none": "no special token"}[options.first_token]
     command = f"python -m pipeline.generate --ckpt_dir FOLDER --tokenizer_path {tokenizer}"
-    command += f" --first_token {options.first_token} --prompt 'import '"
+    command += " --prompt 'import '"
     text = f"`FOLDER` is the folder of this file. In training, {start} preceded each document.\n\n"
     if format_name == "hf" and options.tokenizer is not None:
         text += f"{_TRANSFORMERS}\n"

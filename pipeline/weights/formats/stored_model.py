@@ -7,14 +7,15 @@ before they are used.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.command_line import UserError, raise_if_any
+from common.small_files import read_json
 from pipeline.config.model import ModelConfig, model_from_dict, model_problems
+from pipeline.weights.formats.record import FirstToken, read_record
 
 if TYPE_CHECKING:  # importing torch takes seconds; --help and wrong arguments do without it
     import torch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # importing torch takes seconds; --help and wrong arguments d
 
     from pipeline.model.network import MultiTokenModel
 
-TOKENIZER = "tokenizer.model"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.model", "tokenizer_config.json"
 # Bounds beyond any real model: a described model is built, on the meta device, before its weights are compared.
 _LARGEST = {
     "dim": 2**20, "n_layers": 2**11, "n_heads": 2**16, "n_future_tokens": 2**11, "multiple_of": 2**24,
@@ -61,6 +62,8 @@ class StoredModel:
     the file."""
     tokenizer: str | None = None
     """"bytes", or the path of a SentencePiece model; None if it is not known."""
+    first_token: FirstToken | None = None
+    """The token before each document in training; None if it is not known."""
     seq_len: int | None = None
     """Length of the training sequences in tokens; None if it is not known."""
     provenance: Provenance = Provenance()
@@ -79,18 +82,42 @@ def shapes_by_name(config: ModelConfig) -> dict[str, torch.Size]:
     return weight_shapes(config)
 
 
+def first_token_in(folder: Path) -> FirstToken | None:
+    """Return the token before each document in training, or None if the folder does not say.
+
+    Exports say it in their record. In other folders with the tokenizer of transformers, it is what that tokenizer puts
+    before a text.
+
+    Raises:
+        UserError: the file that says it is damaged.
+    """
+    record = read_record(folder)
+    if record is not None:
+        return record.first_token
+    if not (folder / TOKENIZER_CONFIG).is_file():
+        return None
+    values = read_json_object(folder / TOKENIZER_CONFIG)
+    bos, eos = (_text_of(values.get(name)) for name in ("bos_token", "eos_token"))
+    if bos is None or values.get("add_bos_token") is False:
+        return "none"
+    return "eos" if bos == eos else "bos"
+
+
+def _text_of(token: Any) -> str | None:
+    """Return the text of a token, which transformers writes as a string or as an object."""
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else None
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        UserError: the file is missing, cannot be read, or holds something else.
+        UserError: the file is missing, cannot be used, or holds something else.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error})") from error
+    if not path.exists():
+        raise UserError(f"{path.parent} has no {path.name}")
+    values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold one JSON object, not a {type(values).__name__}")
     return values

@@ -18,16 +18,20 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.schema import DataConfig
 from pipeline.config.shard_folder import folder_here
 from pipeline.weights.formats.export import ExportOptions, Format, copy_tokenizer, staged
+from pipeline.weights.formats.record import FirstToken, read_record
 from pipeline.weights.formats.stored_model import (
     TOKENIZER,
     Provenance,
     StoredModel,
     described_model,
+    first_token_in,
     read_json_object,
     shapes_by_name,
     tokenizer_in,
 )
 
+# The token before each document, by what the shards' metadata says about the ends of documents.
+_FIRST_TOKENS: dict[str, FirstToken] = {"eos": "eos", "both": "bos", "none": "none"}
 _STATE, _CHECKPOINTS = "training_state.json", "checkpoints"
 
 
@@ -76,7 +80,15 @@ def open_checkpoint(path: Path) -> StoredModel:
     config = described_model(sections["model"], source=f"{checkpoint / _STATE}, config.model")
     read = weight_reader(checkpoint / SHARDED, shapes_by_name(config))
     if "data" not in sections:  # a checkpoint of no run
-        return StoredModel(path=checkpoint, config=config, read=read, tokenizer=tokenizer_in(checkpoint))
+        record = read_record(checkpoint)
+        return StoredModel(
+            path=checkpoint,
+            config=config,
+            read=read,
+            tokenizer=tokenizer_in(checkpoint),
+            first_token=first_token_in(checkpoint),
+            seq_len=None if record is None else record.seq_len,
+        )
     shards = _folder_of_shards(sections["data"])
     metadata = _json_or_none(shards / "metadata.json")
     if metadata is None:
@@ -87,6 +99,7 @@ def open_checkpoint(path: Path) -> StoredModel:
         config=config,
         read=read,
         tokenizer=BYTES if metadata and metadata["tokenizer"]["kind"] == BYTES else tokenizer_in(shards),
+        first_token=_FIRST_TOKENS.get(str((metadata or {}).get("document_ends", "eos"))),
         seq_len=sections["data"]["seq_len"],
         provenance=Provenance(
             step=state["step"],

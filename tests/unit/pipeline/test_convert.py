@@ -1,6 +1,7 @@
 """The command: conversion between all formats, refusals, and an output folder that is replaced as a whole or not."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from pipeline.weights.formats import meta
 from pipeline.weights.formats.detect import format_of
 from pipeline.weights.formats.export import torch_dtype
 from pipeline.weights.formats.meta import meta_params, meta_shapes
-from pipeline.weights.formats.stored_model import load_model, shapes_by_name
-from tests.helpers.exports import write_checkpoint
+from pipeline.weights.formats.record import FirstToken
+from pipeline.weights.formats.stored_model import first_token_in, load_model, shapes_by_name
+from tests.helpers.exports import exported, write_checkpoint
 from tests.helpers.references import all_logits, every_kind_of_heads, tiny_model
+from tests.helpers.untrusted import reseal
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def assert_same_bits(actual: dict[str, torch.Tensor], expected: dict[str, torch.
 def test_a_run_is_exported_from_its_newest_whole_checkpoint(run_dir: Path, tmp_path: Path) -> None:
     run(run_dir, tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"README.md", "consolidated.pth", "params.json"}
+    assert files == {"README.md", "consolidated.pth", "export.json", "params.json"}
     assert json.loads((tmp_path / "out" / "params.json").read_text()) == meta_params(tiny_model().config)
     weights = torch.load(tmp_path / "out" / "consolidated.pth", weights_only=True)
     assert weights.keys() == meta_shapes(tiny_model().config).keys()
@@ -107,7 +110,7 @@ def test_every_format_keeps_the_tokenizer(
     for folder in ("meta", "hf", "checkpoint", "again"):
         assert (tmp_path / folder / "tokenizer.model").read_bytes() == sentencepiece_model.read_bytes()
     generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
-    assert (generation["bos_token_id"], generation["eos_token_id"]) == (1, 2)
+    assert (generation["bos_token_id"], generation["eos_token_id"]) == (2, 2)  # EOS precedes documents in runs
     assert f"--tokenizer_path {tmp_path}/again/tokenizer.model" in capsys.readouterr().out
 
 
@@ -116,7 +119,7 @@ def test_byte_level_runs_are_exported_as_such(
 ) -> None:
     write_checkpoint(tmp_path / "run", tiny_model(vocab_size=258), shards=byte_shards)
     run(tmp_path / "run", tmp_path / "out")
-    assert "--tokenizer_path bytes --first_token eos" in capsys.readouterr().out
+    assert "--tokenizer_path bytes --max_seq_len" in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
     for fact in (
         "| training tokens | 448 |",
@@ -129,13 +132,60 @@ def test_byte_level_runs_are_exported_as_such(
         run(tmp_path / "run", tmp_path / "other", "--tokenizer_path", str(sentencepiece_model))
 
 
+@pytest.mark.parametrize("first_token", ["bos", "eos", "none"])
+def test_the_first_token_travels_through_every_format(
+    tmp_path: Path, sentencepiece_model: Path, first_token: FirstToken, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported(tmp_path / "start", tiny_model(vocab_size=512))
+    shutil.copy(sentencepiece_model, tmp_path / "start" / "tokenizer.model")
+    run(tmp_path / "start", tmp_path / "0", "--first_token", first_token)
+    route = ["hf", "hf", "meta", "deepspeed", "hf", "deepspeed", "meta", "hf"]
+    for index, to in enumerate(route):
+        run(tmp_path / str(index), tmp_path / str(index + 1), to=to)
+        assert first_token_in(tmp_path / str(index + 1)) == first_token
+        if to == "hf":
+            tokenizer = json.loads((tmp_path / str(index + 1) / "tokenizer_config.json").read_text())
+            expected = {"bos": "<s>", "eos": "</s>", "none": None}[first_token]
+            assert tokenizer.get("bos_token") == expected
+    assert "does not say which token" not in capsys.readouterr().err
+
+
+def test_a_first_token_that_is_not_known_is_warned_about(
+    tmp_path: Path, sentencepiece_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported(tmp_path / "start", tiny_model(vocab_size=512))
+    shutil.copy(sentencepiece_model, tmp_path / "start" / "tokenizer.model")
+    run(tmp_path / "start", tmp_path / "out")
+    assert f"{tmp_path}/start does not say which token precedes each document; the output says bos" in (
+        capsys.readouterr().err
+    )
+    assert first_token_in(tmp_path / "out") == "bos"
+
+
+def test_the_printed_command_can_be_pasted(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(run_dir, tmp_path / "my export's")
+    *_, command = capsys.readouterr().out.splitlines()
+    words = shlex.split(command)
+    assert words[words.index("--ckpt_dir") + 1] == str(tmp_path / "my export's")
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(name: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        convert.main(["--input", str(run_dir), "--to", "meta", "--output", name])
+    assert "argument --output: the name is empty; give a folder" in capsys.readouterr().err
+
+
 def test_an_earlier_export_is_replaced_as_a_whole(run_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "tokenizer.model").write_bytes(b"of another model")
-    (out / "params.json").write_text("{}")
+    run(run_dir, out, to="hf")
     run(run_dir, out)
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "consolidated.pth", "params.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "consolidated.pth",
+        "export.json",
+        "params.json",
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
 
 
@@ -151,18 +201,6 @@ def test_a_failed_export_leaves_the_earlier_one(run_dir: Path, tmp_path: Path, m
         run(run_dir, tmp_path / "out")
     assert (tmp_path / "out" / "params.json").stat().st_ino == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
-
-
-def test_the_remains_of_a_killed_conversion_are_reported_and_kept(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / ".out.partial-12345").mkdir()
-    run(run_dir, tmp_path / "out")
-    assert (
-        f"{tmp_path}/.out.partial-12345 was left by a conversion that is still running or was killed"
-        in capsys.readouterr().err
-    )
-    assert (tmp_path / ".out.partial-12345").is_dir()
 
 
 def test_a_failed_replacement_restores_the_earlier_export(
@@ -194,7 +232,8 @@ def test_wrong_inputs_and_outputs_are_reported(run_dir: Path, tmp_path: Path) ->
         (tmp_path / "notes", tmp_path / "out", "holds no model; expected a folder with one of: params.json"),
         (tmp_path / "young", tmp_path / "out", "no whole checkpoint"),
         (run_dir / "checkpoints" / "step_00000003", tmp_path / "out", "is damaged"),
-        (run_dir, tmp_path / "notes", "holds 'diary.txt', which no export has"),
+        (run_dir, tmp_path / "notes", "holds 'diary.txt', and no export of pipeline.convert"),
+        (tmp_path / ("x" * 300), tmp_path / "out", "cannot be read .File name too long"),
         (run_dir, tmp_path / "file", "is a file; give a folder"),
         (run_dir, tmp_path / "file" / "out", "cannot be written"),
     ]
@@ -209,7 +248,7 @@ def test_weights_of_another_architecture_are_not_exported(run_dir: Path, tmp_pat
     write_checkpoint(tmp_path / "odd", tiny_model())
     write_checkpoint(tmp_path / "other", tiny_model(vocab_size=50))
     shutil.copy(tmp_path / "odd" / "training_state.json", tmp_path / "other")
-    (tmp_path / "other" / "manifest.json").write_text("{}")
+    reseal(tmp_path / "other")
     with pytest.raises(UserError, match=r"'heads.output.weight' has shape \(50, 32\), not \(97, 32\)"):
         run(tmp_path / "other", tmp_path / "out")
     assert not (tmp_path / "out").exists()

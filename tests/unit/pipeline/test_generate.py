@@ -18,6 +18,7 @@ from common.tokenizers import ByteTokenizer, load_tokenizer
 from pipeline import generate
 from pipeline.inference.decoding.prompts import DEFAULT_PROMPTS
 from pipeline.inference.decoding.session import Decoding, Session
+from pipeline.weights.formats.record import FirstToken, write_record
 from tests.conftest import REPOSITORY, run_module
 from tests.helpers.exports import exported
 from tests.helpers.heavy import HEAVY
@@ -158,6 +159,22 @@ def test_both_formats_use_the_tokenizer_in_their_folder(
     result = objects(capsys, *arguments(folder, "--prompt", "def f", "--max_gen_len", 6, *more))[0]
     ids = load_tokenizer(str(sentencepiece_model)).encode("def f")
     expected = naive_greedy(model, [2 if first_token else 1, *ids], n_tokens=6)
+    assert result["token_ids"] == (expected[: expected.index(2) + 1] if 2 in expected else expected)
+
+
+@pytest.mark.parametrize(("recorded", "given", "first_id"), [("eos", None, 2), ("bos", None, 1), ("eos", "bos", 1)])
+def test_the_first_token_is_that_of_the_export_unless_an_option_says_another(
+    tmp_path: Path, sentencepiece_model: Path, capsys: pytest.CaptureFixture[str], recorded: FirstToken,
+    given: str | None, first_id: int,
+) -> None:  # fmt: skip
+    model = tiny_model(vocab_size=512)
+    folder = exported(tmp_path / "export", model)
+    shutil.copy(sentencepiece_model, folder / "tokenizer.model")
+    write_record(folder, first_token=recorded, seq_len=None)
+    more = ["--first_token", given] if given else []
+    result = objects(capsys, *arguments(folder, "--prompt", "def f", "--max_gen_len", 6, *more))[0]
+    ids = load_tokenizer(str(sentencepiece_model)).encode("def f")
+    expected = naive_greedy(model, [first_id, *ids], n_tokens=6)
     assert result["token_ids"] == (expected[: expected.index(2) + 1] if 2 in expected else expected)
 
 

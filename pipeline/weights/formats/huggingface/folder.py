@@ -28,6 +28,7 @@ from pipeline.weights.formats.huggingface.llama import (
 from pipeline.weights.formats.stored_model import (
     TOKENIZER,
     StoredModel,
+    first_token_in,
     key_problems,
     read_json_object,
     shapes_by_name,
@@ -78,6 +79,7 @@ def open_folder(folder: Path) -> StoredModel:
         config=config,
         read=read,
         tokenizer=tokenizer_in(folder),
+        first_token=first_token_in(folder),
         seq_len=seq_len if isinstance(seq_len, int) else None,
     )
 

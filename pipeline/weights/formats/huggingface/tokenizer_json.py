@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
@@ -28,9 +27,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from common.command_line import UserError, raise_if_any
 from common.sentencepieces.sentencepiece_model import PROBES, SPACE, merges, obstacles, parsed
 from common.tokenizers import BYTES, ByteTokenizer, Tokenizer, load_tokenizer
+from pipeline.weights.formats.record import FirstToken
 from pipeline.weights.formats.stored_model import TOKENIZER
-
-FirstToken = Literal["bos", "eos", "none"]
 
 
 def write_tokenizer_files(tokenizer_model: Path | None, folder: Path, *, first_token: FirstToken) -> None:

@@ -104,7 +104,7 @@ def test_every_weight_that_does_not_fit_is_listed(tmp_path: Path) -> None:
     ("contents", "message"),
     [
         (None, "has no params.json"),
-        ("{", "cannot be read as JSON"),
+        ("{", "is not JSON"),
         ("[]", "must hold one JSON object"),
         ('{"dim": 32, "n_layers": 6, "n_heads": 4, "vocab_size": 97, "mtp_heads": 4}', "unknown key 'mtp_heads'"),
         ('{"dim": 32, "n_layers": 6, "n_heads": 4}', "missing key 'vocab_size'"),

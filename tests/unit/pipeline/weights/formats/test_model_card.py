@@ -127,7 +127,7 @@ def test_dropped_documents_and_the_tokenizer_are_named(provenance: Provenance) -
 def test_the_commands_match_the_export(provenance: Provenance, tokenizer: str | None, expected: str) -> None:
     options = ExportOptions(tokenizer=tokenizer, first_token="eos")
     text = section(card(provenance, options=options), "Use")
-    assert f"--ckpt_dir FOLDER --tokenizer_path {expected} --first_token eos" in text
+    assert f"--ckpt_dir FOLDER --tokenizer_path {expected} --prompt" in text
     assert ("from_pretrained" in text) == (tokenizer is not None)
     assert "from_pretrained" not in section(card(provenance, options=options, format_name="meta"), "Use")
 

@@ -15,7 +15,8 @@ from common.command_line import UserError
 from common.sentencepieces.sentencepiece_model import merges
 from data_prep import train_tokenizer
 from pipeline.weights.formats.huggingface import tokenizer_json
-from pipeline.weights.formats.huggingface.tokenizer_json import FirstToken, write_tokenizer_files
+from pipeline.weights.formats.huggingface.tokenizer_json import write_tokenizer_files
+from pipeline.weights.formats.record import FirstToken
 from tests.helpers.sentencepiece_models import changed, trained
 
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
