@@ -18,7 +18,7 @@ from common.command_line import UserError, command_parser, whole_number
 from common.files import write_json, write_text
 from pipeline.config.inputs import Inputs, add_run_arguments, load_inputs
 from pipeline.config.schema import Config
-from pipeline.config.shard_folder import evaluation_windows
+from pipeline.config.shard_folder import evaluation_windows, keep_tokenizer
 from pipeline.runtime import history
 from pipeline.runtime.collectives import by_main
 from pipeline.runtime.lease import Lease
@@ -171,13 +171,18 @@ def make_run_directory(config: Config) -> Path:
 
 
 def write_run_files(inputs: Inputs) -> None:
-    """Write the resolved config, the DeepSpeed JSON, and the versions of software into the run directory."""
+    """Write the resolved config, the DeepSpeed JSON, the versions of software and the tokenizer into the run directory.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     from pipeline.monitoring.environment import environment
 
     run_dir = inputs.config.run_dir
     write_text(run_dir / "config.yaml", yaml.safe_dump(inputs.config.as_dict(), sort_keys=False))
     write_json(run_dir / "ds_config.json", inputs.deepspeed_config)
     write_json(run_dir / "environment.json", environment())
+    keep_tokenizer(run_dir, data=inputs.config.data, metadata=inputs.metadata)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,15 +11,19 @@ Every rank does this by itself, at the same time as the other ranks of its node:
 
 import functools
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
 from common.command_line import UserError
-from common.files import inside, sha256_of_file
+from common.files import inside, sha256_of_file, write_json, written_whole
 from common.s3 import MissingObjectError, S3Path, is_remote
 from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, parse_metadata, read_finished_file
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.config.schema import Config, DataConfig, LogConfig, TrainConfig
+
+KEPT_METADATA = "shards.json"
+"""The name in a run directory of the shards' metadata.json."""
 
 
 def local_folder(data: DataConfig) -> Path:
@@ -50,6 +54,19 @@ def folder_here(data: DataConfig) -> Path | None:
         return Path(data.shards)
     cached = Path(data.cache).glob("*") if data.cache else ()
     return next((folder for folder in cached if _is_mirror(folder, of=data.shards)), None)
+
+
+def keep_tokenizer(run_dir: Path, *, data: DataConfig, metadata: dict[str, Any]) -> None:
+    """Copy the shards' metadata and tokenizer into the run directory, so that exports need the shards no more.
+
+    Raises:
+        OSError: the run directory cannot be written.
+    """
+    tokenizer = local_folder(data) / TOKENIZER_MODEL
+    if tokenizer.is_file():
+        with written_whole(run_dir / TOKENIZER_MODEL) as partial:
+            shutil.copyfile(tokenizer, partial)
+    write_json(run_dir / KEPT_METADATA, metadata)
 
 
 def remote_split(data: DataConfig, split: str) -> S3Path | None:

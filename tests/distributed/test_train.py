@@ -54,7 +54,8 @@ def uninterrupted(recipe: Path) -> Path:
 
 def test_run_directory_is_as_documented(uninterrupted: Path) -> None:
     assert {path.name for path in uninterrupted.iterdir()} == {
-        "config.yaml", "ds_config.json", "environment.json", "train.log", "metrics.jsonl", "tensorboard", "checkpoints",
+        "config.yaml", "ds_config.json", "environment.json", "shards.json", "train.log", "metrics.jsonl", "tensorboard",
+        "checkpoints",
         "hangs", "ranks", ".lock", "history.jsonl", "lease.json",
     }  # fmt: skip
     assert not list((uninterrupted / "hangs").iterdir())

@@ -70,6 +70,11 @@ class StoredModel:
     """How the model was made."""
 
 
+def whole(value: Any) -> int | None:
+    """Return a count that a file tells, or None if it is no whole number from 0."""
+    return value if type(value) is int and value >= 0 else None
+
+
 def tokenizer_in(folder: Path) -> str | None:
     """Return the path of the SentencePiece model in a folder, or None."""
     return str(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from common.command_line import UserError
+from common.files import sha256_of_file
+from common.shard_format import METADATA, parse_metadata
+from common.small_files import read_small_file
 from common.tokenizers import BYTES
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import DataConfig
-from pipeline.config.shard_folder import folder_here
+from pipeline.config.shard_folder import KEPT_METADATA, folder_here
 from pipeline.weights.formats.export import ExportOptions, Format, copy_tokenizer, staged
 from pipeline.weights.formats.record import FirstToken, read_record
 from pipeline.weights.formats.stored_model import (
@@ -28,10 +32,12 @@ from pipeline.weights.formats.stored_model import (
     read_json_object,
     shapes_by_name,
     tokenizer_in,
+    whole,
 )
 
 # The token before each document, by what the shards' metadata says about the ends of documents.
 _FIRST_TOKENS: dict[str, FirstToken] = {"eos": "eos", "both": "bos", "none": "none"}
+_MOST_METADATA_BYTES = 256 << 20  # it names every source
 _STATE, _CHECKPOINTS = "training_state.json", "checkpoints"
 
 
@@ -69,13 +75,13 @@ def open_checkpoint(path: Path) -> StoredModel:
     Raises:
         UserError: there is no whole checkpoint, it lacks weights of its config, or it holds more than tensors.
     """
-    from pipeline.weights.checkpoint.folder import SHARDED
+    from pipeline.weights.checkpoint.folder import SHARDED, read_checkpoint
     from pipeline.weights.checkpoint.state import weight_reader
 
     checkpoint = find_checkpoint(path)
-    state = read_json_object(checkpoint / _STATE)
-    sections = state.get("config")
-    if not isinstance(sections, dict) or not isinstance(sections.get("model"), dict):
+    state = read_checkpoint(checkpoint).state
+    sections = state["config"]
+    if "model" not in sections or not all(isinstance(section, dict) for section in sections.values()):
         raise UserError(f"{checkpoint / _STATE} describes no model")
     config = described_model(sections["model"], source=f"{checkpoint / _STATE}, config.model")
     read = weight_reader(checkpoint / SHARDED, shapes_by_name(config))
@@ -89,21 +95,18 @@ def open_checkpoint(path: Path) -> StoredModel:
             first_token=first_token_in(checkpoint),
             seq_len=None if record is None else record.seq_len,
         )
-    shards = _folder_of_shards(sections["data"])
-    metadata = _json_or_none(shards / "metadata.json")
-    if metadata is None:
-        print(f"warning: the run's shards, {shards}, and their tokenizer are not on this machine", file=sys.stderr)
     run_dir = checkpoint.parent.parent
+    metadata, tokenizer = _shards_of(run_dir, sections["data"])
     return StoredModel(
         path=checkpoint,
         config=config,
         read=read,
-        tokenizer=BYTES if metadata and metadata["tokenizer"]["kind"] == BYTES else tokenizer_in(shards),
+        tokenizer=tokenizer,
         first_token=_FIRST_TOKENS.get(str((metadata or {}).get("document_ends", "eos"))),
-        seq_len=sections["data"]["seq_len"],
+        seq_len=whole(sections["data"].get("seq_len")),
         provenance=Provenance(
-            step=state["step"],
-            tokens=state["tokens"],
+            step=whole(state["step"]),
+            tokens=whole(state.get("tokens")),
             config=sections,
             deepspeed_config=_json_or_none(run_dir / "ds_config.json"),
             environment=_json_or_none(run_dir / "environment.json"),
@@ -112,9 +115,31 @@ def open_checkpoint(path: Path) -> StoredModel:
     )
 
 
-def _folder_of_shards(data: dict[str, Any]) -> Path:
-    """Return the local folder of a run's shards; a path that does not exist if they are elsewhere."""
-    return folder_here(DataConfig(shards=data["shards"], cache=data.get("cache", ""))) or Path(data["shards"])
+def _shards_of(run_dir: Path, data: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the metadata and the tokenizer of a run's shards; warn if they are not found.
+
+    Runs keep both. For runs of earlier versions they are read beside the shards, if those are on this machine.
+    """
+    source = DataConfig(shards=str(data.get("shards", "")), cache=str(data.get("cache", "")))
+    folder, name = (run_dir, KEPT_METADATA)
+    if not (folder / name).is_file():
+        folder, name = folder_here(source) or run_dir, METADATA
+    path = folder / name
+    if not path.is_file():
+        print(
+            f"warning: {run_dir} keeps no tokenizer, as runs of earlier versions, and its shards, {source.shards}, are"
+            " not on this machine",
+            file=sys.stderr,
+        )
+        return None, None
+    metadata = parse_metadata(read_small_file(path, most_bytes=_MOST_METADATA_BYTES), path=path)
+    if metadata["tokenizer"]["kind"] == BYTES:
+        return metadata, BYTES
+    tokenizer = tokenizer_in(folder)
+    if tokenizer is not None and sha256_of_file(Path(tokenizer)) != metadata["tokenizer"]["sha256"]:
+        print(f"warning: {tokenizer} is not the tokenizer of the run's shards; it is left out", file=sys.stderr)
+        tokenizer = None
+    return metadata, tokenizer
 
 
 def _json_or_none(path: Path) -> dict[str, Any] | None:

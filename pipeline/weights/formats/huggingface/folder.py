@@ -33,6 +33,7 @@ from pipeline.weights.formats.stored_model import (
     read_json_object,
     shapes_by_name,
     tokenizer_in,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def open_folder(folder: Path) -> StoredModel:
         read=read,
         tokenizer=tokenizer_in(folder),
         first_token=first_token_in(folder),
-        seq_len=seq_len if isinstance(seq_len, int) else None,
+        seq_len=whole(seq_len),
     )
 
 
