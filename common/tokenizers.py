@@ -101,7 +101,7 @@ class SentencePieceTokenizer:
         return self._processor.encode(text, out_type="numpy")
 
     def decode(self, token_ids: list[int]) -> str:
-        return self._processor.decode(token_ids)
+        return self._processor.decode([i for i in token_ids if i < self.vocab_size])  # models may have padding ids
 
 
 class GigatokenTokenizer(SentencePieceTokenizer):

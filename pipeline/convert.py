@@ -15,16 +15,17 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from common.command_line import UserError, command_parser
+from common.command_line import UserError, command_parser, whole_number
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.weights.formats.detect import EXPORTS, FORMATS, format_of
 from pipeline.weights.formats.export import DTYPES, ExportOptions, torch_dtype
 from pipeline.weights.formats.model_card import write_model_card
 from pipeline.weights.formats.publish import checked_output, published_folder
 from pipeline.weights.formats.record import FIRST_TOKENS, FirstToken, write_record
-from pipeline.weights.formats.stored_model import TOKENIZER, StoredModel
+from pipeline.weights.formats.stored_model import TOKENIZER, StoredModel, fits_vocabulary, warn
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parse(argv)
     output = checked_output(arguments.output, source=arguments.input)
     stored = format_of(arguments.input).open(arguments.input)
+    stored = replace(stored, seq_len=arguments.seq_len or stored.seq_len)
     tokenizer = _tokenizer(arguments.tokenizer_path or stored.tokenizer, stored)
     options = ExportOptions(
         dtype=torch_dtype(arguments.dtype) if arguments.dtype else None,
@@ -60,9 +62,12 @@ def _tokenizer(name: str | None, stored: StoredModel) -> str | None:
     if name is None:
         print("warning: the output has no tokenizer; give one with --tokenizer_path", file=sys.stderr)
         return None
-    n_ids = load_tokenizer(name, vocab_size=stored.config.vocab_size).vocab_size
-    if n_ids != stored.config.vocab_size:
+    tokenizer = load_tokenizer(name, vocab_size=stored.config.vocab_size)
+    n_ids = tokenizer.vocab_size
+    if not fits_vocabulary(tokenizer, stored.config.vocab_size):
         raise UserError(f"the tokenizer {name} has {n_ids} ids, but the model has {stored.config.vocab_size}")
+    if n_ids != stored.config.vocab_size:
+        warn(f"the model has {stored.config.vocab_size} ids, and {name} has {n_ids}; the others are padding")
     return name
 
 
@@ -106,6 +111,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=list(DTYPES), help=dtype_help)
     tokenizer_help = "a SentencePiece model, or the word 'bytes' (default: that of the run, or of the input folder)"
     parser.add_argument("--tokenizer_path", metavar="FILE", help=tokenizer_help)
+    length_help = (
+        "length of the training sequences in tokens, which --to hf writes as max_position_embeddings (default: as the "
+        "input says)"
+    )
+    length = whole_number(at_least=1, at_most=2**31 - 1)
+    parser.add_argument("--seq_len", type=length, metavar="N", help=length_help)
     first_help = (
         "the token before each document in training, which travels with the export; pipeline.generate and the "
         "tokenizer of --to hf put it before each text (default: as the input says; else eos for bytes, and bos)"

@@ -12,7 +12,8 @@ from pipeline.inference.decoding.decode import Decoder, HeadDrafter
 from pipeline.inference.decoding.layer_skip import LayerSkipDrafter
 from pipeline.inference.decoding.sampling import Drafts, Sampling
 from pipeline.model.network import MultiTokenModel
-from pipeline.weights.formats.huggingface.llama import hf_config, hf_names, next_token_chain, rotary_halves
+from pipeline.weights.formats.huggingface.config import hf_config
+from pipeline.weights.formats.huggingface.llama import hf_names, next_token_chain, rotary_halves
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -105,7 +105,7 @@ def test_models_of_absurd_size_are_refused_before_they_are_built(
 def test_a_llamas_sizes_must_be_plausible_whole_numbers(key: str, value: Any, tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 88, "num_hidden_layers": 3, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 97, **sizes, key: value}))
-    refused = rf"{key}=\S+ must be an integer from 1 to 16,777,216|config.json holds an integer of 100 bits"
+    refused = rf"{key}=\S+ must be an integer from 1 to 16,777,216|missing key '{key}'|holds an integer of 100 bits"
     with pytest.raises(UserError, match=refused):
         format_of(tmp_path).read_config(tmp_path)
 

@@ -9,7 +9,7 @@ from common.command_line import UserError, raise_if_any
 from common.small_files import BadFileError, parse_json, read_small_file
 from common.tokenizers import BYTES, FIM_BYTE_IDS, ByteTokenizer, Tokenizer, load_tokenizer
 from pipeline.config.model import ModelConfig
-from pipeline.weights.formats.stored_model import TOKENIZER, tokenizer_in
+from pipeline.weights.formats.stored_model import TOKENIZER, fits_vocabulary, tokenizer_in, warn
 
 STANDARD_INPUT = Path("-")
 _MOST_BYTES = 256 << 20
@@ -94,11 +94,13 @@ def matching_tokenizer(name: str | None, folder: Path, config: ModelConfig) -> T
             "('bytes' for a byte-level model)"
         )
     tokenizer = load_tokenizer(name, vocab_size=config.vocab_size)
-    if tokenizer.vocab_size != config.vocab_size:
+    if not fits_vocabulary(tokenizer, config.vocab_size):
         raise UserError(
             f"the tokenizer {name} has {tokenizer.vocab_size} ids, but the model has vocab_size {config.vocab_size}; "
             "give the tokenizer that it was trained with as --tokenizer_path ('bytes' for a byte-level model)"
         )
+    if tokenizer.vocab_size != config.vocab_size:
+        warn(f"the model has {config.vocab_size} ids, and {name} has {tokenizer.vocab_size}; the others are padding")
     return tokenizer
 
 

@@ -13,6 +13,7 @@ from common.tokenizers import BYTES
 from pipeline.config.model import ModelConfig
 from pipeline.weights.formats.record import FirstToken
 from pipeline.weights.formats.stored_model import TOKENIZER, StoredModel, shapes_by_name
+from pipeline.weights.formats.values import Conversion
 
 if TYPE_CHECKING:
     import torch
@@ -71,16 +72,18 @@ def staged(stored: StoredModel, folder: Path, dtype: torch.dtype | None) -> dict
 
     Raises:
         OSError: the disk is full.
+        UserError: a value is not finite, or `dtype` cannot hold it.
     """
     import torch
     from tqdm import tqdm
 
-    weights = {}
+    weights, conversion = {}, Conversion(dtype=dtype)
     for index, name in enumerate(tqdm(shapes_by_name(stored.config), desc="reading", unit="weight", disable=None)):
-        weight = stored.read(name)
-        weight_dtype, path = dtype or weight.dtype, folder / str(index)
+        weight, path = conversion.converted(stored.read(name), name=name), folder / str(index)
+        weight_dtype = weight.dtype
         with path.open("wb") as file:  # a full disk raises an error here; a write to a mapped page would end in SIGBUS
             os.posix_fallocate(file.fileno(), 0, weight.numel() * weight_dtype.itemsize)
         mapped = torch.from_file(str(path), shared=True, size=weight.numel(), dtype=weight_dtype)
         weights[name] = mapped.view(weight.shape).copy_(weight)
+    conversion.finish(heading=f"{stored.path} cannot be converted")
     return weights

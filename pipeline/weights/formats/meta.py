@@ -23,6 +23,7 @@ from pipeline.weights.formats.record import read_record
 from pipeline.weights.formats.stored_model import (
     TOKENIZER,
     StoredModel,
+    check_frequencies,
     described_model,
     first_token_in,
     key_problems,
@@ -40,6 +41,7 @@ WEIGHTS, PARAMS = "consolidated.pth", "params.json"
 _FIRST_PART, _SECOND_PART = "consolidated.00.pth", "consolidated.01.pth"
 _PARAMS_KEYS = ("dim", "ffn_dim_multiplier", "multiple_of", "n_future_tokens", "n_heads", "n_kv_heads", "n_layers",
                 "norm_eps", "rope_theta", "vocab_size")  # fmt: skip
+_RELEASED_DIM, _RELEASED_SEQ_LEN = 4096, 4096
 _OWN_PARAMS_KEYS = ("head_type", "head_order", "replicated_unembedding")
 
 
@@ -88,7 +90,7 @@ def read_config(folder: Path) -> ModelConfig:
     """
     path = folder / PARAMS
     values = read_json_object(path)
-    if values.get("vocab_size") == -1:  # as in Llama 2, which takes it from the tokenizer
+    if values.get("vocab_size", -1) == -1:  # as in Llama 2 and CodeLlama, which take it from the tokenizer
         embedding = _load(folder).get("tok_embeddings.weight")
         values["vocab_size"] = embedding.shape[0] if embedding is not None and embedding.ndim else 0
     return config_of_params(values, source=str(path))
@@ -102,7 +104,9 @@ def open_folder(folder: Path) -> StoredModel:
     """
     config = read_config(folder)
     weights = _load(folder)
-    weights.pop("rope.freqs", None)  # older Llama files carry the rotary frequencies, which follow from the config
+    frequencies = weights.pop("rope.freqs", None)  # in older Llama files
+    if frequencies is not None:
+        check_frequencies(frequencies, config, source=f"{folder}: rope.freqs")
     problems = key_problems({name: weight.shape for name, weight in weights.items()}, meta_shapes(config))  # type: ignore[arg-type]
     raise_if_any(problems, heading=f"the weights in {folder} do not fit its {PARAMS}")
 
@@ -116,8 +120,14 @@ def open_folder(folder: Path) -> StoredModel:
         read=read,
         tokenizer=tokenizer_in(folder),
         first_token=first_token_in(folder),
-        seq_len=None if record is None else record.seq_len,
+        seq_len=_released_seq_len(config, folder) if record is None else record.seq_len,
     )
+
+
+def _released_seq_len(config: ModelConfig, folder: Path) -> int | None:
+    """Return the training length of Meta's released 7B models (paper, section 3), whose params.json names heads."""
+    is_released = config.dim == _RELEASED_DIM and "n_future_tokens" in read_json_object(folder / PARAMS)
+    return _RELEASED_SEQ_LEN if is_released else None
 
 
 def write_folder(stored: StoredModel, folder: Path, options: ExportOptions) -> None:

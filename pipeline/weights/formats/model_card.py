@@ -8,7 +8,10 @@ owner of the model chooses its licence, so the card holds a placeholder that the
 from __future__ import annotations
 
 import fnmatch
+import html
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -20,6 +23,7 @@ from common.wording import counted
 from pipeline.config.model import ModelConfig
 from pipeline.model.formulas import parameter_count
 from pipeline.weights.formats.export import ExportOptions
+from pipeline.weights.formats.record import files_in
 from pipeline.weights.formats.stored_model import TOKENIZER, Provenance, StoredModel
 
 CARD = "README.md"
@@ -35,7 +39,7 @@ _FILES = {
     "params.json": "the architecture, for Meta's format",
     "config.json": "the architecture, for transformers",
     "generation_config.json": "the special tokens for generation",
-    "extra_heads.safetensors": "the further heads, which transformers does not read",
+    "extra_heads/*": "the further heads, which transformers does not read",
     "model*.safetensors": "trunk and next-token head",
     "model.safetensors.index.json": "the file of each weight",
     TOKENIZER: "the SentencePiece model",
@@ -71,7 +75,7 @@ def write_model_card(
     folder: Path, stored: StoredModel, *, name: str, format_name: FormatName, options: ExportOptions
 ) -> None:
     """Write the card of a finished export of `stored` in `folder`, which will be published as `name`."""
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != CARD}
+    files = {name: size for name, size in sorted(files_in(folder).items()) if name != CARD}
     card = model_card(
         stored.config, name=name, format_name=format_name, options=options, seq_len=stored.seq_len,
         provenance=stored.provenance, files=files,
@@ -107,11 +111,11 @@ def model_card(
         "Training": _training(provenance),
         "Data": _data(provenance.shards),
         "Versions": _table(_versions(provenance.environment).items()),
-        "Files": _table((f"`{file}`", f"{_bytes(size)}{_description(file)}") for file, size in files.items()),
+        "Files": _table((_code(file), f"{_bytes(size)}{_description(file)}") for file, size in files.items()),
         "Citation": _CITATION,
     }
     body = "\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections.items())
-    return f"---\n{_front_matter(config, format_name)}---\n\n# {name}\n\n{body}"
+    return f"---\n{_front_matter(config, format_name)}---\n\n# {_escaped(name)}\n\n{body}"
 
 
 def _front_matter(config: ModelConfig, format_name: FormatName) -> str:
@@ -169,21 +173,21 @@ def _training(provenance: Provenance) -> str:
     facts: dict[str, Any] = {"optimizer steps": provenance.step, "training tokens": provenance.tokens}
     config, deepspeed = provenance.config or {}, provenance.deepspeed_config
     facts |= {"tokens per step": None, "learning rate": None, "precision": None, "ZeRO stage": None}
-    if "train" in config:
+    with suppress(KeyError, TypeError, ValueError, AttributeError):  # a run's files may come from anybody
         train, optim = config["train"], config["optim"]
         least = optim["lr"] * optim["min_lr_ratio"]
-        facts["tokens per step"] = train["batch_tokens"]
         rate = f"{optim['lr']:g} after {optim['warmup_steps']:,} warm-up steps, then cosine decay to {least:g}"
-        facts["learning rate"] = rate
+        facts |= {"tokens per step": train["batch_tokens"], "learning rate": rate}
     if deepspeed is not None:
-        facts["precision"] = "bf16" if deepspeed.get("bf16", {}).get("enabled") else "fp32"
-        facts["ZeRO stage"] = deepspeed.get("zero_optimization", {}).get("stage", 0)
+        with suppress(TypeError, AttributeError):
+            facts["precision"] = "bf16" if deepspeed.get("bf16", {}).get("enabled") else "fp32"
+            facts["ZeRO stage"] = deepspeed.get("zero_optimization", {}).get("stage", 0)
     settings = {section: dict(config[section]) for section in _RECIPE_SECTIONS if section in config}
     for section, field in _PATHS.items():
         if settings.get(section, {}).get(field):
-            settings[section][field] = PurePath(settings[section][field]).name
+            settings[section][field] = PurePath(str(settings[section][field])).name
     text = yaml.safe_dump(settings, sort_keys=False) if settings else f"{_UNKNOWN}\n"
-    return f"{_table(facts.items())}\nAll settings (paths are shortened to their last name):\n\n```yaml\n{text}```\n"
+    return f"{_table(facts.items())}\nAll settings (paths are shortened to their last name):\n\n{_fenced(text, 'yaml')}"
 
 
 def _data(shards: Mapping[str, Any] | None) -> str:
@@ -192,7 +196,7 @@ def _data(shards: Mapping[str, Any] | None) -> str:
     tokenizer = shards["tokenizer"]
     facts = {"tokenizer": tokenizer["kind"], "vocabulary size": shards["vocab_size"]}
     if tokenizer["sha256"]:
-        facts["SHA-256 of the tokenizer"] = f"`{tokenizer['sha256']}`"
+        facts["SHA-256 of the tokenizer"] = _code(tokenizer["sha256"])
     for split, counts in shards["splits"].items():
         facts[split] = ", ".join(
             [counted(counts["documents"], "document"), counted(counts["tokens"], "token"), _bytes(counts["bytes"])]
@@ -201,7 +205,7 @@ def _data(shards: Mapping[str, Any] | None) -> str:
     sources = shards["sources"]
     rows = [
         (
-            f"`{PurePath(source['path']).name or _UNKNOWN}`",
+            _code(PurePath(source["path"]).name or _UNKNOWN),
             f"{counted(source['files'], 'file')}, {_bytes(source['bytes'])}",
         )
         for source in sources[:_MAX_SOURCES]
@@ -216,8 +220,34 @@ def _versions(environment: Mapping[str, Any] | None) -> dict[str, Any]:
         "git commit": known.get("git_commit"),
         "device": known.get("device"),
         "python": known.get("python"),
-        **known.get("packages", {}),
+        **(packages if isinstance(packages := known.get("packages"), dict) else {}),
     }
+
+
+class _Markup(str):
+    """Text that is Markdown already; all other text of a card is escaped."""
+
+    __slots__ = ()
+
+
+def _one_line(text: object) -> str:
+    return "".join(character if character.isprintable() else " " for character in str(text))
+
+
+def _escaped(text: object) -> str:
+    """Return text on one line, in which nothing is HTML or Markdown."""
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(_one_line(text), quote=False))
+
+
+def _code(text: object) -> _Markup:
+    """Return text as code, in which nothing ends the code or a cell of a table."""
+    return _Markup("`" + _one_line(text).replace("`", "'").replace("|", r"\|") + "`")
+
+
+def _fenced(text: str, language: str) -> str:
+    """Return a block of code whose fence is longer than any in the text."""
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
+    return f"{fence}{language}\n{text}{fence}\n"
 
 
 def _table(rows: Iterable[tuple[str, Any]]) -> str:
@@ -225,7 +255,8 @@ def _table(rows: Iterable[tuple[str, Any]]) -> str:
     lines = ["| | |\n|---|---|\n"]
     for name, value in rows:
         text = _UNKNOWN if value is None else f"{value:,}" if isinstance(value, int) else value
-        lines.append(f"| {name} | {text} |\n")
+        cells = (cell if isinstance(cell, _Markup) else _escaped(cell) for cell in (name, text))
+        lines.append(f"| {' | '.join(cells)} |\n")
     return "".join(lines)
 
 

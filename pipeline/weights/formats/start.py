@@ -10,6 +10,7 @@ from common.tokenizers import load_tokenizer
 from pipeline.config.model import ModelConfig
 from pipeline.weights.formats.detect import format_of
 from pipeline.weights.formats.stored_model import StoredModel
+from pipeline.weights.formats.values import Conversion
 
 if TYPE_CHECKING:
     import torch
@@ -73,14 +74,19 @@ def fill(model: torch.nn.Module, stored: StoredModel, *, new_heads: str) -> None
         stored: fits the model; see `check_start`.
         new_heads: "copy" starts additional heads as copies of the stored next-token head; "fresh" leaves them as they
             were initialised.
+
+    Raises:
+        UserError: a value is not finite.
     """
     import torch
 
+    conversion = Conversion()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             origin = _origin(name, n_heads=stored.config.n_future_tokens, new_heads=new_heads)
             if origin is not None:
-                weight.copy_(stored.read(origin))
+                weight.copy_(conversion.converted(stored.read(origin), name=origin))
+    conversion.finish(heading=f"model.init_from={stored.path} cannot be used")
 
 
 def _origin(name: str, *, n_heads: int, new_heads: str) -> str | None:

@@ -7,6 +7,9 @@ before they are used.
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from common.command_line import UserError, raise_if_any
 from common.small_files import read_json
+from common.tokenizers import BYTES, Tokenizer
 from pipeline.config.model import ModelConfig, model_from_dict, model_problems
 from pipeline.weights.formats.record import FirstToken, read_record
+from pipeline.weights.formats.values import Conversion
 
 if TYPE_CHECKING:  # importing torch takes seconds; --help and wrong arguments do without it
     import torch
@@ -24,6 +29,7 @@ if TYPE_CHECKING:  # importing torch takes seconds; --help and wrong arguments d
     from pipeline.model.network import MultiTokenModel
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.model", "tokenizer_config.json"
+_MOST_PADDING = 1024  # vocabularies are padded to a multiple of 64 to 1,024
 # Bounds beyond any real model: a described model is built, on the meta device, before its weights are compared.
 _LARGEST = {
     "dim": 2**20, "n_layers": 2**11, "n_heads": 2**16, "n_future_tokens": 2**11, "multiple_of": 2**24,
@@ -70,9 +76,22 @@ class StoredModel:
     """How the model was made."""
 
 
+@functools.cache
+def warn(message: str) -> None:
+    """Print a warning once, on the first process of each machine; a model is described more than once."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
 def whole(value: Any) -> int | None:
     """Return a count that a file tells, or None if it is no whole number from 0."""
     return value if type(value) is int and value >= 0 else None
+
+
+def fits_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> bool:
+    """Return whether a tokenizer has a model's number of ids; SentencePiece models may have a few less (padding)."""
+    most_padding = 1 if tokenizer.kind == BYTES else _MOST_PADDING
+    return tokenizer.vocab_size <= vocab_size < tokenizer.vocab_size + most_padding
 
 
 def tokenizer_in(folder: Path) -> str | None:
@@ -156,11 +175,27 @@ def key_problems(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
     ]
 
 
+def check_frequencies(frequencies: Tensor, config: ModelConfig, *, source: str) -> None:
+    """Check rotary frequencies that a file holds beside the weights; they follow from the config and are not used.
+
+    Raises:
+        UserError: they are not those of the config, so the model would compute something else.
+    """
+    import torch
+
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    expected = config.rope_theta**-exponents
+    stored = frequencies.double().flatten()
+    if stored.shape != expected.shape or not torch.allclose(stored, expected, rtol=0.02, atol=1e-6):  # half precision
+        raise UserError(f"{source} holds other rotary frequencies than rope_theta={config.rope_theta} gives")
+    warn(f"{source.partition(':')[0]} holds rotary frequencies, which follow from rope_theta and are not copied")
+
+
 def load_model(stored: StoredModel, *, device: str = "cpu", dtype: torch.dtype | None = None) -> MultiTokenModel:
     """Return the model for inference on `device`, with `dtype` or the dtype of the stored weights.
 
     Raises:
-        UserError: it does not fit into the device's memory.
+        UserError: it does not fit into the device's memory, or a value is not finite, or `dtype` cannot hold it.
     """
     import torch
 
@@ -168,9 +203,13 @@ def load_model(stored: StoredModel, *, device: str = "cpu", dtype: torch.dtype |
 
     with torch.device("meta"):
         model = MultiTokenModel(stored.config)
+    conversion = Conversion(dtype=dtype)
     try:
-        weights = {name: stored.read(name).to(device=device, dtype=dtype) for name in model.state_dict()}
+        weights = {
+            name: conversion.converted(stored.read(name).to(device=device), name=name) for name in model.state_dict()
+        }
     except torch.OutOfMemoryError as error:
         raise UserError(f"the weights of {stored.path} do not fit on {device}; use --dtype bf16") from error
+    conversion.finish(heading=f"{stored.path} cannot be loaded")
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)

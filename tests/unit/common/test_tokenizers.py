@@ -74,3 +74,9 @@ def test_a_file_that_is_no_tokenizer_is_a_users_mistake(tmp_path: Path) -> None:
     without_eos = _model(tmp_path / "without_eos", eos_id=-1)
     with pytest.raises(UserError, match="has no EOS id"):
         load_tokenizer(without_eos)
+
+
+def test_ids_of_a_padded_vocabulary_have_no_text(sentencepiece_model: Path) -> None:
+    tokenizer = load_tokenizer(str(sentencepiece_model))
+    ids = tokenizer.encode("import json")
+    assert tokenizer.decode([*ids, tokenizer.vocab_size, tokenizer.vocab_size + 63]) == tokenizer.decode(ids)

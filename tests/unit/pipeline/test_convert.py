@@ -176,6 +176,27 @@ def test_an_empty_name_is_not_the_current_folder(name: str, run_dir: Path, capsy
     assert "argument --output: the name is empty; give a folder" in capsys.readouterr().err
 
 
+def test_the_training_length_travels_and_an_option_sets_it(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "0", tiny_model())
+    for index, to in enumerate(("meta", "deepspeed", "hf", "meta", "hf")):
+        run(tmp_path / str(index), tmp_path / str(index + 1), to=to)
+        assert format_of(tmp_path / str(index + 1)).open(tmp_path / str(index + 1)).seq_len == 64
+    run(tmp_path / "1", tmp_path / "longer", "--seq_len", "8e3", to="hf")
+    assert json.loads((tmp_path / "longer" / "config.json").read_text())["max_position_embeddings"] == 8000
+
+
+def test_a_padded_vocabulary_is_accepted_with_a_word(
+    tmp_path: Path, sentencepiece_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, vocab_size in (("padded", 576), ("other", 2000)):
+        exported(tmp_path / name, tiny_model(vocab_size=vocab_size))
+        shutil.copy(sentencepiece_model, tmp_path / name / "tokenizer.model")
+    run(tmp_path / "padded", tmp_path / "out", to="hf")
+    assert "the model has 576 ids, and " in capsys.readouterr().err
+    with pytest.raises(UserError, match="has 512 ids, but the model has 2000"):
+        run(tmp_path / "other", tmp_path / "refused")
+
+
 def test_an_earlier_export_is_replaced_as_a_whole(run_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(run_dir, out, to="hf")

@@ -12,8 +12,10 @@ Special tokens are not recognised in text (`split_special_tokens`): `</s>` in a 
 ids are still special, and `skip_special_tokens` drops them. Programs that read tokenizer.json without transformers must
 set `tokenizer.encode_special_tokens = True` for the same behaviour.
 
-Decoding gives the same text as SentencePiece or the bytes. Only if the ids end in the middle of a character, the number
-of replacement characters may differ.
+Decoding gives the same text as SentencePiece or the bytes. Where byte pieces are no whole character, the number of
+replacement characters may differ. The decoder of `tokenizers` replaces every byte of such a run of byte pieces, also a
+line end beside half a character. So byte pieces of ASCII become characters before it sees them. Only a longer character
+that is spelled in bytes, right beside a broken one, is still replaced with it.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from common.sentencepieces.sentencepiece_model import PROBES, SPACE, merges, obs
 from common.tokenizers import BYTES, ByteTokenizer, Tokenizer, load_tokenizer
 from pipeline.weights.formats.record import FirstToken
 from pipeline.weights.formats.stored_model import TOKENIZER
+
+_Parts = tuple[tokenizers.Tokenizer, dict[str, str], dict[str, bool]]
+"""A tokenizer, the names of its special tokens, and further settings for tokenizer_config.json."""
 
 
 def write_tokenizer_files(tokenizer_model: Path | None, folder: Path, *, first_token: FirstToken) -> None:
@@ -50,16 +55,16 @@ def write_tokenizer_files(tokenizer_model: Path | None, folder: Path, *, first_t
     if first_token == "bos" and reference.bos_id < 0:
         raise UserError(f"{tokenizer_model} has no BOS; use eos or none as the first token")
     if tokenizer_model is None:
-        tokenizer, names = _byte_level()
+        tokenizer, names, settings = _byte_level()
     else:
-        tokenizer, names = _sentencepiece(tokenizer_model)
+        tokenizer, names, settings = _sentencepiece(tokenizer_model)
         shutil.copyfile(tokenizer_model, folder / TOKENIZER)
-    _save(tokenizer, names, folder, first_token=first_token)
+    _save(tokenizer, names, settings, folder, first_token=first_token)
     _verify(folder, reference, first_token=first_token)
 
 
-def _byte_level() -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """Return the byte-level tokenizer, and the names of its special tokens BOS and EOS, whose ids follow the bytes.
+def _byte_level() -> _Parts:
+    """Return the byte-level tokenizer and the names of its special tokens BOS and EOS, whose ids follow the bytes.
 
     `tokenizers` maps each byte to a character (GPT-2's table); without merges, each character is a token.
     """
@@ -72,11 +77,11 @@ def _byte_level() -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(names.values()))
-    return tokenizer, names
+    return tokenizer, names, {}
 
 
-def _sentencepiece(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """Return the tokenizer of a SentencePiece model, and the names of its special tokens.
+def _sentencepiece(path: Path) -> _Parts:
+    """Return the tokenizer of a SentencePiece model, the names of its special tokens, and its settings.
 
     Raises:
         UserError: tokenizer.json cannot give the same ids; says why.
@@ -96,15 +101,24 @@ def _sentencepiece(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     prepend = [normalizers.Prepend(SPACE)] if has_prefix else []
     tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", SPACE)])
     strip = [decoders.Strip(" ", 1, 0)] if has_prefix else []
-    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    ascii_ = [
+        decoders.Replace(tokenizers.Regex(f"^<0x{byte:02X}>$"), chr(byte))
+        for byte in range(128)
+        if chr(byte) not in ids and f"<0x{byte:02X}>" in ids  # a byte that has a piece never comes as a byte piece
+    ]
+    steps = [decoders.Replace(SPACE, " "), *ascii_, decoders.ByteFallback(), decoders.Fuse(), *strip]
     tokenizer.decoder = decoders.Sequence(steps)
     tokenizer.add_special_tokens(
         [piece.piece for piece in proto.pieces if piece.type in (piece.UNKNOWN, piece.CONTROL)]
     )
-    return tokenizer, names
+    # llama.cpp puts a space before every text unless this is written
+    return tokenizer, names, {} if has_prefix else {"add_prefix_space": False}
 
 
-def _save(tokenizer: tokenizers.Tokenizer, names: dict[str, str], folder: Path, *, first_token: FirstToken) -> None:
+def _save(
+    tokenizer: tokenizers.Tokenizer, names: dict[str, str], settings: dict[str, bool], folder: Path,
+    *, first_token: FirstToken,
+) -> None:  # fmt: skip
     """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json."""
     from transformers import PreTrainedTokenizerFast
 
@@ -120,6 +134,7 @@ def _save(tokenizer: tokenizers.Tokenizer, names: dict[str, str], folder: Path, 
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **named,
+        **settings,
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,  # otherwise decoding drops the space before a comma
         model_input_names=["input_ids", "attention_mask"],  # the default has token_type_ids, which Llama refuses

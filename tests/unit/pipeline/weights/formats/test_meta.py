@@ -8,6 +8,7 @@ import torch
 
 from common.command_line import UserError
 from pipeline.config.model import ModelConfig, resolve_model
+from pipeline.weights.formats.export import ExportOptions
 from pipeline.weights.formats.meta import meta_name, meta_params, meta_shapes, open_folder, read_config
 from pipeline.weights.formats.stored_model import load_model
 from tests.helpers.exports import exported
@@ -53,13 +54,15 @@ def test_params_without_n_future_tokens_mean_one_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_an_ordinary_llama_2_folder_loads(tmp_path: Path, dtype: torch.dtype) -> None:
-    """Like Meta's Llama 2: another file name, rotary frequencies, no n_future_tokens, and vocab_size -1."""
+@pytest.mark.parametrize("vocabulary", [{"vocab_size": -1}, {}])
+def test_an_ordinary_llama_2_folder_loads(tmp_path: Path, dtype: torch.dtype, vocabulary: dict[str, int]) -> None:
+    """Like Meta's Llama 2 and CodeLlama: another file name, rotary frequencies, no heads, no size of the vocabulary."""
     model = tiny_model(n_future_tokens=1)
     weights = {meta_name(name, n_trunk_layers=5): weight.to(dtype) for name, weight in model.state_dict().items()}
-    torch.save(weights | {"rope.freqs": torch.ones(4)}, tmp_path / "consolidated.00.pth")
+    frequencies = 1 / 10_000 ** (torch.arange(0, 8, 2) / 8)
+    torch.save(weights | {"rope.freqs": frequencies.to(dtype)}, tmp_path / "consolidated.00.pth")
     params = {"dim": 32, "multiple_of": 16, "n_heads": 4, "n_kv_heads": 2, "n_layers": 6, "norm_eps": 1e-5}
-    (tmp_path / "params.json").write_text(json.dumps(params | {"vocab_size": -1}))
+    (tmp_path / "params.json").write_text(json.dumps(params | vocabulary))
     loaded, tokens = load_model(open_folder(tmp_path)), torch.arange(20).view(2, 10)
     assert loaded.config.vocab_size == 97
     assert {weight.dtype for weight in loaded.parameters()} == {dtype}
@@ -79,7 +82,7 @@ def test_a_model_in_several_parts_is_refused(tmp_path: Path) -> None:
 def test_files_without_weights_are_reported(tmp_path: Path, stored: object) -> None:
     folder = exported(tmp_path / "out", tiny_model())
     torch.save(stored, folder / "consolidated.pth")
-    with pytest.raises(UserError, match="is not one flat dict of weights by name"):
+    with pytest.raises(UserError, match=r"is not one flat dict of weights by name"):
         open_folder(folder)
 
 
@@ -107,7 +110,8 @@ def test_every_weight_that_does_not_fit_is_listed(tmp_path: Path) -> None:
         ("{", "is not JSON"),
         ("[]", "must hold one JSON object"),
         ('{"dim": 32, "n_layers": 6, "n_heads": 4, "vocab_size": 97, "mtp_heads": 4}', "unknown key 'mtp_heads'"),
-        ('{"dim": 32, "n_layers": 6, "n_heads": 4}', "missing key 'vocab_size'"),
+        ('{"n_layers": 6, "n_heads": 4}', "has no consolidated.pth or"),
+        ('{"n_layers": 6, "n_heads": 4, "vocab_size": 97}', "missing key 'dim'"),
         ('{"dim": "wide", "n_layers": 6, "n_heads": 4, "vocab_size": 97}', "dim='wide'"),
         ('{"dim": 32, "n_layers": 6, "n_heads": 5, "vocab_size": 97}', "heads need an even width"),
         ('{"dim": 32, "n_layers": 6, "n_heads": 4, "vocab_size": 97}', "has no consolidated.pth or"),
@@ -124,5 +128,23 @@ def test_bad_folders_are_reported(tmp_path: Path, contents: str | None, message:
 def test_unreadable_weights_are_reported(tmp_path: Path, contents: bytes) -> None:
     folder = exported(tmp_path / "out", tiny_model())
     (folder / "consolidated.pth").write_bytes(contents)
-    with pytest.raises(UserError, match="is not a file of weights"):
+    with pytest.raises(UserError, match=r"is not a file of weights"):
         open_folder(folder)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_other_rotary_frequencies_are_refused(tmp_path: Path, factor: float) -> None:
+    folder = exported(tmp_path / "export", tiny_model())
+    weights = torch.load(folder / "consolidated.pth", weights_only=True)
+    weights["rope.freqs"] = factor / 10_000 ** (torch.arange(0, 8, 2) / 8)
+    torch.save(weights, folder / "consolidated.pth")
+    with pytest.raises(UserError, match=r"rope\.freqs holds other rotary frequencies than rope_theta=10000"):
+        open_folder(folder)
+
+
+def test_weights_that_do_not_fit_the_precision_are_refused(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.heads.output.weight.data[0, 0] = 1e5
+    with pytest.raises(UserError, match=r"'heads\.output\.weight' has 1 value that float16 cannot hold"):
+        exported(tmp_path / "export", model, options=ExportOptions(dtype=torch.float16))
+    assert list((tmp_path / "export").iterdir()) == []

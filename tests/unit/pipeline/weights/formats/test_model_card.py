@@ -1,6 +1,7 @@
 """The model card, read by the Hub's own library, from real records of runs and shards."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -156,3 +157,30 @@ def test_the_card_of_a_folder_lists_its_files_and_its_code_runs(provenance: Prov
     done = subprocess.run([sys.executable, "-c", prologue + code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("import ")
+
+
+@pytest.mark.parametrize("hostile", ["<script>x<", "<img src=x>", "a|b", "[a](b)", "`x`", "x\n# y", "\x1b[31m"])
+def test_nothing_that_others_wrote_is_markup(provenance: Provenance, hostile: str) -> None:
+    shards = json.loads(json.dumps(provenance.shards))
+    shards["tokenizer"] |= {"kind": hostile, "sha256": hostile}
+    shards["sources"][0]["path"] = f"/x/{hostile}"
+    shards["dropped"] = {hostile: 3}
+    versions = {"git_commit": hostile, "device": hostile, "packages": {hostile: hostile}}
+    text = card(replace(provenance, shards=shards, environment=versions), name=hostile)
+    outside = re.sub(r"(`+).*?\1", "", text.replace("\\`", ""), flags=re.DOTALL)  # in code nothing is rendered
+    assert not re.search(r"<(script|img)|\x1b|(?<!\\)\[a\]|^# y|a\|b", outside.replace("\\|", ""), flags=re.MULTILINE)
+
+
+def test_a_fence_in_the_settings_does_not_end_their_block(provenance: Provenance) -> None:
+    text = card(replace(provenance, config={"model": {"note": "a\n```\n<script>"}}))
+    assert "````yaml\n" in text
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "x", [], {}, {"lr": "x", "min_lr_ratio": 2, "warmup_steps": []}])
+def test_records_of_another_shape_are_unknown_facts(provenance: Provenance, wrong: Any) -> None:
+    sections = {"train": wrong or {}, "optim": wrong or {}} if isinstance(wrong, dict | None) else {}
+    odd = replace(
+        provenance, config=sections, deepspeed_config={"bf16": wrong, "zero_optimization": wrong},
+        environment={"packages": wrong},
+    )  # fmt: skip
+    assert "| learning rate | unknown |" in card(odd)

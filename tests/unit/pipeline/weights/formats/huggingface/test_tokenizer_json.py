@@ -1,5 +1,6 @@
 """tokenizer.json loaded by transformers, compared with the sentencepiece library and with bytes."""
 
+import json
 import random
 import sysconfig
 from collections.abc import Callable
@@ -125,6 +126,32 @@ def test_special_ids_are_special_and_special_texts_are_not(models: dict[str, Pat
     alone = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
     alone.encode_special_tokens = True
     assert alone.encode("a</s>", add_special_tokens=False).ids == ids_of(tokenizer, "a</s>")
+
+
+@pytest.mark.parametrize("name", ["own", "llama2", "no_prefix"])
+def test_characters_beside_broken_ones_are_kept(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+    """As the sentencepiece library keeps them."""
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(models[name]))
+    tokenizer = written(models[name], tmp_path / "hf")
+    byte = {value: reference.piece_to_id(f"<0x{value:02X}>") for value in range(256)}
+    word, snowman = reference.encode("x"), [byte[value] for value in "\N{SNOWMAN}".encode()]
+    for control in (0x00, 0x01, 0x0B, 0x7F):
+        for ids in (
+            [byte[control], byte[0xF0]],
+            [byte[0xF0], byte[control]],
+            [*word, byte[0xF0], byte[control], byte[control], *word],
+            [byte[control], *snowman, *word, byte[0xE2]],
+        ):
+            assert tokenizer.decode(ids) == reference.decode(ids)
+
+
+@pytest.mark.parametrize("name", ["own", "llama2", "no_prefix"])
+def test_a_model_without_a_space_before_the_text_says_so(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(models[name]))
+    expected = None if reference.encode_as_pieces("x")[0].startswith("\u2581") else False
+    written(models[name], tmp_path / "hf")
+    values = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert values.get("add_prefix_space") == expected
 
 
 def test_bytes_are_the_bytes(source_files: list[str], tmp_path: Path) -> None:
