@@ -8,6 +8,7 @@ from common.endings import exit_on_user_error
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,10 @@ import yaml
 from common.command_line import UserError, command_parser, whole_number
 from common.files import write_json, write_text
 from pipeline.config.inputs import Inputs, add_run_arguments, load_inputs
+from pipeline.config.recipe import read_config
 from pipeline.config.schema import Config
-from pipeline.config.shard_folder import evaluation_windows, keep_tokenizer
+from pipeline.config.shard_folder import corpus_of, evaluation_windows, keep_tokenizer
+from pipeline.config.values import shown
 from pipeline.runtime import history
 from pipeline.runtime.collectives import by_main
 from pipeline.runtime.lease import Lease
@@ -53,24 +56,26 @@ def main() -> None:
         world_size=world.world_size,
         n_nodes=world.world_size // world.local_world_size,
     )
+    check_run_directory(inputs.config)
     from pipeline.training.process_group import process_group
 
-    run_dir, timeout_s = make_run_directory(inputs.config), inputs.config.faults.hang_timeout_s
+    run_dir, timeout_s = inputs.config.run_dir, inputs.config.faults.hang_timeout_s
     rank_log, hangs = keep_rank_log(run_dir / "ranks", world=world), run_dir / "hangs"
     record_collectives(hangs)
     watchdog = Watchdog(hangs, rank=world.rank, timeout_s=timeout_s)
     # The watchdog must be the first to time out.
     with watchdog, process_group(world, timeout_s=3 * timeout_s) as device:
         exit_code = run(
-            inputs, world=world, device=device, resume=arguments.resume, stop=stop, watchdog=watchdog, rank_log=rank_log
-        )
+            inputs, world=world, device=device, resume=arguments.resume, other_data=arguments.other_data, stop=stop,
+            watchdog=watchdog, rank_log=rank_log,
+        )  # fmt: skip
     stop.close()
     sys.exit(exit_code)
 
 
 def run(
-    inputs: Inputs, *, world: World, device: "torch.device", resume: bool, stop: StopRequest, watchdog: Watchdog,
-    rank_log: logging.Handler,
+    inputs: Inputs, *, world: World, device: "torch.device", resume: bool, other_data: bool, stop: StopRequest,
+    watchdog: Watchdog, rank_log: logging.Handler,
 ) -> ExitCode:  # fmt: skip
     """Build the parts of a run, start or resume it, and train to its end; return the exit code.
 
@@ -82,12 +87,21 @@ def run(
     from pipeline.monitoring.header import header
     from pipeline.monitoring.previews import Previews
     from pipeline.monitoring.sinks.console import console_handler
-    from pipeline.training.build import build_engine
+    from pipeline.training.build import build_engine, check_compiler
     from pipeline.training.loop import Trainer, owes_validation
     from pipeline.weights.checkpoint.folder import CheckpointFolder
     from pipeline.weights.formats.start import starting_weights
 
     config = inputs.config
+    if config.train.compile and device.type == "cpu":
+        check_compiler()
+    previews = Previews(config.log, data=config.data, metadata=inputs.metadata)
+    start = None
+    if config.model.init_from is not None and not any(config.run_dir.glob("checkpoints/step_*")):
+        start = starting_weights(config.model, tokenizer_sha256=inputs.metadata["tokenizer"]["sha256"])
+    corpus = corpus_of(config.data, inputs.metadata)
+    # All checks that need no run directory are done: a start that is refused leaves none.
+    by_main(lambda: make_run_directory(config), world=world)
     lease = Lease(config.run_dir, launch=world.launch)
     by_main(lease.acquire, world=world)
     of_main = [console_handler(), log_file_handler(config.run_dir / "train.log")] if world.is_main else []
@@ -95,25 +109,26 @@ def run(
     logger.info(header(inputs, world=world, device=device))
     for line in inputs.without_effect:
         logger.info("note     DeepSpeed JSON: %s", line)
-    previews = Previews(config.log, data=config.data, metadata=inputs.metadata)
 
     checkpoints = CheckpointFolder(
-        config.run_dir / "checkpoints", policy=config.checkpoint, run_config=config.as_dict(), world=world, lease=lease
-    )
-    found = checkpoints.find(resume=resume)
+        config.run_dir / "checkpoints", policy=config.checkpoint, run_config=config.as_dict(), world=world, lease=lease,
+        corpus=corpus,
+    )  # fmt: skip
+    found = checkpoints.find(resume=resume, other_data=other_data)
+    changes = tell_changes(inputs, step=found.step) if found is not None and world.is_main else {}
     if found is not None and found.step >= config.total_steps and not owes_validation(found, config, world=world):
-        logger.info("finished: %s is the run's last step", found.path)
+        logger.info("%s", end_of_budget(config, found.path, step=found.step))
         return ExitCode.FINISHED
-    start = None
-    if found is None and config.model.init_from is not None:
-        start = starting_weights(config.model, tokenizer_sha256=inputs.metadata["tokenizer"]["sha256"])
+    if found is not None and found.state["data"] is None:
+        logger.info("going on with other data than before (--other_data), from its beginning")
+    if found is None and start is not None:
         logger.info("starting from %s", start.path)
     by_main(lambda: write_run_files(inputs), world=world)
     if world.is_main:
-        step = 0 if found is None else found.step
-        history.record(config.run_dir, "launch", step=step, ranks=world.world_size, device=device.type)
+        step, details = 0 if found is None else found.step, {"changes": changes} if changes else {}
+        history.record(config.run_dir, "launch", step=step, ranks=world.world_size, device=device.type, **details)
     watchdog.progress("building the model and DeepSpeed's engine")
-    engine = build_engine(config, inputs.deepspeed_config, device=device, start=start)
+    engine = build_engine(config, inputs.deepspeed_config, device=device, start=start if found is None else None)
     trainer = Trainer(
         config, world=world, device=device, engine=engine,
         validation=_validation_data(inputs, world=world, device=device), data=_training_data(inputs, device=device),
@@ -156,8 +171,53 @@ def _validation_data(inputs: Inputs, *, world: World, device: "torch.device") ->
     )  # fmt: skip
 
 
-def make_run_directory(config: Config) -> Path:
-    """Create the run directory, with the folders that must exist before the run starts, and return it.
+def tell_changes(inputs: Inputs, *, step: int) -> history.Changes:
+    """Log which fields changed since the run's last launch, and what that does to the learning rate; return them."""
+    from pipeline.training.optim import learning_rate
+
+    config, run_dir = inputs.config, inputs.config.run_dir
+    try:
+        changes = history.changes_since_last_launch(run_dir, config=config, deepspeed_config=inputs.deepspeed_config)
+        before = read_config(run_dir / "config.yaml").config
+    except UserError as error:
+        logger.warning("what changed since the last launch is unknown: %s", error)
+        return {}
+    for name, (old, new) in changes.items():
+        logger.info("changed  %s: %s -> %s", name, shown(old), shown(new))
+    rates = [
+        learning_rate(step + 1, optim=each.optim, total_steps=max(each.total_steps, step + 1))
+        for each in (before, config)
+    ]
+    if rates[0] != rates[1]:
+        logger.info("changed  the learning rate of step %d: %.3g -> %.3g", step + 1, *rates)
+    return changes
+
+
+def end_of_budget(config: Config, checkpoint: Path, *, step: int) -> str:
+    """Return the line about a run that has no step left."""
+    if step == config.total_steps:
+        return f"finished: {checkpoint} is the run's last step"
+    return (
+        f"finished: {checkpoint} is after step {step}, beyond the budget of {config.total_steps} steps"
+        f" (train.total_tokens={config.train.total_tokens}); raise train.total_tokens to go on"
+    )
+
+
+def check_run_directory(config: Config) -> None:
+    """Check, without creating anything, that the run directory exists or can be created.
+
+    Raises:
+        UserError: it cannot.
+    """
+    there = next(path for path in (config.run_dir, *config.run_dir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"run.dir={config.run.dir!r}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"run.dir={config.run.dir!r}: nothing may be created in {there} (Permission denied)")
+
+
+def make_run_directory(config: Config) -> None:
+    """Create the run directory, with the folders that must exist before the run starts.
 
     Raises:
         UserError: it cannot be created.
@@ -167,7 +227,6 @@ def make_run_directory(config: Config) -> Path:
             (config.run_dir / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run.dir={config.run.dir!r}: cannot create {error.filename} ({error.strerror})") from error
-    return config.run_dir
 
 
 def write_run_files(inputs: Inputs) -> None:
@@ -190,6 +249,12 @@ def _parser() -> argparse.ArgumentParser:
         PROGRAM, description="Pretrain a multi-token-prediction model under DeepSpeed.", epilog=EXAMPLE
     )
     add_run_arguments(parser)
+    parser.add_argument(
+        "--other_data",
+        action="store_true",
+        help="resume although data.shards are not the shards that the run was trained on; they are read from their"
+        " beginning",
+    )
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from common.command_line import UserError
-from pipeline.config.values import Number, Whole, declarations, wrong
+from pipeline.config.values import Number, PathText, Whole, declarations, wrong
 
 # Paper, Table S14: name -> (dim, n_layers, n_heads). `n_layers` counts the heads.
 MODEL_SIZES = {
@@ -62,7 +62,7 @@ class ModelConfig:
     """Epsilon of RMSNorm."""
     rope_theta: Number = Field(default=10_000.0, ge=1, le=1e12)
     """Base of the rotary frequencies."""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """Weights to start from, instead of random ones: a run, a checkpoint or an export with the same trunk. It may have
     fewer heads (to finetune a baseline, appendix D) or more heads, which are dropped (§3.6)."""
     new_heads: Literal["copy", "fresh"] = "copy"

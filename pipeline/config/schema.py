@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from pipeline.config.model import STRICT, ModelConfig
-from pipeline.config.values import Number, Whole
+from pipeline.config.values import Number, PathText, Whole
 
 _MOST_STEPS = 10**12
 _MOST_TOKENS = 10**16
@@ -22,7 +22,7 @@ _Step = Annotated[Whole, Field(ge=1, le=_MOST_STEPS)]
 class RunConfig:
     """The run directory: `dir/name`."""
 
-    dir: str = "runs"
+    dir: PathText = "runs"
     """Parent folder of all runs."""
     name: str = Field(
         default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$",
@@ -36,9 +36,9 @@ class RunConfig:
 class DataConfig:
     """The shards, and the order of their windows."""
 
-    shards: str = ""
+    shards: PathText = ""
     """Folder written by `data_prep.write_shards` (the one with metadata.json), or s3://bucket/prefix of its copy."""
-    cache: str = ""
+    cache: PathText = ""
     """With s3://: a folder on each node's own disk. Fetched files stay there."""
     cache_limit_gb: Number = Field(default=0.0, ge=0, le=1e9)
     """With s3://: how much of the train split may lie in `cache`, in 10^9 bytes; the least recently read shards are

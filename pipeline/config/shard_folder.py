@@ -69,6 +69,19 @@ def keep_tokenizer(run_dir: Path, *, data: DataConfig, metadata: dict[str, Any])
     write_json(run_dir / KEPT_METADATA, metadata)
 
 
+def corpus_of(data: DataConfig, metadata: dict[str, Any]) -> dict[str, str]:
+    """Return what tells the training data of these shards from any other: hashes of the tokenizer and of the index.
+
+    The index has a hash of every shard, so it is the same for copies, wherever they lie.
+    """
+    index = local_folder(data) / "train" / INDEX
+    try:
+        of_index = sha256_of_file(index)
+    except OSError as error:
+        raise UserError(f"{index} cannot be read ({error.strerror}); write the shards again") from error
+    return {"tokenizer": metadata["tokenizer"]["sha256"], "train split": of_index}
+
+
 def remote_split(data: DataConfig, split: str) -> S3Path | None:
     """Return the S3 address from which the shards of a split are fetched; None if they are on a disk."""
     return S3Path(data.shards) / split if is_remote(data.shards) else None

@@ -6,12 +6,13 @@ never repeated in words: `described` makes the words of it, such as "a number fr
 
 import difflib
 import math
+import os
 import re
 import types
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from common.wording import shortened
@@ -50,6 +51,22 @@ Number = Annotated[float, BeforeValidator(_number), BeforeValidator(_from_text)]
 """A finite number of a recipe; its bounds stand in the field."""
 
 
+def _expanded(text: str) -> str:
+    """Return a path with ~ and $NAME replaced, which a shell does not do behind the = of an override."""
+    path = os.path.expandvars(os.path.expanduser(text))
+    if "\0" in path or path.startswith("~") or re.search(r"\$(\w|\{)", path):
+        raise ValueError("it holds NUL, a user that does not exist, or a variable that is not set")
+    return path
+
+
+PathText = Annotated[
+    str,
+    Field(description="a path; a ~ at its beginning and each $NAME must have a value"),
+    AfterValidator(_expanded),
+]
+"""A path of a recipe, with ~ and $NAME replaced."""
+
+
 def declarations(section: Any) -> dict[str, FieldInfo]:
     """Return the declarations of a pydantic dataclass's fields, by name."""
     found: dict[str, FieldInfo] = section.__pydantic_fields__
@@ -65,7 +82,8 @@ def _described(annotation: Any, metadata: Sequence[Any]) -> str:
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *more = get_args(annotation)
-        return _described(inner, [*more, *metadata])
+        described_as = [item.description for item in more if isinstance(item, FieldInfo) and item.description]
+        return described_as[0] if described_as else _described(inner, [*more, *metadata])
     if origin in (Union, types.UnionType):
         inner = next(option for option in get_args(annotation) if option is not types.NoneType)
         return f"{_described(inner, metadata)}, or null"

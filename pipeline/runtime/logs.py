@@ -74,7 +74,7 @@ def log_file_handler(path: Path) -> logging.Handler:
 def keep_rank_log(directory: Path, *, world: World) -> logging.Handler:
     """Record this process's warnings and uncaught exceptions from now on; return the handler, for `configure_logging`.
 
-    What the disk refuses is dropped.
+    What the disk refuses is dropped, and so are warnings as long as the folder does not exist. An exception creates it.
     """
     path = directory / f"rank_{world.rank:05d}.log"
     handler = LogFile(path)
@@ -86,7 +86,7 @@ def keep_rank_log(directory: Path, *, world: World) -> logging.Handler:
     if world.is_main and logging.lastResort is not None:  # a root logger with handlers stops writing to stderr
         logging.getLogger().addHandler(logging.lastResort)
     _record_warnings(handler, to_stderr=world.is_main)
-    _record_exceptions(handler)
+    _record_exceptions(handler, directory=directory)
     return handler
 
 
@@ -101,10 +101,12 @@ def _record_warnings(handler: logging.Handler, *, to_stderr: bool) -> None:
     warnings.showwarning = record  # type: ignore[assignment]
 
 
-def _record_exceptions(handler: logging.Handler) -> None:
+def _record_exceptions(handler: logging.Handler, *, directory: Path) -> None:
     show, show_of_thread = sys.excepthook, threading.excepthook
 
     def record(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        with suppress(OSError):
+            directory.mkdir(parents=True, exist_ok=True)
         handler.handle(_record(logging.CRITICAL, "died", exception=error))
         show(kind, error, traceback)
 

@@ -59,7 +59,7 @@ class Watchdog:
     ranks have written theirs. A rank that makes progress meanwhile, or leaves the context, was only slow, and goes on.
 
     Args:
-        directory: where the flight record is written, as rank_<rank>.txt; created when the context is entered.
+        directory: where the flight record is written, as rank_<rank>.txt; created with the first record.
         rank: rank of this process.
         timeout_s: allowed seconds without progress; must be well below the process group's own limit.
     """
@@ -74,7 +74,6 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.progress("starting")
         # A child that is forked while faulthandler's timer is set waits at its exit for a thread that it does not have.
         os.register_at_fork(before=self._disarm, after_in_parent=self._arm, after_in_child=self._forget)
@@ -137,6 +136,7 @@ class Watchdog:
         record = f"{_clock(time.time())} {line}\nhost {socket.gethostname()}, pid {os.getpid()}\n\nProgress:\n"
         record += "".join(f"{_clock(at_s)} {what}\n" for at_s, what in self._marks.copy()) + _stacks()
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, record)  # first without torch's recorder, which may be part of the hang
             write_text(self.path, record + _collectives())
             line += f"; stacks and collectives are in {self.path}"

@@ -72,7 +72,8 @@ class Trainer:
             Ending: the run cannot go on.
         """
         if found is not None:
-            self._data.load_state_dict(found.state["data"])
+            if found.state["data"] is not None:  # None for other data than the checkpoint's
+                self._data.load_state_dict(found.state["data"])
             self._restore(found)
         while True:
             with open_recorders(

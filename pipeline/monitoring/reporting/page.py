@@ -152,6 +152,21 @@ def _side_by_side(runs: Sequence[RunFolder], summaries: Sequence[Summary], names
 
 
 def _configs(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
+    return [_last_configs(runs, names), [_changes(run, name) for run, name in zip(runs, names, strict=True)]]
+
+
+def _changes(run: RunFolder, name: str) -> Child:
+    rows = tables.changes(run)
+    if not rows:
+        return ()
+    return [
+        tag("h2", f"What changed while {name} ran"),
+        tables.table(rows, columns=("before", "after")),
+        tag("p", "The table of the config has the values after the last change.", class_="soft"),
+    ]
+
+
+def _last_configs(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
     if len(runs) > 1:
         rows = tables.differences(runs)
         return [

@@ -74,6 +74,17 @@ def deviations(run: RunFolder) -> list[tuple[str, list[str]]]:
     ]
 
 
+def changes(run: RunFolder) -> list[tuple[str, list[str]]]:
+    """Return the fields that changed between launches, with the step after which they did, and both values."""
+    return [
+        (f"{field} after step {event.get('step')}", [plain(value) for value in values])
+        for event in run.history
+        if isinstance(found := event.get("changes"), dict)
+        for field, values in found.items()
+        if isinstance(values, list) and len(values) == 2
+    ]
+
+
 def environment(runs: Sequence[RunFolder], summaries: Sequence[Summary]) -> list[tuple[str, list[str]]]:
     """Return the rows that show the device, ranks and versions of each run."""
 

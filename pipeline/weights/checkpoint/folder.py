@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,7 @@ from pipeline.runtime.logs import logger
 from pipeline.runtime.world import World
 from pipeline.weights.checkpoint import manifest
 from pipeline.weights.checkpoint.files import METADATA, stored_files
+from pipeline.weights.checkpoint.identity import changed_corpus, identity_problems, other_data_message
 from pipeline.weights.checkpoint.listing import (
     checkpoints_in,
     make_way,
@@ -50,13 +51,6 @@ from pipeline.weights.checkpoint.state import HostCopies, Slice, save_state
 
 STATE, SHARDED = "training_state.json", "weights_and_moments"
 
-# The fields that identify a run: if one of them differs, the checkpoint belongs to another run.
-IDENTITY = {
-    "model": None,  # every field
-    "data": ("seq_len", "shuffle_seed", "shuffle_algo", "shuffle_block_size", "num_canonical_nodes"),
-    "train": ("batch_tokens", "seed"),
-}
-_NO_IDENTITY = {"size", "init_from", "new_heads"}  # shorthand for other fields, and the origin of the first weights
 _SLOWEST_SAVE = timedelta(days=1)  # long, since it is the watchdog that notices a disk that hangs
 
 
@@ -85,8 +79,9 @@ class CheckpointFolder:
     """A run's `checkpoints/` folder. Every rank must call each method."""
 
     def __init__(
-        self, directory: Path, *, policy: CheckpointConfig, run_config: dict[str, Any], world: World, lease: Lease
-    ) -> None:
+        self, directory: Path, *, policy: CheckpointConfig, run_config: dict[str, Any], world: World, lease: Lease,
+        corpus: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
         """Create the process group and the writer thread of the saves; every rank must call it.
 
         Args:
@@ -95,8 +90,9 @@ class CheckpointFolder:
             run_config: the run's resolved config, which every checkpoint records and `find` compares.
             world: this rank's place among all.
             lease: the right to write into the run directory; each save checks it.
+            corpus: from `shard_folder.corpus_of`, which every checkpoint records and `find` compares.
         """
-        self._directory, self._policy, self._run_config = directory, policy, run_config
+        self._directory, self._policy, self._run_config, self._corpus = directory, policy, run_config, corpus
         self._world, self._lease = world, lease
         self._launch = from_main(lease.token)
         self._group = dist.new_group(backend="gloo", timeout=_SLOWEST_SAVE)
@@ -119,8 +115,13 @@ class CheckpointFolder:
                 _warn_about_damage(path, damages[0])
         return None
 
-    def find(self, *, resume: bool) -> Checkpoint | None:
+    def find(self, *, resume: bool, other_data: bool = False) -> Checkpoint | None:
         """Return the checkpoint to continue from, the same on every rank, or None for a fresh run.
+
+        Args:
+            resume: if off, there must be none.
+            other_data: go on although the shards are not those of the checkpoint; the checkpoint that is returned has
+                no position in the data then.
 
         Raises:
             UserError: the newest checkpoint belongs to another run (lists every difference), or there is one although
@@ -135,7 +136,10 @@ class CheckpointFolder:
         if "health" not in found.state:
             problems.append("it was written by an earlier version of this program")
         raise_if_any(problems, heading=f"cannot continue from {found.path}; set another run.name, or undo the change")
-        return found
+        changed = changed_corpus(saved=found.state.get("corpus"), now=self._corpus)
+        if changed and not other_data:
+            raise UserError(other_data_message(found.path, changed, saved=found.state["config"], now=self._run_config))
+        return replace(found, state={**found.state, "data": None}) if changed else found
 
     def begin(self, step: int, *, engine: HoldsState, state: dict[str, Any]) -> None:
         """Copy the state after `step` steps, and start to write it; the previous save must be finished.
@@ -151,6 +155,7 @@ class CheckpointFolder:
             "step": step,
             "tokens": step * self._run_config["train"]["batch_tokens"],
             "config": self._run_config,
+            "corpus": self._corpus,
             **state,
         }
         self._pending = self._writer.submit(self._write, path_of(self._directory, step), parts, state)
@@ -282,14 +287,3 @@ def read_checkpoint(path: Path) -> Checkpoint:
     ):
         raise UserError(f"{path / STATE} does not hold the step and the config of a run; do not use this checkpoint")
     return Checkpoint(path=path, state=state)
-
-
-def identity_problems(*, saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return the differences that make two resolved configs different runs, one line each."""
-    problems = []
-    for section, fields in IDENTITY.items():
-        for field in fields or sorted(set(now[section]) - _NO_IDENTITY):
-            before, after = saved.get(section, {}).get(field), now[section][field]
-            if before != after:
-                problems.append(f"it was saved with {section}.{field}={before!r}, and this run has {after!r}")
-    return problems

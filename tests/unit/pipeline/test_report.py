@@ -83,6 +83,18 @@ def test_rank_hours_end_with_the_last_sign_of_life(write: Write) -> None:
     assert "2, then 4" in text
 
 
+def test_fields_that_changed_between_launches_are_shown_with_their_steps(write: Write) -> None:
+    folder = write(steps=20)
+    history.record(folder, "launch", step=10, ranks=2, device="cpu", changes={"optim.lr": (0.25, 0.5)})
+    with (folder / history.HISTORY).open("a") as file:  # what anybody may have written
+        for odd in ("[]", '{"optim.eps": 3}', '{"optim.eps": [1, 2, 3]}'):
+            file.write(f'{{"event": "launch", "time": "2026-11-21T10:00:00", "step": 12, "changes": {odd}}}\n')
+    checker, _ = paged(folder, output=folder / "out.html")
+    text = rows(checker)
+    assert "optim.lr after step 10 | 0.25 | 0.5" in text
+    assert "optim.eps after" not in text
+
+
 def test_the_history_survives_a_cut_line_and_a_full_disk(tmp_path: Path, pipeline_log: Any) -> None:
     history.record(tmp_path, "launch", step=0, ranks=1, device="cpu")
     with (tmp_path / history.HISTORY).open("a") as file:

@@ -39,6 +39,25 @@ def test_an_override_that_is_not_yaml_is_named(tmp_path: Path) -> None:
     assert second == "optim.beta1=2 must be a number at least 0 and below 1"
 
 
+@pytest.mark.parametrize("field", ["run.dir", "data.shards", "data.cache", "model.init_from"])
+@pytest.mark.parametrize("text", ["~/x", "$HOME/x", "${HOME}/x"])
+def test_home_and_variables_are_replaced_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, text: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    section, _, name = field.partition(".")
+    config = load_config(write_recipe(tmp_path), [f"{field}={text}"])
+    assert getattr(getattr(config, section), name) == f"{tmp_path}/x"
+
+
+@pytest.mark.parametrize("text", ["$NO_SUCH_VARIABLE/x", "${NO_SUCH_VARIABLE}", "~no_such_user/x", '"a\\0b"'])
+def test_a_path_of_unknown_parts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
+    (problem,) = problems_of(write_recipe(tmp_path), f"run.dir={text}")
+    assert problem.startswith("run.dir='")
+    assert problem.endswith("must be a path; a ~ at its beginning and each $NAME must have a value")
+
+
 def test_the_last_override_of_a_field_wins(tmp_path: Path) -> None:
     assert load_config(write_recipe(tmp_path), ["train.seed=5", "train.seed=6"]).train.seed == 6
 

@@ -122,7 +122,7 @@ def test_both_ranks_of_a_missed_collective_write_a_record(tmp_path: Path) -> Non
 @of_way("hang_without_disk")
 def test_a_process_whose_record_cannot_be_written_exits_too(ended: Ended) -> None:
     assert ended.code == ExitCode.HUNG
-    assert f": starting; writing {ended.record} failed: NotADirectoryError" in ended.stderr
+    assert f": starting; writing {ended.record} failed: FileExistsError" in ended.stderr
 
 
 @of_way("hang_with_the_interpreter")

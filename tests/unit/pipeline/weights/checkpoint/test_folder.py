@@ -18,10 +18,10 @@ from pipeline.runtime.world import World
 from pipeline.weights.checkpoint.folder import (
     CheckpointFolder,
     damage_of,
-    identity_problems,
     newest_whole_checkpoint,
     read_checkpoint,
 )
+from pipeline.weights.checkpoint.identity import identity_problems
 from tests.helpers.checkpoints import FILES, flip_one_bit, write_checkpoint
 
 

@@ -12,7 +12,8 @@ from common.command_line import UserError
 from common.shard_format import read_metadata
 from pipeline.config.schema import Config, DataConfig
 from pipeline.config.shard_folder import keep_tokenizer
-from pipeline.weights.checkpoint.folder import identity_problems, seal_checkpoint
+from pipeline.weights.checkpoint.folder import seal_checkpoint
+from pipeline.weights.checkpoint.identity import identity_problems
 from pipeline.weights.checkpoint.manifest import damage_of
 from pipeline.weights.formats.training import find_checkpoint, open_checkpoint
 from tests.helpers.exports import exported, write_checkpoint
