@@ -42,7 +42,18 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options `config`, `deepspeed_config` and `overrides`, which name the inputs of a run."""
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML); see pipeline/recipes/")
     parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed JSON; see ds_configs/")
+    parser.add_argument(
+        "--list_fields", action=_ListFields, nargs=0, help="show every field of a recipe, with its range and default"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields of the recipe to override")
+
+
+class _ListFields(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from pipeline.config.reference import field_list
+
+        print(field_list())
+        parser.exit()
 
 
 def load_inputs(
