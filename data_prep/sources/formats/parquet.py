@@ -2,19 +2,20 @@
 
 Only the columns in the options are read, a few rows at a time, and a column's pages only when they are needed. So
 memory does not grow with the size of files or row groups. Pages are measured before they are decompressed
-(`parquet_pages`), and as no value is larger than its page, their sizes say how many rows are read at once.
+(`parquet_layout`), and as no value is larger than its page, their sizes say how many rows are read at once.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions, Selection
 from data_prep.sources.formats.opening import is_url, open_input
-from data_prep.sources.formats.parquet_pages import page_bytes
+from data_prep.sources.formats.parquet_layout import Chunk, RowGroup, page_bytes, row_groups_of
 from data_prep.sources.records import (
     MOST_RECORD_BYTES,
     PARQUET,
@@ -29,7 +30,6 @@ from data_prep.sources.records import (
 _MOST_ROWS_AT_ONCE = 128  # a row may be a whole source file
 _MOST_BYTES_AT_ONCE = 128 << 20
 _MOST_PAGE_BYTES = 2 * MOST_RECORD_BYTES  # writers end a page soon after it has 1 MiB
-_MOST_ROWS = 10**12  # of a row group; a file that claims more is damaged
 _BUFFER_BYTES = 1 << 20
 _ERRORS = (pa.ArrowException, OSError, ValueError)  # raised for damaged pages, depending on the layer
 CORRUPT = "corrupt_parquet"
@@ -45,57 +45,46 @@ def cut_row_groups(path: str, *, size: int, piece_bytes: int, selection: Selecti
     A file that cannot be read is one piece without row groups; reading it gives the reason.
     """
     try:
-        with _opened(path) as source:
-            metadata = pq.read_metadata(source)
-    except _ERRORS:
-        yield Piece(PARQUET, path, 0, 0, size, selection)
-        return
-    n_groups = metadata.num_row_groups
-    ends = [0]  # where the row groups end, in decompressed bytes
-    for group in range(n_groups):
-        ends.append(ends[-1] + metadata.row_group(group).total_byte_size)
+        with open_input(path) as file:
+            groups = row_groups_of(file)
+    except (OSError, ValueError):
+        groups = []
+    ends = [0, *itertools.accumulate(group.decompressed_bytes for group in groups)]
     start = start_byte = 0
-    for stop in range(1, n_groups + 1):
-        stop_byte = size * ends[stop] // max(1, ends[-1]) if stop < n_groups else size
-        if stop_byte - start_byte >= piece_bytes or stop == n_groups:
+    for stop in range(1, len(groups) + 1):
+        stop_byte = size * ends[stop] // max(1, ends[-1]) if stop < len(groups) else size
+        if stop_byte - start_byte >= piece_bytes or stop == len(groups):
             yield Piece(PARQUET, path, start, stop, stop_byte - start_byte, selection)
             start, start_byte = stop, stop_byte
-    if n_groups == 0:
+    if not groups:
         yield Piece(PARQUET, path, 0, 0, size, selection)
 
 
 def read_row_groups(piece: Piece, options: ReadOptions) -> Records:
     """Yield the documents of a piece. The piece's bytes are divided evenly among its rows."""
     try:
-        source = _opened(piece.path)
+        opened = open_input(piece.path)
     except OSError as error:
         yield Dropped("unreadable", piece.path, piece.size, f"byte 0: {error}"[:200])
         return
-    with source:
+    with opened:
         try:
+            groups = list(_groups_of(row_groups_of(opened), piece))
+            source = pa.PythonFile(opened, mode="r") if is_url(piece.path) else pa.OSFile(piece.path)
             file = pq.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-            if piece.stop == WHOLE:
-                piece = replace(piece, stop=file.metadata.num_row_groups)
-            _check_groups(file.metadata, piece)
+            names = list(file.schema_arrow.names)
         except _ERRORS as error:
-            where = f"byte {source.size()}"  # the metadata of a file are at its end
+            where = f"byte {piece.size}"  # the metadata of a file are at its end
             yield Dropped(CORRUPT, piece.path, piece.size, f"{where}: {error}"[:200])
             return
-        for group in _groups_of(file.metadata, piece):
-            yield from _read_group(file, group, options)
-
-
-def _opened(path: str) -> pa.NativeFile:
-    return pa.PythonFile(open_input(path), mode="r") if is_url(path) else pa.OSFile(path)
-
-
-def _check_groups(metadata: pq.FileMetaData, piece: Piece) -> None:
-    if metadata.num_row_groups < piece.stop:
-        raise ValueError(f"{metadata.num_row_groups} row groups, not the {piece.stop} that were listed")
-    for group in range(piece.stop):
-        n_rows = metadata.row_group(group).num_rows
-        if not 0 <= n_rows <= _MOST_ROWS:
-            raise ValueError(f"row group {group} claims {n_rows} rows")
+        for group in groups:
+            if options.text_field in names:
+                yield from _read_group(file, group, opened, options)
+            elif group.n_rows:
+                yield no_text_field(
+                    names, group.source(0), options,
+                    input_bytes=group.n_bytes, place=group.place, documents=group.n_rows,
+                )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,10 +93,14 @@ class _Group:
 
     path: str
     index: int
-    place: str
+    chunks: tuple[Chunk, ...]
     first_row: int
     n_rows: int
     n_bytes: int
+
+    @property
+    def place(self) -> str:
+        return f"row group {self.index}, from byte {self.chunks[0].start if self.chunks else 0}"
 
     def source(self, row: int) -> str:
         return f"{self.path}:row {self.first_row + row}"
@@ -117,34 +110,28 @@ class _Group:
         return self.n_bytes * stop // max(1, self.n_rows) - self.n_bytes * start // max(1, self.n_rows)
 
 
-def _groups_of(metadata: pq.FileMetaData, piece: Piece) -> Iterator[_Group]:
-    rows_of = [metadata.row_group(group).num_rows for group in range(piece.stop)]
-    first_row = sum(rows_of[: piece.start])
-    n_before, n_all = 0, max(1, sum(rows_of[piece.start :]))
-    for index in range(piece.start, piece.stop):
-        n_until = n_before + rows_of[index]
-        n_bytes = piece.size * n_until // n_all - piece.size * n_before // n_all
-        place = f"row group {index}, from byte {_start_of(metadata.row_group(index), 0)}"
-        yield _Group(piece.path, index, place, first_row + n_before, rows_of[index], n_bytes)
-        n_before = n_until
+def _groups_of(groups: Sequence[RowGroup], piece: Piece) -> Iterator[_Group]:
+    stop = len(groups) if piece.stop == WHOLE else piece.stop
+    if stop > len(groups):
+        raise ValueError(f"{len(groups)} row groups, not the {stop} that were listed")
+    ends = [0, *itertools.accumulate(group.n_rows for group in groups[:stop])]
+    first, n_all = ends[piece.start], max(1, ends[stop] - ends[piece.start])
+    for index in range(piece.start, stop):
+        start_byte, stop_byte = (piece.size * (end - first) // n_all for end in (ends[index], ends[index + 1]))
+        group = groups[index]
+        yield _Group(piece.path, index, group.chunks, ends[index], group.n_rows, stop_byte - start_byte)
 
 
-def _read_group(file: pq.ParquetFile, group: _Group, options: ReadOptions) -> Records:
-    if group.n_rows and options.text_field not in file.schema_arrow.names:
-        yield no_text_field(
-            file.schema_arrow.names, group.source(0), options,
-            input_bytes=group.n_bytes, place=group.place, documents=group.n_rows,
-        )  # fmt: skip
-        return
+def _read_group(file: pq.ParquetFile, group: _Group, opened: IO[bytes], options: ReadOptions) -> Records:
     n_read = 0
     try:
-        for row in _rows(file, group, options):
+        for row in _rows(file, group, opened, options):
+            n_bytes = group.bytes_of(n_read, n_read + 1)
             n_read += 1
-            n_bytes = group.bytes_of(n_read - 1, n_read)
             yield _document(row, group.source(n_read - 1), options, input_bytes=n_bytes, place=group.place)
     except (_LargePageError, *_ERRORS) as error:
         reason = TOO_LARGE if isinstance(error, _LargePageError) else CORRUPT
-        n_bytes, n_lost = group.bytes_of(n_read, group.n_rows), max(1, group.n_rows - n_read)
+        n_bytes, n_lost = group.bytes_of(n_read, max(n_read, group.n_rows)), max(1, group.n_rows - n_read)
         yield Dropped(reason, group.source(n_read), n_bytes, f"{group.place}: {error}"[:200], n_lost)
 
 
@@ -155,7 +142,7 @@ def _document(row: dict[str, Any], source: str, options: ReadOptions, **place: A
     return document_of_row(row, source, options, **place)
 
 
-def _rows(file: pq.ParquetFile, group: _Group, options: ReadOptions) -> Iterator[dict[str, Any]]:
+def _rows(file: pq.ParquetFile, group: _Group, opened: IO[bytes], options: ReadOptions) -> Iterator[dict[str, Any]]:
     """Yield the rows of a row group, with the columns in the options.
 
     Strings of the text column become bytes, so that each is checked by itself when it is decoded.
@@ -163,7 +150,7 @@ def _rows(file: pq.ParquetFile, group: _Group, options: ReadOptions) -> Iterator
     names = file.schema_arrow.names
     if options.fields is not None:
         names = [name for name in names if name in (options.text_field, *options.fields)]
-    rows_at_once = _rows_at_once(file.metadata.row_group(group.index), names, path=group.path)
+    rows_at_once = _rows_at_once(group, names, opened)
     for batch in file.iter_batches(rows_at_once, row_groups=[group.index], columns=names, use_threads=False):
         columns = [
             _bytes_of(column) if name == options.text_field else _values_of(column)
@@ -173,39 +160,25 @@ def _rows(file: pq.ParquetFile, group: _Group, options: ReadOptions) -> Iterator
             yield dict(zip(batch.schema.names, values, strict=True))
 
 
-def _rows_at_once(group: pq.RowGroupMetaData, names: list[str], *, path: str) -> int:
+def _rows_at_once(group: _Group, names: list[str], opened: IO[bytes]) -> int:
     """Return how many rows may be in memory together, which is few if a page of the columns is large.
 
     Raises:
         _LargePageError: a page is too large.
+        ValueError: the metadata of a column, or the header of a page, are damaged.
     """
-    largest = max((_largest_page(group, i, path=path) for i in _columns_of(group, names)), default=0)
+    wanted = [chunk for chunk in group.chunks if any(f"{chunk.path}.".startswith(f"{name}.") for name in names)]
+    largest = max((_largest_page(chunk, opened, path=group.path) for chunk in wanted), default=0)
     if largest > _MOST_PAGE_BYTES:
         raise _LargePageError(f"a page has {largest:,} bytes; {_MOST_PAGE_BYTES:,} is the most")
     return max(1, min(_MOST_ROWS_AT_ONCE, _MOST_BYTES_AT_ONCE // max(1, largest)))
 
 
-def _columns_of(group: pq.RowGroupMetaData, names: list[str]) -> list[int]:
-    """Return the stored columns of top-level columns with these names; a list or a struct has several."""
-    paths = [group.column(i).path_in_schema for i in range(group.num_columns)]
-    return [i for i, path in enumerate(paths) if any(path == name or path.startswith(f"{name}.") for name in names)]
-
-
-def _largest_page(group: pq.RowGroupMetaData, column: int, *, path: str) -> int:
-    """Return the size of the largest page of a column; the size of a small column, or of a distant one, as a whole."""
-    chunk = group.column(column)
-    if is_url(path):  # reading each header would take a request
-        return min(int(chunk.total_uncompressed_size), _MOST_PAGE_BYTES)
-    start = _start_of(group, column)
-    with open(path, "rb") as file:
-        return max(page_bytes(file, start=start, stop=start + chunk.total_compressed_size), default=0)
-
-
-def _start_of(group: pq.RowGroupMetaData, column: int) -> int:
-    if column >= group.num_columns:
-        return 0
-    chunk = group.column(column)
-    return min(offset for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset)
+def _largest_page(chunk: Chunk, opened: IO[bytes], *, path: str) -> int:
+    """Return the size of the largest page of a column; of a distant one, what it may have at most."""
+    if is_url(path) and not chunk.problem:  # reading each header would take a request
+        return min(chunk.decompressed_bytes, _MOST_PAGE_BYTES)
+    return max(page_bytes(opened, chunk), default=0)
 
 
 def _bytes_of(column: pa.Array) -> list[Any]:

@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +11,7 @@ from data_prep.sources.documents import Document, Dropped
 from data_prep.sources.formats import parquet
 from data_prep.sources.listing import list_source
 from data_prep.sources.readers import BadInputError
+from tests.conftest import REPOSITORY
 from tests.helpers.records import byte_of, records_of, texts_of
 
 
@@ -123,3 +126,33 @@ def test_a_large_page_is_counted_and_not_read(tmp_path: Path, monkeypatch: pytes
     assert sum(record.input_bytes for record in records) == path.stat().st_size
     monkeypatch.setattr(parquet, "_MOST_BYTES_AT_ONCE", 100)  # one row at a time
     assert texts_of(records_of(path)) == texts_of(records)
+
+
+READ_EVERY_CHANGE = """
+import sys
+from pathlib import Path
+from data_prep.sources.documents import ReadOptions
+from data_prep.sources.listing import list_source
+from data_prep.sources.readers import read_piece
+
+path = Path(sys.argv[1])
+whole = path.read_bytes()
+start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+for place in range(start, len(whole)):
+    for bits in (1, 0x10, 0xFF):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ bits]) + whole[place + 1 :])
+        for piece in list_source(str(path)).pieces:
+            for record in read_piece(piece, ReadOptions(fields=("lang",))):
+                assert record.input_bytes >= 0
+print("all are read")
+"""
+
+
+def test_no_damage_to_the_metadata_ends_the_process(tmp_path: Path) -> None:
+    """pyarrow's own access to the metadata of a column aborts for some of these."""
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": ["a", None, "c"], "licences": [["mit"], [], None], "lang": ["c", "c", "d"]})
+    pq.write_table(table, path, compression="zstd", data_page_version="2.0")
+    words = [sys.executable, "-c", READ_EVERY_CHANGE, str(path)]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "all are read\n"), done.stderr
