@@ -125,8 +125,10 @@ def _check_metadata(metadata: dict[str, Any], *, path: Path | S3Path) -> None:
         _check_number(metadata[key], name=key, least=1, most=most)
     for key in ("kind", "sha256"):
         _check_text(metadata["tokenizer"][key], name=f"tokenizer.{key}")
-    for key in ("bos_id", "eos_id"):
-        _check_number(metadata["tokenizer"][key], name=f"tokenizer.{key}", least=-1, most=metadata["vocab_size"] - 1)
+    for key, least in (("bos_id", -1), ("eos_id", 0)):  # a tokenizer may be without BOS; numpy crashes for an EOS of -1
+        _check_number(metadata["tokenizer"][key], name=f"tokenizer.{key}", least=least, most=metadata["vocab_size"] - 1)
+    if not metadata["splits"]:
+        raise ValueError("it has no splits")
     for split, counts in metadata["splits"].items():
         name_inside(split, named_in=path)
         for key in ("documents", "tokens", "windows", "bytes"):

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from common.command_line import UserError, whole_number
 
 T = TypeVar("T")
-WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_IN_THE_WAY = (errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENOTEMPTY)
 
 
 def add_workers_argument(group: argparse._ArgumentGroup) -> None:
@@ -32,6 +33,16 @@ def add_workers_argument(group: argparse._ArgumentGroup) -> None:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count, count_help = whole_number(at_least=1, at_most=1024), "processes (default: one per CPU)"
     group.add_argument("--num_workers", type=count, default=cpus, metavar="N", help=count_help)
+
+
+def write_problem(error: OSError) -> str | None:
+    """Return why a file cannot be written and what to do, if a person can do something; None for a defect."""
+    if error.errno in _FULL_OR_CLOSED:
+        return f"{error.strerror}; make room, then run the same command to continue"
+    if error.errno in _IN_THE_WAY:
+        path = error.filename2 or error.filename
+        return f"{error.strerror}: {path}; move what is in its place, then run the same command to continue"
+    return None
 
 
 class ProgressCounter:
@@ -86,9 +97,9 @@ def worker_pool(n_workers: int) -> Iterator[tuple[ProcessPoolExecutor, ProgressC
             "same command continues where it stopped"
         ) from error
     except OSError as error:
-        if error.errno not in WRITE_ERRORS:
+        if (problem := write_problem(error)) is None:
             raise
-        raise UserError(f"cannot write: {error.strerror}; make room, then run the same command to continue") from error
+        raise UserError(f"cannot write: {problem}") from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -13,7 +13,7 @@ from data_prep.filters.decisions import Reasons, n_readings
 from data_prep.filters.options import filter_options
 from data_prep.shards.folder import shares_with
 from data_prep.shards.part_writer import write_part
-from data_prep.shards.parts import Part, PartOptions, PartResult, RunShare, finished_parts
+from data_prep.shards.parts import Part, PartOptions, PartResult, RunShare, read_marks
 from data_prep.sources.documents import Piece
 from data_prep.sources.options import read_options
 from data_prep.sources.records import FILE, JSONL, UNMEASURED
@@ -39,7 +39,9 @@ def write_share(parts: Sequence[Part], arguments: argparse.Namespace, *, engine:
     """
     share: RunShare = arguments.part
     mine = share.of(parts)
-    earlier = finished_parts(mine, arguments.out)
+    earlier, damaged = read_marks(mine, arguments.out)
+    for reason in damaged.values():
+        print(f"warning: {reason}", flush=True)
     n_bytes = sum(piece.size for part in mine for piece in part.pieces)
     n_files = len({piece.path for part in mine for piece in part.pieces})
     prefix = "" if share.is_whole else f"share {share}: "

@@ -20,9 +20,10 @@ file systems support them, and because they end with the process.
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ from common.command_line import UserError
 from common.files import partial_path, write_json, write_text
 from common.s3 import S3Path
 from common.shard_format import METADATA, TOKENIZER_MODEL
-from data_prep.shards.identity import Identity, read_json, refuse_difference
+from common.small_files import read_small_file
+from data_prep.shards.identity import Identity, checked_plan, read_json, refuse_difference, refuse_link
 from data_prep.shards.parts import WORK_FOLDER, Part, RunShare
-from data_prep.workers import WRITE_ERRORS
+from data_prep.workers import write_problem
 
 _LOCK = ".lock"
 _PLAN = "plan.json"
 _SPOILED = "spoiled.txt"
+_SHARES_MARK = re.compile(r"shares-of-[1-9]\d{0,5}")
 
 
 @contextmanager
@@ -48,18 +51,16 @@ def locked(out: Path, parts: Sequence[Part] | None = None) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise UserError(f"cannot write to --out {out}: {error.strerror}") from error
     try:
         _lock(descriptor, out, parts)
         yield
     except OSError as error:
-        if error.errno not in WRITE_ERRORS:
+        if (problem := write_problem(error)) is None:
             raise
-        raise UserError(
-            f"cannot write to --out {out}: {error.strerror}; make room, then run the same command to continue"
-        ) from error
+        raise UserError(f"cannot write to --out {out}: {problem}") from error
     finally:
         os.close(descriptor)
 
@@ -122,6 +123,7 @@ def claim(
     plan = {**identity, "listing": {part.name: _listing_summary(part) for part in parts}, **facts}
     # list the folder before reading the plan: other shares write their files after the plan
     foreign = sorted({path.name for path in out.iterdir()} - {_LOCK, WORK_FOLDER})
+    refuse_link(work)
     if read_json(work / _PLAN) is None:
         if foreign:
             raise UserError(
@@ -144,23 +146,26 @@ def read_plan(out: Path) -> dict[str, Any]:
     """Return the plan of an unfinished folder: its identity, `listing` with an entry for each part, and the facts.
 
     Raises:
-        UserError: there is no plan, or a share found that the shards written so far may be wrong.
+        UserError: there is no plan, it is damaged, or a share found that the shards written so far may be wrong.
     """
-    plan = read_json(out / WORK_FOLDER / _PLAN)
+    refuse_link(out / WORK_FOLDER)
+    path, spoiled = out / WORK_FOLDER / _PLAN, out / WORK_FOLDER / _SPOILED
+    plan = read_json(path)
     if plan is None:
         raise UserError(
             f"{out} holds no shards, finished or unfinished; give the folder that write_shards got as --out"
         )
-    with suppress(FileNotFoundError):
-        reason = (out / WORK_FOLDER / _SPOILED).read_text(encoding="utf-8")
+    if spoiled.exists():
+        reason = read_small_file(spoiled).decode(errors="replace")
         raise UserError(f"{out} cannot be continued: {reason}")
-    return plan
+    return checked_plan(plan, path=path)
 
 
 def shares_with(out: Path, parts: Sequence[int]) -> str:
     """Return which shares write these parts, in the latest division by --part; "" if the folder has no shares."""
-    marks = sorted((out / WORK_FOLDER).glob("shares-of-*"), key=lambda path: path.stat().st_mtime_ns)
-    total = int(marks[-1].name.rpartition("-")[2]) if marks else 1
+    marks = [path for path in (out / WORK_FOLDER).iterdir() if _SHARES_MARK.fullmatch(path.name)]
+    latest = max(marks, key=lambda path: path.lstat().st_mtime_ns, default=None)
+    total = 1 if latest is None else int(latest.name.rpartition("-")[2])
     return " ".join(f"{number}/{total}" for number in sorted({index % total + 1 for index in parts}) if total > 1)
 
 

@@ -7,7 +7,7 @@ uint16[seq_len + lookahead] for each column, in alphabetical order of the column
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,55 @@ from data_prep.tokens.packing import TokenArray
 DOCUMENT_IDS, TOKENS = "document_ids", "tokens"  # the columns; document_ids is optional
 _MDS_VERSION = 2
 _SHARD_BYTES = 1 << 26  # largest size of a file, unless a single window is larger
+_ZIP_SUFFIX = ".zstd"
 _ZSTD_LEVEL = 3  # the level that streaming uses for "zstd"
 
 
 def index_of(shards: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the content of an index.json with these entries."""
     return {"version": _MDS_VERSION, "shards": shards}
+
+
+def settings_of(*, window_length: int, compression: str | None, columns: Sequence[str] = (TOKENS,)) -> dict[str, Any]:
+    """Return the keys of a shard's entry in an index that are the same for all shards of a folder."""
+    return {
+        "version": _MDS_VERSION,
+        "format": "mds",
+        "compression": compression,
+        "hashes": ["xxh64"],
+        "size_limit": _SHARD_BYTES,
+        "column_names": sorted(columns),
+        "column_encodings": [f"ndarray:uint16:{window_length}"] * len(columns),
+        "column_sizes": [2 * window_length] * len(columns),
+    }
+
+
+def entry_fault(entry: dict[str, Any], folder: Path, *, number: int, settings: Mapping[str, Any]) -> str | None:
+    """Return why a shard's entry in an index is not one that `MDSWriter` wrote, or its file is not there; or None.
+
+    Args:
+        entry: the entry, which has the form that MDS defines.
+        folder: the folder of the index.
+        number: the shard's place in the index.
+        settings: those of the folder (`settings_of`).
+    """
+    if entry.keys() != {"samples", "raw_data", "zip_data", *settings}:
+        return f"shard {number} has other entries than {', '.join(sorted(settings))}"
+    if differing := [name for name, value in settings.items() if entry[name] != value]:
+        return f"shard {number} has {differing[0]} {entry[differing[0]]!r}"
+    name = _shard_name(number)
+    stored = entry["raw_data"] if settings["compression"] is None else entry["zip_data"]
+    named = [entry[key]["basename"] for key in ("raw_data", "zip_data") if entry[key] is not None]
+    if named != ([name] if settings["compression"] is None else [name, f"{name}{_ZIP_SUFFIX}"]):
+        return f"shard {number} names the files {' '.join(named)}"
+    path = folder / stored["basename"]
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != stored["bytes"]:
+        return f"{path.name} is not a file of {stored['bytes']} bytes"
+    return None
+
+
+def _shard_name(number: int) -> str:
+    return f"shard.{number:05}.mds"
 
 
 class MDSWriter:
@@ -44,16 +87,7 @@ class MDSWriter:
     ) -> None:
         self._folder = folder
         self._window_bytes = 2 * window_length * len(columns)
-        self._config: dict[str, Any] = {
-            "version": _MDS_VERSION,
-            "format": "mds",
-            "compression": compression,
-            "hashes": ["xxh64"],
-            "size_limit": _SHARD_BYTES,
-            "column_names": sorted(columns),
-            "column_encodings": [f"ndarray:uint16:{window_length}"] * len(columns),
-            "column_sizes": [2 * window_length] * len(columns),
-        }
+        self._config = settings_of(window_length=window_length, compression=compression, columns=columns)
         self._header = json.dumps(self._config, sort_keys=True).encode()
         self._windows_per_shard = max(1, (_SHARD_BYTES - 8 - len(self._header)) // (4 + self._window_bytes))
         self._pending: list[TokenArray] = []
@@ -79,7 +113,7 @@ class MDSWriter:
         (self._folder / INDEX).write_text(index, encoding="utf-8")
 
     def _write_shard(self) -> None:
-        n_windows, name = self._n_pending, f"shard.{len(self._shards):05}.mds"
+        n_windows, name = self._n_pending, _shard_name(len(self._shards))
         start = 4 * (n_windows + 2) + len(self._header)  # of the windows
         raw = np.empty(start + n_windows * self._window_bytes, dtype=np.uint8)
         raw[:4].view(np.uint32)[0] = n_windows
@@ -91,7 +125,7 @@ class MDSWriter:
         if (compression := self._config["compression"]) is not None:
             level = int(compression.partition(":")[2] or _ZSTD_LEVEL)
             stored = memoryview(zstandard.ZstdCompressor(level=level).compress(raw.data))
-            name = f"{name}.zstd"
+            name = f"{name}{_ZIP_SUFFIX}"
             zip_entry = _file_entry(stored, name)
         (self._folder / name).write_bytes(stored)
         self._shards.append({"samples": n_windows, "raw_data": raw_entry, "zip_data": zip_entry} | self._config)

@@ -1,6 +1,6 @@
 """The last step of writing shards, once all parts are there: from the results of the parts to a finished folder.
 
-1. The results are summed, and checked: each split needs at least one window.
+1. The marks and indexes of the parts are read and checked, and summed: each split needs at least one window.
 2. report.json is written, then the merged index.json of each split, then tokenizer.model.
 3. metadata.json is written, which makes the folder a finished one, and the work folder is removed.
 
@@ -8,6 +8,7 @@ The step needs only the folder. The facts that it needs about the corpus and the
 (`plan_facts`).
 """
 
+import hashlib
 import importlib.metadata
 import platform
 import shutil
@@ -18,27 +19,33 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import UserError
-from common.files import write_json
-from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, DamagedShardError, read_index
-from common.tokenizers import Tokenizer
+from common.files import write_json, written_whole
+from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, read_index
+from common.small_files import read_small_file
+from common.tokenizers import BYTES, Tokenizer
 from data_prep.shards.folder import read_plan, shares_with
-from data_prep.shards.mds_writer import index_of
+from data_prep.shards.identity import refuse_link
+from data_prep.shards.mds_writer import DOCUMENT_IDS, TOKENS, entry_fault, index_of, settings_of
 from data_prep.shards.parts import (
+    SPLITS,
     WORK_FOLDER,
     Part,
     PartResult,
+    Split,
     SplitCounts,
     add_source_counts,
-    finished_parts,
     mark_path,
+    read_marks,
 )
 from data_prep.shards.tally import REPORT, add_counts, add_example, build_report, first_dropped, report_table
 from data_prep.sources.languages import UNKNOWN
 from data_prep.sources.listing import ListedSource
+from data_prep.tokens.packing import WindowShape
 
 _LATE_IN_METADATA = ("sources", "arguments", "versions")
 _NOT_IN_METADATA = ("listing", "names", "skipped", *_LATE_IN_METADATA)
 _MOST_NAMED = 5
+_MOST_MODEL_BYTES = 256 << 20
 
 
 def plan_facts(sources: Sequence[ListedSource], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -61,31 +68,61 @@ def plan_facts(sources: Sequence[ListedSource], tokenizer: Tokenizer) -> dict[st
 def merge(out: Path) -> None:
     """Finish a folder that this process has locked, and print a summary.
 
+    Everything is read and checked before anything is written: the folder may have been damaged, or come from others.
+
     Raises:
-        UserError: parts are missing, or a split would have no window. The folder stays as it is.
+        UserError: parts are missing or damaged, or a split would have no window. The folder stays as it is.
     """
     plan = read_plan(out)
     parts = [Part(index, ()) for index in range(len(plan["listing"]))]
-    finished = finished_parts(parts, out)
-    missing = [part.index for part in parts if part.index not in finished]
+    marks = read_marks(parts, out)
+    missing = [part.index for part in parts if part.index not in marks.results]
     if missing:
-        raise UserError(_missing_parts_message(out, missing, n_parts=len(parts)))
-    results = [finished[part.index] for part in parts]
+        raise UserError(_missing_parts_message(out, missing, damaged=marks.damaged, n_parts=len(parts)))
+    results = [marks.results[part.index] for part in parts]
+    splits = SPLITS if plan["arguments"]["val_fraction"] > 0 else SPLITS[:1]
+    shape = WindowShape(plan["seq_len"], plan["lookahead"])
+    for part, result in zip(parts, results, strict=True):
+        if fault := _fault_of_counts(result, splits, shape):
+            raise UserError(f"{mark_path(part, out)} is damaged: {fault}; {_write_again(part, out)}")
+    indexes = {split: _merged_index(out, split, results, plan) for split in splits}
     total = _sum_of(results, plan)
     report = build_report([(result.tally, result.examples) for result in (total, *results)])
     if problem := _split_problem(results, total, report, plan):
         raise UserError(f"{problem}; all finished parts stay in {out}, so that other arguments need another --out")
+    model = _tokenizer_model(out, plan)
     write_json(out / REPORT, report)
-    _finish(out, _metadata(plan, total), parts=parts)
+    for split, index in indexes.items():
+        write_json(out / split / INDEX, index)
+    if model is not None:
+        with written_whole(out / TOKENIZER_MODEL) as partial:
+            partial.write_bytes(model)
+    write_json(out / METADATA, _metadata(plan, total))
+    shutil.rmtree(out / WORK_FOLDER)
     sources = _source_lines(total) if plan["arguments"]["mix"] else []
     print("\n".join([f"{out} is finished", _split_lines(total), *sources, report_table(report)]))
 
 
-def _missing_parts_message(out: Path, missing: Sequence[int], *, n_parts: int) -> str:
+def _fault_of_counts(result: PartResult, splits: Sequence[Split], shape: WindowShape) -> str | None:
+    """Return why the counts of a part cannot be right, or None."""
+    if result.splits.keys() != set(splits):
+        return f"it has other splits than {' '.join(splits)}"
+    for name, counts in result.splits.items():
+        n_windows = shape.count(counts.tokens)
+        tail_tokens = counts.tokens - n_windows * shape.seq_len - shape.lookahead * (n_windows > 0)
+        if (counts.windows, counts.tail_tokens) != (n_windows, tail_tokens):
+            return f"{name} has {counts.tokens} tokens, which do not give {counts.windows} windows"
+        if counts.documents > min(counts.tokens, counts.bytes):
+            return f"{name} has {counts.documents} documents of {counts.tokens} tokens and {counts.bytes} bytes"
+    return None
+
+
+def _missing_parts_message(out: Path, missing: Sequence[int], *, damaged: Mapping[int, str], n_parts: int) -> str:
     named = " ".join(f"part-{index:05}" for index in missing[:_MOST_NAMED]) + (" ..." if missing[_MOST_NAMED:] else "")
     shares = shares_with(out, missing)
     again = f"run the same command with --part {shares}" if shares else "run the same command"
-    return f"{len(missing)} of {n_parts} parts are missing in {out} ({named}); {again}, and then this one"
+    because = f": {next(iter(damaged.values()))}" if damaged else ""
+    return f"{len(missing)} of {n_parts} parts are missing in {out} ({named}){because}; {again}, and then this one"
 
 
 def _sum_of(results: Sequence[PartResult], plan: Mapping[str, Any]) -> PartResult:
@@ -149,32 +186,68 @@ def _metadata(plan: Mapping[str, Any], total: PartResult) -> dict[str, Any]:
     }
 
 
-def _finish(out: Path, metadata: dict[str, Any], *, parts: Sequence[Part]) -> None:
-    for split in metadata["splits"]:
-        write_json(out / split / INDEX, _merged_index(out / split, parts))
-    if (out / WORK_FOLDER / TOKENIZER_MODEL).exists():
-        shutil.copyfile(out / WORK_FOLDER / TOKENIZER_MODEL, out / TOKENIZER_MODEL)
-    write_json(out / METADATA, metadata)
-    shutil.rmtree(out / WORK_FOLDER)
+def _tokenizer_model(out: Path, plan: Mapping[str, Any]) -> bytes | None:
+    """Return the SentencePiece model in the work folder, or None if the tokens are bytes."""
+    if plan["tokenizer"]["kind"] == BYTES:
+        return None
+    path = out / WORK_FOLDER / TOKENIZER_MODEL
+    refuse_link(path)
+    model = read_small_file(path, most_bytes=_MOST_MODEL_BYTES)
+    if hashlib.sha256(model).hexdigest() != plan["tokenizer"]["sha256"]:
+        raise UserError(f"{path} is not the tokenizer of these shards; copy the model of --tokenizer there")
+    return model
 
 
-def _merged_index(folder: Path, parts: Sequence[Part]) -> dict[str, Any]:
-    """Return the index of a split: the shards of all parts in order, with file names relative to the split's folder."""
+def _merged_index(out: Path, split: Split, results: Sequence[PartResult], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the index of a split: the shards of all parts in order, with file names relative to the split's folder.
+
+    Raises:
+        UserError: the index of a part is not one that write_shards wrote for it.
+    """
+    columns = [DOCUMENT_IDS, TOKENS] if plan["document_ids"] else [TOKENS]
+    settings = settings_of(
+        window_length=plan["seq_len"] + plan["lookahead"],
+        compression=plan["arguments"]["compression"],
+        columns=columns,
+    )
+    refuse_link(out / split)
     shards = []
-    for part in parts:
-        try:
-            entries = read_index(folder / part.name, strict=True)
-        except DamagedShardError as error:
-            raise UserError(
-                f"{folder / part.name / INDEX} is missing or damaged; delete {mark_path(part, folder.parent)}, and run"
-                " the same write_shards command again"
-            ) from error
+    for index, result in enumerate(results):
+        part = Part(index, ())
+        folder = out / split / part.name
+        entries, fault = _entries_of_part(folder, settings, n_windows=result.splits[split].windows)
+        if fault is not None:
+            raise UserError(f"{fault}; {_write_again(part, out)}")
         for entry in entries:
             for key in ("raw_data", "zip_data"):
                 if entry.get(key):
                     entry[key]["basename"] = f"{part.name}/{entry[key]['basename']}"
             shards.append(entry)
     return index_of(shards)
+
+
+def _write_again(part: Part, out: Path) -> str:
+    return f"delete {mark_path(part, out)}, and run the same write_shards command again"
+
+
+def _entries_of_part(
+    folder: Path, settings: Mapping[str, Any], *, n_windows: int
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the entries of one part's shards in one split, and what is wrong with them, or None."""
+    path = folder / INDEX
+    refuse_link(folder)
+    refuse_link(path)
+    try:
+        entries = read_index(folder, strict=True)
+    except UserError:
+        return [], f"{path} is missing or damaged"
+    for number, entry in enumerate(entries):
+        if fault := entry_fault(entry, folder, number=number, settings=settings):
+            return [], f"{path} is damaged: {fault}"
+    found = sum(entry["samples"] for entry in entries)
+    if found != n_windows:
+        return [], f"{path} has {found} windows, but the mark of its part says {n_windows}"
+    return entries, None
 
 
 def _dropped_text(report: Mapping[str, Any]) -> str:

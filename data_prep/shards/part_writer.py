@@ -15,6 +15,7 @@ import functools
 import os
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from data_prep.shards.parts import (
     Part,
     PartOptions,
     PartResult,
+    Split,
     SplitCounts,
     add_source_counts,
     mark_finished,
@@ -138,7 +140,7 @@ def write_part(part: Part, options: PartOptions, reasons: Reasons | None) -> Par
 
 
 def _write_documents(
-    writers: dict[str, _SplitWriter], part: Part, options: PartOptions, reasons: Reasons | None
+    writers: Mapping[Split, _SplitWriter], part: Part, options: PartOptions, reasons: Reasons | None
 ) -> PartResult:
     """Give each document that stays to the writer of its split; return the result without its splits."""
     encoder = encoder_of(options)

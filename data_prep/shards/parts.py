@@ -6,22 +6,25 @@
 A mark is written after the shards of its part and holds the part's `PartResult`. The last step removes the work folder.
 """
 
-import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, NamedTuple
 
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+
+from common.command_line import UserError
 from common.files import write_json
 from common.tokenizers import Engine
 from data_prep.filters.options import FilterOptions
-from data_prep.shards.tally import DroppedExamples, Tally
+from data_prep.shards.identity import read_json, shape_fault
+from data_prep.shards.tally import UNITS, Count, DroppedExamples, Tally
 from data_prep.sources.documents import Piece, ReadOptions
 from data_prep.tokens.options import DocumentOptions
 from data_prep.tokens.packing import WindowShape
 
-SPLITS = ("train", "val")
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
 WORK_FOLDER = "work"
 
 
@@ -76,15 +79,17 @@ class PartOptions:
 class SplitCounts:
     """Counts of one split."""
 
-    documents: int = 0
-    tokens: int = 0
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    documents: Count = 0
+    tokens: Count = 0
     """All tokens of the documents, special ones included."""
-    windows: int = 0
-    bytes: int = 0
+    windows: Count = 0
+    bytes: Count = 0
     """UTF-8 bytes of the documents."""
-    tail_tokens: int = 0
+    tail_tokens: Count = 0
     """Tokens at the ends of parts that are too few for another window."""
-    fim_documents: int = 0
+    fim_documents: Count = 0
     """Documents rearranged for fill-in-the-middle."""
 
     def add(self, other: "SplitCounts") -> None:
@@ -92,17 +97,26 @@ class SplitCounts:
             setattr(self, name, getattr(self, name) + value)
 
 
-SourceCounts = dict[str, dict[str, int]]  # by name of the source: the documents, bytes and tokens written from it
+def _checked_units(counts: dict[str, int]) -> dict[str, int]:
+    if not counts.keys() <= set(UNITS):
+        raise ValueError(f"it has other keys than {', '.join(UNITS)}")
+    return counts
+
+
+# by name of the source: the documents, bytes and tokens written from it
+SourceCounts = dict[str, Annotated[dict[str, Count], AfterValidator(_checked_units)]]
 
 
 @dataclass
 class PartResult:
     """Counts of what was written from a part and of what was dropped; the tally and examples are for report.json."""
 
-    splits: dict[str, SplitCounts] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    splits: dict[Split, SplitCounts] = field(default_factory=dict)
+    dropped: dict[str, Count] = field(default_factory=dict)
     """Number of dropped records for each reason."""
-    input_bytes: int = 0
+    input_bytes: Count = 0
     sources: SourceCounts = field(default_factory=dict)
     tally: Tally = field(default_factory=dict)
     examples: DroppedExamples = field(default_factory=dict)
@@ -125,12 +139,26 @@ def mark_finished(part: Part, out: Path, result: PartResult) -> None:
     write_json(mark_path(part, out), asdict(result))
 
 
-def finished_parts(parts: Sequence[Part], out: Path) -> dict[int, PartResult]:
-    """Return the results of the parts that have a mark, by index; a damaged mark counts as missing."""
-    results = {}
+class Marks(NamedTuple):
+    """The marks of parts, by index: the results of those that can be used, and what is wrong with the others."""
+
+    results: dict[int, PartResult]
+    damaged: dict[int, str]
+
+
+def read_marks(parts: Sequence[Part], out: Path) -> Marks:
+    """Return what the marks of these parts say; a part whose mark is damaged has to be written again."""
+    marks = Marks({}, {})
     for part in parts:
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            saved: dict[str, Any] = json.loads(mark_path(part, out).read_text(encoding="utf-8"))
-            splits = {name: SplitCounts(**counts) for name, counts in saved["splits"].items()}
-            results[part.index] = PartResult(**saved | {"splits": splits})
-    return results
+        path, advice = mark_path(part, out), "the part has to be written again"
+        try:
+            if (mark := read_json(path, advice=advice)) is not None:
+                marks.results[part.index] = _MARK.validate_python(mark)
+        except ValidationError as error:
+            marks.damaged[part.index] = f"{path} is damaged ({shape_fault(error)}); {advice}"
+        except UserError as error:
+            marks.damaged[part.index] = str(error)
+    return marks
+
+
+_MARK = TypeAdapter(PartResult)

@@ -12,23 +12,37 @@ with the start of their text. A record that could not be read has "detail" inste
 3. `report_table` shows a report as text, after shards are written and by data_prep.report.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, Field
 
 from common.command_line import UserError
 from common.s3 import S3Path
 from common.shard_format import read_finished_file
+from common.small_files import parse_json
 
 REPORT = "report.json"
 KEPT = "kept"
 UNITS = ("documents", "bytes", "tokens")
 EXAMPLES_PER_RULE = 3
 EXAMPLE_CHARACTERS = 200
-Tally = dict[str, dict[str, list[int]]]  # language: outcome, `KEPT` or a rule: an amount of each of `UNITS`
-DroppedExamples = dict[str, list[dict[str, str]]]  # rule: the first documents that it dropped
 T = TypeVar("T")
+
+
+def _checked_example(example: dict[str, str]) -> dict[str, str]:
+    if "source" not in example or not example.keys() <= {"source", "text", "detail"}:
+        raise ValueError("it has other keys than source, and text or detail")
+    return example
+
+
+# Types of values that are also read from files; the annotations are checked when a file is read.
+Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
+Amounts = Annotated[list[Count], Field(min_length=len(UNITS), max_length=len(UNITS))]
+Tally = dict[str, dict[str, Amounts]]  # language: outcome, `KEPT` or a rule: an amount of each of `UNITS`
+Example = Annotated[dict[str, str], AfterValidator(_checked_example)]
+DroppedExamples = dict[str, list[Example]]  # rule: the first documents that it dropped
 
 
 def add_counts(
@@ -88,10 +102,11 @@ def read_report(folder: Path | S3Path, read: Callable[[dict[str, Any]], T]) -> T
     """
     stored = read_finished_file(folder, REPORT)
     try:
-        return read(json.loads(stored))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return read(parse_json(stored, name="it"))
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = str(error) if isinstance(error, UserError) else repr(error)
         raise UserError(
-            f"{folder / REPORT} is not a report of write_shards ({error!r}); write the shards again"
+            f"{folder / REPORT} is not a report of write_shards ({reason}); write the shards again"
         ) from error
 
 
