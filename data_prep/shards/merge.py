@@ -239,8 +239,8 @@ def _entries_of_part(
     refuse_link(path)
     try:
         entries = read_index(folder, strict=True)
-    except UserError:
-        return [], f"{path} is missing or damaged"
+    except UserError as error:
+        return [], str(error).removesuffix("; write the shards again")
     for number, entry in enumerate(entries):
         if fault := entry_fault(entry, folder, number=number, settings=settings):
             return [], f"{path} is damaged: {fault}"

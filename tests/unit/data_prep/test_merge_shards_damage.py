@@ -135,13 +135,15 @@ def test_counts_that_cannot_be_are_refused(change: Change, message: str, out: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_put("shards", 0, "raw_data", "basename", value="../../../secret"), "is missing or damaged"),
+        (_put("shards", 0, "raw_data", "basename", value="../../../secret"), "not a path inside that folder"),
         (_put("shards", 0, "raw_data", "basename", value="other.mds"), "shard 0 names the files other.mds"),
-        (_put("shards", 0, "raw_meta", value={"basename": "x", "bytes": 1, "hashes": {"xxh64": ""}}), "other entries"),
-        (_put("shards", 0, "raw_data", "bytes", value=1), r"shard\.00000\.mds is not a file of 1 bytes"),
+        (_put("shards", 0, "raw_meta", value={"basename": "x"}), r"is not an index .*raw_meta"),
+        (_put("shards", 0, "raw_data", "bytes", value=1), r"windows do not fit into the 1 bytes"),
         (_put("shards", 0, "samples", value=1), r"has 1 windows, but the mark of its part says \d+"),
-        (_put("shards", 0, "samples", value=-1), "is missing or damaged"),
-        (_put("shards", 0, "column_encodings", value=["pkl"]), r"shard 0 has column_encodings \['pkl'\]"),
+        (_put("shards", 0, "samples", value=-1), "samples is -1"),
+        (_put("shards", 0, "column_encodings", value=["pkl"]), r"has the encoding 'pkl'"),
+        (_put("shards", 0, "raw_data", "bytes", value=10**8), r"shard\.00000\.mds is not a file of 100000000 bytes"),
+        (_put("shards", 0, "compression", value="zstd"), r"shard 0 has compression 'zstd'"),
         (_put("shards", value=[]), r"has 0 windows, but the mark of its part says \d+"),
     ],
 )

@@ -149,9 +149,9 @@ def unmerged(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             "train/part-00001/index.json",
             None,
-            r"part-00001/index\.json is missing or damaged; delete .*work/part-00001\.json, and run",
+            r"part-00001/index\.json is missing; delete .*work/part-00001\.json, and run",
         ),
-        ("train/part-00001/index.json", b"{", r"part-00001/index\.json is missing or damaged; delete "),
+        ("train/part-00001/index.json", b"{", r"part-00001/index\.json is not an index of shards \(.*\); delete "),
     ],
 )
 def test_a_damaged_folder_is_not_merged(
