@@ -94,11 +94,11 @@ def test_a_terminal(terminal: Terminal) -> None:
     terminal.until("half a line")
     # if readline is busy with a key, Python handles Ctrl-C only at the next key
     terminal.type(f"{CTRL_C}\na\n")
-    assert "[1 tokens" not in terminal.until("é😀b\n[8 tokens, ")  # and nothing is left of the stopped completion
+    assert "[1 token," not in terminal.until("é😀b\n[8 tokens, ")  # and nothing is left of the stopped completion
     terminal.until(PROMPT)
 
     terminal.type("x" * 3 + "\n")
-    assert terminal.until(PROMPT).startswith("xxx\n\n[1 tokens, 1.00 tokens per forward, ")
+    assert terminal.until(PROMPT).startswith("xxx\n\n[1 token, 1.00 tokens per forward, ")
     terminal.type(CTRL_D)
     assert terminal.process.wait(timeout=300) == 0
 
