@@ -34,10 +34,10 @@ def test_the_plan_names_every_part(capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 def test_each_moment_has_its_parts_and_the_fullest_decides(capsys: pytest.CaptureFixture[str]) -> None:
-    """Also if the start is the fullest, when the memory holds nothing but weights."""
+    """Also if the start is the fullest, when the memory holds nothing but weights: where activations are recomputed."""
     cluster = ["--num_nodes", "8", "--gpus_per_node", "8"]
     recipe = REPOSITORY / "pipeline" / "recipes" / "7B_200B.yaml"
-    arguments = ["--config", str(recipe), *SMALL[2:], *cluster]
+    arguments = ["--config", str(recipe), *SMALL[2:], *cluster, "train.activation_checkpointing=true"]
     chosen = planned(capsys, *arguments)["chosen"]
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
     together = {moment["moment"]: sum(moment[part] for part in parts) for moment in chosen["moments"]}
