@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictBool
 from pydantic.fields import FieldInfo
 
-from pipeline.config.values import JsonWhole, described, shown
+from pipeline.config.values import JsonWhole, described
 
 Status = Literal["supported", "recipe", "no effect", "refused"]
 Table = dict[str, Any]  # rows and sections
@@ -43,10 +43,8 @@ class Key:
 
     @property
     def accepts(self) -> str:
-        """The accepted values in words."""
-        if self.status == "refused":
-            return " or ".join(map(shown, self.off)) or "nothing"
-        return '"auto"' if self.status == "recipe" else "anything" if self.type is None else described(self.field)
+        """The accepted values of a supported key in words."""
+        return described(self.field)
 
 
 def _supported(accepted: Any, why: str) -> Key:
@@ -62,7 +60,7 @@ def _no_effect(why: str) -> Key:
 
 
 def _of_recipe(field: str) -> Key:
-    return Key(status="recipe", why=f"`{field}` of the recipe")
+    return Key(status="recipe", why=f"`{field}`")
 
 
 def _whole(at_least: int, at_most: int = 10**15) -> Any:
@@ -88,7 +86,7 @@ _OFFLOAD: Table = {
     **{key: _no_effect(_NVME) for key in ("nvme_path", "buffer_count")},
 }
 _ZERO: Table = {
-    "stage": _supported(_whole(0, 3), "what is divided over the replicas: nothing; moments; gradients; weights"),
+    "stage": _supported(_whole(0, 3), "what replicas divide: 0 nothing, 1 moments, 2 also gradients, 3 also weights"),
     "contiguous_gradients": _supported(_BOOL, "gathers gradients in one buffer"),
     "reduce_scatter": _supported(_BOOL, "reduces each gradient to the rank that owns it, instead of to all"),
     "reduce_bucket_size": _supported(_whole(1), "elements that are reduced at a time"),
@@ -101,8 +99,8 @@ _ZERO: Table = {
     "ignore_unused_parameters": _supported(_BOOL, "accepts weights without a gradient; there are none here"),
     "parameter_alignment": _supported(_BOOL, "aligns each weight in the flat buffers to 16 bytes"),
     "sub_group_size": _supported(_whole(1), "ZeRO-3: elements that the optimizer updates at a time"),
-    "enable_sanity_checks": _supported(_BOOL, "ZeRO-3: DeepSpeed checks itself"),
-    "log_trace_cache_warnings": _supported(_BOOL, "ZeRO-3: DeepSpeed warns if the order of the layers changes"),
+    "enable_sanity_checks": _supported(_BOOL, "ZeRO-3: checks DeepSpeed's own state"),
+    "log_trace_cache_warnings": _supported(_BOOL, "ZeRO-3: warns if the order of the layers changes"),
     "offload_optimizer": {
         **_OFFLOAD,
         **{key: _no_effect(_NVME) for key in ("pipeline_read", "pipeline_write", "fast_init")},
@@ -169,7 +167,7 @@ _ADAMW: Table = {
     "eps": _of_recipe("optim.eps"),
     "weight_decay": _of_recipe("optim.weight_decay"),
     "torch_adam": _refused("checkpoints hold the state of torch's AdamW", True),
-    "fused": _supported(_BOOL | None, "updates all weights in one kernel"),
+    "fused": _supported(_BOOL | None, "updates all weights in one kernel; not together with foreach"),
     "foreach": _supported(_BOOL | None, "updates weights in groups; not together with fused"),
     "adam_w_mode": _refused("the recipe's weight decay is decoupled", True),
     "amsgrad": _refused("checkpoints do not hold its maxima", False),
@@ -197,21 +195,21 @@ TABLE: Table = {
     "bfloat16": _BF16,
     "zero_optimization": _ZERO,
     "data_types": {
-        "grad_accum_dtype": _supported(_DTYPE, "in which gradients are summed over micro batches"),
+        "grad_accum_dtype": _supported(_DTYPE, "the type in which gradients are summed over micro batches"),
         "param_dtype": _refused("bf16.enabled sets it", None),
         "buffer_dtype": _refused("rotary frequencies stay fp32", None),
         "keep_in_fp32_modules": _refused("the model itself keeps its rotary frequencies in fp32", "auto"),
     },
-    "communication_data_type": _supported(_DTYPE, "in which gradients travel between ranks"),
+    "communication_data_type": _supported(_DTYPE, "the type in which gradients travel between ranks"),
     "wall_clock_breakdown": _supported(_BOOL, "prints DeepSpeed's timers at every step; not in pipelines"),
     "memory_breakdown": _supported(_BOOL, "prints the use of memory around every step"),
     "dump_state": _supported(_BOOL, "prints DeepSpeed's configuration at the start"),
     "log_level": _supported(Literal["debug", "info", "warning", "error", "critical"], "of DeepSpeed's own messages"),
-    "disable_python_gc": _supported(_BOOL, "stops Python's collector of reference cycles"),
+    "disable_python_gc": _supported(_BOOL, "switches off Python's collector of reference cycles"),
     "timers": {
         "throughput": {
-            "enabled": _supported(_BOOL, "DeepSpeed measures throughput too"),
-            "synchronized": _supported(_BOOL, "and waits for the device to do so"),
+            "enabled": _supported(_BOOL, "measures throughput in DeepSpeed too"),
+            "synchronized": _supported(_BOOL, "waits for the device to do so, which slows down training"),
         }
     },
     "fp16": {

@@ -28,12 +28,13 @@ STRICT = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelConfig:
-    """Architecture: the paper's §2 and Table S14 on Llama 2's transformer block. Field names are Meta's params.json."""
+    """Architecture: the paper's section 2 and Table S14 on Llama 2's transformer block. Field names are Meta's
+    params.json."""
 
     size: ModelSize | None = None
-    """A row of `MODEL_SIZES`, which sets dim, n_layers and n_heads; null to set those three yourself."""
+    """A size of the paper's Table S14, which sets dim, n_layers and n_heads; null to set those three yourself."""
     dim: Whole = Field(default=0, ge=0, le=2**20)
-    """Width of the residual stream."""
+    """Width of the residual stream. Needed, with n_layers and n_heads, if there is no size."""
     n_layers: Whole = Field(default=0, ge=0, le=10_000)
     """Transformer layers of the n = 1 model, including its head. Each further head replaces a trunk layer, so that
     models have the same number of parameters for every n."""
@@ -46,25 +47,26 @@ class ModelConfig:
     n_future_tokens: Whole = Field(default=4, ge=1, le=1024)
     """Prediction heads (the paper's n); 1 is the next-token baseline."""
     head_type: Literal["transformer", "linear"] = "transformer"
-    """Each head is a transformer layer, or a single matrix (then all n_layers belong to the trunk; appendix B)."""
+    """Each head is a transformer layer, or a single matrix (then all n_layers belong to the trunk; the paper's
+    appendix B)."""
     head_order: Literal["parallel", "causal", "anticausal"] = "parallel"
     """Input of the heads: the trunk's output ("parallel"), the output of the head for the token before ("causal"), or
-    that of the head for the token after ("anticausal"); see appendix B."""
+    that of the head for the token after ("anticausal"); see the paper's appendix B."""
     replicated_unembedding: bool = False
     """True gives each head its own unembedding, as in the paper's byte-level models (Table S13)."""
     shorten_trunk: bool = True
     """False keeps the trunk of n = 1, so that the model has n - 1 layers more ("+layers" in Tables S4 and S6)."""
     multiple_of: Whole = Field(default=256, ge=1, le=2**20)
-    """The feed-forward width is rounded up to a multiple of this (see `ffn_dim`)."""
+    """The feed-forward width, 8/3 of dim, is rounded up to a multiple of this."""
     ffn_dim_multiplier: Number | None = Field(default=None, gt=0, le=1000)
-    """Factor on the feed-forward width before rounding (see `ffn_dim`); null means 1."""
+    """Factor on the feed-forward width before it is rounded up; null means 1."""
     norm_eps: Number = Field(default=1e-5, gt=0, le=1)
     """Epsilon of RMSNorm."""
     rope_theta: Number = Field(default=10_000.0, ge=1, le=1e12)
     """Base of the rotary frequencies."""
     init_from: PathText | None = None
     """Weights to start from, instead of random ones: a run, a checkpoint or an export with the same trunk. It may have
-    fewer heads (to finetune a baseline, appendix D) or more heads, which are dropped (§3.6)."""
+    fewer heads (to finetune a baseline, the paper's appendix D) or more heads, which are dropped (its section 3.6)."""
     new_heads: Literal["copy", "fresh"] = "copy"
     """Initial weights of heads that init_from does not have: copies of its next-token head, or fresh random weights."""
 

@@ -6,22 +6,70 @@ the pages say what the checks do. docs/recipe.md and docs/deepspeed_json.md are 
 
 import ast
 import inspect
+import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.deepspeed_keys import Status, rows
+from pipeline.config.deepspeed_keys import Key, Status, rows
 from pipeline.config.schema import SECTIONS
 from pipeline.config.values import declarations, described, shown
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-_HEADINGS: dict[Status, str] = {
-    "supported": "Supported: DeepSpeed does what the key says",
-    "recipe": 'The recipe has the value: write "auto", or leave the key out',
-    "refused": "Refused, unless the value switches it off",
-    "no effect": "Without effect: accepted, and named in the log",
+_USE = """\
+A recipe is a YAML file of sections with fields. It holds what differs from the defaults:
+
+    optim:
+      lr: 1.0e-3
+
+On the command line, `section.field=value` overrides the recipe. The value is YAML too; quote for the shell what it
+would split or replace:
+
+    optim.lr=1.0e-3 data.shards=~/shards log.wandb=null profile.steps='[10, 12]' log.prompts='["def ", "class "]'
+"""
+_OF_JSON = """\
+The DeepSpeed JSON (`--deepspeed_config`) sets the ZeRO stage, precision, offload and buckets; `ds_configs/` has the
+usual ones. It may have these keys of DeepSpeed 0.19.8 and no others; a dot stands for a section, so that
+`zero_optimization.stage` is
+
+    {"zero_optimization": {"stage": 2}}
+
+A key that is left out has DeepSpeed's own default. This list is made from the code.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A part of the page about the JSON: the keys with one status."""
+
+    heading: str
+    about: str
+    columns: tuple[str, ...]
+
+
+_PARTS: dict[Status, _Part] = {
+    "supported": _Part(
+        heading="Supported",
+        about="DeepSpeed does what the key says. Training, saving, resuming and converting are tested with each.",
+        columns=("key", "may be", "what it does"),
+    ),
+    "recipe": _Part(
+        heading="Set by the recipe",
+        about='Leave these out, or write `"auto"`.',
+        columns=("key", "field of the recipe"),
+    ),
+    "refused": _Part(
+        heading="Refused",
+        about="Leave these out. The values in the second column are accepted, because they change nothing.",
+        columns=("key", "accepted", "why it is refused, or what to do instead"),
+    ),
+    "no effect": _Part(
+        heading="Without effect",
+        about="Accepted with any value, and named in the log.",
+        columns=("key", "why it has no effect"),
+    ),
 }
 
 
@@ -68,7 +116,7 @@ def _meanings(section: type) -> dict[str, str]:
 
 def field_list() -> str:
     """Return every field of a recipe, for a terminal."""
-    lines = []
+    lines = [_USE.replace("`", ""), "Each field below: its default, what it may be, and its meaning.", ""]
     for section, declared in SECTIONS.items():
         lines += [f"{section}: {_summary(declared)}", ""]
         for entry in entries(section):
@@ -84,28 +132,34 @@ def _summary(section: type) -> str:
 def recipe_page() -> str:
     """Return docs/recipe.md."""
     lines = [
-        "# The fields of a recipe", "",
-        "A recipe is a YAML file that maps sections to fields. On the command line, `section.field=value` overrides a"
-        " field. `python -m pipeline.train --list_fields` prints this list. It is made from the code.",
+        "# The fields of a recipe", "", _USE,
+        "`python -m pipeline.train --list_fields` prints this list, which is made from the code. Recipes are in"
+        " `pipeline/recipes/`.",
     ]  # fmt: skip
     for section, declared in SECTIONS.items():
-        lines += ["", f"## {section}", "", _summary(declared), "", "| field | may be | default | meaning |"]
-        lines.append("|---|---|---|---|")
+        lines += ["", f"## {section}", "", _summary(declared), "", *_head("field", "may be", "default", "meaning")]
         lines += [_row(f"`{e.name}`", e.accepts, f"`{e.default}`", e.meaning) for e in entries(section)]
     return "\n".join(lines) + "\n"
 
 
 def deepspeed_page() -> str:
     """Return docs/deepspeed_json.md."""
-    lines = [
-        "# The keys of the DeepSpeed JSON", "",
-        "A JSON may have these keys of DeepSpeed 0.19.8 and no others. Supported keys are tested to train, save, resume"
-        " and convert. This list is made from the code.",
-    ]  # fmt: skip
-    for status, heading in _HEADINGS.items():
-        lines += ["", f"## {heading}", "", "| key | may be | what it is |", "|---|---|---|"]
-        lines += [_row(f"`{name}`", row.accepts, row.why) for name, row in rows() if row.status == status]
+    lines = ["# The keys of the DeepSpeed JSON", "", _OF_JSON.rstrip()]
+    for status, part in _PARTS.items():
+        lines += ["", f"## {part.heading}", "", part.about, "", *_head(*part.columns)]
+        lines += [_row(f"`{name}`", *_cells(row)) for name, row in rows() if row.status == status]
     return "\n".join(lines) + "\n"
+
+
+def _cells(row: Key) -> tuple[str, ...]:
+    """Return what the page says of a key."""
+    if row.status == "refused":
+        return ", ".join(f"`{json.dumps(value)}`" for value in row.off), row.why
+    return (row.accepts, row.why) if row.status == "supported" else (row.why,)
+
+
+def _head(*columns: str) -> tuple[str, str]:
+    return _row(*columns), "|---" * len(columns) + "|"
 
 
 def _row(*cells: str) -> str:

@@ -20,7 +20,7 @@ _Step = Annotated[Whole, Field(ge=1, le=_MOST_STEPS)]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
-    """The run directory: `dir/name`."""
+    """The run directory, which is dir/name."""
 
     dir: PathText = "runs"
     """Parent folder of all runs."""
@@ -37,11 +37,12 @@ class DataConfig:
     """The shards, and the order of their windows."""
 
     shards: PathText = ""
-    """Folder written by `data_prep.write_shards` (the one with metadata.json), or s3://bucket/prefix of its copy."""
+    """Needed. Folder written by `data_prep.write_shards` (the one with metadata.json), or s3://bucket/prefix of its
+    copy."""
     cache: PathText = ""
     """With s3://: a folder on each node's own disk. Fetched files stay there."""
     cache_limit_gb: Number = Field(default=0.0, ge=0, le=1e9)
-    """With s3://: how much of the train split may lie in `cache`, in 10^9 bytes; the least recently read shards are
+    """With s3://: how much of the train split may lie in data.cache, in 10^9 bytes; the least recently read shards are
     deleted to make room. 0 keeps all. At any time a node reads from num_canonical_nodes x shuffle_block_size / nodes
     windows; if fewer fit, shards are fetched again and again."""
     seq_len: Whole = Field(default=4096, ge=1, le=2**24)
@@ -64,7 +65,7 @@ class TrainConfig:
     """The number of tokens, and the batches."""
 
     total_tokens: Whole = Field(default=1, ge=1, le=_MOST_TOKENS)
-    """Tokens of the whole run; rounded up to whole steps."""
+    """Needed. Tokens of the whole run; rounded up to whole steps."""
     batch_tokens: Whole = Field(default=8 * 2**20, ge=1, le=2**40)
     """Tokens per optimizer step, over all ranks."""
     micro_batch_size: Whole = Field(default=1, ge=1, le=2**20)
@@ -108,7 +109,7 @@ class ParallelConfig:
     """The model's distribution apart from ZeRO, which the DeepSpeed JSON sets. Only one field may be above 1."""
 
     pipeline_stages: Whole = Field(default=1, ge=1, le=65_536)
-    """Consecutive ranks that share the layers of one replica; `model/partition.py` decides which layers each holds."""
+    """Consecutive ranks that share the layers of one replica, so that each has about as much to compute."""
     sequence_parallel_size: Whole = Field(default=1, ge=1, le=65_536)
     """Consecutive ranks that share the positions of each sequence, if sequences are too long for one rank (Ulysses)."""
     tensor_parallel_size: Whole = Field(default=1, ge=1, le=65_536)
@@ -144,7 +145,7 @@ class LogConfig:
     samples: bool = False
     """Record which windows each step read, for `python -m pipeline.audit`; about 10 bytes per window."""
     previews_every_steps: Whole = Field(default=0, ge=0, le=_MOST_STEPS)
-    """Steps between previews (`monitoring/previews.py`): `prompts` with their continuations, and each head's
+    """Steps between previews (docs/monitoring.md): log.prompts with their continuations, and each head's
     prediction at each position, among TensorBoard's texts. 0 disables. Each takes preview_tokens + 1 forwards."""
     prompts: tuple[str, ...] = Field(
         default=("def ", "import "), min_length=1, max_length=100, description="a list of 1 to 100 texts"
@@ -183,7 +184,8 @@ class FaultsConfig:
     spike: Literal["ignore", "roll_back"] = "ignore"
     """If the loss jumps: "roll_back" goes back to the last checkpoint and leaves out that stretch of the data."""
     spike_deviations: Number = Field(default=10.0, gt=0, le=1e9)
-    """A loss jumps if it is this many robust standard deviations above the median of the last `spike_window` losses."""
+    """A loss jumps if it is this many robust standard deviations above the median of the last faults.spike_window
+    losses."""
     spike_window: Whole = Field(default=128, ge=32, le=1_000_000)
     """Steps whose losses a new loss is compared with; at least half of them are needed to compare."""
     max_rollbacks: Whole = Field(default=3, ge=0, le=1_000_000)

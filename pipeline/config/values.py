@@ -61,7 +61,7 @@ def _expanded(text: str) -> str:
 
 PathText = Annotated[
     str,
-    Field(description="a path; a ~ at its beginning and each $NAME must have a value"),
+    Field(description="a path; ~ at its beginning and $NAME are replaced, and must have a value"),
     AfterValidator(_expanded),
 ]
 """A path of a recipe, with ~ and $NAME replaced."""

@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-
 MOST_LINES_OF_THE_README = 120
 FIELDS = {f"{section}.{field}" for section, fields in Config().as_dict().items() for field in fields}
 SECTIONS = {field.partition(".")[0] for field in FIELDS}
-FILE_NAMES = ("py", "json", "jsonl", "yaml", "log", "md", "sh")  # a name such as train.log is not a field
+FILE_NAMES = ("py", "json", "jsonl", "yaml", "log", "md", "sh", "safetensors")  # names such as train.log are no fields
 ELSEWHERE = ("torchtitan/", "hardwares/")  # files of other projects
 
 

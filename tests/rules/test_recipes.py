@@ -130,14 +130,13 @@ def test_the_headers_batch_arithmetic_matches_the_config(recipe: Path) -> None:
 
 @paper_recipe
 @pytest.mark.parametrize("overrides", [[], ["model.n_future_tokens=1"]], ids=["as_it_is", "baseline"])
-def test_a_paper_recipe_is_about_as_fast_as_the_plans_best_way_on_its_hardware(
-    name: str, overrides: list[str]
-) -> None:
+def test_a_paper_recipe_is_about_as_fast_as_the_plans_best_way_on_its_hardware(name: str, overrides: list[str]) -> None:
     path = REPOSITORY / "pipeline" / "recipes" / f"{name}.yaml"
     hardware = re.search(r"hardware +(\d+) GPUs of (\d+) GB \((\d+) nodes with (\d+) GPUs\)", header(path))
     promised = re.search(r"plan +([\d,]+) tokens/s on H100, ([\d.]+) GB on each", header(path))
     (json,) = re.findall(r"--deepspeed_config (\S+)", header(path))
-    assert hardware is not None and promised is not None, header(path)
+    assert hardware is not None, header(path)
+    assert promised is not None, header(path)
     n_gpus, memory_gb, n_nodes, gpus_per_node = map(int, hardware.groups())
     assert n_gpus == n_nodes * gpus_per_node == PAPER_RANKS
     cluster = Cluster(n_nodes=n_nodes, gpus_per_node=gpus_per_node, gpu=GPUS["h100"], assumed=Assumptions())

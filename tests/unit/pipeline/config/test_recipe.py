@@ -55,7 +55,7 @@ def test_a_path_of_unknown_parts_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
     (problem,) = problems_of(write_recipe(tmp_path), f"run.dir={text}")
     assert problem.startswith("run.dir='")
-    assert problem.endswith("must be a path; a ~ at its beginning and each $NAME must have a value")
+    assert problem.endswith("must be a path; ~ at its beginning and $NAME are replaced, and must have a value")
 
 
 def test_the_last_override_of_a_field_wins(tmp_path: Path) -> None:

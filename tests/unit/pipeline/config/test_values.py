@@ -39,7 +39,7 @@ IN_HUNDRED = Field(ge=1, le=100)
         (bool | None, "true or false, or null"),
         (str, "a text"),
         (Annotated[str | None, Field(min_length=1)], "a text that is not empty, or null"),
-        (PathText | None, "a path; a ~ at its beginning and each $NAME must have a value, or null"),
+        (PathText | None, "a path; ~ at its beginning and $NAME are replaced, and must have a value, or null"),
         (Literal["a"], "'a'"),
         (Literal["a", "b"] | None, "'a' or 'b', or null"),
         (Annotated[tuple[str, ...], Field(description="a list of texts")], "a list of texts"),
