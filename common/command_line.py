@@ -176,6 +176,11 @@ def as_printed(message: str) -> str:
     return for_terminal(shortened(message, most=_MOST_CHARACTERS))
 
 
+def say(text: str) -> None:
+    """Print a text on stdout, safe for a terminal: it may hold names that others chose."""
+    print(for_terminal(text), flush=True)
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an exception in one line; the name of its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -32,6 +32,7 @@ from common.command_line import UserError, command_parser, raise_if_any, whole_n
 from common.files import hold_lock, write_json
 from data_prep.dedup.execution import run_here, submit
 from data_prep.dedup.survey import NEAR_DUPLICATE
+from data_prep.filters.changes import say_finished
 from data_prep.filters.decontaminate import load_benchmark
 from data_prep.filters.options import add_rule_arguments, apply_preset, filter_options, filter_problems
 from data_prep.shards.identity import Identity, identifying_arguments, read_json, refuse_difference
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{holder} is writing to {out}; wait until it ends, or choose another --out")
         if _claim(out, plan):
             shutil.rmtree(out / _WORK, ignore_errors=True)  # in case a run was killed after it wrote the summary
-            print(f"{out} is already finished, with the same arguments; nothing to do")
+            say_finished(out, out / SUMMARY, (piece for source in sources for piece in source.pieces))
             return
         stages = _stages(arguments, slices)
         if arguments.slurm_partition:
@@ -79,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("when all jobs have ended, run the same command without --slurm_partition to finish")
             return
         run_here(stages, out, num_workers=arguments.num_workers)
+        if identifying_arguments(arguments, ignored=_NOT_IDENTITY) != plan["arguments"]:
+            raise UserError("a file of --decontaminate changed while it was used; start again with another --out")
         print(_finish(out, sources, n_tasks=len(slices)))
     except OSError as error:
         raise UserError(

@@ -2,24 +2,37 @@
 
 import argparse
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 from common.command_line import UserError
+from common.shard_format import TOKENIZER_MODEL
 from common.tokenizers import BYTES, Engine
 from common.wording import counted
-from data_prep.dedup.survey import decide, decided, decision_path, survey_part, survey_path
+from data_prep.dedup.survey import decide, decided, decision_path, survey_part, survey_path, surveyed_contents
+from data_prep.filters.changes import UNKNOWN, ChangedInputError, Fingerprints, times_of
 from data_prep.filters.decisions import Reasons, n_readings
 from data_prep.filters.options import filter_options
 from data_prep.shards.folder import shares_with
 from data_prep.shards.part_writer import write_part
-from data_prep.shards.parts import Part, PartOptions, PartResult, RunShare, read_marks
-from data_prep.sources.documents import Piece
+from data_prep.shards.parts import (
+    WORK_FOLDER,
+    Part,
+    PartOptions,
+    PartResult,
+    RunShare,
+    fingerprints_path,
+    mark_path,
+    read_marks,
+)
+from data_prep.sources.documents import Piece, ReadOptions
 from data_prep.sources.options import read_options
 from data_prep.sources.records import FILE, JSONL, UNMEASURED
 from data_prep.tokens.options import document_options
 from data_prep.tokens.packing import WindowShape
-from data_prep.workers import results_of, worker_pool
+from data_prep.workers import ProgressCounter, results_of, worker_pool
 
 _OF_PLAIN_TEXT = (FILE, JSONL)  # formats whose size tells how much text there is
 _BYTES_PER_TOKEN = 4  # of code and of text, about
@@ -40,6 +53,10 @@ def write_share(parts: Sequence[Part], arguments: argparse.Namespace, *, engine:
     share: RunShare = arguments.part
     mine = share.of(parts)
     earlier, damaged = read_marks(mine, arguments.out)
+    for part in mine:
+        if part.index in earlier and not fingerprints_path(part, arguments.out).exists():
+            del earlier[part.index]
+            damaged[part.index] = f"{part.name} does not say what it was written from; it is written again"
     for reason in damaged.values():
         print(f"warning: {reason}", flush=True)
     n_bytes = sum(piece.size for part in mine for piece in part.pieces)
@@ -86,29 +103,94 @@ def _write_parts(
     options = _part_options(arguments, engine=engine)
     mine = arguments.part.of(parts)
     missing = [part for part in mine if part.index not in finished]
-    if not missing:
-        return {}
-    with worker_pool(min(arguments.num_workers, len(missing))) as (pool, progress):
-        reasons: dict[int, Reasons] = {}
-        if arguments.dedup != "none":
-            near = arguments.dedup == "near"
-            new = [part for part in mine if not survey_path(part, options.out).exists()]
-            surveys = [pool.submit(survey_part, part, options, near) for part in new]
-            results_of(surveys, progress, input_bytes=_input_bytes(new, lambda piece: 1), verb="surveying")
-            _decide_if_surveyed(parts, options.out, near=near, is_needed=not arguments.survey_only)
-            if arguments.survey_only:
-                return {}
-            reasons = {part.index: decided(part, options.out) for part in missing}
-        futures = [pool.submit(write_part, part, options, reasons.get(part.index)) for part in missing]
-        results = results_of(futures, progress, input_bytes=_input_bytes(missing, n_readings), verb="writing")
-    return dict(zip((part.index for part in missing), results, strict=True))
+    results: list[PartResult] = []
+    with worker_pool(arguments.num_workers) as (pool, progress):
+        compared = _refuse_changes(parts, options, pool, progress)
+        if missing and arguments.dedup != "none":
+            _survey(parts, arguments, options, pool, progress)
+        if missing and not arguments.survey_only:
+            reasons: dict[int, Reasons] = {}
+            contents: dict[int, list[int]] = {}
+            if arguments.dedup != "none":
+                reasons = {part.index: decided(part, options.out) for part in missing}
+                contents = {part.index: surveyed_contents(part, options.out) for part in missing}
+            futures = [
+                pool.submit(write_part, part, options, reasons.get(part.index), contents.get(part.index))
+                for part in missing
+            ]
+            results = results_of(futures, progress, input_bytes=_input_bytes(missing, n_readings), verb="writing")
+            _refuse_changes(parts, options, pool, progress, compared=compared)
+    return dict(zip((part.index for part in missing), results, strict=False))
+
+
+def _survey(
+    parts: Sequence[Part],
+    arguments: argparse.Namespace,
+    options: PartOptions,
+    pool: ProcessPoolExecutor,
+    progress: ProgressCounter,
+) -> None:
+    """Survey this share's parts, and decide which documents are duplicates once all parts are surveyed."""
+    near = arguments.dedup == "near"
+    new = [part for part in arguments.part.of(parts) if not survey_path(part, options.out).exists()]
+    surveys = [pool.submit(survey_part, part, options, near) for part in new]
+    results_of(surveys, progress, input_bytes=_input_bytes(new, lambda piece: 1), verb="surveying")
+    _decide_if_surveyed(parts, options.out, near=near, is_needed=not arguments.survey_only)
+
+
+def _refuse_changes(
+    parts: Sequence[Part],
+    options: PartOptions,
+    pool: ProcessPoolExecutor,
+    progress: ProgressCounter,
+    *,
+    compared: Mapping[Piece, int] = MappingProxyType({}),
+) -> dict[Piece, int]:
+    """Compare the input of all finished parts, whichever share wrote them, with the input as it is now.
+
+    Args:
+        parts: all parts of the corpus.
+        options: the options of all parts.
+        pool: reads the pieces whose files have another time than when the part was written.
+        progress: the counter of the pool.
+        compared: pieces that have been compared by their content already, with the times of their files then.
+
+    Returns:
+        Those pieces, and the ones that were compared now.
+
+    Raises:
+        ChangedInputError: the content of a piece has changed.
+    """
+    now_compared = dict(compared)
+    futures = []
+    for part in parts:
+        path = fingerprints_path(part, options.out)
+        if not mark_path(part, options.out).exists() or not path.exists():
+            continue
+        now = times_of(part.pieces)
+        in_doubt = Fingerprints(path, part.pieces).in_doubt(now)
+        if unread := [i for i in in_doubt if now[i] == UNKNOWN or compared.get(part.pieces[i]) != now[i]]:
+            futures.append(pool.submit(_refuse_change, part, path, unread, options.reading))
+            now_compared |= {part.pieces[i]: now[i] for i in unread}
+    results_of(futures, progress, input_bytes=None, verb="comparing")
+    return now_compared
+
+
+def _refuse_change(part: Part, path: Path, indices: list[int], reading: ReadOptions) -> None:
+    if changed := Fingerprints(path, part.pieces).first_changed(indices, reading):
+        raise ChangedInputError(
+            f"{changed.path} has changed since {part.name} was written from it: from byte {changed.start} it holds"
+            " other records; put back the file as it was, or start again with another --out"
+        )
 
 
 def _part_options(arguments: argparse.Namespace, *, engine: Engine) -> PartOptions:
     fields = tuple(name for name in (arguments.language_field, arguments.license_field) if name is not None)
     return PartOptions(
         out=arguments.out.absolute(),
-        tokenizer=arguments.tokenizer,
+        tokenizer=BYTES
+        if arguments.tokenizer == BYTES
+        else str(arguments.out.absolute() / WORK_FOLDER / TOKENIZER_MODEL),
         engine=engine,
         reading=read_options(arguments, files_as="bytes" if arguments.tokenizer == BYTES else "text", fields=fields),
         shape=WindowShape(arguments.seq_len, arguments.lookahead),

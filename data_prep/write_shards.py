@@ -28,6 +28,7 @@ from common.s3 import S3Path
 from common.sentencepieces.fast_tokens import EngineUnavailable
 from common.shard_format import FORMAT_VERSION, METADATA
 from common.tokenizers import BYTES, Engine, Tokenizer, load_tokenizer
+from data_prep.filters.changes import say_finished
 from data_prep.shards.folder import claim, is_finished, locked, spoil
 from data_prep.shards.identity import Identity, identifying_arguments
 from data_prep.shards.merge import merge, plan_facts
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse_foreign_content(remote)
     with locked(arguments.out, None if share.is_whole else share.of(parts)):
         if is_finished(remote or arguments.out, identity):
-            print(f"{remote or arguments.out} is already finished, with the same arguments; nothing to do")
+            pieces = (piece for source in sources for piece in source.pieces)
+            say_finished(remote or arguments.out, arguments.out / METADATA, pieces)
             return
         if not is_finished(arguments.out, identity):
             _write(parts, arguments, identity, facts=plan_facts(sources, tokenizer), engine=engine)
@@ -135,12 +137,16 @@ def _write(
     """Write this run's share into a folder that it has locked; also finish the folder if the share is everything."""
     out, share = arguments.out, arguments.part
     model = None if arguments.tokenizer == BYTES else Path(arguments.tokenizer)
-    claim(out, identity, parts, share=share, tokenizer_model=model, facts=facts)
+    claim(out, identity, parts, share=share, model=model, facts=facts)
     try:
         write_share(parts, arguments, engine=engine)
     except WrongIdsError as error:
         spoil(out, str(error))
         raise
+    if identifying_arguments(arguments, ignored=_NOT_IDENTITY) != identity["arguments"]:
+        reason = "a file of --decontaminate changed while parts were written; start again with another --out"
+        spoil(out, reason)
+        raise UserError(reason)
     if share.is_whole and not arguments.survey_only:
         merge(out)
 

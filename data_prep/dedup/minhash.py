@@ -6,8 +6,8 @@
     documents    one task for each slice, which reads it again, and writes the documents that stay
 
 The steps of a stage are datatrove's, or have its interface (`PipelineStep`), so that each of its executors can run
-them. Words, signatures and bands are those of `survey`. The documents are read twice; their number and a hash are
-compared, because a file that changed in between would lose the wrong ones.
+them. Words, signatures and bands are those of `survey`. The documents are read twice, and compared by
+the content of each piece, because a file that changed in between would lose the wrong ones.
 """
 
 import functools
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 import zstandard
 from datatrove.data import Document as TroveDocument
 from datatrove.pipeline.base import PipelineStep
@@ -35,8 +34,8 @@ from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 
 from common.files import write_json, written_whole
 from data_prep.dedup.survey import SHINGLE_WORDS, Signature, bands_and_size, signer
-from data_prep.filters.decisions import ChangedInputError, decisions
-from data_prep.filters.digests import digest
+from data_prep.filters.changes import ChangedInputError
+from data_prep.filters.decisions import decisions
 from data_prep.filters.options import FilterOptions
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions, Selection
 from data_prep.sources.languages import language_of
@@ -102,17 +101,21 @@ class SourceReader(PipelineStep):
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[TroveDocument]:
         pieces = [_piece(saved) for saved in _read(_task_file(self.work, "slices", rank))]
         dropped: Counter[str] = Counter()
-        content = xxhash.xxh3_64()
+        contents: list[int] = self._seen(rank).get("contents", [])
         n_documents = 0
-        for record, reason, _ in decisions(pieces, self.reading, self.filters) if pieces else ():
+        for record, reason, _ in decisions(pieces, self.reading, self.filters, contents=contents) if pieces else ():
             count_progress(documents=int(reason is None), input_bytes=record.input_bytes)
             if reason is not None:
                 dropped[reason] += record.documents if isinstance(record, Dropped) else 1
             elif isinstance(record, Document):
                 n_documents += 1
-                content.update(digest(record.utf8))
                 yield self._trove_document(record)
-        self._compare_or_save(rank, {"documents": n_documents, "content": content.hexdigest(), "dropped": dropped})
+        self._compare_or_save(rank, {"documents": n_documents, "contents": contents, "dropped": dropped})
+
+    def _seen(self, rank: int) -> dict[str, Any]:
+        """Return what the first reading of a task's slice found; nothing if this is the first one."""
+        path = _task_file(self.work, "seen", rank)
+        return dict(_read(path)) if path.exists() else {}
 
     def _trove_document(self, document: Document) -> TroveDocument:
         row = {name: value for name, value in document.row.items() if name != self.reading.text_field}
@@ -125,7 +128,7 @@ class SourceReader(PipelineStep):
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             write_json(path, seen)
-        elif (before := _read(path)) != seen:
+        elif (before := self._seen(rank)) != seen:
             raise ChangedInputError(
                 f"the input changed while it was read: task {rank} found {before['documents']} documents when it"
                 f" computed their signatures, and {seen['documents']}, or others, when it wrote them; leave the input"

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from common.command_line import UserError
 from common.files import written_whole
 from data_prep.dedup.near_index import near_rows
+from data_prep.filters.changes import ContentHash
 from data_prep.filters.decisions import Reasons
 from data_prep.filters.digests import DIGEST_BYTES, digest, first_occurrences
 from data_prep.filters.ngrams import ngram_hashes, word_hashes, words_of
@@ -60,18 +61,21 @@ def survey_part(part: Part, options: PartOptions, near: bool) -> None:
     """Write the survey of one part.
 
     Its arrays are `reasons` (records,), indices into `names`, where "" comes first and means that the document stays;
-    `counts` (pieces,), the number of records in each piece; and `digests` (documents that stay,) and `signatures`
-    (documents that stay, permutations). Without `near`, `signatures` has no rows.
+    `counts` and `contents` (pieces,), the number of records in each piece and their hash; and `digests` and
+    `signatures` of the documents that stay, (documents,) and (documents, permutations). Without `near`, `signatures`
+    has no rows.
     """
     names = {"": 0}
     reasons: list[int] = []
     counts: list[int] = []
+    contents: list[int] = []
     digests = bytearray()
     signatures: list[Signature] = []
     signature_of = signer() if near else None
     for piece in part.pieces:
-        n_before = len(reasons)
+        content = ContentHash(options.reading)
         for record in read_piece(piece, options.reading):
+            content.add(record)
             reason = reason_to_drop(record, piece.selection, options.filters) or ""
             reasons.append(names.setdefault(reason, len(names)))
             if not reason and isinstance(record, Document):
@@ -79,13 +83,15 @@ def survey_part(part: Part, options: PartOptions, near: bool) -> None:
                 if signature_of is not None:
                     signatures.append(signature_of(record.text))
             count_progress(documents=int(isinstance(record, Document)), input_bytes=record.input_bytes)
-        counts.append(len(reasons) - n_before)
+        counts.append(content.n_records)
+        contents.append(content.value())
     with written_whole(survey_path(part, options.out)) as partial, partial.open("wb") as file:
         np.savez(
             file,
             names=np.array(list(names)),
             reasons=np.array(reasons, dtype=np.uint16),
             counts=np.array(counts, dtype=np.int64),
+            contents=np.array(contents, dtype=np.uint64),
             digests=np.frombuffer(bytes(digests), dtype=np.dtype((np.void, DIGEST_BYTES))),
             signatures=np.array(signatures, dtype=np.uint32).reshape(len(signatures), PERMUTATIONS),
         )
@@ -111,6 +117,11 @@ def decided(part: Part, out: Path) -> Reasons:
             reasons[place] = _DECISIONS[decision]
     ends = np.cumsum(_read(part, out, "counts")).tolist()
     return [reasons[start:end] for start, end in itertools.pairwise([0, *ends])]
+
+
+def surveyed_contents(part: Part, out: Path) -> list[int]:
+    """Return the hash of the content of each piece of a part when it was surveyed."""
+    return [int(content) for content in _read(part, out, "contents")]
 
 
 def _near_documents(

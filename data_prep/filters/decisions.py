@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from common.command_line import UserError
+from data_prep.filters.changes import ChangedInputError, ContentHash
 from data_prep.filters.digests import digest, is_validation
 from data_prep.filters.options import FilterOptions
 from data_prep.filters.reasons import reason_to_drop
@@ -18,10 +18,6 @@ from data_prep.sources.readers import read_piece
 from data_prep.workers import count_progress
 
 Reasons = list[list[str]]  # for each piece of a part, why each of its records is dropped; "" for those that stay
-
-
-class ChangedInputError(UserError):
-    """A file has changed since it was surveyed."""
 
 
 class Decision(NamedTuple):
@@ -43,6 +39,7 @@ def decisions(
     filters: FilterOptions,
     *,
     reasons: Reasons | None = None,
+    contents: list[int] | None = None,
     val_fraction: float = 0.0,
 ) -> Iterator[Decision]:
     """Yield the records of a part with their decisions, and then the further copies of documents.
@@ -52,20 +49,29 @@ def decisions(
         reading: how they are read.
         filters: the filters to apply.
         reasons: the decisions of an earlier survey of the same part; None applies the filters now.
+        contents: the hashes of the pieces' contents from an earlier reading, with which this one is compared. If it is
+            an empty list, the hashes are appended.
         val_fraction: the fraction of documents in the validation split, which are never repeated.
 
     Raises:
-        ChangedInputError: the number of records in a piece differs from the survey's.
+        ChangedInputError: a piece is not what it was when it was read before.
         BadInputError: a record is not a document, and `reading` refuses such input.
     """
+    before = [] if contents is None else contents
     for n_earlier in range(n_readings(pieces[0])):
         for place, piece in enumerate(pieces):
             surveyed = None if reasons is None else reasons[place]
+            content = ContentHash(reading)
             for decision in _decisions_of_piece(piece, reading, filters, surveyed):
+                content.add(decision.record)
                 if n_earlier == 0 or _is_repeated(decision, n_earlier, piece.selection.weight, val_fraction):
                     yield decision
                 else:
                     count_progress(input_bytes=decision.record.input_bytes)
+            if place == len(before):
+                before.append(content.value())
+            elif content.value() != before[place]:
+                raise _changed(piece, f"it had other records before, of which there are now {content.n_records}")
 
 
 def _decisions_of_piece(
@@ -79,18 +85,22 @@ def _decisions_of_piece(
         elif n_records < len(surveyed):
             reason = surveyed[n_records] or None
         else:
-            raise _changed(piece, f"more than {len(surveyed)}", surveyed)
+            raise _changed(piece, _numbers(surveyed, f"more than {len(surveyed)}"))
         n_records += 1
         yield Decision(record, reason, selection.name)
     if surveyed is not None and n_records != len(surveyed):
-        raise _changed(piece, str(n_records), surveyed)
+        raise _changed(piece, _numbers(surveyed, str(n_records)))
 
 
-def _changed(piece: Piece, n_records: str, surveyed: list[str]) -> ChangedInputError:
+def _changed(piece: Piece, difference: str) -> ChangedInputError:
     return ChangedInputError(
-        f"{piece.path} changed while it was read: from byte {piece.start} it had {len(surveyed)} records when "
-        f"surveyed, and {n_records} when written; leave the input unchanged, and start again with another --out"
+        f"{piece.path} changed while it was read: from byte {piece.start} {difference}; leave the input unchanged, and"
+        " start again with another --out"
     )
+
+
+def _numbers(surveyed: list[str], n_records: str) -> str:
+    return f"it had {len(surveyed)} records when surveyed, and {n_records} when written"
 
 
 def _is_repeated(decision: Decision, n_earlier: int, weight: float, val_fraction: float) -> bool:

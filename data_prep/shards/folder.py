@@ -32,6 +32,7 @@ from common.files import partial_path, write_json, write_text
 from common.s3 import S3Path
 from common.shard_format import METADATA, TOKENIZER_MODEL
 from common.small_files import read_small_file
+from common.tokenizers import BYTES
 from data_prep.shards.identity import Identity, checked_plan, read_json, refuse_difference, refuse_link
 from data_prep.shards.parts import WORK_FOLDER, Part, RunShare
 from data_prep.workers import write_problem
@@ -39,6 +40,7 @@ from data_prep.workers import write_problem
 _LOCK = ".lock"
 _PLAN = "plan.json"
 _SPOILED = "spoiled.txt"
+_MOST_MODEL_BYTES = 256 << 20
 _SHARES_MARK = re.compile(r"shares-of-[1-9]\d{0,5}")
 
 
@@ -103,7 +105,7 @@ def claim(
     parts: Sequence[Part],
     *,
     share: RunShare,
-    tokenizer_model: Path | None,
+    model: Path | None,
     facts: Mapping[str, Any],
 ) -> None:
     """Write the plan of this run into an empty folder, or continue an unfinished one that has the same plan.
@@ -113,7 +115,8 @@ def claim(
         identity: the identity of the shards to write.
         parts: all parts of the corpus, not just those of this share.
         share: the parts that this run writes.
-        tokenizer_model: copied into the work folder, because the last step may run where this file does not exist.
+        model: the SentencePiece model, which is copied into the work folder and read from there, because the file may
+            change, or not exist where other shares and the last step run.
         facts: further entries of the plan, for the last step (`merge.plan_facts`).
 
     Raises:
@@ -130,12 +133,13 @@ def claim(
                 f"--out {out} is not empty, and does not hold shards (it holds {foreign[0]}); choose another folder"
             )
         work.mkdir(exist_ok=True)
-        if tokenizer_model is not None:
+        if model is not None:
             copied = partial_path(work / TOKENIZER_MODEL)
-            shutil.copyfile(tokenizer_model, copied)
+            shutil.copyfile(model, copied)
             copied.replace(work / TOKENIZER_MODEL)
         _create_json(work / _PLAN, plan)
     refuse_difference(read_plan(out), plan, out=out, state="holds an unfinished run")
+    tokenizer_model(out, plan)
     (work / f"shares-of-{share.total}").touch()
     for part in share.of(parts):
         for staging in work.glob(f"{part.name}.staging-*"):  # left by killed workers
@@ -159,6 +163,22 @@ def read_plan(out: Path) -> dict[str, Any]:
         reason = read_small_file(spoiled).decode(errors="replace")
         raise UserError(f"{out} cannot be continued: {reason}")
     return checked_plan(plan, path=path)
+
+
+def tokenizer_model(out: Path, plan: Mapping[str, Any]) -> bytes | None:
+    """Return the SentencePiece model in the work folder, or None if the tokens are bytes.
+
+    Raises:
+        UserError: it is not that of the plan.
+    """
+    if plan["tokenizer"]["kind"] == BYTES:
+        return None
+    path = out / WORK_FOLDER / TOKENIZER_MODEL
+    refuse_link(path)
+    content = read_small_file(path, most_bytes=_MOST_MODEL_BYTES)
+    if hashlib.sha256(content).hexdigest() != plan["tokenizer"]["sha256"]:
+        raise UserError(f"{path} is not the tokenizer of these shards; copy the model of --tokenizer there")
+    return content
 
 
 def shares_with(out: Path, parts: Sequence[int]) -> str:

@@ -8,7 +8,6 @@ The step needs only the folder. The facts that it needs about the corpus and the
 (`plan_facts`).
 """
 
-import hashlib
 import importlib.metadata
 import platform
 import shutil
@@ -21,9 +20,8 @@ from typing import Any
 from common.command_line import UserError
 from common.files import write_json, written_whole
 from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, read_index
-from common.small_files import read_small_file
-from common.tokenizers import BYTES, Tokenizer
-from data_prep.shards.folder import read_plan, shares_with
+from common.tokenizers import Tokenizer
+from data_prep.shards.folder import read_plan, shares_with, tokenizer_model
 from data_prep.shards.identity import refuse_link
 from data_prep.shards.mds_writer import DOCUMENT_IDS, TOKENS, entry_fault, index_of, settings_of
 from data_prep.shards.parts import (
@@ -45,7 +43,6 @@ from data_prep.tokens.packing import WindowShape
 _LATE_IN_METADATA = ("sources", "arguments", "versions")
 _NOT_IN_METADATA = ("listing", "names", "skipped", *_LATE_IN_METADATA)
 _MOST_NAMED = 5
-_MOST_MODEL_BYTES = 256 << 20
 
 
 def plan_facts(sources: Sequence[ListedSource], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -90,7 +87,7 @@ def merge(out: Path) -> None:
     report = build_report([(result.tally, result.examples) for result in (total, *results)])
     if problem := _split_problem(results, total, report, plan):
         raise UserError(f"{problem}; all finished parts stay in {out}, so that other arguments need another --out")
-    model = _tokenizer_model(out, plan)
+    model = tokenizer_model(out, plan)
     write_json(out / REPORT, report)
     for split, index in indexes.items():
         write_json(out / split / INDEX, index)
@@ -184,18 +181,6 @@ def _metadata(plan: Mapping[str, Any], total: PartResult) -> dict[str, Any]:
         "shares": total.sources,
         **{name: plan[name] for name in _LATE_IN_METADATA},
     }
-
-
-def _tokenizer_model(out: Path, plan: Mapping[str, Any]) -> bytes | None:
-    """Return the SentencePiece model in the work folder, or None if the tokens are bytes."""
-    if plan["tokenizer"]["kind"] == BYTES:
-        return None
-    path = out / WORK_FOLDER / TOKENIZER_MODEL
-    refuse_link(path)
-    model = read_small_file(path, most_bytes=_MOST_MODEL_BYTES)
-    if hashlib.sha256(model).hexdigest() != plan["tokenizer"]["sha256"]:
-        raise UserError(f"{path} is not the tokenizer of these shards; copy the model of --tokenizer there")
-    return model
 
 
 def _merged_index(out: Path, split: Split, results: Sequence[PartResult], plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 1. The shards of each split are written into a staging folder of this process.
 2. They are flushed to disk and moved into place, with one rename for each split.
-3. The part is marked as finished.
+3. The times and contents of the input's pieces are noted (`changes`), and the part is marked as finished.
 
 A killed worker leaves a staging folder, or splits without a mark. The next run writes that part again, to the same
 bytes.
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.filters.changes import save_fingerprints, times_of
 from data_prep.filters.decisions import Reasons, decisions
 from data_prep.filters.digests import digest, is_validation
 from data_prep.shards.mds_writer import DOCUMENT_IDS, TOKENS, MDSWriter
@@ -32,6 +33,7 @@ from data_prep.shards.parts import (
     Split,
     SplitCounts,
     add_source_counts,
+    fingerprints_path,
     mark_finished,
 )
 from data_prep.shards.tally import KEPT, add_counts, add_example
@@ -113,34 +115,43 @@ def encoder_of(options: PartOptions) -> DocumentEncoder:
     return _encoder(options.tokenizer, engine=options.engine, ends=how.ends, fim=how.fim)
 
 
-def write_part(part: Part, options: PartOptions, reasons: Reasons | None) -> PartResult:
+def write_part(
+    part: Part, options: PartOptions, reasons: Reasons | None, contents: list[int] | None = None
+) -> PartResult:
     """Write one part and mark it as finished.
 
     Args:
         part: the part to read.
         options: the options of all parts.
         reasons: why each document of the part is dropped, from its survey; None applies the filters now.
+        contents: the hashes of the pieces' contents, from the survey.
 
     Raises:
         encoding.WrongIdsError: a document's ids are not those of the reference.
-        ChangedInputError: the input has changed since the survey.
+        ChangedInputError: the input has changed since the survey, or between two readings.
         BadInputError: a record is not a document, and `options.reading` refuses such input.
     """
     staging = options.out / WORK_FOLDER / f"{part.name}.staging-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     names = SPLITS if options.val_fraction > 0 else SPLITS[:1]
     writers = {name: _SplitWriter(staging / name, options, part_index=part.index) for name in names}
-    result = _write_documents(writers, part, options, reasons)
+    times, contents = times_of(part.pieces), [] if contents is None else contents
+    result = _write_documents(writers, part, options, reasons, contents)
     result.splits = {name: writer.finish() for name, writer in writers.items()}
     for name in names:
         _publish(staging / name, options.out / name / part.name)
     staging.rmdir()
+    save_fingerprints(fingerprints_path(part, options.out), times=times, contents=contents)
     mark_finished(part, options.out, result)
     return result
 
 
 def _write_documents(
-    writers: Mapping[Split, _SplitWriter], part: Part, options: PartOptions, reasons: Reasons | None
+    writers: Mapping[Split, _SplitWriter],
+    part: Part,
+    options: PartOptions,
+    reasons: Reasons | None,
+    contents: list[int],
 ) -> PartResult:
     """Give each document that stays to the writer of its split; return the result without its splits."""
     encoder = encoder_of(options)
@@ -148,8 +159,9 @@ def _write_documents(
     n_documents = 0
     dropped: Counter[str] = Counter()
     decided = decisions(
-        part.pieces, options.reading, options.filters, reasons=reasons, val_fraction=options.val_fraction
-    )
+        part.pieces, options.reading, options.filters,
+        reasons=reasons, contents=contents, val_fraction=options.val_fraction,
+    )  # fmt: skip
     for record, reason, source in decided:
         result.input_bytes += record.input_bytes
         n_tokens = 0

@@ -134,6 +134,11 @@ def mark_path(part: Part, out: Path) -> Path:
     return out / WORK_FOLDER / f"{part.name}.json"
 
 
+def fingerprints_path(part: Part, out: Path) -> Path:
+    """Return the path of the times and contents of the pieces that a part was written from."""
+    return out / WORK_FOLDER / f"{part.name}.input.npy"
+
+
 def mark_finished(part: Part, out: Path, result: PartResult) -> None:
     """Write the mark of a part whose shards are in place."""
     write_json(mark_path(part, out), asdict(result))

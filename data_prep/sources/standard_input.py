@@ -6,6 +6,7 @@ that is killed during the copy leaves no copy, and the next one reads standard i
 when the shards are finished.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from common.small_files import read_json
 
 STDIN = "-"
 _COPY = "stdin.jsonl"
+_LOCK = ".lock"  # added to the name of the copy
 _CHUNK_BYTES = 1 << 20
 
 
@@ -44,7 +46,7 @@ def copied_input(folder: Path, *, metadata: Path | None) -> tuple[str, int]:
                 f"{folder.parent} is not empty; standard input is copied to the output folder: choose an empty one"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        if holder := hold_lock(folder / f"{_COPY}.lock"):
+        if holder := hold_lock(folder / f"{_COPY}{_LOCK}"):
             raise UserError(f"{holder} is copying standard input to {folder}; wait for it, or choose another output")
         if path.is_file():
             size = path.stat().st_size
@@ -55,6 +57,11 @@ def copied_input(folder: Path, *, metadata: Path | None) -> tuple[str, int]:
         return str(path), _copy_to(path)
     except OSError as error:
         raise UserError(f"cannot copy standard input to {folder}: {error.strerror}") from error
+
+
+def is_copied_input(path: str) -> bool:
+    """Return whether a file is a copy of standard input, which nobody changes."""
+    return os.path.basename(path) == _COPY and os.path.exists(f"{path}{_LOCK}")
 
 
 def _copy_to(path: Path) -> int:

@@ -6,6 +6,7 @@ pieces like those of a folder, read by our own readers: only the wanted fields, 
 read through the library (`library`), as a shard that cannot be cut.
 """
 
+import functools
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -84,6 +85,14 @@ def list_data_set(path: str, *, selection: Selection, text_field: str, piece_byt
         elif file in files:
             pieces.append(Piece(DATASET, path, shard, shard + 1, size, selection))
     return ListedDataSet(pieces, str(builder.hash), in_words(unread))
+
+
+@functools.cache  # once in each process
+def local_files(path: str) -> tuple[str, ...]:
+    """Return the files of a data set that lie on this machine; empty if they lie elsewhere."""
+    if folder := saved_folder(path):
+        return tuple(str(folder / file) for file in saved_files(folder)[0])
+    return tuple(file for file in files_of_split(path, builder_of(path)) if not is_url(file))
 
 
 def _saved(path: str, folder: Path, selection: Selection) -> ListedDataSet:
