@@ -8,20 +8,17 @@ from common.endings import exit_on_user_error
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from common.command_line import UserError, command_parser, whole_number
-from common.files import write_json, write_text
 from pipeline.config.inputs import Inputs, add_run_arguments, load_inputs
 from pipeline.config.recipe import read_config
 from pipeline.config.schema import Config
-from pipeline.config.shard_folder import corpus_of, evaluation_windows, keep_tokenizer
+from pipeline.config.shard_folder import corpus_of, evaluation_windows
 from pipeline.config.values import shown
+from pipeline.monitoring.run_files import check_run_directory, make_run_directory, write_run_files
 from pipeline.runtime import history
 from pipeline.runtime.collectives import by_main
 from pipeline.runtime.lease import Lease
@@ -201,47 +198,6 @@ def end_of_budget(config: Config, checkpoint: Path, *, step: int) -> str:
         f"finished: {checkpoint} is after step {step}, beyond the budget of {config.total_steps} steps"
         f" (train.total_tokens={config.train.total_tokens}); raise train.total_tokens to go on"
     )
-
-
-def check_run_directory(config: Config) -> None:
-    """Check, without creating anything, that the run directory exists or can be created.
-
-    Raises:
-        UserError: it cannot.
-    """
-    there = next(path for path in (config.run_dir, *config.run_dir.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"run.dir={config.run.dir!r}: {there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"run.dir={config.run.dir!r}: nothing may be created in {there} (Permission denied)")
-
-
-def make_run_directory(config: Config) -> None:
-    """Create the run directory, with the folders that must exist before the run starts.
-
-    Raises:
-        UserError: it cannot be created.
-    """
-    try:
-        for name in ("checkpoints", "hangs", "ranks"):
-            (config.run_dir / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run.dir={config.run.dir!r}: cannot create {error.filename} ({error.strerror})") from error
-
-
-def write_run_files(inputs: Inputs) -> None:
-    """Write the resolved config, the DeepSpeed JSON, the versions of software and the tokenizer into the run directory.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    from pipeline.monitoring.environment import environment
-
-    run_dir = inputs.config.run_dir
-    write_text(run_dir / "config.yaml", yaml.safe_dump(inputs.config.as_dict(), sort_keys=False))
-    write_json(run_dir / "ds_config.json", inputs.deepspeed_config)
-    write_json(run_dir / "environment.json", environment())
-    keep_tokenizer(run_dir, data=inputs.config.data, metadata=inputs.metadata)
 
 
 def _parser() -> argparse.ArgumentParser:
