@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 _PACKAGES = ("benchmarks", "data_prep", "pipeline", "tests")
-_INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT  # the code that shells report for a process killed by this signal
+INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT  # the code that shells report for a process killed by this signal
 _UNREAD_EXIT_CODE = 128 + signal.SIGPIPE
 
 
@@ -52,7 +52,7 @@ def _end_at_once(_number: int, _frame: object) -> None:
         if _is_told_here():
             os.write(2, f"\n{_COMMAND}: interrupted\n".encode())
     finally:
-        os._exit(_INTERRUPTED_EXIT_CODE)
+        os._exit(INTERRUPTED_EXIT_CODE)
 
 
 _open_streams()
@@ -78,7 +78,7 @@ def exit_on_user_error(main: Callable[[], None], *, program: str) -> None:
         sys.exit(USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt:
         _tell(f"\n{program}: interrupted")
-        sys.exit(_INTERRUPTED_EXIT_CODE)
+        sys.exit(INTERRUPTED_EXIT_CODE)
     except OSError as error:
         if not _comes_from_a_stream(error):
             raise

@@ -38,7 +38,7 @@ EXAMPLE = """example, on 2 GPUs or CPU ranks:
       --deepspeed_config ds_configs/zero1_fp32.json run.name=try optim.lr=1.0e-3
 
 Any field of the recipe can be overridden as section.field=value. A run that has checkpoints resumes from the newest
-intact one. SIGTERM or SIGUSR1 saves a checkpoint and exits with code 75; the same command resumes the run."""
+intact one. SIGTERM, SIGUSR1 or Ctrl-C saves a checkpoint and exits with code 75; the same command resumes the run."""
 
 
 def main() -> None:

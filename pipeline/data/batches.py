@@ -12,7 +12,9 @@ If a shard is damaged, windows of another shard are read in place of its windows
 """
 
 import dataclasses
+import functools
 import logging
+import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from pipeline.config.schema import DataConfig, TrainConfig
 from pipeline.config.shard_folder import local_folder, remote_split
 from pipeline.data.consumed import Account, Consumed
 from pipeline.runtime.ranges import profiler_range
+from pipeline.runtime.stop import end_with_parent_only
 
 if TYPE_CHECKING:  # streaming takes seconds to import
     from pipeline.data.dataset import Window
@@ -124,6 +127,7 @@ class TrainingData:
             num_workers=data.num_workers,
             collate_fn=_collate,
             drop_last=True,
+            worker_init_fn=functools.partial(end_with_parent_only, parent=os.getpid()),
         )
         self._resumed_at = 0  # windows of the current epoch before the position that was loaded
         self.wait_s = 0.0

@@ -1,16 +1,25 @@
 """The endings of a run: its exit codes, and stop requests, which the training loop polls.
 
-A stop request is SIGTERM, SIGUSR1 (Slurm's warning before the time limit), or the death of the launcher that started
-this rank, because a rank without its launcher would train on unnoticed.
+A stop request is SIGTERM, SIGUSR1 (Slurm's warning before the time limit), the first Ctrl-C, or the death of the
+launcher that started this rank, because a rank without its launcher would train on unnoticed. A second Ctrl-C ends the
+process at once. A thread of its own waits for Ctrl-C, because Python's handlers wait for the main thread, which may be
+in a collective that never ends.
 """
+
+from common.endings import INTERRUPTED_EXIT_CODE
 
 import os
 import signal
+import threading
+from contextlib import suppress
 from enum import IntEnum
 from multiprocessing import resource_tracker
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+PARENT_LOOKS_S = 1.0  # between two looks whether a loader worker's rank is alive
+STOPPING = "stopping: the run saves after this step; Ctrl-C again ends it at once, and loses what no checkpoint has"
+ENDED = "ended at once by Ctrl-C: the same command goes on from the newest checkpoint"
 
 
 class ExitCode(IntEnum):
@@ -43,6 +52,7 @@ class StopRequest:
             has_launcher: whether the parent process is a launcher, whose death is a stop request too.
         """
         self._reason: str | None = None
+        self._is_closed = False
         self._parent = os.getppid() if has_launcher else None
         for number in SIGNALS:
             signal.signal(number, self._handle)
@@ -51,6 +61,9 @@ class StopRequest:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a launcher may have held them back until now
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in jobs in the background
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # also in later threads and children
+            threading.Thread(target=self._await_interrupts, name="Ctrl-C", daemon=True).start()
 
     @property
     def reason(self) -> str | None:
@@ -61,8 +74,45 @@ class StopRequest:
 
     def close(self) -> None:
         """Ignore later signals: while the interpreter shuts down, without handlers, they would change the exit code."""
+        self._is_closed = True
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._reason = self._reason or signal.Signals(number).name
+
+    def _await_interrupts(self) -> None:
+        signal.sigwait([signal.SIGINT])
+        if self._is_closed:
+            return
+        self._reason = self._reason or signal.SIGINT.name
+        _tell(STOPPING)
+        signal.sigwait([signal.SIGINT])
+        if not self._is_closed:
+            _tell(ENDED)
+            os._exit(INTERRUPTED_EXIT_CODE)
+
+
+def _tell(message: str) -> None:
+    """Print a line on one rank of each node, below what the terminal shows of Ctrl-C."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        with suppress(OSError):
+            os.write(2, f"\n{message}\n".encode())
+
+
+def end_with_parent_only(_worker: int, *, parent: int) -> None:
+    """Let this process, a loader worker, end when `parent` asks it to or ends itself, and at no other request.
+
+    Terminals and launchers signal whole process trees. A rank whose loader workers end can neither finish its step nor
+    save. So SIGTERM is ignored here unless `parent` sends it; Ctrl-C is blocked in all processes that a rank starts.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # threads that start from now on inherit this
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        received = signal.sigtimedwait([signal.SIGTERM], PARENT_LOOKS_S)
+        if received is not None and received.si_pid == parent:
+            break
+    os._exit(0)

@@ -125,6 +125,28 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_used(recipe: Path, unint
     assert without_times(metrics(run_dir)[STEPS]) == without_times(metrics(uninterrupted)[STEPS])
 
 
+def test_ctrl_c_stops_and_saves(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """A terminal sends SIGINT to the launcher and to all ranks."""
+    run_dir = recipe.parent / "runs" / "ctrl_c"
+    hold = before_line(3, file=tmp_path / "held")
+    process = start(recipe, "ctrl_c", hold=hold)
+    hold.reached(process)
+    launched = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    hold.release()
+    _, output = finish(process)
+    assert psutil.wait_procs(launched, timeout=300)[1] == []  # ranks, which the launcher leaves behind, and workers
+    assert "stopping: the run saves after this step; Ctrl-C again ends it at once" in output
+    log = (run_dir / "train.log").read_text()
+    assert "stopped on request (SIGINT on rank 0, SIGINT on rank 1) after step" in log
+    saved = max((run_dir / "checkpoints").glob("step_*"))
+    assert int(saved.name.removeprefix("step_")) == max(metrics(run_dir))
+    returncode, output = finish(start(recipe, "ctrl_c"))
+    assert returncode == 0, output
+    assert f"resumed from {saved}" in output
+    assert without_times(metrics(run_dir)[STEPS]) == without_times(metrics(uninterrupted)[STEPS])
+
+
 def test_a_signal_to_one_rank_stops_all_and_the_same_command_continues(
     recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
