@@ -108,7 +108,7 @@ def test_the_readmes_commands_run(readme: list[Ran], sandbox: Path) -> None:
     assert len(readme) == 5
     assert "tokens per forward" in output_of("pipeline.generate", readme)
     assert {path.name for path in (sandbox / "exports" / "mine").iterdir()} == {
-        "README.md", "consolidated.pth", "params.json", "tokenizer.model",
+        "README.md", "consolidated.pth", "export.json", "params.json", "tokenizer.model",
     }  # fmt: skip
 
 
