@@ -23,6 +23,7 @@ from typing import IO, Any
 from common.command_line import UserError
 
 PARTIAL_NAME = re.compile(r"\..*\.partial-(?P<machine>[0-9a-f]{8})-(?P<process>[1-9]\d{0,8})-[0-9a-f]{8}")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_OF_NAME = 40  # characters of a name that its partial name repeats: names have at most 255 bytes
 
 
@@ -90,8 +91,26 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to `path`, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write `value` as indented JSON (`json_text`) to `path`, whole or not at all."""
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON that every reader of UTF-8 accepts.
+
+    Names of files and texts of records may hold lone surrogates, which become six characters such as \\udc80. Numbers
+    that are not finite become null, and values without a JSON type strings.
+    """
+    try:
+        text = json.dumps(value, indent=indent, default=_as_text, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        finite = json.loads(json.dumps(value, default=_as_text), parse_constant=lambda _: None)
+        text = json.dumps(finite, indent=indent, ensure_ascii=False)
+    return _LONE_SURROGATE.sub(lambda found: rf"\\u{ord(found[0]):04x}", text)
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def append_line(path: Path, line: str) -> None:

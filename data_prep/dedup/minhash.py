@@ -32,7 +32,7 @@ from datatrove.pipeline.dedup.minhash import (
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 
-from common.files import write_json, written_whole
+from common.files import json_text, write_json, write_text, written_whole
 from data_prep.dedup.survey import SHINGLE_WORDS, Signature, bands_and_size, signer
 from data_prep.filters.changes import ChangedInputError
 from data_prep.filters.decisions import decisions
@@ -78,7 +78,8 @@ def write_slices(slices: list[list[Piece]], work: Path) -> None:
     """Write, for each task, a file with the pieces of the corpus that it reads."""
     (work / "slices").mkdir(parents=True, exist_ok=True)
     for rank, pieces in enumerate(slices):
-        write_json(_task_file(work, "slices", rank), [asdict(piece) for piece in pieces])
+        # not as `write_json` does it, because the names must stay as they are to be opened
+        write_text(_task_file(work, "slices", rank), json.dumps([asdict(piece) for piece in pieces]))
 
 
 def counts_of(work: Path, n_tasks: int) -> tuple[int, int, Counter[str]]:
@@ -162,9 +163,8 @@ class JsonlWriter(PipelineStep):
         n_documents = 0
         with written_whole(path) as partial, zstandard.open(partial, "wt", encoding="utf-8") as file:
             for document in data:
-                # values without a JSON type, such as Parquet's times, become strings
                 row = {self.text_field: document.text} | document.metadata["row"]
-                file.write(json.dumps(row, default=str) + "\n")
+                file.write(json_text(row) + "\n")
                 n_documents += 1
         saved = _task_file(self.work, "written", rank)
         saved.parent.mkdir(exist_ok=True)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from common.command_line import UserError
-from common.files import sha256_of_file
+from common.files import json_text, sha256_of_file
 from common.s3 import S3Path
 from common.shard_format import FORMAT_VERSION
 from common.small_files import BadFileError, parse_json, read_small_file
@@ -105,6 +105,7 @@ def refuse_difference(found: dict[str, Any], wanted: dict[str, Any], *, out: Pat
     Raises:
         UserError: they differ; the message says where.
     """
+    wanted = json.loads(json_text(wanted))  # so that both are as they were written
     differences = sorted(
         f"{key} {_short(old)} there, {_short(new)} now"
         for name in wanted.keys() & _COMPARED

@@ -18,6 +18,8 @@ WHOLE = 1 << 62
 MOST_RECORD_BYTES = 64 << 20
 """The largest record, as it stands in its file. A larger one is counted as `TOO_LARGE`, and is not kept in memory."""
 TOO_LARGE = "too_large"
+MOST_LEVELS = 500
+"""The most lists and objects within each other. Python's limit varies with the caller, so two readings could differ."""
 _SHOWN_KEYS = 8
 
 Records = Iterator[Document | Dropped]
@@ -38,6 +40,8 @@ def document_of_row(row: Any, source: str, options: ReadOptions, *, input_bytes:
     if options.text_field not in row:
         return no_text_field(list(row), source, options, input_bytes=input_bytes, place=place)
     text = row[options.text_field]
+    if is_deep(row):
+        return too_deep_record(source, input_bytes, place=place)
     try:
         if isinstance(text, str):
             return Document(text, text.encode("utf-8"), source, input_bytes, row)
@@ -57,6 +61,17 @@ def no_text_field(
     return Dropped("no_text_field", source, input_bytes, detail, documents)
 
 
+def is_deep(value: Any) -> bool:
+    """Return whether a value has more than `MOST_LEVELS` lists and objects within each other."""
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
+
+
 @functools.lru_cache  # records without the key are often many, and have the same keys
 def _meant(name: str, keys: tuple[str, ...]) -> str:
     return meant(name, map(str, keys))
@@ -65,6 +80,11 @@ def _meant(name: str, keys: tuple[str, ...]) -> str:
 def too_large_record(source: str, n_bytes: int, *, place: str) -> Dropped:
     """Return the `Dropped` for a record that is not read because of its size."""
     return Dropped(TOO_LARGE, source, n_bytes, f"{place}: the record has more than {MOST_RECORD_BYTES:,} bytes")
+
+
+def too_deep_record(source: str, n_bytes: int, *, place: str) -> Dropped:
+    """Return the `Dropped` for a record that is nested too deeply."""
+    return Dropped("too_deep", source, n_bytes, f"{place}: more than {MOST_LEVELS} lists and objects within each other")
 
 
 def unreadable(piece: Piece, error: OSError) -> Dropped:

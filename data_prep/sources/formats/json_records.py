@@ -19,9 +19,12 @@ from data_prep.sources.formats.opening import open_input
 from data_prep.sources.records import (
     JSON_ARRAY,
     JSONL,
+    MOST_LEVELS,
     MOST_RECORD_BYTES,
     Records,
     document_of_row,
+    is_deep,
+    too_deep_record,
     too_large_record,
     unreadable,
 )
@@ -106,7 +109,9 @@ def _document_of_line(
         return too_large_record(source, n_bytes, place=place)
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+    except RecursionError:
+        return too_deep_record(source, n_bytes, place=place)
+    except ValueError as error:  # UnicodeDecodeError is one
         return Dropped("bad_json", source, n_bytes, f"{place}: {error}"[:200])
     return document_of_row(row, source, options, input_bytes=n_bytes, place=place)
 
@@ -180,9 +185,13 @@ class _JsonText:
                 value, end = _DECODER.raw_decode(self._text, self._at)
                 if end < len(self._text) or self._is_ended:  # a number at the end may go on
                     self._at = end
+                    if is_deep(value):
+                        raise RecursionError
                     return value
-            except (ValueError, RecursionError) as error:
-                if self._is_ended or isinstance(error, RecursionError):
+            except RecursionError as error:
+                raise BrokenArrayError(f"more than {MOST_LEVELS} lists and objects within each other") from error
+            except ValueError as error:
+                if self._is_ended:
                     raise BrokenArrayError(str(error)) from error
             if len(self._text) - self._at > MOST_RECORD_BYTES:
                 raise BrokenArrayError(f"no record ends within {MOST_RECORD_BYTES:,} bytes")

@@ -5,6 +5,7 @@ memory does not grow with the size of files or row groups. Pages are measured be
 (`parquet_layout`), and as no value is larger than its page, their sizes say how many rows are read at once.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -190,7 +191,7 @@ def _bytes_of(column: pa.Array) -> list[Any]:
 
 
 def _values_of(column: pa.Array) -> list[Any]:
-    """Return the values of a column beside the text; None for what Python cannot hold, such as the year 14645."""
+    """Return the values of a column beside the text; those that Python cannot hold, such as the year 14645, as text."""
     try:
         return column.to_pylist()
     except (*_ERRORS, OverflowError):
@@ -198,7 +199,8 @@ def _values_of(column: pa.Array) -> list[Any]:
 
 
 def _value_of(scalar: pa.Scalar) -> Any:
-    try:
-        return scalar.as_py()
-    except (*_ERRORS, OverflowError):
-        return None
+    for as_held in (lambda: scalar, lambda: scalar.cast(pa.string()), lambda: scalar.cast(pa.large_binary())):
+        with contextlib.suppress(*_ERRORS, OverflowError):
+            value = as_held().as_py()
+            return value.decode("utf-8", errors="backslashreplace") if isinstance(value, bytes) else value
+    return None

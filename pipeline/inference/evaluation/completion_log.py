@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from common.command_line import UserError, raise_if_any
-from common.files import write_json
+from common.files import json_text, write_json
 from common.small_files import BadFileError, parse_json, read_json
 
 SETTINGS = "settings.json"
@@ -160,7 +160,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
         raise UserError(f"{error}; give a new folder as --output") from error
     if not isinstance(earlier, dict):
         raise UserError(f"{path} does not hold the settings of an evaluation; give a new folder as --output")
-    now = json.loads(json.dumps(settings))  # so that both sides have JSON's types
+    now = json.loads(json_text(settings))  # so that both sides are as they were written
     different = [
         f"{name} was {earlier.get(name)!r}, and is now {now.get(name)!r}"
         for name in {**earlier, **now}

@@ -1,6 +1,9 @@
 """Files that appear whole or not at all, lines on a full disk, and locks that end with their process."""
 
+import datetime
+import io
 import json
+import math
 import os
 import re
 import signal
@@ -9,11 +12,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.json
 import pytest
 
 from common.files import (
     PatientFile,
     hold_lock,
+    json_text,
     remove_leftovers,
     sha256_of_file,
     write_json,
@@ -147,3 +152,20 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp
     remove_leftovers.cache_clear()  # as in another process
     write_text(tmp_path / "new", "")
     assert set(tmp_path.iterdir()) == {*kept, tmp_path / "new"}
+
+
+def test_other_readers_accept_json_of_any_values(tmp_path: Path) -> None:
+    """pyarrow refuses lone surrogates, and the standard of JSON numbers that are not finite."""
+    when = datetime.datetime(2026, 11, 29, tzinfo=datetime.UTC)
+    value = {"path\ud800": "caf\u00e9 \udc80\ud83d", "list": [math.nan, {"a": -math.inf}], "b": b"\xff", "t": when}
+    expected = {
+        "path\\ud800": "caf\u00e9 \\udc80\\ud83d", "list": [None, {"a": None}], "b": "\\xff",
+        "t": "2026-11-29 00:00:00+00:00",
+    }  # fmt: skip
+    assert json.loads(json_text(value)) == expected
+    write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == expected
+    lines = f"{json_text(value | {'list': None})}\n".encode()
+    (row,) = pyarrow.json.read_json(io.BytesIO(lines)).to_pylist()
+    assert row["path\\ud800"] == expected["path\\ud800"]
+    assert json.loads(json_text("\\udc80 \U0001f600")) == "\\udc80 \U0001f600"

@@ -1,12 +1,19 @@
 """Near deduplication by datatrove's stages, against that of one process; a real kill, and datatrove's executor."""
 
 import gzip
+import io
 import json
+import math
+import os
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -197,6 +204,30 @@ def test_input_that_changes_between_the_readings_is_refused(
     with pytest.raises(UserError, match=r"a\.py changed while it was read: from byte 0 it had other records before"):
         deduplicate_corpus.main(_arguments(copied, tmp_path / "out"))
     assert not list((tmp_path / "out" / "work" / "documents").glob("00000*"))
+
+
+def test_the_output_is_json_that_others_read(tmp_path: Path) -> None:
+    """Fields that nobody wants hold what Python, UTF-8 or JSON cannot: each document and field is still there."""
+    texts = [" ".join(_text(number)) for number in range(6)]
+    years = pa.array([4 * 10**11, 0], type=pa.timestamp("s"))  # the first is in the year 14645
+    table = pa.table({"text": texts[:2], "crawled": years, "path": pa.array([b"a", b"\xff"]).view(pa.string())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    rows = [{"text": texts[2], "path": "a\udc80"}, {"text": texts[3], "score": math.nan, "path": "b"}]
+    write_jsonl(tmp_path / "b.jsonl", rows)
+    deep = "[" * 499 + "]" * 499
+    (tmp_path / "c.jsonl").write_text(f'{{"text": "{texts[4]}", "path": "c", "tree": {deep}}}\n')
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff.txt")
+    Path(strange).write_text(texts[5])
+    names = [str(tmp_path / name) for name in ("a.parquet", "b.jsonl", "c.jsonl")]
+    words = ["--input", *names, strange, "--out", str(tmp_path / "out"), "--tasks", "1", "--num_workers", "1"]
+    deduplicate_corpus.main(words)
+    deduplicate_corpus.main(words)  # the same input as before
+    written = zstandard.ZstdDecompressor().stream_reader(_files(tmp_path / "out")["00000.jsonl.zst"]).read()
+    flat = re.sub(rb', "tree": [\[\]]+', b"", written)
+    assert len(flat) == len(written) - len(deep) - len(', "tree": ')
+    found = {row["text"]: row for row in pyarrow.json.read_json(io.BytesIO(flat)).to_pylist()}
+    assert [found[text]["path"] for text in texts] == ["a", "\\xff", "a\\udc80", "b", "c", f"{tmp_path}/d\\udcff.txt"]
+    assert [str(found[text]["crawled"])[:4] for text in texts[:2]] == ["1464", "1970"]
 
 
 def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:

@@ -84,3 +84,16 @@ def test_a_piece_without_the_start_of_a_line_reads_no_further_than_itself(tmp_pa
     path.write_bytes(b'{"text": "' + b"x" * 100_000 + b'"}\n' + jsonl({"text": "y"}))
     records = records_of(path, piece_bytes=10)
     assert [len(text) for text in texts_of(records)] == [100_000, 1]
+
+
+@pytest.mark.parametrize("is_array", [False, True])
+def test_how_deep_a_record_may_be_does_not_depend_on_the_caller(is_array: bool, tmp_path: Path) -> None:
+    """Python's own limit is 1000 calls, of the reader's callers and of the record together."""
+    rows = [f'{{"text": "{n}", "tree": [{"[" * (n - 2)}{"]" * (n - 2)}]}}' for n in (2, 499, 500, 501, 800, 980, 2000)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("[" + ",".join(rows) + "]" if is_array else "\n".join(rows) + "\n")
+
+    def called(n_calls: int) -> list[str]:
+        return called(n_calls - 1) if n_calls else texts_of(records_of(path))
+
+    assert called(0) == called(300) == ["2", "499", "500", *(["<bad_json>"] if is_array else ["<too_deep>"] * 4)]

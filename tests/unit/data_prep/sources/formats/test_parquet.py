@@ -1,3 +1,4 @@
+import datetime
 import random
 import subprocess
 import sys
@@ -96,8 +97,9 @@ def test_only_wanted_columns_are_read(tmp_path: Path) -> None:
     everything = records_of(path)
     assert texts_of(everything) == texts
     rows = [record.row for record in everything if isinstance(record, Document)]
-    assert [row["path"] for row in rows] == ["fine", None, "fine"]
-    assert [row["crawled"] is None for row in rows] == [False, True, False]
+    assert [row["path"] for row in rows] == ["fine", "\\xff", "fine"]
+    assert rows[1]["crawled"] == "14645-06-30 15:06:40.000"
+    assert rows[0]["crawled"] == rows[2]["crawled"] == datetime.datetime(1970, 1, 1)
 
     chunk = pq.read_metadata(path).row_group(0).column(1)
     data = bytearray(path.read_bytes())
