@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import itertools
 import operator
+import os
 import re
 import sys
 import tomllib
@@ -104,6 +105,34 @@ def real_number(
         return _BadNumber(text, f"a number {' and '.join(f'{words} {bound:,}' for words, _, bound in bounds)}")
 
     return parsed
+
+
+def expanded(text: str) -> str | None:
+    """Return a path with ~ and $NAME replaced, which a shell does not do behind an = or in single quotes.
+
+    None if it holds NUL, a user that does not exist, or a variable that is not set.
+    """
+    path = os.path.expandvars(os.path.expanduser(text))
+    return None if "\0" in path or path.startswith("~") or re.search(r"\$(\w|\{)", path) else path
+
+
+def path_text(text: str) -> str:
+    """Return a path `expanded`, or as it is if it exists; the `type` of options that take paths among other names.
+
+    Raises:
+        ArgumentTypeError: it cannot be expanded.
+    """
+    path = text if "\0" not in text and os.path.lexists(text) else expanded(text)
+    if path is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} holds NUL, a user that does not exist, or a variable that is not set; give another path"
+        )
+    return path
+
+
+def a_path(text: str) -> Path:
+    """Return `path_text` as a path; the `type` of an option that takes one."""
+    return Path(path_text(text))
 
 
 class _CommandParser(argparse.ArgumentParser):

@@ -30,9 +30,30 @@ def _open_streams() -> None:
 
 
 def _running_command() -> str | None:
-    """Return the command of this project that this process runs with `python -m`; None if it runs something else."""
-    name: str = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
+    """Return the command of this project that this process runs; None if it runs something else."""
+    main = sys.modules["__main__"]
+    spec, folder = getattr(main, "__spec__", None), _folder_of_file()
+    if spec is not None:
+        name: str = spec.name
+    else:
+        name = ".".join([os.path.basename(folder), os.path.basename(main.__file__ or "")[:-3]]) if folder else ""
     return name.removesuffix(".__main__") if name.partition(".")[0] in _PACKAGES else None
+
+
+def _folder_of_file() -> str | None:
+    """Return the folder of this project whose file this process runs, as `python FOLDER/NAME.py`; None without one."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None or getattr(main, "__spec__", None) is not None:
+        return None
+    folder = os.path.dirname(os.path.realpath(file))
+    return folder if os.path.dirname(folder) == os.path.dirname(os.path.dirname(os.path.realpath(__file__))) else None
+
+
+def _leave_folder_of_file() -> None:
+    """Take the folder of the file that this process runs out of sys.path: its modules would hide others."""
+    if (folder := _folder_of_file()) is not None:
+        sys.path[:] = [entry for entry in sys.path if not entry or os.path.realpath(entry) != folder]
 
 
 def _guard() -> None:
@@ -49,7 +70,7 @@ def _unguard() -> None:
 
 def _end_at_once(_number: int, _frame: object) -> None:
     try:
-        if _is_told_here():
+        if is_told_here():
             os.write(2, f"\n{_COMMAND}: interrupted\n".encode())
     finally:
         os._exit(INTERRUPTED_EXIT_CODE)
@@ -57,6 +78,7 @@ def _end_at_once(_number: int, _frame: object) -> None:
 
 _open_streams()
 _COMMAND = _running_command()
+_leave_folder_of_file()
 _guard()
 
 
@@ -114,14 +136,18 @@ def _tell(message: str) -> None:
 
     _discard_what_cannot_be_printed()
     try:
-        if _is_told_here():
+        if is_told_here():
             print(as_printed(message), file=sys.stderr, flush=True)
     except OSError:
         _discard_what_cannot_be_printed()
 
 
-def _is_told_here() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+def is_told_here() -> bool:
+    """Return True on one rank of each node, and where the launcher's variables are those of no rank."""
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    n_ranks = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
+    are_numbers = local_rank.isascii() and local_rank.isdigit() and n_ranks.isascii() and n_ranks.isdigit()
+    return not are_numbers or int(local_rank) == 0 or int(local_rank) >= int(n_ranks)
 
 
 def _discard_what_cannot_be_printed() -> None:

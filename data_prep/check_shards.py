@@ -4,6 +4,9 @@ The command reads the MDS files itself rather than through streaming. So it is a
 Of shards in S3 it reads every object there, not the copies in the cache of a training run.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse

@@ -18,6 +18,9 @@ queues all tasks as job arrays, stage after stage, instead of running them. When
 without it finishes the folder.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse
@@ -28,7 +31,7 @@ from typing import Any
 
 import xxhash
 
-from common.command_line import UserError, command_parser, raise_if_any, whole_number
+from common.command_line import UserError, a_path, command_parser, raise_if_any, whole_number
 from common.files import hold_lock, write_json
 from data_prep.dedup.execution import run_here, submit
 from data_prep.dedup.survey import NEAR_DUPLICATE
@@ -94,7 +97,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_source_arguments(parser)
     add_rule_arguments(parser)
     group = parser.add_argument_group("work")
-    group.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    group.add_argument("--out", required=True, type=a_path, metavar="DIR", help="folder to write")
     tasks_help = "most slices of the corpus, the unit of work and of restart; each gives a file (default: %(default)s)"
     tasks = whole_number(at_least=1, at_most=100_000)
     group.add_argument("--tasks", type=tasks, default=16, metavar="N", help=tasks_help)

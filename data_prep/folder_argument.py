@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from common.command_line import UserError
+from common.command_line import UserError, path_text
 from common.s3 import S3Path, folder_at, is_remote
 
 
 def add_folder_argument(parser: argparse.ArgumentParser, *, allows_s3: bool = True) -> None:
     """Add the positional argument DIR."""
     kind = "folder or s3://bucket/prefix" if allows_s3 else "folder"
-    parser.add_argument("folder", metavar="DIR", help=f"{kind} that write_shards got as --out")
+    parser.add_argument("folder", type=path_text, metavar="DIR", help=f"{kind} that write_shards got as --out")
 
 
 def shard_folder(arguments: argparse.Namespace) -> Path | S3Path:

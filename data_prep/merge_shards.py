@@ -8,6 +8,9 @@ The result is byte for byte what a single run without --part writes, because tha
 command needs only the folder, neither the corpus nor the tokenizer.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 from collections.abc import Sequence

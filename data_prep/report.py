@@ -3,6 +3,9 @@
 Prints the table that write_shards prints at its end, and after it the first documents that each rule dropped.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import json

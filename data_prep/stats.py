@@ -8,6 +8,9 @@
 The last document of each part is cut off where its last window ends. It is counted, but has no length.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse
@@ -21,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from common.command_line import UserError, command_parser
+from common.command_line import UserError, a_path, command_parser
 from common.files import write_json, written_whole
 from common.s3 import S3Path
 from common.shard_format import DamagedShardError, read_index, read_metadata
@@ -88,7 +91,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("data_prep.stats", description=__doc__, epilog=_EXAMPLES)
     add_folder_argument(parser)
     output_help = "file for the histogram (default: DIR/stats.png)"
-    parser.add_argument("--output", type=Path, metavar="PNG", help=output_help)
+    parser.add_argument("--output", type=a_path, metavar="PNG", help=output_help)
     arguments = parser.parse_args(argv)
     if arguments.output is not None and (arguments.output.suffix != ".png" or not arguments.output.parent.is_dir()):
         parser.error(f"--output {arguments.output} must be a .png file in a folder that exists")

@@ -11,6 +11,9 @@ Documents are read in a random but fixed order, so that the first --max_bytes re
 input gives the same model.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse
@@ -28,7 +31,7 @@ from pathlib import Path
 import sentencepiece
 from tqdm import tqdm
 
-from common.command_line import UserError, command_parser, raise_if_any, whole_number
+from common.command_line import UserError, a_path, command_parser, raise_if_any, whole_number
 from common.files import written_whole
 from common.sentencepieces.sentencepiece_model import parsed
 from common.wording import counted
@@ -211,7 +214,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--language_field", metavar="NAME", help=language_help)
     group = parser.add_argument_group("model")
     add = group.add_argument
-    add("--output", required=True, type=Path, metavar="FILE", help="model file to write, such as tokenizer.model")
+    add("--output", required=True, type=a_path, metavar="FILE", help="model file to write, such as tokenizer.model")
     ids = whole_number(at_least=_RESERVED_IDS + 1, at_most=_MAX_VOCAB_SIZE)
     add("--vocab_size", type=ids, default=32000, metavar="N", help="number of ids (default: %(default)s)")
     fim_help = f"reserve ids for fill-in-the-middle: {' '.join(SENTINEL_PIECES)}"

@@ -6,6 +6,9 @@
 3. metadata.json is sent last: a prefix that has it is complete.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 from collections.abc import Sequence

@@ -16,6 +16,9 @@ To write on many machines that see one folder, run the same command on each with
 With --out s3://bucket/prefix, the shards are written to --work_dir, and then copied there as upload_shards does it.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse

@@ -11,6 +11,9 @@ does not matter for that, nor does it matter where a run was killed and resumed.
 The exit code is 1 if something is missing or repeated, or if the runs differ.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse
@@ -24,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from common.command_line import UserError, command_parser
+from common.command_line import UserError, a_path, command_parser
 from common.small_files import read_yaml
 from common.wording import counted
 from pipeline.data.sample_record import StepSamples, steps_of
@@ -170,7 +173,7 @@ def _shortened(items: list[str]) -> list[str]:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("pipeline.audit", description=__doc__)
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="the folder of one run to check, or of two to compare"
+        "runs", nargs="+", type=a_path, metavar="RUN", help="the folder of one run to check, or of two to compare"
     )
     arguments = parser.parse_args(argv)
     if len(arguments.runs) > 2:

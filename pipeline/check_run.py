@@ -3,6 +3,9 @@
 The checks are those that `pipeline.train` makes when it starts on the given number of ranks.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse

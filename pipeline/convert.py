@@ -9,6 +9,9 @@ README.md, in which you fill in the licence. `--to deepspeed` writes a checkpoin
 model.init_from.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse
@@ -18,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.command_line import UserError, command_parser, whole_number
+from common.command_line import UserError, a_path, command_parser, path_text, whole_number
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.weights.formats.detect import EXPORTS, FORMATS, format_of
 from pipeline.weights.formats.export import DTYPES, ExportOptions, torch_dtype
@@ -97,7 +100,7 @@ def _named(text: str) -> Path:
     """Return the path of a folder, which must have a name: an empty one would be the current folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the name is empty; give a folder")
-    return Path(text)
+    return a_path(text)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -110,7 +113,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     dtype_help = "precision of the written weights (default: that of the input; fp32 for checkpoints)"
     parser.add_argument("--dtype", choices=list(DTYPES), help=dtype_help)
     tokenizer_help = "a SentencePiece model, or the word 'bytes' (default: that of the run, or of the input folder)"
-    parser.add_argument("--tokenizer_path", metavar="FILE", help=tokenizer_help)
+    parser.add_argument("--tokenizer_path", type=path_text, metavar="FILE", help=tokenizer_help)
     length_help = (
         "length of the training sequences in tokens, which --to hf writes as max_position_embeddings (default: as the "
         "input says)"

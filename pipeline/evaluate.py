@@ -6,6 +6,9 @@ run without network, in a file system that they cannot change, with limits on ti
 does not allow this, no program is run unless you pass --allow_weak_sandbox.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse
@@ -17,10 +20,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from common.command_line import UserError, command_parser, raise_if_any, real_number, whole_number
+from common.command_line import UserError, a_path, command_parser, raise_if_any, real_number, whole_number
 from common.files import sha256_of_file, write_json
 from common.tokenizers import Tokenizer
 from pipeline.inference.decoding.prompts import Prompt, encode_prompts, matching_tokenizer
@@ -251,7 +253,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     problems_help = (
         "HumanEval, HumanEval+, MBPP (whose test split is task_id 11 to 510) or MBPP+: .jsonl or .json, or .gz"
     )
-    add("--problems", required=True, type=Path, metavar="FILE", help=problems_help)
+    add("--problems", required=True, type=a_path, metavar="FILE", help=problems_help)
     add("--format", choices=FORMATS, help="format of the problems (default: recognised by their keys)")
     references_help = "first run the problems' own solutions, and end if one does not pass (default: yes)"
     add("--check_references", action=argparse.BooleanOptionalAction, default=True, help=references_help)
@@ -277,7 +279,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--allow_weak_sandbox", action="store_true", help=weak_help)
     add = parser.add_argument_group("output").add_argument
     output_help = "folder of samples.jsonl, results.jsonl and results.json; an unfinished evaluation there is continued"
-    add("--output", required=True, type=Path, metavar="DIR", help=output_help)
+    add("--output", required=True, type=a_path, metavar="DIR", help=output_help)
     arguments = parser.parse_args(argv)
     arguments.temperatures, arguments.k = sorted(set(arguments.temperatures)), sorted(set(arguments.k))
     return arguments

@@ -5,6 +5,9 @@ is a faster way to the results of autoregressive decoding: the same tokens if gr
 if sampled. Without prompts, the command completes two small Python programs.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse
@@ -14,9 +17,8 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from common.command_line import command_parser, raise_if_any, real_number
+from common.command_line import a_path, command_parser, raise_if_any, real_number
 from pipeline.inference.decoding.interactive import complete_lines, write
 from pipeline.inference.decoding.prompts import (
     DEFAULT_PROMPTS,
@@ -186,7 +188,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         'a file with one prompt per line, or, if named .jsonl, one object with a "prompt" per line; - reads standard '
         "input, the whole of it as one prompt"
     )
-    add("--prompt_file", type=Path, metavar="FILE", help=file_help)
+    add("--prompt_file", type=a_path, metavar="FILE", help=file_help)
     add("--interactive", action="store_true", help="ask for prompts one after the other; each is continued on its own")
     add_first_token_option(add)
     add = parser.add_argument_group("decoding").add_argument

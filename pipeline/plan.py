@@ -4,6 +4,9 @@ Takes the same recipe, DeepSpeed JSON and overrides as `pipeline.train`, and che
 if the run fits into the GPUs' memory, 1 if it does not (the plan is printed too), 2 for a mistake in the input.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse
@@ -12,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import UserError, command_parser, whole_number
+from common.command_line import UserError, a_path, command_parser, whole_number
 from pipeline.config.inputs import Inputs, add_run_arguments, load_inputs
 from pipeline.planning.alternatives import alternatives, setup_of
 from pipeline.planning.clusters import GPUS, Assumptions, Cluster, assumptions_from
@@ -90,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"replace an assumption; may be repeated. Names: {', '.join(vars(Assumptions()))}",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the memory by part into this file")
+    parser.add_argument("--plot", type=a_path, metavar="FILE.png", help="also draw the memory by part into this file")
     return parser
 
 

@@ -9,6 +9,9 @@ results and lists where their configs differ. It names whatever is missing from 
 version does not know.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse
@@ -16,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import UserError, command_parser, raise_if_any
+from common.command_line import UserError, a_path, command_parser, raise_if_any
 from common.files import write_text
 
 PROGRAM = "pipeline.report"
@@ -48,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(PROGRAM, description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("runs", nargs="+", type=a_path, metavar="RUN", help="the folder of a run")
     parser.add_argument(
-        "--output", type=Path, default=Path("report.html"), help="where to write the page (default: %(default)s)"
+        "--output", type=a_path, default=Path("report.html"), help="where to write the page (default: %(default)s)"
     )
     return parser
 

@@ -9,6 +9,9 @@ requeues.json in the run directory remembers where one job has ended since its n
 submitted anew starts with an empty memory. If the run directory cannot be read or written, the job starts again.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse
@@ -16,7 +19,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.command_line import UserError, command_parser, one_line, whole_number
+from common.command_line import UserError, a_path, command_parser, one_line, whole_number
 from common.files import write_json
 from common.small_files import BadFileError, read_json
 from pipeline.runtime.metrics_lines import METRICS, last_step
@@ -123,7 +126,7 @@ def _warn(message: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(PROGRAM, description=__doc__)
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("run_dir", type=a_path, metavar="RUN", help="run directory")
     code = whole_number(at_least=0, at_most=255)
     parser.add_argument("--exit_code", type=code, required=True, metavar="N", help="highest exit code of the ranks")
     parser.add_argument("--job", required=True, metavar="ID", help="the job's id, which requeueing keeps")

@@ -4,6 +4,9 @@
 `training/loop.py`. A run that has checkpoints resumes from the newest intact one.
 """
 
+if not __package__:  # run as a file: its packages lie beside this folder
+    __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
+
 from common.endings import exit_on_user_error
 
 import argparse
@@ -218,7 +221,8 @@ def _parser() -> argparse.ArgumentParser:
         help="resume from the run's newest intact checkpoint (default); --no-resume refuses a run that has any",
     )
     rank = whole_number(at_least=0, at_most=1023)
-    parser.add_argument("--local_rank", type=rank, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    # The deepspeed launcher adds the first, torch.distributed.launch the second.
+    parser.add_argument("--local_rank", "--local-rank", type=rank, help=argparse.SUPPRESS)
     return parser
 
 

@@ -7,6 +7,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
+from common.command_line import path_text
 from data_prep.filters.limits import LIMITS
 from data_prep.filters.starcoder import RULES
 
@@ -78,7 +79,7 @@ def add_rule_arguments(parser: argparse.ArgumentParser) -> "argparse._ArgumentGr
     benchmark_help = (
         "drop documents that share 10 consecutive words with a problem in these files (HumanEval's or MBPP's format)"
     )
-    group.add_argument("--decontaminate", nargs="+", metavar="FILE", help=benchmark_help)
+    group.add_argument("--decontaminate", nargs="+", type=path_text, metavar="FILE", help=benchmark_help)
     return group
 
 

@@ -6,11 +6,12 @@ and weight 2.5 gives two epochs and half of a third. Equal documents are treated
 weight are a subset of those of a larger one. The validation split has every document once.
 """
 
+import argparse
 import math
 import re
 from collections.abc import Sequence
 
-from common.command_line import raise_if_any
+from common.command_line import path_text, raise_if_any
 from data_prep.sources.documents import Selection
 
 MIX_SYNTAX = "NAME=SRC[#LANGUAGE,...]:WEIGHT"
@@ -39,7 +40,10 @@ def parse_mix(words: Sequence[str]) -> list[tuple[str, Selection]]:
             problems.append(f"--mix {word!r}: the weight must be above 0 and at most {_MOST_COPIES}")
             continue
         languages = tuple(name.strip().lower() for name in (found["languages"] or "").split(",") if name.strip())
-        parsed.append((found["path"], Selection(found["name"], weight, languages)))
+        try:
+            parsed.append((path_text(found["path"]), Selection(found["name"], weight, languages)))
+        except argparse.ArgumentTypeError as error:
+            problems.append(f"--mix {word!r}: {error}")
     raise_if_any(problems, heading="bad arguments")
     return parsed
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import UserError
+from common.command_line import UserError, path_text
 from common.tokenizers import BYTES
 from common.wording import for_terminal
 from data_prep.sources.documents import ReadOptions, Selection
@@ -33,7 +33,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that name the corpus and say how it is read."""
     group = parser.add_argument_group("corpus")
     either = group.add_mutually_exclusive_group(required=True)
-    either.add_argument("--input", nargs="+", metavar="SRC", help=_INPUT_HELP)
+    either.add_argument("--input", nargs="+", type=path_text, metavar="SRC", help=_INPUT_HELP)
     either.add_argument("--mix", nargs="+", metavar="MIX", help=_MIX_HELP)
     group.add_argument(
         "--extensions",

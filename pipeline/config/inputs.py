@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.command_line import UserError, raise_if_any
+from common.command_line import UserError, a_path, raise_if_any
 from common.shard_format import read_metadata
 from pipeline.config.deepspeed import (
     DeepSpeedJson,
@@ -40,8 +40,8 @@ class Inputs:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options `config`, `deepspeed_config` and `overrides`, which name the inputs of a run."""
-    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML); see pipeline/recipes/")
-    parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed JSON; see ds_configs/")
+    parser.add_argument("--config", type=a_path, required=True, help="recipe (YAML); see pipeline/recipes/")
+    parser.add_argument("--deepspeed_config", type=a_path, required=True, help="DeepSpeed JSON; see ds_configs/")
     parser.add_argument(
         "--list_fields", action=_ListFields, nargs=0, help="show every field of a recipe, with its range and default"
     )

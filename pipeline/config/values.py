@@ -6,7 +6,6 @@ never repeated in words: `described` makes the words of it, such as "a number fr
 
 import difflib
 import math
-import os
 import re
 import types
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
+from common.command_line import expanded
 from common.wording import shortened
 
 
@@ -51,10 +51,9 @@ Number = Annotated[float, BeforeValidator(_number), BeforeValidator(_from_text)]
 """A finite number of a recipe; its bounds stand in the field."""
 
 
-def _expanded(text: str) -> str:
-    """Return a path with ~ and $NAME replaced, which a shell does not do behind the = of an override."""
-    path = os.path.expandvars(os.path.expanduser(text))
-    if "\0" in path or path.startswith("~") or re.search(r"\$(\w|\{)", path):
+def _path(text: str) -> str:
+    path = expanded(text)
+    if path is None:
         raise ValueError("it holds NUL, a user that does not exist, or a variable that is not set")
     return path
 
@@ -62,7 +61,7 @@ def _expanded(text: str) -> str:
 PathText = Annotated[
     str,
     Field(description="a path; ~ at its beginning and $NAME are replaced, and must have a value"),
-    AfterValidator(_expanded),
+    AfterValidator(_path),
 ]
 """A path of a recipe, with ~ and $NAME replaced."""
 

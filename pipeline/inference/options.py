@@ -3,10 +3,9 @@
 import argparse
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from common.command_line import real_number, whole_number
+from common.command_line import a_path, path_text, real_number, whole_number
 from pipeline.inference.decoding.session import DECODINGS
 from pipeline.weights.formats.export import DTYPES
 from pipeline.weights.formats.record import FIRST_TOKENS
@@ -18,12 +17,12 @@ AddArgument = Callable[..., Any]
 
 def add_model_options(add: AddArgument) -> None:
     """Add the options that say which model to load, with which tokenizer, where and in which precision."""
-    add("--ckpt_dir", required=True, type=Path, metavar="DIR", help="an export, in Meta's or Hugging Face's format")
+    add("--ckpt_dir", required=True, type=a_path, metavar="DIR", help="an export, in Meta's or Hugging Face's format")
     tokenizer_help = (
         "a SentencePiece model, or the word 'bytes' (default: DIR's tokenizer.model; without it, bytes for a model "
         "with 258 or 262 ids)"
     )
-    add("--tokenizer_path", metavar="FILE", help=tokenizer_help)
+    add("--tokenizer_path", type=path_text, metavar="FILE", help=tokenizer_help)
     add("--device", help="for example cpu or cuda:1 (default: cuda if there is one)")
     add("--dtype", choices=list(DTYPES), help="precision of weights and caches (default: bf16 on cuda, else fp32)")
 

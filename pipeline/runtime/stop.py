@@ -6,7 +6,7 @@ process at once. A thread of its own waits for Ctrl-C, because Python's handlers
 in a collective that never ends.
 """
 
-from common.endings import INTERRUPTED_EXIT_CODE
+from common.endings import INTERRUPTED_EXIT_CODE, is_told_here
 
 import os
 import signal
@@ -95,7 +95,7 @@ class StopRequest:
 
 def _tell(message: str) -> None:
     """Print a line on one rank of each node, below what the terminal shows of Ctrl-C."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_told_here():
         with suppress(OSError):
             os.write(2, f"\n{message}\n".encode())
 

@@ -30,6 +30,11 @@ def process_group(world: World, *, timeout_s: float = 1800) -> Iterator[torch.de
     deepspeed = import_deepspeed()
     accelerator = deepspeed.accelerator.get_accelerator()
     if accelerator.is_available() and accelerator.device_name() != "cpu":
+        if world.local_world_size > accelerator.device_count():
+            raise UserError(
+                f"{world.local_world_size} ranks share this node, which has {accelerator.device_count()} devices that"
+                " they may use; start one rank for each, or set DS_ACCELERATOR=cpu"
+            )
         accelerator.set_device(world.local_rank)
         device = torch.device(accelerator.device_name(world.local_rank))
     else:

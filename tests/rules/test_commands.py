@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, run_module
 
 SOURCES = sorted(
     path
@@ -39,6 +39,24 @@ def test_the_search_finds_such_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_each_option_that_takes_a_number_declares_its_range(path: Path) -> None:
     assert _options_without_range(path) == []
+
+
+def _options_without_path_type(path: Path) -> list[int]:
+    """Return the lines that add an argument that takes a path, but would take ~ for the name of a folder."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    keywords = [{keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords} for call in calls]
+    return [
+        call.lineno
+        for call, given in zip(calls, keywords, strict=True)
+        if given.get("type") == "Path"
+        or (re.search(r"FILE|DIR|RUN|SRC|PNG", given.get("metavar", "")) and "type" not in given)
+    ]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_each_option_that_takes_a_path_replaces_the_home_folder(path: Path) -> None:
+    if path.relative_to(REPOSITORY).parts[0] != "benchmarks":
+        assert _options_without_path_type(path) == []
 
 
 def _front_doors() -> dict[str, Path]:
@@ -71,6 +89,17 @@ def test_a_command_imports_first_what_guards_its_imports(command: str) -> None:
     body = ast.parse(FRONT_DOORS[command].read_text(encoding="utf-8")).body
     first = next(node for node in body if isinstance(node, ast.Import | ast.ImportFrom))
     assert ast.unparse(first) == "from common.endings import exit_on_user_error"
+
+
+@every_quick_command
+def test_a_command_also_runs_as_a_file_from_any_folder(command: str, tmp_path: Path) -> None:
+    """Its folder's modules hide none of other packages: pipeline/report.py, data_prep/stats.py and so on."""
+    said = run_module(command, "--help").stdout
+    done = subprocess.run(
+        [sys.executable, FRONT_DOORS[command], "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == said
 
 
 @pytest.fixture(scope="module")

@@ -96,12 +96,9 @@ def test_deepspeed_with_pdsh(project: Project, uninterrupted: str, hostfile: Pat
 
 
 def test_deepspeed_with_srun(project: Project, uninterrupted: str, hostfile: Path) -> None:
-    """DeepSpeed's slurm launcher passes on neither --module nor an address; the ranks find the address in SLURM_*.
-
-    PYTHONSAFEPATH keeps the script's folder out of sys.path, where its modules would hide others of the same name.
-    """
+    """DeepSpeed's slurm launcher passes on neither --module nor an address; the ranks find the address in SLURM_*."""
     run(
         project, "deepspeed", "--hostfile", hostfile, "--launcher", "slurm", "--launcher_args=--ntasks-per-node=1",
-        "--no_ssh_check", "--master_addr", "n1", "pipeline/train.py", *arguments(project, "slurm"), PYTHONSAFEPATH="1",
+        "--no_ssh_check", "--master_addr", "n1", "pipeline/train.py", *arguments(project, "slurm"),
     )  # fmt: skip
     project.assert_close_losses("slurm", uninterrupted)

@@ -7,8 +7,9 @@ before they are used.
 
 from __future__ import annotations
 
+from common.endings import is_told_here
+
 import functools
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class StoredModel:
 @functools.cache
 def warn(message: str) -> None:
     """Print a warning once, on the first process of each machine; a model is described more than once."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_told_here():
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 

@@ -1,13 +1,16 @@
 """Options of commands: numbers and their ranges, misspelt names, and the form of messages."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 
 from common.command_line import (
     UserError,
+    a_path,
     command_parser,
     one_line,
+    path_text,
     raise_if_any,
     real_number,
     whole_number,
@@ -135,3 +138,27 @@ def test_what_is_no_option_is_not_misspelt() -> None:
     parser.add_argument("rest", nargs="*")
     parsed = parser.parse_args(["--pro", "-- a b", "--", "--no_option"])  # an abbreviation, a text, and after --
     assert (parsed.prompt, parsed.rest) == ("-- a b", ["--no_option"])
+
+
+@pytest.mark.parametrize("text", ["~/x", "$HOME/x", "${HOME}/x"])
+def test_paths_behind_an_equals_sign_mean_what_a_shell_makes_of_them(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    assert a_path(text) == Path("/home/me/x")
+    assert path_text("a/~/b") == "a/~/b"
+    (tmp_path / text).parent.mkdir()
+    (tmp_path / text).touch()
+    assert path_text(text) == text  # it exists as it is
+
+
+@pytest.mark.parametrize("text", ["$NO_SUCH_VARIABLE/x", "${NO_SUCH_VARIABLE}", "~no_such_user/x", "a\0b"])
+def test_paths_that_no_shell_can_expand_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = command_parser("p", description=None)
+    parser.add_argument("--out", type=a_path)
+    with pytest.raises(SystemExit) as refused:
+        parser.parse_args([f"--out={text}"])
+    assert refused.value.code == 2
+    assert "p: error: argument --out: " in (said := capsys.readouterr().err)
+    assert "holds NUL, a user that does not exist, or a variable that is not set" in said

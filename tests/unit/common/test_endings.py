@@ -100,14 +100,17 @@ def test_success_does_not_exit() -> None:
     assert calls == ["ran"]
 
 
-@pytest.mark.parametrize(("local_rank", "prints"), [("0", True), ("1", False)])
+@pytest.mark.parametrize(("local_rank", "prints"), [("0", True), ("1", False), ("2", True), ("x", True)])
 def test_one_rank_per_node_prints_the_message(
     local_rank: str, prints: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """So does a process whose variables are those of no rank: nobody else would."""
+
     def main() -> None:
         raise UserError("wrong")
 
     monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as exit_info:
         exit_on_user_error(main, program="p")
     assert exit_info.value.code == 2
@@ -183,7 +186,7 @@ def run(folder: Path, what: str, *, redirection: str = "", **variables: str) -> 
 @pytest.mark.parametrize("moment", ["imports", "main", "end"])
 def test_ctrl_c_is_a_line_and_130_at_any_moment(moment: str, folder: Path) -> None:
     assert run(folder, moment) == (130, "\nbenchmarks.late: interrupted\n")
-    assert run(folder, moment, LOCAL_RANK="1") == (130, "")
+    assert run(folder, moment, LOCAL_RANK="1", LOCAL_SIZE="2") == (130, "")
     assert run(folder, moment, redirection="2>/dev/full") == (130, "")
     assert run(folder, moment, redirection="2>&-") == (130, "")
 

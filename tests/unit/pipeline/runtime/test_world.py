@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from common.command_line import UserError
 from pipeline.runtime.world import World, first_host, tasks_on_node, world_from_environment
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -16,7 +17,8 @@ STEP = {
 
 
 def world_of(monkeypatch: pytest.MonkeyPatch, **variables: str) -> World:
-    for name in (*NAMES, *(name for name in os.environ if name.startswith("SLURM"))):
+    others = (name for name in os.environ if name.startswith(("SLURM", "OMPI_", "MV2_", "PMI_", "MPI_")))
+    for name in (*NAMES, *others):
         monkeypatch.setenv(name, "")  # so that variables that the function sets are removed again
         monkeypatch.delenv(name)
     for name, value in variables.items():
@@ -67,3 +69,60 @@ def test_the_batch_script_itself_is_a_world_of_one(monkeypatch: pytest.MonkeyPat
     world = world_of(monkeypatch, **batch)
     assert place(world) == (0, 0, 1, 1)
     assert not world.has_launcher
+
+
+MPI = {
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE",
+                 "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    "MVAPICH2": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_SIZE",
+                 "MV2_COMM_WORLD_LOCAL_SIZE"),
+    "MPICH": ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mpi", MPI)
+def test_mpirun(monkeypatch: pytest.MonkeyPatch, mpi: str) -> None:
+    """Also where mpirun reaches a node by srun, so that its ranks have the variables of a task of srun's."""
+    of_rank = dict(zip(MPI[mpi], ("3", "1", "4", "2"), strict=True))
+    world = world_of(monkeypatch, **of_rank, **STEP, MASTER_ADDR="n3")
+    assert place(world) == (3, 1, 4, 2)
+    assert world.has_launcher
+    assert world.launch.job.startswith("process ")
+    with pytest.raises(UserError, match="mpirun does not say where the ranks of several nodes can meet"):
+        world_of(monkeypatch, **of_rank)
+    alone = dict(zip(MPI[mpi], ("1", "1", "2", "2"), strict=True))
+    assert place(world_of(monkeypatch, **alone)) == (1, 1, 2, 2)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("127.0.0.1", "29500")
+
+
+def test_a_rank_that_does_not_know_its_node_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PMI's own variables do not tell; where srun sets them too, its other variables do."""
+    with pytest.raises(UserError, match="PMI_SIZE=2, but nothing says which ranks share a node"):
+        world_of(monkeypatch, PMI_RANK="1", PMI_SIZE="2")
+    assert place(world_of(monkeypatch, PMI_RANK="4", PMI_SIZE="7", **STEP)) == (4, 0, 7, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("RANK", "abc", "RANK='abc' must be a whole number below WORLD_SIZE=4"),
+        ("RANK", "4", "RANK='4' must be a whole number below WORLD_SIZE=4"),
+        ("RANK", "-1", "RANK='-1' must be"),
+        ("RANK", "", "RANK='' must be"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE='0' must be a whole number from 1 to 1,048,576"),
+        ("WORLD_SIZE", "9" * 30, "WORLD_SIZE='9"),
+        ("WORLD_SIZE", "1", "RANK='1' must be a whole number below WORLD_SIZE=1"),
+        ("LOCAL_RANK", "2", "LOCAL_RANK='2' must be a whole number below LOCAL_WORLD_SIZE=2"),
+        ("LOCAL_WORLD_SIZE", "8", "LOCAL_WORLD_SIZE='8' must be a whole number from 1 to WORLD_SIZE=4"),
+        ("LOCAL_WORLD_SIZE", "²", "LOCAL_WORLD_SIZE='²' must be"),
+        ("MASTER_PORT", "x", "MASTER_PORT='x' must be a whole number from 0 to 65,535"),
+        ("MASTER_PORT", "65536", "MASTER_PORT='65536' must be"),
+    ],
+)
+def test_variables_that_no_rank_has_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, complaint: str
+) -> None:
+    variables = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "29500"}
+    with pytest.raises(UserError) as refused:
+        world_of(monkeypatch, **{**variables, name: value})
+    assert complaint in str(refused.value)
