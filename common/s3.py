@@ -257,4 +257,4 @@ def _explained(name: str) -> Iterator[None]:
     except RemoteError:
         raise
     except (Boto3Error, BotoCoreError, ValueError) as error:  # botocore raises ValueError for malformed endpoints
-        raise RemoteError(f"{name} cannot be reached ({one_line(error)})") from error
+        raise RemoteError(f"{name} cannot be reached: {one_line(error)}") from error

@@ -86,7 +86,7 @@ def _read(path: Path | S3Path, *, if_missing: str, error_type: type[UserError], 
         missing = isinstance(error.__cause__, FileNotFoundError)
         raise error_type(f"{path} {if_missing}" if missing else str(error)) from error
     except OSError as error:
-        raise error_type(f"{path} cannot be read ({error.strerror})") from error
+        raise error_type(f"{path} cannot be read: {error.strerror}") from error
 
 
 @contextmanager
@@ -95,12 +95,12 @@ def _explained(path: Path | S3Path, *, kind: str, error_type: type[UserError]) -
     try:
         yield
     except BadFileError as error:
-        raise error_type(f"{path} is not {kind} of shards ({error}); write the shards again") from error
+        raise error_type(f"{path} is not {kind} of shards: {error}; write the shards again") from error
     except UserError:  # a name that leads out of the folder
         raise
     except _WRONG as error:
         why = shortened(repr(error), most=300)
-        raise error_type(f"{path} is not {kind} of shards ({why}); write the shards again") from error
+        raise error_type(f"{path} is not {kind} of shards: {why}; write the shards again") from error
 
 
 def parse_metadata(stored: bytes, *, path: Path | S3Path) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def file_fault(path: Path, *, n_bytes: int, hashes: Mapping[str, str], name: obj
         is_missing = isinstance(error.__cause__, FileNotFoundError)
         return f"{name} is missing, its index says {n_bytes} bytes" if is_missing else str(error)
     except OSError as error:
-        return f"{name} cannot be read ({error.strerror})"
+        return f"{name} cannot be read: {error.strerror}"
     return _difference(name, found_bytes, found_hash, n_bytes=n_bytes, hashes=hashes)
 
 
@@ -257,7 +257,7 @@ def read_shard_file(path: Path | S3Path, *, n_bytes: int, hashes: Mapping[str, s
     except BadFileError as error:
         fault = str(error)
     except OSError as error:
-        fault = f"{path} cannot be read ({error.strerror})"
+        fault = f"{path} cannot be read: {error.strerror}"
     if fault is not None:
         raise DamagedShardError(fault)
     return content

@@ -62,7 +62,7 @@ class _RecordedRun:
             batch_tokens, seq_len = _count(values, "train", "batch_tokens"), _count(values, "data", "seq_len")
             canonical_nodes = _count(values, "data", "num_canonical_nodes")
         except UserError as error:
-            raise UserError(f"{path} is not a run ({error}); give a folder under runs/") from error
+            raise UserError(f"{path} is not a run: {error}; give a folder under runs/") from error
         self.samples_per_step = batch_tokens // seq_len
         # Streaming repeats samples until each canonical node has equally many (`batches.windows_per_epoch`).
         self.most_padding = canonical_nodes - 1

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         write_text(arguments.output, page(runs))
     except OSError as error:
-        raise UserError(f"--output {arguments.output} cannot be written ({error.strerror})") from error
+        raise UserError(f"--output {arguments.output} cannot be written: {error.strerror}") from error
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e3:,.0f} kB")
 
 

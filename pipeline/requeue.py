@@ -111,12 +111,12 @@ def _reason(arguments: argparse.Namespace) -> str | None:
     try:
         progress, before = progress_of(run_dir), read_ends(memory)
     except Exception as error:
-        _warn(f"{run_dir} cannot be read ({one_line(error)})")
+        _warn(f"{run_dir} cannot be read: {one_line(error)}")
     reason, ends = decide(arguments.exit_code, progress=progress, job=arguments.job, before=before)
     try:
         write_json(memory, asdict(ends))
     except Exception as error:
-        _warn(f"{memory} cannot be written ({one_line(error)}), so this end will not be remembered")
+        _warn(f"{memory} cannot be written: {one_line(error)}; this end will not be remembered")
     return reason
 
 

@@ -52,7 +52,7 @@ def fast_encoder(model: bytes) -> Callable[[str], IdArray]:
     try:
         import gigatoken
     except ImportError as error:
-        raise EngineUnavailable(f"{NAME} is not installed, or cannot be imported ({error})") from error
+        raise EngineUnavailable(f"{NAME} is not installed, or cannot be imported: {error}") from error
     proto = parsed(model)
     if problems := obstacles(proto):
         raise EngineUnavailable(f"{NAME} does not support this model: {', '.join(problems)}")
@@ -60,7 +60,7 @@ def fast_encoder(model: bytes) -> Callable[[str], IdArray]:
     try:
         _compare(encode, sentencepiece.SentencePieceProcessor(model_proto=model))
     except (ValueError, RuntimeError) as error:
-        raise EngineUnavailable(f"{NAME} refuses this model ({error})") from error
+        raise EngineUnavailable(f"{NAME} refuses this model: {error}") from error
     return encode
 
 

@@ -67,7 +67,7 @@ def submit(stages: dict[str, Any], out: Path, *, partition: str, time_limit: str
     try:
         next(reversed(queued.values())).run()
     except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(f"sbatch does not accept the jobs ({error}); see {out / LOGS}") from error
+        raise UserError(f"sbatch does not accept the jobs: {error}; see {out / LOGS}") from error
     for name, executor in queued.items():
         print(f"{name}: {'finished already' if executor.job_id == -1 else f'job {executor.job_id}'}")
 

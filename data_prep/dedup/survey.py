@@ -158,7 +158,7 @@ def _damage_explained(path: Path) -> Iterator[Path]:
     try:
         yield path
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and run the same command again") from error
+        raise UserError(f"{path} is damaged: {error}; delete it, and run the same command again") from error
 
 
 def bands_and_size() -> tuple[int, int]:

@@ -139,7 +139,7 @@ class Fingerprints:
             if saved.shape != (2, len(pieces)) or saved.dtype != np.uint64:
                 raise ValueError(f"it does not describe {len(pieces)} pieces")
         except (ValueError, EOFError) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it, and run the same command again") from error
+            raise UserError(f"{path} is damaged: {error}; delete it, and run the same command again") from error
         self._pieces, self._times, self._contents = pieces, saved[0].tolist(), saved[1].tolist()
 
     def in_doubt(self, now: Sequence[int]) -> list[int]:

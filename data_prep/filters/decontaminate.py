@@ -46,7 +46,7 @@ def load_benchmark(path: str) -> Hashes:
         for where, problem in _problems_in(path, name=name):
             ngrams.append(_ngrams("\n".join(_texts_of(problem, where=where))))
     except (OSError, DamagedError, BrokenArrayError) as error:
-        raise UserError(f"{name} cannot be read ({error}); {_ADVICE}") from error
+        raise UserError(f"{name} cannot be read: {error}; {_ADVICE}") from error
     hashes = np.unique(np.concatenate([*ngrams, np.empty(0, dtype=np.uint64)]))
     if len(hashes) == 0:
         raise UserError(f"{name} holds no problem of {NGRAM_WORDS} words; give another file")

@@ -79,7 +79,7 @@ def _lock(descriptor: int, out: Path, parts: Sequence[Part] | None) -> None:
         ) from error
     except OSError as error:
         print(
-            f"warning: {out} is on a file system without locks ({error.strerror}); do not start the same run twice",
+            f"warning: {out} is on a file system without locks: {error.strerror}; do not start the same run twice",
             flush=True,
         )
 

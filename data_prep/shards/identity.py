@@ -53,11 +53,11 @@ def read_json(path: Path | S3Path, *, advice: str = _DELETE) -> dict[str, Any] |
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     try:
         value = parse_json(stored, name="it")
     except BadFileError as error:
-        raise UserError(f"{path} is damaged ({error}); {advice}") from error
+        raise UserError(f"{path} is damaged: {error}; {advice}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged ({str(value)[:40]!r} is not an object); {advice}")
     return value
@@ -82,7 +82,7 @@ def checked_plan(plan: dict[str, Any], *, path: Path) -> dict[str, Any]:
     try:
         _Plan.model_validate(plan)
     except ValidationError as error:
-        raise UserError(f"{path} is damaged ({shape_fault(error)}); {_DELETE}") from error
+        raise UserError(f"{path} is damaged: {shape_fault(error)}; {_DELETE}") from error
     return plan
 
 

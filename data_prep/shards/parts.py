@@ -160,7 +160,7 @@ def read_marks(parts: Sequence[Part], out: Path) -> Marks:
             if (mark := read_json(path, advice=advice)) is not None:
                 marks.results[part.index] = _MARK.validate_python(mark)
         except ValidationError as error:
-            marks.damaged[part.index] = f"{path} is damaged ({shape_fault(error)}); {advice}"
+            marks.damaged[part.index] = f"{path} is damaged: {shape_fault(error)}; {advice}"
         except UserError as error:
             marks.damaged[part.index] = str(error)
     return marks

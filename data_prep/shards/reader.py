@@ -86,7 +86,7 @@ def _verified_bytes(folder: Path | S3Path, entry: dict[str, Any]) -> tuple[bytes
     try:  # as a stream: decompressing at once allocates as much memory as the file's header asks for
         raw = zstandard.ZstdDecompressor().stream_reader(stored).read(raw_entry["bytes"] + 1)
     except zstandard.ZstdError as error:
-        raise DamagedShardError(f"{path} cannot be decompressed ({error})") from error
+        raise DamagedShardError(f"{path} cannot be decompressed: {error}") from error
     if fault := content_fault(raw, name=path, n_bytes=raw_entry["bytes"], hashes=raw_entry["hashes"]):
         raise DamagedShardError(fault)
     return raw, len(stored)

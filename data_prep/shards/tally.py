@@ -106,7 +106,7 @@ def read_report(folder: Path | S3Path, read: Callable[[dict[str, Any]], T]) -> T
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         reason = str(error) if isinstance(error, UserError) else repr(error)
         raise UserError(
-            f"{folder / REPORT} is not a report of write_shards ({reason}); write the shards again"
+            f"{folder / REPORT} is not a report of write_shards: {reason}; write the shards again"
         ) from error
 
 

@@ -78,7 +78,7 @@ def corpus_of(data: DataConfig, metadata: dict[str, Any]) -> dict[str, str]:
     try:
         of_index = sha256_of_file(index)
     except OSError as error:
-        raise UserError(f"{index} cannot be read ({error.strerror}); write the shards again") from error
+        raise UserError(f"{index} cannot be read: {error.strerror}; write the shards again") from error
     return {"tokenizer": metadata["tokenizer"]["sha256"], "train split": of_index}
 
 

@@ -132,7 +132,7 @@ class ShardFolder(_Dataset):
                 self._is_intact[shard_id] = 0
                 # A file that is missing now was probably removed to make room for another one: fetch it again.
                 if n_left == 0 or not isinstance(error, FileNotFoundError):
-                    self._faults[shard_id] = self._fault_of(shard_id) or f"{path} cannot be read ({reason_of(error)})"
+                    self._faults[shard_id] = self._fault_of(shard_id) or f"{path} cannot be read: {reason_of(error)}"
                     return None
         return None
 
@@ -173,7 +173,7 @@ class ShardFolder(_Dataset):
         except FileNotFoundError:  # removed since then to make room for another one; reading fetches it again
             return None
         except OSError as error:
-            return f"{path} cannot be read ({reason_of(error)})"
+            return f"{path} cannot be read: {reason_of(error)}"
 
     def _warn_of_small_cache(self, options: dict[str, Any]) -> None:
         world = world_from_environment()

@@ -73,7 +73,7 @@ class SampleRecord:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._file is not None and (error := self._file.close()) is not None:
-            logger.warning("the record of samples lost its last steps (%s)", one_line(error))
+            logger.warning("the record of samples lost its last steps: %s", one_line(error))
 
     def write(self, step: int, samples: list[EpochSamples]) -> None:
         """Append what this rank read in a step. Call it before the step's checkpoint, which relies on it."""
@@ -81,7 +81,7 @@ class SampleRecord:
             line = json.dumps({"step": step, "samples": samples}, separators=(",", ":")) + "\n"
             error = self._file.write(line.encode())
             if error is not None and not self._waits:
-                logger.warning("the record of samples waits until it can be written (%s)", one_line(error))
+                logger.warning("the record of samples waits until it can be written: %s", one_line(error))
             self._waits = error is not None
 
 
@@ -99,7 +99,7 @@ def remove_after(folder: Path, *, step: int) -> None:
         try:
             _cut(path, step=step)
         except (OSError, UserError) as error:
-            logger.warning("%s keeps steps after %d, which will run again (%s)", path, step, one_line(error))
+            logger.warning("%s keeps steps after %d, which will run again: %s", path, step, one_line(error))
 
 
 def _cut(path: Path, *, step: int) -> None:

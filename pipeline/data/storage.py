@@ -113,7 +113,7 @@ class RemoteFiles(_Stream):
         except MissingObjectError as error:
             return f"{error.filename} is missing"
         except OSError as error:
-            return f"{raw} cannot be written ({reason_of(error)})"
+            return f"{raw} cannot be written: {reason_of(error)}"
         finally:
             with suppress(OSError):
                 fetched.unlink(missing_ok=True)

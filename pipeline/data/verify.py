@@ -79,9 +79,9 @@ def decompress(
             partial.replace(raw)
         return fault
     except _DamagedArchiveError as error:
-        return f"{name} cannot be decompressed ({error})"
+        return f"{name} cannot be decompressed: {error}"
     except OSError as error:
-        return f"{raw} cannot be written ({reason_of(error)})"
+        return f"{raw} cannot be written: {reason_of(error)}"
     finally:
         with suppress(OSError):
             partial.unlink()

@@ -89,7 +89,7 @@ class StepProfile:
             profiler.start()
         except Exception as error:  # recording only watches a run, and never ends it
             self._wanted = range(0)
-            logger.warning("could not start to profile (%s); no step is recorded", one_line(error))
+            logger.warning("could not start to profile: %s; no step is recorded", one_line(error))
         else:
             self._profiler = profiler
 
@@ -107,7 +107,7 @@ class StepProfile:
                 table = as_table(times_of_parts(json.loads(text)["traceEvents"]))
                 write_text(self._folder / f"{name}.txt", table + "\n")
             except Exception as error:
-                logger.warning("could not write the profile of steps %s (%s)", self._recorded, one_line(error))
+                logger.warning("could not write the profile of steps %s: %s", self._recorded, one_line(error))
                 return
         logger.info("profile of steps %d to %d (%s)\n%s", self._recorded[0], self._recorded[-1], trace_path, table)
 

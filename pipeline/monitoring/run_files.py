@@ -34,7 +34,7 @@ def make_run_directory(config: Config) -> None:
         for name in ("checkpoints", "hangs", "ranks"):
             (config.run_dir / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"run.dir={config.run.dir!r}: cannot create {error.filename} ({error.strerror})") from error
+        raise UserError(f"run.dir={config.run.dir!r}: {error.filename} cannot be created: {error.strerror}") from error
 
 
 def write_run_files(inputs: Inputs) -> None:

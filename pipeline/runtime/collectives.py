@@ -69,7 +69,7 @@ def by_main(action: Callable[[], None], *, world: World) -> None:
         except UserError as error:
             problem = str(error)
         except OSError as error:
-            problem = f"{error.filename} cannot be written ({error.strerror})"
+            problem = f"{error.filename} cannot be written: {error.strerror}"
     problem = from_main(problem)
     if problem is not None:
         raise UserError(problem)

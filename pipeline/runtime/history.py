@@ -65,4 +65,4 @@ def record(run_dir: Path, event: Event, **details: int | str | Changes) -> None:
     try:
         append_line(run_dir / HISTORY, json.dumps({"event": event, "time": time, **details}))
     except OSError as error:
-        logger.warning("could not write this %s to %s (%s)", event, run_dir / HISTORY, error.strerror)
+        logger.warning("could not write this %s to %s: %s", event, run_dir / HISTORY, error.strerror)

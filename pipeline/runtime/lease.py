@@ -83,7 +83,7 @@ class Lease:
         try:
             before = _launch_in(self._read())
         except OSError as error:
-            raise UserError(f"{self._path} cannot be read ({error.strerror}); check the file system") from error
+            raise UserError(f"{self._path} cannot be read: {error.strerror}; check the file system") from error
         if before is not None and before.is_later_than(self._launch):
             raise UserError(f"{self._run_dir} has been taken over by {before}; this earlier start ends")
         takes_over = before is not None and self._launch.is_later_than(before)

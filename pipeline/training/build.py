@@ -131,5 +131,5 @@ def check_compiler() -> None:
     try:
         get_cpp_compiler()
     except RuntimeError as error:
-        raise UserError(f"train.compile=true needs a C++ compiler on the CPU ({error}); install g++") from error
+        raise UserError(f"train.compile=true needs a C++ compiler on the CPU: {error}; install g++") from error
     warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")

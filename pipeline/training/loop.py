@@ -187,7 +187,7 @@ class Trainer:
                     record, step=step, loss=loss, gradient_norm=gradient_norm, verdict=verdict, samples=of_all_ranks
                 )
             except OSError as error:
-                self._warn("%s cannot be written (%s)", record, error.strerror)
+                self._warn("%s cannot be written: %s", record, error.strerror)
         if verdict is Verdict.SPIKE:
             self._warn("step %d: the loss jumped to %.3f; its samples are in %s", step, loss, record)
             return self._rollback_target(step) if self._config.faults.spike == "roll_back" else None
@@ -277,9 +277,9 @@ class Trainer:
         if must or self._config.faults.failed_save == "stop":
             raise Ending(
                 ExitCode.FAILED_SAVE,
-                f"a checkpoint could not be written ({failure}); earlier checkpoints are intact",
+                f"a checkpoint could not be written: {failure}; earlier checkpoints are intact",
             )
-        self._warn("a checkpoint could not be written (%s); training goes on; earlier checkpoints are intact", failure)
+        self._warn("a checkpoint could not be written: %s; training goes on; earlier checkpoints are intact", failure)
 
     @property
     def _is_taken_over(self) -> bool:

@@ -46,7 +46,7 @@ def process_group(world: World, *, timeout_s: float = 1800) -> Iterator[torch.de
     except torch.distributed.DistNetworkError as error:
         port = os.environ.get("MASTER_PORT")
         raise UserError(
-            f"the ranks cannot meet on port {port} ({one_line(error)[:160]}); if another run uses it,"
+            f"the ranks cannot meet on port {port}: {one_line(error)[:160]}; if another run uses it,"
             " choose another port with the launcher's --master_port"
         ) from error
     try:

@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_used(recipe: Path, unint
     victim.write_bytes(damaged)
     returncode, output = finish(start(recipe, "damaged"))
     assert returncode == 0, output
-    assert "step_00000080 is damaged (weights_and_moments/__1_0.distcp does not match its hash" in output
+    assert "step_00000080 is damaged: weights_and_moments/__1_0.distcp does not match its hash" in output
     assert "resumed from" in output
     assert without_times(metrics(run_dir)[STEPS]) == without_times(metrics(uninterrupted)[STEPS])
 

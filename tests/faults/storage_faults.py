@@ -40,7 +40,7 @@ def _damage_checkpoints(victim: Victim, rng: Random, *, n: int) -> Effect:
     done = [f"{checkpoint.name}: {damage_folder(checkpoint, rng)}" for checkpoint in damaged]
     return Effect(
         details="; ".join([ended, *done]),
-        says=tuple(f"{checkpoint.name} is damaged (" for checkpoint in damaged),
+        says=tuple(f"{checkpoint.name} is damaged: " for checkpoint in damaged),
     )
 
 

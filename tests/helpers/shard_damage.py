@@ -61,7 +61,7 @@ def _beyond_vocabulary(windows: np.ndarray[Any, Any]) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped byte": (flip_a_byte, rf"{SHARD} has the xxh64 hash \w+, its index says \w+"),
     "cut short": (lambda root: (root / SHARD).write_bytes(b"short"), rf"{SHARD} has 5 bytes, its index says \d+"),
-    "shard missing": (lambda root: (root / SHARD).unlink(), rf"{SHARD} cannot be read \(No such file"),
+    "shard missing": (lambda root: (root / SHARD).unlink(), rf"{SHARD} cannot be read: No such file"),
     "index missing": (lambda root: (root / "val/index.json").unlink(), r"val/index\.json is missing"),
     "index damaged": (lambda root: (root / "val/index.json").write_text("{"), r"val/index\.json is not an index"),
     "no overlap": (lambda root: _rewrite(root, _break_overlap), rf"{SHARD}: windows do not overlap by 32 tokens"),
@@ -96,7 +96,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "metadata incomplete": (
         lambda root: change_json(root / "metadata.json", "splits", "val", value={}),
-        r"metadata\.json is not metadata of shards \(KeyError\('documents'\)\)",
+        r"metadata\.json is not metadata of shards: KeyError\('documents'\)",
     ),
     "absurd seq_len": (
         lambda root: change_json(root / "metadata.json", "seq_len", value="32"),

@@ -121,7 +121,7 @@ def saved_files(folder: Path) -> tuple[list[str], str]:
         state = read_json(path)
         return [str(entry["filename"]) for entry in state["_data_files"]], str(state.get("_fingerprint"))
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not the state of a saved data set ({error!r})") from error
+        raise UserError(f"{path} is not the state of a saved data set: {error!r}") from error
 
 
 def read_shards(piece: Piece, options: ReadOptions) -> Records:

@@ -46,7 +46,7 @@ def read_prompts(path: Path) -> list[str]:
     try:
         text = _contents(path).decode("utf-8-sig")  # a byte order mark is no part of a prompt
     except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 text ({error.reason})") from error
+        raise UserError(f"{name} is not UTF-8 text: {error.reason}") from error
     if not text.strip():
         raise UserError(f"{name} is empty; it must hold the texts to continue")
     if path == STANDARD_INPUT:

@@ -236,7 +236,7 @@ def choose_precision(device: str | None, dtype: str | None) -> tuple[str, str]:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} cannot be used ({str(error).splitlines()[0]})") from error
+        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     return device, dtype or ("bf16" if device.startswith("cuda") else "fp32")
 
 

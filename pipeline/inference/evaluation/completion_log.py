@@ -51,7 +51,7 @@ class CompletionLog:
                 raise UserError(f"{path} cannot be written: it is not a file")
             self._file = path.open("a+b")
         except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror})") from error
+            raise UserError(f"{path} cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -73,7 +73,7 @@ class CompletionLog:
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"{self._path} cannot be written ({error.strerror}); free some space, and run the same command to"
+                f"{self._path} cannot be written: {error.strerror}; free some space, and run the same command to"
                 " continue"
             ) from error
         self.entries.update(rows)
@@ -129,7 +129,7 @@ class CompletionLog:
             try:
                 row = parse_json(line, name=f"{self._path}: line {number}")
             except BadFileError as error:
-                raise UserError(f"{self._path}: line {number} was not written by an evaluation ({error})") from error
+                raise UserError(f"{self._path}: line {number} was not written by an evaluation: {error}") from error
             if not self._is_ours(row):
                 raise UserError(f"{self._path}: line {number} was not written by an evaluation")
             completion_id = CompletionId(*(row.pop(name) for name in CompletionId._fields))
@@ -151,7 +151,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
             write_json(path, settings)
             return
     except OSError as error:
-        raise UserError(f"--output {folder} cannot be written ({error.strerror})") from error
+        raise UserError(f"--output {folder} cannot be written: {error.strerror}") from error
     if SETTINGS not in names:
         raise UserError(f"--output {folder} holds {names[0]!r}, but no evaluation; give a new folder")
     try:

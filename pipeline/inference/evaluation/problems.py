@@ -183,9 +183,9 @@ def _rows(path: Path) -> list[Any]:
                 raise UserError(f"--problems {path} cannot be read: it unpacks to more than {_MOST_BYTES:,} bytes")
         text = contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"--problems {path} is not UTF-8 text ({error.reason})") from error
+        raise UserError(f"--problems {path} is not UTF-8 text: {error.reason}") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"--problems {path} cannot be read ({error})") from error
+        raise UserError(f"--problems {path} cannot be read: {error}") from error
     if text.lstrip().startswith("["):
         return list(parse_json(text.encode(), name=f"--problems {path}"))
     lines = enumerate(text.split("\n"), start=1)  # splitlines would also split at U+2028, inside strings

@@ -50,7 +50,7 @@ class FileSink(Sink):
         if error is not None and self._refused_since is None:
             self._refused_since = step
             logger.warning(
-                "%s cannot be written after step %d (%s); its reports wait in memory, and each report tries again",
+                "%s cannot be written after step %d: %s; its reports wait in memory, and each report tries again",
                 self._name, step, one_line(error),
             )  # fmt: skip
         elif error is None and self._refused_since is not None:
@@ -61,6 +61,6 @@ class FileSink(Sink):
         error = self._file.close()
         if error is not None:
             logger.warning(
-                "%s lacks what was reported after step %s; it could not be written (%s)",
+                "%s lacks what was reported after step %s; it could not be written: %s",
                 self._name, self._refused_since, one_line(error),
             )  # fmt: skip

@@ -47,7 +47,7 @@ class WeightsAndBiases(Sink):
         try:
             action()
         except Exception as error:  # wandb may raise anything, and training does not depend on it
-            logger.warning("wandb failed and gets nothing more until the run is started again (%s)", one_line(error))
+            logger.warning("wandb failed and gets nothing more until the run is started again: %s", one_line(error))
             self._attempt = lambda action: None  # type: ignore[method-assign]
 
 

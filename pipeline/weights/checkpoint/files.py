@@ -134,9 +134,9 @@ def _read_metadata(path: Path) -> Metadata:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # a malicious pickle can raise anything
-        raise UserError(f"{path} is not the metadata of a checkpoint ({error!r})") from error
+        raise UserError(f"{path} is not the metadata of a checkpoint: {error!r}") from error
     assert isinstance(found, Metadata)
     found.storage_meta = StorageMeta()
     return found

@@ -270,7 +270,7 @@ def newest_whole_checkpoint(directory: Path) -> Path | None:
 
 
 def _warn_about_damage(checkpoint: Path, damage: str) -> None:
-    logger.warning("checkpoint %s is damaged (%s); looking for an older one", checkpoint, damage)
+    logger.warning("checkpoint %s is damaged: %s; looking for an older one", checkpoint, damage)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -82,7 +82,7 @@ def prune_checkpoints(directory: Path, *, newest: Path, policy: CheckpointConfig
         try:
             remove_folder(path)
         except OSError as error:
-            logger.warning("%s cannot be deleted (%s)", path, error.strerror)
+            logger.warning("%s cannot be deleted: %s", path, error.strerror)
 
 
 def remove_folder(checkpoint: Path) -> None:
@@ -112,4 +112,4 @@ def _delete(folder: Path) -> None:
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        logger.warning("%s cannot be deleted (%s)", folder, error.strerror)
+        logger.warning("%s cannot be deleted: %s", folder, error.strerror)

@@ -88,7 +88,7 @@ def _damage(path: Path, name: str, entry: dict[str, Any]) -> str | None:
         if _xxh64(path) != entry["xxh64"]:
             return f"{name} does not match its hash in {MANIFEST}"
     except OSError as error:
-        return f"{name} cannot be read ({error.strerror})"
+        return f"{name} cannot be read: {error.strerror}"
     return None
 
 

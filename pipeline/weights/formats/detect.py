@@ -35,7 +35,7 @@ def format_of(path: Path, *, among: Collection[str] = tuple(FORMATS)) -> Format:
         if not path.exists():
             raise UserError(f"{path} does not exist{_moved_aside(path)}")
     except OSError as error:  # such as a name that is too long
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     for name in among:
         if FORMATS[name].is_at(path):
             return FORMATS[name]

@@ -157,7 +157,7 @@ def _load(folder: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(paths[0], map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises many types
-        raise UserError(f"{paths[0]} is not a file of weights ({one_line(error)[:200]})") from error
+        raise UserError(f"{paths[0]} is not a file of weights: {one_line(error)[:200]}") from error
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise UserError(f"{paths[0]} is not one flat dict of weights by name")
     incomplete = [name for name, weight in weights.items() if not _is_stored(weight)]

@@ -41,7 +41,7 @@ def checked_output(output: Path, *, source: Path) -> Path:
             _restore(folder)
             problem = _occupied(folder)
     except (OSError, RuntimeError) as error:  # the name is too long, or its links go round in circles
-        problem = f"cannot be used ({getattr(error, 'strerror', None) or error})"
+        problem = f"cannot be used: {getattr(error, 'strerror', None) or error}"
     if problem is not None:
         raise UserError(f"--output {output} {problem}")
     return folder
@@ -102,7 +102,7 @@ def published_folder(folder: Path) -> Iterator[Path]:
         sync_folder(folder.parent)
         shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"--output {folder} cannot be written ({error.strerror or error})") from error
+        raise UserError(f"--output {folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if former.exists() and not folder.exists():

@@ -52,7 +52,7 @@ def find_checkpoint(path: Path) -> Path:
     if (path / _STATE).is_file():
         damage = damage_of(path)
         if damage is not None:
-            raise UserError(f"{path} is damaged ({damage}); give the run directory instead to use an older checkpoint")
+            raise UserError(f"{path} is damaged: {damage}; give the run directory instead to use an older checkpoint")
         return path
     checkpoint = newest_whole_checkpoint(path / _CHECKPOINTS)
     if checkpoint is None:

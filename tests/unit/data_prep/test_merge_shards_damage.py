@@ -83,7 +83,7 @@ def test_a_plan_of_another_shape_is_refused(change: Change, message: str, out: P
     plan = json.loads((out / "work" / "plan.json").read_text())
     change(plan)
     (out / "work" / "plan.json").write_text(json.dumps(plan))
-    _refused(out, rf"work/plan\.json is damaged \(.*{message}.*\); delete the folder")
+    _refused(out, rf"work/plan\.json is damaged: .*{message}.*; delete the folder")
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ def test_a_mark_of_another_shape_counts_as_missing_and_is_named(
     mark = json.loads(path.read_text())
     change(mark)
     path.write_text(json.dumps(mark))
-    damage = rf"part-00001\.json is damaged \(.*{message}.*\); the part has to be written again"
+    damage = rf"part-00001\.json is damaged: .*{message}.*; the part has to be written again"
     _refused(out, rf"1 of \d parts are missing in .* \(part-00001\): .*{damage}; run the same command with --part 2/2")
     write_shards.main([*arguments, "--out", str(out), "--part", "2/2"])
-    assert f"warning: {path} is damaged (" in capsys.readouterr().out
+    assert f"warning: {path} is damaged: " in capsys.readouterr().out
     merge_shards.main([str(out)])
 
 

@@ -201,8 +201,8 @@ def test_large_files_are_compared_by_the_hashes_of_their_pieces(s3: S3Server, tm
     [
         ("s3://nowhere-at-all/x", {}, "there is no bucket s3://nowhere-at-all; create it first, or name another"),
         ("", {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "s3://BUCKET: no credentials; set AWS_PROFILE"),
-        ("", {"AWS_ENDPOINT_URL": NOWHERE}, "s3://BUCKET cannot be reached (Could not connect to the endpoint"),
-        ("", {"AWS_ENDPOINT_URL": "nonsense"}, "s3://BUCKET cannot be reached (Invalid endpoint: nonsense)"),
+        ("", {"AWS_ENDPOINT_URL": NOWHERE}, "s3://BUCKET cannot be reached: Could not connect to the endpoint"),
+        ("", {"AWS_ENDPOINT_URL": "nonsense"}, "s3://BUCKET cannot be reached: Invalid endpoint: nonsense"),
         ("s3://bucket", {}, "'s3://bucket' must name a bucket and a folder in it"),
         ("gs://bucket/x", {}, "gs://bucket/x: only s3://bucket/prefix is supported"),
     ],

@@ -151,7 +151,7 @@ def unmerged(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             None,
             r"part-00001/index\.json is missing; delete .*work/part-00001\.json, and run",
         ),
-        ("train/part-00001/index.json", b"{", r"part-00001/index\.json is not an index of shards \(.*\); delete "),
+        ("train/part-00001/index.json", b"{", r"part-00001/index\.json is not an index of shards: .*; delete "),
     ],
 )
 def test_a_damaged_folder_is_not_merged(

@@ -104,7 +104,7 @@ def test_the_history_survives_a_cut_line_and_a_full_disk(tmp_path: Path, pipelin
     assert [event["step"] for event in run.history] == [0, 5]
     history.record(tmp_path / "missing", "end", exit_code=0)
     path = tmp_path / "missing" / history.HISTORY
-    assert f"could not write this end to {path} (No such file or directory)" in pipeline_log.text
+    assert f"could not write this end to {path}: No such file or directory" in pipeline_log.text
 
 
 def test_runs_are_compared_after_the_same_number_of_tokens(write: Write, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_the_message_about_a_folder_of_runs_names_them(write: Write, tmp_path: P
 
 def test_an_output_that_cannot_be_written_leaves_nothing_behind(write: Write, tmp_path: Path) -> None:
     folder, output = write(), tmp_path / "missing" / "out.html"
-    with pytest.raises(UserError, match=r"--output .*missing/out.html cannot be written \(No such file or directory\)"):
+    with pytest.raises(UserError, match=r"--output .*missing/out.html cannot be written: No such file or directory"):
         report.main([str(folder), "--output", str(output)])
     with pytest.raises(UserError, match="Is a directory"):
         report.main([str(folder), "--output", str(tmp_path)])

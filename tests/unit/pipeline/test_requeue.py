@@ -99,7 +99,7 @@ def test_in_doubt_the_job_starts_again(tmp_path: Path, trouble: str) -> None:
     elif trouble == "damaged memory":
         memory.write_text("[" * 100_000)
     limit = "ulimit -f 0;" if trouble == "full disk" else ""  # no file may grow
-    said = "" if trouble == "damaged memory" else f"warning: {memory} cannot be written ("
+    said = "" if trouble == "damaged memory" else f"warning: {memory} cannot be written: "
     for exit_code, expected in ((137, 0), (0, 1)):
         command = f"{limit} exec {sys.executable} -m pipeline.requeue {tmp_path} --exit_code {exit_code} --job 7"
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=REPOSITORY)

@@ -140,7 +140,7 @@ def _opened_files(paths: Iterable[Path]) -> list[Any]:
         except FileNotFoundError:
             raise UserError(f"{path.parent} has no {path.name}") from None
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is not a file of weights ({error})") from error
+            raise UserError(f"{path} is not a file of weights: {error}") from error
     return opened
 
 

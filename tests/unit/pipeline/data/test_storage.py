@@ -212,7 +212,7 @@ def test_unreachable_storage_ends_the_search_at_once(
         samples = [dataset[shard * PER_SHARD] for shard in (2, 4, 6)]
     for sample in samples:
         assert sample.read_id == NOTHING
-        assert f"{name}/train/part-2/shard.00000.mds cannot be reached (Could not connect" in sample.fault
+        assert f"{name}/train/part-2/shard.00000.mds cannot be reached: Could not connect" in sample.fault
     assert len(attempts) == 1
     assert dataset[1].tokens_W.tolist() == _tokens(1)  # from the cache
     monkeypatch.setattr(storage, "_REST_S", 0.0)

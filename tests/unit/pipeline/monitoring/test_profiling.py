@@ -98,7 +98,7 @@ def test_a_profile_that_cannot_be_written_is_a_warning(
     make(config.run_dir / "profile")
     with opened(config) as profile:
         take(profile, 1, 8)
-    assert "could not write the profile of steps [3, 4, 5, 6] ([Errno 17] File exists" in pipeline_log.text
+    assert "could not write the profile of steps [3, 4, 5, 6]: [Errno 17] File exists" in pipeline_log.text
 
 
 def test_a_profiler_that_does_not_start_is_a_warning(
@@ -111,5 +111,5 @@ def test_a_profiler_that_does_not_start_is_a_warning(
     config = config_of(tmp_path)
     with opened(config) as profile:
         take(profile, 1, 8)
-    assert "could not start to profile (the driver is too old); no step is recorded" in pipeline_log.text
+    assert "could not start to profile: the driver is too old; no step is recorded" in pipeline_log.text
     assert recorded(config.run_dir) == {}

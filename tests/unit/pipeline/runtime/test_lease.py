@@ -78,7 +78,7 @@ def test_a_lease_that_stays_unreadable_is_no_takeover(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="Stale file handle") as caught:
         lease.check()
     assert not isinstance(caught.value, Lost)
-    with pytest.raises(UserError, match=r"lease\.json cannot be read \(Stale file handle\)"):
+    with pytest.raises(UserError, match=r"lease\.json cannot be read: Stale file handle"):
         enter(tmp_path, SECOND)
 
 

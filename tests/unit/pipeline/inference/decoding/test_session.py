@@ -128,7 +128,7 @@ def test_precision_follows_the_device() -> None:
     assert choose_precision("cpu", "bf16") == ("cpu", "bf16")
     expected = ("cuda", "bf16") if torch.cuda.is_available() else ("cpu", "fp32")
     assert choose_precision(None, None) == expected
-    with pytest.raises(UserError, match=r"--device abacus cannot be used \(Expected one of"):
+    with pytest.raises(UserError, match=r"--device abacus cannot be used: Expected one of"):
         choose_precision("abacus", None)
 
 

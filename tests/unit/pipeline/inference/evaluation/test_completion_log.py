@@ -80,7 +80,7 @@ def test_a_full_disk_is_reported_and_earlier_lines_survive(tmp_path: Path) -> No
     try:
         with (
             CompletionLog(path, fields=FIELDS) as log,
-            pytest.raises(UserError, match=r"log.jsonl cannot be written \(File too large\)"),
+            pytest.raises(UserError, match=r"log.jsonl cannot be written: File too large"),
         ):
             log.add([(FIRST._replace(number=1), {"outcome": "failed"})])
     finally:

@@ -83,7 +83,7 @@ def test_what_is_no_file_is_left_alone_and_lines_wait_until_it_is_gone(
     assert [line["step"] for line in jsonl(path)] == [4, 5, 6]
     warnings = [record.getMessage() for record in pipeline_log.records]
     assert len(warnings) == 2
-    assert "metrics.jsonl cannot be written after step 3 (" in warnings[0]
+    assert "metrics.jsonl cannot be written after step 3: " in warnings[0]
     assert warnings[1] == "metrics.jsonl is written again after step 6; nothing is missing"
 
 
@@ -107,4 +107,4 @@ def test_lines_that_are_refused_to_the_end_are_counted_as_missing(
     sink = MetricsFile(tmp_path, resumed_step=0)
     sink.write(1, {"loss/total": 1.0})
     sink.close()
-    assert "metrics.jsonl lacks what was reported after step 0; it could not be written (" in pipeline_log.text
+    assert "metrics.jsonl lacks what was reported after step 0; it could not be written: " in pipeline_log.text

@@ -192,7 +192,7 @@ def test_what_a_full_disk_refuses_is_written_later(tmp_path: Path, pipeline_log:
         (step, float(step)) for step in (1, 2, 3, 4)
     ]
     assert [record.getMessage() for record in pipeline_log.records] == [
-        "TensorBoard's event file cannot be written after step 2 ([Errno 27] File too large); its reports wait in"
+        "TensorBoard's event file cannot be written after step 2: [Errno 27] File too large; its reports wait in"
         " memory, and each report tries again",
         "TensorBoard's event file is written again after step 4; nothing is missing",
     ]
@@ -205,7 +205,7 @@ def test_a_run_goes_on_without_a_folder_for_its_event_files(
     (tmp_path / "try" / "tensorboard").write_text("")
     sink = TensorBoard(config_in(tmp_path), resumed_step=0)
     sink.write(1, {"loss/total": 1.0})
-    assert "TensorBoard's event file cannot be written after step 0 ([Errno 17] File exists: " in pipeline_log.text
+    assert "TensorBoard's event file cannot be written after step 0: [Errno 17] File exists: " in pipeline_log.text
     (tmp_path / "try" / "tensorboard").unlink()
     sink.write(2, {"loss/total": 2.0})
     sink.close()

@@ -54,7 +54,7 @@ def test_wandb_gets_the_same_scalars_and_continues_the_same_run(tmp_path: Path) 
 def test_wandb_that_cannot_start_warns_once_and_does_not_end_the_run(tmp_path: Path) -> None:
     done = run_with_wandb(tmp_path, HOME=str(tmp_path))  # without an API key
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("wandb failed and gets nothing more until the run is started again (No API key") == 1
+    assert done.stderr.count("wandb failed and gets nothing more until the run is started again: No API key") == 1
 
 
 def wandb_history(file: Path) -> dict[int, dict[str, float]]:

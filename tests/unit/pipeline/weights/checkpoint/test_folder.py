@@ -79,8 +79,8 @@ def test_damaged_checkpoints_are_skipped_with_a_warning(tmp_path: Path, pipeline
     (unsealed / "manifest.json").unlink()
     assert newest_whole_checkpoint(tmp_path) == whole
     assert [record.getMessage() for record in pipeline_log.records] == [
-        f"checkpoint {unsealed} is damaged (no readable manifest.json); looking for an older one",
-        f"checkpoint {flipped} is damaged (training_state.json does not match its hash in manifest.json); looking for"
+        f"checkpoint {unsealed} is damaged: no readable manifest.json; looking for an older one",
+        f"checkpoint {flipped} is damaged: training_state.json does not match its hash in manifest.json; looking for"
         " an older one",
     ]
 

@@ -96,7 +96,7 @@ def test_folders_without_a_whole_checkpoint_are_reported(tmp_path: Path) -> None
         find_checkpoint(tmp_path / "young")
     write_checkpoint(tmp_path / "torn", tiny_model())
     (tmp_path / "torn" / "training_state.json").write_text("{}")
-    with pytest.raises(UserError, match=r"torn is damaged \(training_state\.json has"):
+    with pytest.raises(UserError, match=r"torn is damaged: training_state\.json has"):
         find_checkpoint(tmp_path / "torn")
 
 
