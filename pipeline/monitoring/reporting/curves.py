@@ -17,7 +17,7 @@ SMOOTHED = 25  # the running mean's window is 1/25 of the curve
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """A thinned curve: for each group of neighbours, the middle of x, and the lowest, highest and mean finite y.
+    """A thinned curve: for each group of neighbours, the middle of x, and the lowest, highest, mean and last finite y.
 
     y is NaN for a group without finite values. In a curve of at most `MOST` points, each point is its own group.
     """
@@ -26,6 +26,7 @@ class Envelope:
     low: Floats
     high: Floats
     mean: Floats
+    last: Floats
 
     @property
     def is_thinned(self) -> bool:
@@ -33,19 +34,33 @@ class Envelope:
         return not np.array_equal(self.low, self.high, equal_nan=True)
 
 
-def envelope(x: Floats, y: Floats, *, most: int = MOST) -> Envelope:
-    """Return the curve through (x, y), with ascending x, as at most `most` groups of neighbours."""
+def envelope(x: Floats, y: Floats, *, most: int = MOST, is_log: bool = False) -> Envelope:
+    """Return the curve through (x, y), with ascending x, as at most `most` groups of neighbours.
+
+    Args:
+        x, y: the curve.
+        most: number of groups.
+        is_log: group what lies together on a logarithmic x axis; the groups at its beginning then have fewer points.
+    """
     if not len(x):
-        return Envelope(x=x, low=y, high=y, mean=y)
+        return Envelope(x=x, low=y, high=y, mean=y, last=y)
     starts = np.unique(np.linspace(0, len(x), min(most, len(x)), endpoint=False).astype(np.int64))
+    if is_log and len(x) > most and x[-1] > 0:
+        edges = np.geomspace(x[x > 0][0], x[-1], most, endpoint=False)
+        starts = np.unique(np.append(0, np.searchsorted(x, edges)))
     ends = np.append(starts[1:], len(x)) - 1
     is_finite = np.isfinite(y)
     n_finite = np.add.reduceat(is_finite.astype(np.float64), starts)
     sums = np.add.reduceat(np.where(is_finite, y, 0.0), starts)
     mean = np.full(len(starts), np.nan)
     np.divide(sums, n_finite, out=mean, where=n_finite > 0)
+    last = np.maximum.reduceat(np.where(is_finite, np.arange(len(y)), -1), starts)
     return Envelope(
-        x=(x[starts] + x[ends]) / 2, low=np.fmin.reduceat(y, starts), high=np.fmax.reduceat(y, starts), mean=mean
+        x=(x[starts] + x[ends]) / 2,
+        low=np.fmin.reduceat(y, starts),
+        high=np.fmax.reduceat(y, starts),
+        mean=mean,
+        last=np.where(last >= starts, y[last], np.nan),
     )
 
 
@@ -63,9 +78,15 @@ def running_mean(y: Floats) -> Floats:
     return mean
 
 
-def linear_ticks(low: float, high: float, *, about: int = 5) -> list[float]:
-    """Return about `about` ticks within [low, high]: multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / about
+def is_falling_anywhere(y: Floats) -> bool:
+    """Return whether a finite value is below an earlier one, as no count is."""
+    finite = y[np.isfinite(y)]
+    return bool((finite[1:] < finite[:-1]).any())
+
+
+def linear_ticks(low: float, high: float, *, about: int = 5, least: float = 0.0) -> list[float]:
+    """Return about `about` ticks within [low, high], at least `least` apart: multiples of 1, 2 or 5 x a power of 10."""
+    rough = max(least, (high - low) / about)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -79,6 +100,11 @@ def log_ticks(low: float, high: float) -> list[float]:
     if len(decades) < 3:
         return [factor * 10.0**n for n in powers for factor in (1, 2, 5) if low <= factor * 10.0**n <= high]
     return decades[:: -(-len(decades) // 6)]
+
+
+def whole(value: float) -> str:
+    """Return a number that counts or names something."""
+    return f"{value:,.0f}"
 
 
 def number(value: float | None, *, digits: int = 3) -> str:

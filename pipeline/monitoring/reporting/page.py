@@ -123,7 +123,14 @@ def _charts(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
     }
     notes = [
         "Faint: every reported value, or their range in long runs; strong: running mean",
-        f"the scale of losses ignores the first {BEGINNING:.0%} of a run",
+        *(
+            ["points and steps: whole numbers that name or count something, of which no mean is drawn"]
+            if shown.has_exact_lines
+            else []
+        ),
+        "the axis of tokens or steps is logarithmic, because the runs differ much in length"
+        if shown.is_log
+        else f"the scale of losses ignores the first {BEGINNING:.0%} of a run",
         *(text for kind, text in meanings.items() if kind in kinds),
     ]
     left_out = f"{METRICS} contains {counted(shown.n_tags_left_out, 'more tag')}." if shown.n_tags_left_out else ""

@@ -1,7 +1,7 @@
 """Chooses the charts of a page: everything that one run has logged, or the curves of several runs in the same charts.
 
 Heads and runs keep their colours in all charts. Runs are compared by the loss of head 1, which has the same meaning for
-any number of heads.
+any number of heads. If one run is much longer than another, the x axis is logarithmic, so that both can be seen.
 """
 
 import re
@@ -19,6 +19,7 @@ MOST_TAGS = 30  # charts of tags that this version does not know
 MOST_MARKS = 200
 BEGINNING = 0.02  # share of a run that does not count for the scale of losses
 N_COLOURS = 8
+MUCH_LONGER = 8  # times as long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Quantity:
     noisy: bool = False
     from_zero: bool = False
     may_be_log: bool = False
+    is_measured: bool = True  # if not, whole numbers count or name something, such as a rank, and have no mean
 
 
 QUANTITIES = (
@@ -43,8 +45,14 @@ QUANTITIES = (
     Quantity(tag="data/wait_s", title="Waiting for data", unit="s per report", noisy=True, from_zero=True),
 )
 COUNTS = (
-    Quantity(tag="faults/skipped_steps", title="Skipped steps so far", unit="steps", from_zero=True),
-    Quantity(tag="faults/skipped_windows", title="Windows of damaged shards so far", unit="windows", from_zero=True),
+    Quantity(tag="faults/skipped_steps", title="Skipped steps so far", unit="steps", from_zero=True, is_measured=False),
+    Quantity(
+        tag="faults/skipped_windows",
+        title="Windows of damaged shards so far",
+        unit="windows",
+        from_zero=True,
+        is_measured=False,
+    ),
 )
 _SHOWN_OTHERWISE = {"loss/total", "progress/tokens"}  # the sum of the losses shown, and the x axis
 
@@ -57,6 +65,13 @@ class Panels:
     ordinary: list[Chart]
     small: list[Chart]
     n_tags_left_out: int
+    is_log: bool
+    """True if the x axes are logarithmic."""
+
+    @property
+    def has_exact_lines(self) -> bool:
+        """True if a line shows numbers that count or name something."""
+        return any(line.is_exact for chart in (*self.large, *self.ordinary, *self.small) for line in chart.lines)
 
 
 def panels(runs: Sequence[RunFolder], *, names: Sequence[str]) -> Panels:
@@ -72,12 +87,16 @@ def panels(runs: Sequence[RunFolder], *, names: Sequence[str]) -> Panels:
     ordinary += filter(None, map(draw.quantity, QUANTITIES))
     counted = [quantity for quantity in COUNTS if any(_any_above_zero(run, quantity.tag) for run in runs)]
     ordinary += filter(None, map(draw.quantity, counted))
-    unknown = [Quantity(tag=tag, title=tag, unit="", noisy=True, may_be_log=True) for tag in others[:MOST_TAGS]]
+    unknown = [
+        Quantity(tag=tag, title=tag, unit="", noisy=True, may_be_log=True, is_measured=False)
+        for tag in others[:MOST_TAGS]
+    ]
     return Panels(
         large=large,
         ordinary=ordinary,
         small=list(filter(None, map(draw.quantity, unknown))),
         n_tags_left_out=len(others) - len(unknown),
+        is_log=draw.is_log,
     )
 
 
@@ -88,11 +107,14 @@ class _Drawing:
         self._runs, self._names = runs, names
         self._is_single = len(runs) == 1
         self._in_tokens = all(run.tokens_per_step for run in runs if run.series)
-        most = max((self._x(run, np.array([run.last_step]))[0] for run in runs), default=1.0)
+        ends = [float(self._x(run, np.array([run.last_step]))[0]) for run in runs if run.last_step]
+        most = max(ends, default=1.0)
+        self.is_log = most >= MUCH_LONGER * min(ends, default=1.0)
         unit, name = curves.token_unit(most) if self._in_tokens else (1.0, "")
+        label = ("tokens" + (f", {name}" if name else "")) if self._in_tokens else "step"
         self._base = Chart(
-            title="", unit="", lines=(), x_most=float(most) or 1.0, x_scale=unit,
-            x_label=("tokens" + (f", {name}" if name else "")) if self._in_tokens else "step",
+            title="", unit="", lines=(), x_most=most, x_scale=unit, x_least=self._least() if self.is_log else None,
+            x_label=f"{label}, log scale" if self.is_log else label,
         )  # fmt: skip
         self._marks = [list(_marks(run, self._x)) for run in runs]
 
@@ -118,13 +140,15 @@ class _Drawing:
             if quantity.tag in run.series:
                 label, colour = ("", "single") if self._is_single else (self._names[i], _run_colour(i))
                 line = self._line(run, quantity.tag, label, colour)
-                lines.append(replace(line, y=line.y * quantity.scale))
+                is_exact = not quantity.is_measured and _are_whole(line.y)
+                lines.append(replace(line, y=line.y * quantity.scale, is_exact=is_exact))
                 marks += self._marks[i] if self._is_single else self._coloured_marks(i)
         if not lines:
             return None
         return replace(
             self._base, title=quantity.title, unit=quantity.unit, lines=lines, marks=marks, noisy=quantity.noisy,
-            from_zero=quantity.from_zero, may_be_log=quantity.may_be_log,
+            from_zero=quantity.from_zero,
+            may_be_log=quantity.may_be_log and not all(line.is_exact for line in lines),
         )  # fmt: skip
 
     def _first_heads(self, base: Chart, tags: str, title: str) -> Chart:
@@ -136,8 +160,16 @@ class _Drawing:
         return replace(base, title=f"{title} of head 1", lines=lines, marks=marks, y_range=self._loss_range(lines))
 
     def _loss_range(self, lines: Sequence[Line]) -> tuple[float, float] | None:
-        """Return the range of losses after the beginning, whose steep fall would leave no room for the rest."""
-        return value_range(lines, after_x=self._base.x_most * BEGINNING) or value_range(lines)
+        """Return the range of losses after the beginning, whose steep fall would leave no room for the rest.
+
+        A logarithmic x axis has room for it.
+        """
+        return value_range(lines, without_first=0.0 if self.is_log else BEGINNING) or value_range(lines)
+
+    def _least(self) -> float:
+        """Return the first x that any run has beyond 0."""
+        positive = [(run, steps[steps > 0]) for run in self._runs for steps in (s.steps for s in run.series.values())]
+        return min((float(self._x(run, steps[:1])[0]) for run, steps in positive if len(steps)), default=1.0)
 
     def _coloured_marks(self, i: int) -> list[Mark]:
         return [replace(mark, colour=_run_colour(i)) for mark in self._marks[i]]
@@ -178,6 +210,11 @@ def _head_colour(tag: str) -> str:
 
 def _run_colour(index: int) -> str:
     return f"r{index % N_COLOURS + 1}"
+
+
+def _are_whole(values: np.ndarray) -> bool:
+    finite = values[np.isfinite(values)]
+    return bool((finite == np.round(finite)).all())
 
 
 def _any_above_zero(run: RunFolder, tag: str) -> bool:

@@ -178,7 +178,7 @@ def test_damaged_surveys_and_decisions_are_named_and_can_be_replaced(
         lost.unlink()
     path = out / "work" / name
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=rf"{name} is damaged .*; delete it, and run the same command again"):
+    with pytest.raises(UserError, match=rf"{name} is damaged: .*; delete it, and run the same command again"):
         write_shards.main(byte_arguments(corpus, out))
     path.unlink()
     write_shards.main(byte_arguments(corpus, out))

@@ -228,5 +228,5 @@ def test_damaged_notes_on_the_input_are_named(corpus: Path, model: Path, tmp_pat
     path = tmp_path / "out" / "work" / "part-00000.input.npy"
     for content in (b"", path.read_bytes()[:-8], b"\x93NUMPY junk"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"part-00000\.input\.npy is damaged .*; delete it, and run the same"):
+        with pytest.raises(UserError, match=r"part-00000\.input\.npy is damaged: .*; delete it, and run the same"):
             write_shards.main(words)

@@ -110,7 +110,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     for arguments, message in [
         ([unrecorded], "has no record of its samples (samples/rank_*.jsonl); a run keeps one with log.samples=true"),
         ([empty], "has no record of its samples"),
-        ([tmp_path / "nothing"], "config.yaml cannot be read: No such file or directory); give a folder under runs/"),
+        ([tmp_path / "nothing"], "config.yaml cannot be read: No such file or directory; give a folder under runs/"),
     ]:
         done = run_module("pipeline.audit", *arguments)
         assert done.returncode == 2

@@ -218,7 +218,7 @@ def test_a_failed_export_leaves_the_earlier_one(run_dir: Path, tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(meta, "write_json", full_disk)
-    with pytest.raises(UserError, match=r"cannot be written .No space left on device"):
+    with pytest.raises(UserError, match=r"cannot be written: No space left on device"):
         run(run_dir, tmp_path / "out")
     assert (tmp_path / "out" / "params.json").stat().st_ino == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
@@ -237,7 +237,7 @@ def test_a_failed_replacement_restores_the_earlier_export(
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", failing_replace)
-    with pytest.raises(UserError, match=r"cannot be written .Input/output error"):
+    with pytest.raises(UserError, match=r"cannot be written: Input/output error"):
         run(run_dir, tmp_path / "out")
     assert (tmp_path / "out" / "params.json").stat().st_ino == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
@@ -254,7 +254,7 @@ def test_wrong_inputs_and_outputs_are_reported(run_dir: Path, tmp_path: Path) ->
         (tmp_path / "young", tmp_path / "out", "no whole checkpoint"),
         (run_dir / "checkpoints" / "step_00000003", tmp_path / "out", "is damaged"),
         (run_dir, tmp_path / "notes", "holds 'diary.txt', and no export of pipeline.convert"),
-        (tmp_path / ("x" * 300), tmp_path / "out", "cannot be read .File name too long"),
+        (tmp_path / ("x" * 300), tmp_path / "out", "cannot be read: File name too long"),
         (run_dir, tmp_path / "file", "is a file; give a folder"),
         (run_dir, tmp_path / "file" / "out", "cannot be written"),
     ]

@@ -151,6 +151,48 @@ def test_bad_steps_and_unknown_tags_are_shown(write: Write, tmp_path: Path) -> N
     assert "metrics.jsonl contains 11 more tags." in text
 
 
+def drawn_in(page: str, title: str) -> tuple[dict[str, str], str]:
+    """Return the paths of the chart with this title by class, and its text."""
+    (chart,) = re.findall(rf"<figure>(?:(?!</figure>).)*?<title>{re.escape(title)}</title>.*?</figure>", page)
+    paths = {name: d for d, name in re.findall(r'<path d="([^"]*)" class="([^"]*)"', chart)}
+    return paths, " ".join(re.sub(r"<[^>]*>", " ", chart).split())
+
+
+@pytest.mark.parametrize("steps", [40, 900])
+def test_whole_numbers_that_name_or_count_something_are_not_averaged(write: Write, steps: int) -> None:
+    """The slowest rank was 0, 2, 0, 2 ...: its mean, 1, is a rank that was never slow."""
+    changes = {
+        step: {"time/slowest_rank": 2.0 * (step % 2), "seen/epoch": float(step // 20), "time/part_s": step % 2 + 0.5}
+        for step in range(1, steps + 1)
+    }
+    document = page([read_run_folder(write(steps=steps, total_steps=steps, changes=changes))])
+    paths, text = drawn_in(document, "time/slowest_rank")
+    kind = "dots" if steps == 40 else "dots many"
+    assert "line" not in paths
+    assert {float(y) for _, y in re.findall(r"M(\S+) (\S+)h0", paths[kind])} == {150.0, 22.4}  # 0 and 2 of 0 to 2.1
+    assert text.endswith(" 0")
+    paths, text = drawn_in(document, "seen/epoch")
+    assert re.fullmatch(r"M\S+ \S+(H\S+?V\S+?)+", paths["line"])
+    assert text.endswith(f" {steps // 20}")
+    paths, text = drawn_in(document, "time/part_s")
+    assert "line" in paths
+    assert re.search(r" \d\.\d+$", text)  # a measured value keeps its digits
+
+
+@pytest.mark.parametrize(("steps", "is_log"), [(20, False), (150, False), (2000, True)])
+def test_a_short_run_beside_a_long_one_has_its_share_of_the_width(write: Write, steps: int, is_log: bool) -> None:
+    runs = [read_run_folder(write(name, steps=n, total_steps=n)) for name, n in (("short", 20), ("long", steps))]
+    document = page(runs)
+    paths, text = drawn_in(document, "Training loss per head: short")
+    xs = [float(x) for x in re.findall(r"M([\d.]+) [\d.]+h0", paths["dots"])]
+    width = 600 - 52 - 96
+    assert (max(xs) - min(xs)) / width > {20: 0.9, 150: 0.12, 2000: 0.35}[steps]
+    assert ("log scale" in text) == ("axis of tokens or steps is logarithmic" in document) == is_log
+    assert min(xs) >= 52
+    ys = [float(y) for y in re.findall(r"M[\d.]+ ([\d.]+)h0", paths["dots"])]
+    assert len(ys) == len(xs) >= 19  # they are in the range of losses, though all lie in the long run's beginning
+
+
 def test_the_page_of_a_long_run_is_small_and_shows_every_jump(write: Write) -> None:
     folder = write(n_heads=4, steps=100_000, total_steps=100_000, changes={77_777: {"loss/head_1": 9.9}})
     run = read_run_folder(folder)

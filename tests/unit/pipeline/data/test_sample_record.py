@@ -130,10 +130,10 @@ def test_what_is_no_file_is_left_alone_with_a_warning(tmp_path: Path, pipeline_l
     (run / "samples" / "rank_00002.jsonl").mkdir()
     remove_after(run / "samples", step=2)
     assert [record.getMessage().partition("samples/")[2] for record in pipeline_log.records] == [
-        "rank_00001.jsonl keeps steps after 2, which will run again "
-        f"({run}/samples/rank_00001.jsonl cannot be read: it is a FIFO, not a file)",
-        "rank_00002.jsonl keeps steps after 2, which will run again "
-        f"({run}/samples/rank_00002.jsonl cannot be read: it is a folder, not a file)",
+        "rank_00001.jsonl keeps steps after 2, which will run again: "
+        f"{run}/samples/rank_00001.jsonl cannot be read: it is a FIFO, not a file",
+        "rank_00002.jsonl keeps steps after 2, which will run again: "
+        f"{run}/samples/rank_00002.jsonl cannot be read: it is a folder, not a file",
     ]
     assert (run / "samples" / "rank_00000.jsonl").read_text().count("\n") == 2
 
@@ -146,5 +146,5 @@ def test_a_record_that_cannot_be_written_says_so_once_and_ends_nothing(
         record.write(1, [(0, [1])])
         record.write(2, [(0, [2])])
     waits, lost = (found.getMessage() for found in pipeline_log.records)
-    assert waits.startswith("the record of samples waits until it can be written (")
-    assert lost.startswith("the record of samples lost its last steps (")
+    assert waits.startswith("the record of samples waits until it can be written: ")
+    assert lost.startswith("the record of samples lost its last steps: ")

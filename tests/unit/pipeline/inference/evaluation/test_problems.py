@@ -110,7 +110,7 @@ def test_each_mistake_is_reported(tmp_path: Path, rows: list[Any], message: str)
     [
         ("p.jsonl", b'{"task_id": 1}\n{"task', "line 2 is not JSON"),
         ("p.jsonl", b"caf\xe9", "is not UTF-8 text"),
-        ("p.jsonl.gz", b"plain", "cannot be read .*gzip"),
+        ("p.jsonl.gz", b"plain", "cannot be read: .*gzip"),
         ("p.jsonl.gz", gzip.compress(b"x" * 1000, mtime=0)[:-20], "cannot be read"),
         ("p.jsonl", None, "cannot be read: No such file"),
     ],

@@ -70,8 +70,30 @@ def test_a_range_may_leave_out_the_beginning() -> None:
     x, falling = np.arange(100.0), np.concatenate([[90.0, np.nan, 50.0], np.linspace(5, 4, 97)])
     lines = [line(x, falling), line(x[:1], np.array([1000.0]))]
     assert value_range(lines) == (4, 1000)
-    assert value_range(lines, after_x=2) == (4, 5)
-    assert value_range(lines, after_x=99) is None
+    assert value_range(lines[:1], without_first=0.021) == (4, 5)
+    assert value_range([line(x[:1], np.array([np.nan]))]) is None
+
+
+def test_each_line_leaves_out_the_beginning_of_its_own_length() -> None:
+    """A short run beside a long one lies in what would be the beginning of the long one."""
+    long, short = np.arange(1.0, 2001), np.arange(1.0, 21)
+    lines = [line(long, np.full(2000, 2.0)), line(short, np.linspace(9, 6, 20))]
+    assert value_range(lines, without_first=0.02) == (2.0, 9.0)
+
+
+def test_groups_on_a_logarithmic_axis_are_of_equal_width() -> None:
+    x = np.arange(1.0, 100_001)
+    thin = curves.envelope(x, x, most=100, is_log=True)
+    assert thin.x[0] == thin.last[0] == 1
+    assert len(thin.x) <= 100
+    assert (thin.last[-1], thin.high[-1]) == (100_000, 100_000)
+    widths = np.diff(np.log(thin.x))[np.flatnonzero(thin.x > 200)[0] :]  # at the beginning a group is a single point
+    assert widths.max() < 1.1 * np.log(100_000) / 100
+
+
+def test_groups_keep_their_last_finite_value() -> None:
+    y = np.array([3.0, np.nan, np.nan, np.nan, 5.0, 4.0])
+    assert curves.envelope(np.arange(6.0), y, most=3).last == pytest.approx([3, np.nan, 4], nan_ok=True)
 
 
 @pytest.mark.parametrize("n", [30, 5000])  # single points, and groups of points

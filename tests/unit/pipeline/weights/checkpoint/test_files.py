@@ -158,7 +158,7 @@ def test_metadata_that_is_not_a_pickle_is_reported(contents: bytes, checkpoint: 
 def test_missing_metadata_is_reported(checkpoint: Path) -> None:
     (checkpoint / SHARDED / METADATA).unlink()
     reseal(checkpoint)
-    assert f"{checkpoint} is damaged (manifest.json does not list {SHARDED}/{METADATA})" in refusal(checkpoint)
+    assert f"{checkpoint} is damaged: manifest.json does not list {SHARDED}/{METADATA}" in refusal(checkpoint)
 
 
 def test_a_checkpoint_does_not_record_its_path(checkpoint: Path) -> None:
