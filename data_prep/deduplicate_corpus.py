@@ -34,7 +34,7 @@ import xxhash
 from common.command_line import UserError, a_path, command_parser, raise_if_any, whole_number
 from common.files import hold_lock, write_json
 from data_prep.dedup.execution import run_here, submit
-from data_prep.dedup.survey import NEAR_DUPLICATE
+from data_prep.dedup.survey import NEAR_DUPLICATE, NEAR_METHOD
 from data_prep.filters.changes import say_finished
 from data_prep.filters.decontaminate import load_benchmark
 from data_prep.filters.options import add_rule_arguments, apply_preset, filter_options, filter_problems
@@ -136,6 +136,7 @@ def _plan(arguments: argparse.Namespace, sources: Sequence[ListedSource], slices
     return {
         "arguments": identifying_arguments(arguments, ignored=_NOT_IDENTITY),
         "sources": [source.summary() for source in sources],
+        "near_method": NEAR_METHOD,
         "listing": xxhash.xxh3_64_hexdigest(repr(slices)),
     }
 

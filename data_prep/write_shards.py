@@ -31,6 +31,7 @@ from common.s3 import S3Path
 from common.sentencepieces.fast_tokens import EngineUnavailable
 from common.shard_format import FORMAT_VERSION, METADATA
 from common.tokenizers import BYTES, Engine, Tokenizer, load_tokenizer
+from data_prep.dedup.survey import NEAR_METHOD
 from data_prep.filters.changes import say_finished
 from data_prep.shards.folder import claim, is_finished, locked, spoil
 from data_prep.shards.identity import Identity, identifying_arguments
@@ -113,6 +114,7 @@ def _identity(arguments: argparse.Namespace, tokenizer: Tokenizer, sources: Sequ
         **document_metadata(document_options(arguments), tokenizer, name=arguments.tokenizer),
         "sources": [source.summary() for source in sources],
         "arguments": identifying_arguments(arguments, ignored=_NOT_IDENTITY),
+        **({"near_method": NEAR_METHOD} if arguments.dedup == "near" else {}),
     }
 
 

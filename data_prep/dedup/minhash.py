@@ -180,5 +180,4 @@ def _read(path: Path) -> Any:
 
 
 def _piece(saved: dict[str, Any]) -> Piece:
-    selection = Selection(**saved["selection"])
-    return Piece(**saved | {"selection": selection})
+    return Piece(**saved | {"selection": Selection(**saved["selection"]), "earlier": ()})

@@ -13,7 +13,8 @@ section 3): MinHash of 256 permutations over runs of 5 words, and locality-sensi
 0.7 (bigcode-project/bigcode-dataset, near_deduplication; The Stack began with 0.85). There are two differences. A
 candidate counts only if the similarity estimated from its whole signature reaches the threshold. And a document is
 dropped only for an earlier one that *stays*: in a chain where each document is near to the next one only, more than
-the first remains. Documents of fewer than 5 words are never near duplicates.
+the first remains. Documents of fewer than 5 words are never near duplicates. In scripts without spaces, such as Thai
+and Chinese, each character counts as a word.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ from data_prep.dedup.near_index import near_rows
 from data_prep.filters.changes import ContentHash
 from data_prep.filters.decisions import Reasons
 from data_prep.filters.digests import DIGEST_BYTES, digest, first_occurrences
-from data_prep.filters.ngrams import ngram_hashes, word_hashes, words_of
+from data_prep.filters.ngrams import ngram_hashes, units_of, word_hashes
 from data_prep.filters.reasons import reason_to_drop
 from data_prep.shards.parts import WORK_FOLDER, Part, PartOptions
 from data_prep.sources.documents import Document
@@ -41,6 +42,8 @@ from data_prep.sources.readers import read_piece
 from data_prep.workers import count_progress
 
 SHINGLE_WORDS, PERMUTATIONS, THRESHOLD = 5, 256, 0.7
+NEAR_METHOD = f"MinHash of {SHINGLE_WORDS} words, or characters where a script has no spaces"
+"""Belongs to the identity of what near deduplication writes: another method gives another name."""
 DUPLICATE, NEAR_DUPLICATE = "duplicate", "near_duplicate"
 _DECISIONS = ("", DUPLICATE, NEAR_DUPLICATE)
 Signature = npt.NDArray[np.uint32]
@@ -176,7 +179,7 @@ def signer() -> Callable[[str], Signature]:
     empty = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
 
     def signature_of(text: str) -> Signature:
-        hashes = np.unique(ngram_hashes(word_hashes(words_of(text)), n=SHINGLE_WORDS) >> np.uint64(32)).tolist()
+        hashes = np.unique(ngram_hashes(word_hashes(units_of(text)), n=SHINGLE_WORDS) >> np.uint64(32)).tolist()
         if not hashes:
             return np.zeros(PERMUTATIONS, dtype=np.uint32)
         sketch = empty.copy()

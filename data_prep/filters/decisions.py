@@ -1,5 +1,7 @@
 """The decision on each record of a part: kept, dropped for a reason, or repeated.
 
+A document of the validation split is dropped if a source before this one, of the same file, keeps it.
+
 A part is read as often as the weight of its source asks for. The first reading yields every record with its decision;
 each further reading yields the documents that have one more copy. So the copies of a document lie a whole part apart.
 """
@@ -11,7 +13,7 @@ from typing import NamedTuple
 from data_prep.filters.changes import ChangedInputError, ContentHash
 from data_prep.filters.digests import digest, is_validation
 from data_prep.filters.options import FilterOptions
-from data_prep.filters.reasons import reason_to_drop
+from data_prep.filters.reasons import IN_VAL, reason_of_selection, reason_to_drop
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions
 from data_prep.sources.mixture import copies_of
 from data_prep.sources.readers import read_piece
@@ -64,6 +66,7 @@ def decisions(
             content = ContentHash(reading)
             for decision in _decisions_of_piece(piece, reading, filters, surveyed):
                 content.add(decision.record)
+                decision = _once_in_val(decision, piece, filters, val_fraction=val_fraction)
                 if n_earlier == 0 or _is_repeated(decision, n_earlier, piece.selection.weight, val_fraction):
                     yield decision
                 else:
@@ -90,6 +93,17 @@ def _decisions_of_piece(
         yield Decision(record, reason, selection.name)
     if surveyed is not None and n_records != len(surveyed):
         raise _changed(piece, _numbers(surveyed, str(n_records)))
+
+
+def _once_in_val(decision: Decision, piece: Piece, filters: FilterOptions, *, val_fraction: float) -> Decision:
+    """Return the decision; a document of the validation split is dropped if a source before this one keeps it."""
+    record = decision.record
+    if not piece.earlier or not val_fraction or decision.reason is not None or not isinstance(record, Document):
+        return decision
+    is_kept_before = any(reason_of_selection(record, selection, filters) is None for selection in piece.earlier)
+    if is_kept_before and is_validation(digest(record.utf8), val_fraction=val_fraction):
+        return decision._replace(reason=IN_VAL)
+    return decision
 
 
 def _changed(piece: Piece, difference: str) -> ChangedInputError:

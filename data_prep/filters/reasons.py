@@ -18,19 +18,24 @@ from data_prep.sources.documents import Document, Dropped, Selection
 from data_prep.sources.languages import language_of
 from data_prep.sources.mixture import copies_of
 
-OTHER_LANGUAGE, NOT_CHOSEN = "other_language", "not_sampled"
+OTHER_LANGUAGE, NOT_CHOSEN, IN_VAL = "other_language", "not_sampled", "already_in_val"
 
 
 def reason_to_drop(record: Document | Dropped, selection: Selection, filters: FilterOptions) -> str | None:
     """Return why a record is dropped, or None if it stays."""
     if isinstance(record, Dropped):
         return record.reason
+    return reason_of_selection(record, selection, filters) or rule_broken(record, filters)
+
+
+def reason_of_selection(document: Document, selection: Selection, filters: FilterOptions) -> str | None:
+    """Return why a source does not want a document, or None."""
     languages = selection.languages
-    if languages and language_of(record.source, record.row, field=filters.language_field) not in languages:
+    if languages and language_of(document.source, document.row, field=filters.language_field) not in languages:
         return OTHER_LANGUAGE
-    if selection.weight < 1 and copies_of(digest(record.utf8), weight=selection.weight) == 0:
+    if selection.weight < 1 and copies_of(digest(document.utf8), weight=selection.weight) == 0:
         return NOT_CHOSEN
-    return rule_broken(record, filters)
+    return None
 
 
 def rule_broken(document: Document, filters: FilterOptions) -> str | None:

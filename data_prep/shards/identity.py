@@ -19,7 +19,8 @@ from common.shard_format import FORMAT_VERSION
 from common.small_files import BadFileError, parse_json, read_small_file
 
 Identity = dict[str, Any]
-_COMPARED = {"format_version", "tokenizer", "sources", "listing", "arguments"}  # all other entries follow from these
+# All other entries follow from these.
+_COMPARED = {"format_version", "tokenizer", "sources", "listing", "arguments", "near_method"}
 _MOST_SHOWN = 6  # differences; one more file in the input shifts all parts after it
 _LONGEST_VALUE = 160  # characters of a value that are shown whole
 _MOST_BYTES = 256 << 20  # of a plan, which has an entry for each part

@@ -80,3 +80,5 @@ class Piece:
     size: int
     """The bytes of the file that belong to this piece."""
     selection: Selection
+    earlier: tuple[Selection, ...] = field(default=(), repr=False)
+    """The selections of the sources before this one that have the same file."""

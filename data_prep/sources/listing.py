@@ -10,7 +10,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.command_line import UserError
 from common.wording import meant
@@ -137,6 +137,31 @@ def _nothing_in(path: str, tree: Tree, extensions: Sequence[str]) -> UserError:
         f"input {path!r} holds no file with the extensions {_shortened(extensions)}"
         f" (it holds: {tree.left_out() or 'no files'}); name others with --extensions{near}"
     )
+
+
+def know_earlier(sources: Sequence[ListedSource]) -> list[ListedSource]:
+    """Return the sources, whose pieces now have the selections of the sources before that have the same file."""
+    if len(sources) < 2:
+        return list(sources)
+    selections_of: dict[tuple[object, ...], list[Selection]] = {}
+    known = []
+    for source in sources:
+        keys = {piece.path: _key_of(piece.path) for piece in source.pieces}
+        earlier = {path: tuple(selections_of.get(key, ())) for path, key in keys.items()}
+        pieces = tuple(replace(piece, earlier=earlier[piece.path]) for piece in source.pieces)
+        known.append(replace(source, pieces=pieces))
+        for key in set(keys.values()):
+            selections_of.setdefault(key, []).append(source.selection)
+    return known
+
+
+def _key_of(path: str) -> tuple[object, ...]:
+    """Return what tells a file from others, however it is named."""
+    try:
+        status = os.stat(path)
+    except OSError:  # not a file of this machine
+        return (path,)
+    return status.st_dev, status.st_ino
 
 
 def cut_into_parts(pieces: Sequence[Piece], *, part_bytes: int) -> list[list[Piece]]:

@@ -3,7 +3,8 @@
 The training split has each document of a source of weight w floor(w) times, and once more if a hash of its text is
 below the fractional part of w. So weight 0.25 keeps a quarter of the documents, the same ones whatever else is read,
 and weight 2.5 gives two epochs and half of a third. Equal documents are treated alike, and the documents of a smaller
-weight are a subset of those of a larger one. The validation split has every document once.
+weight are a subset of those of a larger one. The validation split has every document of a file once, also if several
+sources name the file: the first of them that keeps the document gives it.
 """
 
 import argparse

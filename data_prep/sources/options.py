@@ -10,7 +10,7 @@ from common.wording import for_terminal
 from data_prep.sources.documents import ReadOptions, Selection
 from data_prep.sources.formats.recognition import CODE_EXTENSIONS
 from data_prep.sources.huggingface.library import PREFIX
-from data_prep.sources.listing import DEFAULT_EXTENSIONS, UNCUT, ListedSource, list_source
+from data_prep.sources.listing import DEFAULT_EXTENSIONS, UNCUT, ListedSource, know_earlier, list_source
 from data_prep.sources.mixture import MIX_SYNTAX, parse_mix
 from data_prep.sources.remarks import check_names, remarks_on
 from data_prep.sources.standard_input import STDIN, copied_input
@@ -112,6 +112,7 @@ def sources_of(
         )
         for path, selection in wanted
     ]
+    sources = know_earlier(sources)
     for source in sources if arguments.strict else ():
         for skipped in source.skipped:
             raise UserError(f"{skipped.source}: {skipped.reason} ({skipped.detail}); repair it, or omit --strict")

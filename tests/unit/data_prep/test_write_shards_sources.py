@@ -8,15 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from common.command_line import UserError
-from common.shard_format import METADATA
+from common.shard_format import METADATA, read_index
 from data_prep import write_parts, write_shards
+from data_prep.filters.digests import digest, is_validation
 from data_prep.shards.parts import WORK_FOLDER
+from data_prep.shards.reader import read_shard
 from data_prep.shards.tally import REPORT
+from data_prep.sources.mixture import copies_of
 from tests.conftest import REPOSITORY
 from tests.helpers.held import wait_until
 from tests.helpers.shard_writing import kill_in_second_part, option_words
@@ -175,3 +179,44 @@ def test_input_that_changed_since_the_survey_is_named(tmp_path: Path, monkeypatc
         UserError, match=r"a\.jsonl changed while it was read: .* 2000 records .* and 1900 when written"
     ):
         _run(tmp_path / "out", "--input", path, "--dedup", "exact")
+
+
+def _texts_of_val(out: Path, metadata: dict[str, Any]) -> list[str]:
+    """Return the documents of val/, but for those at the end of each part, of which tokens may be left over."""
+    texts = []
+    for entry in read_index(out / "val", strict=True):
+        windows = read_shard(out / "val", entry, metadata).tokens
+        ids = np.concatenate([windows[:, : metadata["seq_len"]].ravel(), windows[-1, metadata["seq_len"] :]])
+        ends = np.flatnonzero(ids == metadata["tokenizer"]["eos_id"])
+        texts += [bytes(run[run < 256].astype(np.uint8)).decode() for run in np.split(ids, ends)[:-1]]
+    return texts
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("dedup", ["none", "exact"])
+def test_val_has_each_document_of_a_file_once_whatever_names_it(suffix: str, dedup: str, tmp_path: Path) -> None:
+    languages = ["python" if i % 2 else "c" for i in range(len(TEXTS))]
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"text": TEXTS, "lang": languages}), path, row_group_size=100)
+    else:
+        rows = zip(TEXTS, languages, strict=True)
+        path.write_text("".join(json.dumps({"text": text, "lang": name}) + "\n" for text, name in rows))
+    (tmp_path / "link").symlink_to(path)
+    mix = [f"few={path}#python:0.3", f"all={tmp_path}/./a{suffix}:1", f"c={tmp_path / 'link'}#c:2.5"]
+    out = tmp_path / "out"
+    metadata = _run(out, "--mix", *mix, "--language_field", "lang", val_fraction=0.2, dedup=dedup)
+    in_val = [text for text in TEXTS if is_validation(digest(text.encode()), val_fraction=0.2)]
+    assert metadata["splits"]["val"]["documents"] == len(in_val)
+    found = _texts_of_val(out, metadata)
+    assert len(found) > 0.9 * len(in_val)
+    assert len(set(found)) == len(found)
+    assert set(found) <= set(in_val)
+    few = [text for text in TEXTS[1::2] if copies_of(digest(text.encode()), weight=0.3)]
+    if dedup == "none":  # the second source gives those that the first one has not chosen, and the third none
+        n_again = len(set(few) & set(in_val)) + len(set(TEXTS[::2]) & set(in_val))
+        assert metadata["dropped"]["already_in_val"] == n_again
+        train = {name: counts["documents"] for name, counts in metadata["shares"].items()}
+        assert train["few"] == len(few)
+        assert train["all"] == len(TEXTS) - len(set(few) & set(in_val))
+        assert 2000 < train["c"] < 2.6 * 800

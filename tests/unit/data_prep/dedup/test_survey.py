@@ -91,6 +91,44 @@ def test_near_documents_are_dropped_and_others_stay(corpus: Path, tmp_path: Path
     assert all(_jaccard(a.read_text(), CODE) < 0.6 for a in sources if a.name not in ("a_first.py", "__init__.py"))
 
 
+# Letters of which texts are made, and what stands between words.
+SCRIPTS = {
+    "English": (range(ord("a"), ord("z")), " "),
+    "Chinese": (range(0x4E00, 0x5600), ""),
+    "Thai": (range(0xE01, 0xE4E), ""),
+    "Japanese": (range(0x3041, 0x30FA), ""),
+    "Khmer": (range(0x1780, 0x17D3), ""),
+    "Burmese": (range(0x1000, 0x104A), ""),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_changed_character_hides_no_copy_in_any_script(script: str, tmp_path: Path) -> None:
+    letters, space = SCRIPTS[script]
+    generator = random.Random(script)
+    words = ["".join(chr(generator.choice(letters)) for _ in range(generator.randint(1, 6))) for _ in range(400)]
+    texts = [space.join(generator.choice(words) for _ in range(120)) for _ in range(20)]
+    places = [generator.choice([i for i, letter in enumerate(text) if letter != " "]) for text in texts]
+    copies = [text[:place] + chr(letters[0]) + text[place + 1 :] for text, place in zip(texts, places, strict=True)]
+    write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in [*texts, *copies]])
+    write_shards.main(_arguments(tmp_path / "a.jsonl", tmp_path / "out", dedup="near"))
+    n_same = sum(text == copy for text, copy in zip(texts, copies, strict=True))
+    dropped = {name: counts["documents"] for name, counts in _report(tmp_path / "out")["rules"].items()}
+    assert dropped.get("near_duplicate", 0) + dropped.get("duplicate", 0) == 20
+    assert dropped.get("duplicate", 0) == n_same < 5
+
+
+def test_another_method_of_finding_duplicates_is_another_identity(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards.main(_arguments(corpus, tmp_path / "near", dedup="near"))
+    write_shards.main(_arguments(corpus, tmp_path / "exact", dedup="exact"))
+    monkeypatch.setattr(write_shards, "NEAR_METHOD", "another")
+    with pytest.raises(UserError, match=r'near_method "MinHash of 5 words, .*" there, "another" now'):
+        write_shards.main(_arguments(corpus, tmp_path / "near", dedup="near"))
+    write_shards.main(_arguments(corpus, tmp_path / "exact", dedup="exact"))
+
+
 def test_both_ends_of_a_chain_of_near_documents_stay(tmp_path: Path) -> None:
     words = [f"w{i}" for i in range(2000)]
     chain = [" ".join(words[start : start + 1000]) for start in (0, 100, 200)]
