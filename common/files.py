@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from common.command_line import UserError
+from common.small_files import open_regular_file
 
 PARTIAL_NAME = re.compile(r"\..*\.partial-(?P<machine>[0-9a-f]{8})-(?P<process>[1-9]\d{0,8})-[0-9a-f]{8}")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -160,8 +161,12 @@ def name_inside(name: Any, *, named_in: object) -> PurePosixPath:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    """Return the hexadecimal SHA-256 of a regular file's bytes.
+
+    Raises:
+        BadFileError: it cannot be opened, or is not a regular file.
+    """
+    with open_regular_file(path, name=path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -136,14 +136,16 @@ def read_yaml(path: Path, *, what: str = "", most_bytes: int = MOST_YAML_BYTES) 
 
 
 def read_lines(path: Path, *, what: str = "", most_bytes: int = MOST_BYTES) -> Iterator[bytes | None]:
-    """Yield the lines of a regular file; see `bounded_lines`.
+    """Yield the lines of a regular file with their line ends; None stands for one longer than `most_bytes`.
+
+    Memory stays within `most_bytes`, whatever the file holds.
 
     Raises:
         BadFileError: it cannot be read, or is not a regular file.
     """
     name = f"{what} {path}".strip()
     with open_regular_file(path, name=name) as file:
-        lines = bounded_lines(file, most_bytes=most_bytes)
+        lines = (line for line, _ in measured_lines(file, most_bytes=most_bytes))
         while True:
             try:
                 line = next(lines, b"")
@@ -154,16 +156,8 @@ def read_lines(path: Path, *, what: str = "", most_bytes: int = MOST_BYTES) -> I
             yield line
 
 
-def bounded_lines(file: IO[bytes], *, most_bytes: int = MOST_BYTES) -> Iterator[bytes | None]:
-    """Yield the lines of a file with their line ends; None stands for a line longer than `most_bytes`.
-
-    Memory stays within `most_bytes`, whatever the file holds.
-    """
-    return (line for line, _ in measured_lines(file, most_bytes=most_bytes))
-
-
 def measured_lines(file: IO[bytes], *, most_bytes: int = MOST_BYTES) -> Iterator[tuple[bytes | None, int]]:
-    """Yield the lines of a file, as `bounded_lines` does, each with its length in bytes."""
+    """Yield the lines of an open file, as `read_lines` does, each with its length in bytes."""
     while line := file.readline(most_bytes + 1):
         n_bytes = len(line)
         if n_bytes <= most_bytes:

@@ -85,7 +85,7 @@ class SentencePieceTokenizer:
     is_reference = True
 
     def __init__(self, path: Path, *, variant: bytes | None = None) -> None:
-        stored = _read_model(path)
+        stored = read_model(path)
         self._model = stored if variant is None else variant
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
         self.vocab_size: int = self._processor.vocab_size()
@@ -149,7 +149,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def _read_model(path: Path) -> bytes:
+def read_model(path: Path) -> bytes:
     """Return the content of a file that may be a SentencePiece model.
 
     Raises:

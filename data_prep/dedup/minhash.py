@@ -31,18 +31,23 @@ from datatrove.pipeline.dedup.minhash import (
 )
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WhitespaceTokenizer
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 
+from common.command_line import UserError
 from common.files import json_text, write_json, write_text, written_whole
+from common.small_files import read_json
 from data_prep.dedup.survey import SHINGLE_WORDS, Signature, bands_and_size, signer
 from data_prep.filters.changes import ChangedInputError
 from data_prep.filters.decisions import decisions
 from data_prep.filters.options import FilterOptions
+from data_prep.shards.identity import shape_fault
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions, Selection
 from data_prep.sources.languages import language_of
 from data_prep.workers import count_progress
 
 PATH, LANGUAGE = "path", "language"  # keys that are added to records which do not have them
 _RECORDS_AT_ONCE = 1000  # read at once from a file of signatures or pairs
+_MOST_BYTES = 1 << 30  # of a task's file, which names every piece of its slice
 _signer = functools.cache(signer)  # made once in each process
 
 
@@ -84,10 +89,10 @@ def write_slices(slices: list[list[Piece]], work: Path) -> None:
 
 def counts_of(work: Path, n_tasks: int) -> tuple[int, int, Counter[str]]:
     """Return the number of documents before and after deduplication, and of those dropped before it, by reason."""
-    seen = [_read(_task_file(work, "seen", rank)) for rank in range(n_tasks)]
-    written = [_read(_task_file(work, "written", rank))["documents"] for rank in range(n_tasks)]
-    dropped = sum((Counter(task["dropped"]) for task in seen), Counter())
-    return sum(task["documents"] for task in seen), sum(written), dropped
+    seen = [_counts(_task_file(work, "seen", rank)) for rank in range(n_tasks)]
+    written = [_counts(_task_file(work, "written", rank)) for rank in range(n_tasks)]
+    dropped = sum((Counter(task.dropped) for task in seen), Counter())
+    return sum(task.documents for task in seen), sum(task.documents for task in written), dropped
 
 
 class SourceReader(PipelineStep):
@@ -102,7 +107,8 @@ class SourceReader(PipelineStep):
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[TroveDocument]:
         pieces = [_piece(saved) for saved in _read(_task_file(self.work, "slices", rank))]
         dropped: Counter[str] = Counter()
-        contents: list[int] = self._seen(rank).get("contents", [])
+        before = self._seen(rank)
+        contents = [] if before is None else before.contents
         n_documents = 0
         for record, reason, _ in decisions(pieces, self.reading, self.filters, contents=contents) if pieces else ():
             count_progress(documents=int(reason is None), input_bytes=record.input_bytes)
@@ -111,12 +117,12 @@ class SourceReader(PipelineStep):
             elif isinstance(record, Document):
                 n_documents += 1
                 yield self._trove_document(record)
-        self._compare_or_save(rank, {"documents": n_documents, "contents": contents, "dropped": dropped})
+        self._compare_or_save(rank, _Counts(documents=n_documents, contents=contents, dropped=dropped))
 
-    def _seen(self, rank: int) -> dict[str, Any]:
-        """Return what the first reading of a task's slice found; nothing if this is the first one."""
+    def _seen(self, rank: int) -> "_Counts | None":
+        """Return what the first reading of a task's slice found; None if this is the first one."""
         path = _task_file(self.work, "seen", rank)
-        return dict(_read(path)) if path.exists() else {}
+        return _counts(path) if path.exists() else None
 
     def _trove_document(self, document: Document) -> TroveDocument:
         row = {name: value for name, value in document.row.items() if name != self.reading.text_field}
@@ -124,15 +130,15 @@ class SourceReader(PipelineStep):
         row.setdefault(LANGUAGE, language_of(document.source, document.row, field=self.filters.language_field))
         return TroveDocument(document.text, document.source, metadata={"row": row})
 
-    def _compare_or_save(self, rank: int, seen: dict[str, Any]) -> None:
-        path = _task_file(self.work, "seen", rank)
-        if not path.exists():
+    def _compare_or_save(self, rank: int, seen: "_Counts") -> None:
+        path, before = _task_file(self.work, "seen", rank), self._seen(rank)
+        if before is None:
             path.parent.mkdir(exist_ok=True)
-            write_json(path, seen)
-        elif (before := self._seen(rank)) != seen:
+            write_json(path, seen.model_dump())
+        elif before != seen:
             raise ChangedInputError(
-                f"the input changed while it was read: task {rank} found {before['documents']} documents when it"
-                f" computed their signatures, and {seen['documents']}, or others, when it wrote them; leave the input"
+                f"the input changed while it was read: task {rank} found {before.documents} documents when it"
+                f" computed their signatures, and {seen.documents}, or others, when it wrote them; leave the input"
                 " unchanged, and start again with another --out"
             )
 
@@ -175,8 +181,28 @@ def _task_file(work: Path, kind: str, rank: int) -> Path:
     return work / kind / f"{rank:05}.json"
 
 
+class _Counts(BaseModel):
+    """The content of a file in which a task counts the documents that it has read, or written."""
+
+    documents: NonNegativeInt
+    contents: list[int] = []
+    dropped: dict[str, NonNegativeInt] = {}
+
+
+def _counts(path: Path) -> _Counts:
+    """Return what a task has counted.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return _Counts.model_validate(_read(path))
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged ({shape_fault(error)}); start again with another --out") from error
+
+
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, most_bytes=_MOST_BYTES)
 
 
 def _piece(saved: dict[str, Any]) -> Piece:

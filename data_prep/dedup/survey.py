@@ -23,13 +23,14 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from common.command_line import UserError
 from common.files import written_whole
+from common.small_files import open_regular_file
 from data_prep.dedup.near_index import near_rows
 from data_prep.filters.changes import ContentHash
 from data_prep.filters.decisions import Reasons
@@ -115,8 +116,8 @@ def decided(part: Part, out: Path) -> Reasons:
     names = _read(part, out, "names").tolist()
     reasons = [names[index] for index in _read(part, out, "reasons").tolist()]
     staying = [place for place, reason in enumerate(reasons) if not reason]
-    with _damage_explained(decision_path(part, out)) as path:
-        for place, decision in zip(staying, np.load(path).tolist(), strict=True):
+    with _damage_explained(decision_path(part, out)) as file:
+        for place, decision in zip(staying, np.load(file).tolist(), strict=True):
             reasons[place] = _DECISIONS[decision]
     ends = np.cumsum(_read(part, out, "counts")).tolist()
     return [reasons[start:end] for start, end in itertools.pairwise([0, *ends])]
@@ -152,14 +153,15 @@ def _near_documents(
 
 
 def _read(part: Part, out: Path, name: str) -> Any:
-    with _damage_explained(survey_path(part, out)) as path, np.load(path, allow_pickle=False) as survey:
+    with _damage_explained(survey_path(part, out)) as file, np.load(file, allow_pickle=False) as survey:
         return survey[name]
 
 
 @contextlib.contextmanager
-def _damage_explained(path: Path) -> Iterator[Path]:
+def _damage_explained(path: Path) -> Iterator[IO[bytes]]:
     try:
-        yield path
+        with open_regular_file(path, name=path) as file:
+            yield file
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged: {error}; delete it, and run the same command again") from error
 

@@ -46,7 +46,7 @@ def read_json(path: Path | S3Path, *, advice: str = _DELETE) -> dict[str, Any] |
     """
     try:
         if isinstance(path, S3Path):
-            stored = path.read_bytes()
+            stored = path.read_bytes(most_bytes=_MOST_BYTES)
         else:
             path.lstat()
             refuse_link(path)

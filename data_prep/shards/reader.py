@@ -13,8 +13,16 @@ from typing import Any
 import numpy as np
 import zstandard
 
+from common.command_line import UserError
 from common.s3 import S3Path
-from common.shard_format import METADATA, TOKENIZER_MODEL, DamagedShardError, content_fault, read_shard_file
+from common.shard_format import (
+    METADATA,
+    TOKENIZER_MODEL,
+    DamagedShardError,
+    content_fault,
+    read_finished_file,
+    read_shard_file,
+)
 from common.tokenizers import BYTES, Tokenizer, load_tokenizer
 from data_prep.tokens.packing import TokenArray, WindowShape
 
@@ -42,9 +50,9 @@ def load_shard_tokenizer(root: Path | S3Path, metadata: dict[str, Any]) -> tuple
     if expected["kind"] == BYTES:
         return load_tokenizer(BYTES), []
     try:
-        model = path.read_bytes()
-    except FileNotFoundError:
-        return None, [f"{path} is missing"]
+        model = read_finished_file(root, TOKENIZER_MODEL)
+    except UserError as error:
+        return None, [str(error)]
     if hashlib.sha256(model).hexdigest() != expected["sha256"]:
         return None, [f"{path} is not the tokenizer of these shards: its sha256 is not the one in {METADATA}"]
     with tempfile.NamedTemporaryFile(suffix=TOKENIZER_MODEL) as file:

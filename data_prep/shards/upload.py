@@ -10,7 +10,15 @@ from tqdm import tqdm
 from common.command_line import UserError
 from common.files import sha256_of_file
 from common.s3 import S3Path
-from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, file_fault, read_index, read_metadata
+from common.shard_format import (
+    INDEX,
+    METADATA,
+    TOKENIZER_MODEL,
+    file_fault,
+    read_finished_file,
+    read_index,
+    read_metadata,
+)
 from data_prep.shards.tally import REPORT
 
 _UPLOADING = "uploading.json"  # identifies the shards while their copy is incomplete: hashes of all other small files
@@ -27,11 +35,16 @@ def upload(root: Path, remote: S3Path) -> None:
     others = [name for name in (REPORT, TOKENIZER_MODEL) if (root / name).exists()]
     others += [str(path.relative_to(root)) for path in sorted(root.glob(f"*/{INDEX}"))]
     identity = json.dumps({name: sha256_of_file(root / name) for name in (METADATA, *others)}).encode()
+    metadata = read_finished_file(root, METADATA)
     stored = refuse_foreign_content(remote)
-    if METADATA in stored and (remote / METADATA).read_bytes() == (root / METADATA).read_bytes():
+
+    def is_stored(name: str, content: bytes) -> bool:
+        return stored.get(name) == len(content) and (remote / name).read_bytes() == content
+
+    if is_stored(METADATA, metadata):
         print(f"{remote} has these shards already; nothing to do")
         return
-    if METADATA in stored or (stored and (remote / _UPLOADING).read_bytes() != identity):
+    if METADATA in stored or (stored and not is_stored(_UPLOADING, identity)):
         raise UserError(f"{remote} holds other shards than {root}; choose another prefix, or empty it")
     (remote / _UPLOADING).write_bytes(identity)
     missing = {name: entry for name, entry in shards.items() if stored.get(name) != entry["bytes"]}
@@ -41,7 +54,7 @@ def upload(root: Path, remote: S3Path) -> None:
     _send_shards(missing, root, remote, n_bytes=n_bytes)
     for name in others:
         (remote / name).upload(root / name)
-    (remote / METADATA).write_bytes((root / METADATA).read_bytes())
+    (remote / METADATA).write_bytes(metadata)
     (remote / _UPLOADING).unlink()
     already = f", {len(shards) - len(missing)} were there" if len(missing) < len(shards) else ""
     print(f"{remote} is finished: {len(missing)} files of shards sent, {n_bytes / 1e6:,.1f} MB{already}")

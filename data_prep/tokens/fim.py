@@ -23,7 +23,7 @@ import xxhash
 
 from common.command_line import UserError
 from common.sentencepieces.sentencepiece_model import SPACE, parsed
-from common.tokenizers import BYTES, FIM_BYTE_IDS, ByteTokenizer, Engine, Tokenizer, load_tokenizer
+from common.tokenizers import BYTES, FIM_BYTE_IDS, ByteTokenizer, Engine, Tokenizer, load_tokenizer, read_model
 
 SENTINEL_PIECES = tuple(f"{SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))  # Code Llama's
 Order = Literal["psm", "spm"]
@@ -120,7 +120,7 @@ def load_fim_tokenizer(name: str, *, engine: Engine) -> FimTokenizer:
         first = ByteTokenizer.vocab_size
         return FimTokenizer(Sentinels(first, first + 1, first + 2, first + 3), tokenizer, tokenizer)
     load_tokenizer(name)  # raises the error for a file that is not a model
-    proto = parsed(Path(name).read_bytes())
+    proto = parsed(read_model(Path(name)))
     ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     if missing := [piece for piece in SENTINEL_PIECES if piece not in ids]:
         raise UserError(

@@ -23,6 +23,7 @@ from torch.futures import Future
 
 from common.command_line import UserError
 from common.files import inside
+from common.small_files import open_regular_file
 
 METADATA = ".metadata"
 _CLASSES: tuple[type, ...] = (
@@ -128,7 +129,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _read_metadata(path: Path) -> Metadata:
     try:
-        with path.open("rb") as file:
+        with open_regular_file(path, name=path) as file:
             found = _Unpickler(file, path=path).load()
         _check(found, path.parent)
     except UserError:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.json
 import pytest
 
+from common.command_line import UserError
 from common.files import (
     PatientFile,
     hold_lock,
@@ -65,6 +66,9 @@ def test_json_and_text_read_back(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")  # the first test vector of FIPS 180
     assert sha256_of_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match="it is a FIFO, not a file"):  # which would be waited for
+        sha256_of_file(tmp_path / "fifo")
 
 
 def test_what_a_full_disk_refuses_is_written_later(tmp_path: Path) -> None:

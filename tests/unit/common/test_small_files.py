@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from common.small_files import (
     MOST_LEVELS,
     BadFileError,
-    bounded_lines,
+    measured_lines,
     parse_json,
     parse_yaml,
     read_json,
@@ -120,8 +120,8 @@ def test_any_bytes_are_a_value_or_one_message(contents: bytes) -> None:
 def test_a_long_line_takes_no_more_memory_than_its_limit() -> None:
     file = io.BytesIO(b"short\n" + bytes(50_000_000) + b"\nlast")
     tracemalloc.start()
-    lines = list(bounded_lines(file, most_bytes=1000))
+    lines = list(measured_lines(file, most_bytes=1000))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert lines == [b"short\n", None, b"last"]
+    assert lines == [(b"short\n", 6), (None, 50_000_001), (b"last", 4)]
     assert peak < 100_000

@@ -1,6 +1,7 @@
 """check_shards on intact shards, and on every kind of damage."""
 
 import json
+import os
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -126,7 +127,10 @@ def test_another_tokenizer_is_found(zstd_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.model is not the tokenizer of these shards"):
         check_shards.main([str(root)])
     (root / "tokenizer.model").unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.model is missing"):
+    with pytest.raises(UserError, match=r"tokenizer\.model does not exist"):
+        check_shards.main([str(root)])
+    os.mkfifo(root / "tokenizer.model")
+    with pytest.raises(UserError, match=r"tokenizer\.model cannot be read: it is a FIFO"):
         check_shards.main([str(root)])
 
 

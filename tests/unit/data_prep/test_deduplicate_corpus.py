@@ -260,6 +260,18 @@ def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:
             deduplicate_corpus.main(_arguments(corpus, **{"out": tmp_path / "new"} | changes))
 
 
+@pytest.mark.parametrize("contents", ["", "{", "[]", '{"documents": -1}', '{"documents": 1, "dropped": [1]}'])
+def test_a_damaged_count_of_a_task_is_named(contents: str, tmp_path: Path) -> None:
+    counts_of = pytest.importorskip("data_prep.dedup.minhash").counts_of
+    for kind in ("seen", "written"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "00000.json").write_text('{"documents": 2}')
+    assert counts_of(tmp_path, 1) == (2, 2, {})
+    (tmp_path / "seen" / "00000.json").write_text(contents)
+    with pytest.raises(UserError, match=r"seen/00000\.json is (damaged|not JSON)"):
+        counts_of(tmp_path, 1)
+
+
 def test_a_second_run_on_a_folder_is_refused(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -28,7 +28,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from common.command_line import UserError, raise_if_any
 from common.sentencepieces.sentencepiece_model import PROBES, SPACE, merges, obstacles, parsed
-from common.tokenizers import BYTES, ByteTokenizer, Tokenizer, load_tokenizer
+from common.tokenizers import BYTES, ByteTokenizer, Tokenizer, load_tokenizer, read_model
 from pipeline.weights.formats.record import FirstToken
 from pipeline.weights.formats.stored_model import TOKENIZER
 
@@ -86,7 +86,7 @@ def _sentencepiece(path: Path) -> _Parts:
     Raises:
         UserError: tokenizer.json cannot give the same ids; says why.
     """
-    proto = parsed(path.read_bytes())
+    proto = parsed(read_model(path))
     raise_if_any(obstacles(proto), heading=f"{path} cannot be written as a tokenizer.json with the same ids")
     ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     names = {
