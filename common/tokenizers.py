@@ -142,7 +142,7 @@ def load_tokenizer(
     try:
         kind = GigatokenTokenizer if engine == "gigatoken" else SentencePieceTokenizer
         tokenizer = kind(Path(name), variant=variant)
-    except RuntimeError as error:  # an assertion of SentencePiece
+    except (RuntimeError, UnicodeDecodeError) as error:  # an assertion of SentencePiece, whose text may be damaged
         raise UserError(f"tokenizer {name!r} is not a SentencePiece model; {_WANTED}") from error
     if tokenizer.eos_id < 0:
         raise UserError(f"tokenizer {name!r} has no EOS id, which separates documents; train it with eos_id >= 0")

@@ -22,7 +22,7 @@ from pathlib import Path
 from common.command_line import UserError, a_path, command_parser, one_line, whole_number
 from common.files import write_json
 from common.small_files import BadFileError, read_json
-from pipeline.runtime.metrics_lines import METRICS, last_step
+from pipeline.runtime.metrics_lines import METRICS, is_step, last_step
 from pipeline.runtime.stop import ExitCode
 from pipeline.weights.checkpoint.listing import checkpoints_in, step_of
 
@@ -85,9 +85,11 @@ def read_ends(path: Path) -> Ends | None:
     """Return the remembered ends; None if there are none, or the file is damaged."""
     try:
         values = read_json(path)
-        return Ends(job=values["job"], checkpoint=values["checkpoint"], steps=tuple(values["steps"]))
+        job, checkpoint, steps = (values[name] for name in ("job", "checkpoint", "steps"))
     except (BadFileError, KeyError, TypeError):
         return None
+    is_sound = isinstance(job, str) and isinstance(steps, list) and all(map(is_step, [checkpoint, *steps]))
+    return Ends(job=job, checkpoint=checkpoint, steps=tuple(steps)) if is_sound else None
 
 
 def main() -> None:

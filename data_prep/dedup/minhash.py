@@ -198,7 +198,7 @@ def _counts(path: Path) -> _Counts:
     try:
         return _Counts.model_validate(_read(path))
     except ValidationError as error:
-        raise UserError(f"{path} is damaged ({shape_fault(error)}); start again with another --out") from error
+        raise UserError(f"{path} is damaged: {shape_fault(error)}; start again with another --out") from error
 
 
 def _read(path: Path) -> Any:

@@ -32,7 +32,7 @@ from common.command_line import UserError
 from common.files import written_whole
 from common.small_files import open_regular_file
 from data_prep.dedup.near_index import near_rows
-from data_prep.filters.changes import ContentHash
+from data_prep.filters.changes import DAMAGED_ARRAY, ContentHash
 from data_prep.filters.decisions import Reasons
 from data_prep.filters.digests import DIGEST_BYTES, digest, first_occurrences
 from data_prep.filters.ngrams import ngram_hashes, units_of, word_hashes
@@ -162,7 +162,7 @@ def _damage_explained(path: Path) -> Iterator[IO[bytes]]:
     try:
         with open_regular_file(path, name=path) as file:
             yield file
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (*DAMAGED_ARRAY, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged: {error}; delete it, and run the same command again") from error
 
 

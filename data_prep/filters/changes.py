@@ -10,6 +10,7 @@ not recorded, and its pieces are always compared by content.
 
 import os
 import time
+import tokenize
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import xxhash
 
 from common.command_line import UserError, say
 from common.files import written_whole
+from common.small_files import open_regular_file
 from common.wording import counted
 from data_prep.filters.digests import digest
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions
@@ -30,6 +32,8 @@ from data_prep.sources.standard_input import is_copied_input
 
 UNKNOWN, FIXED = 0, 1
 """Times of a file that was changed a moment ago, and of input that only its fingerprint, or nothing, can change."""
+DAMAGED_ARRAY = (ValueError, EOFError, SyntaxError, tokenize.TokenError)
+"""What numpy raises for a file of an array that is damaged; it parses the header as Python."""
 _RESOLUTION_NS = 2_000_000_000  # of the times of the coarsest file systems
 
 
@@ -134,11 +138,14 @@ class Fingerprints:
     """
 
     def __init__(self, path: Path, pieces: Sequence[Piece]) -> None:
+        if not path.exists():
+            raise FileNotFoundError(path)
         try:
-            saved = np.load(path, allow_pickle=False)
+            with open_regular_file(path, name=path) as file:
+                saved = np.load(file, allow_pickle=False)
             if saved.shape != (2, len(pieces)) or saved.dtype != np.uint64:
                 raise ValueError(f"it does not describe {len(pieces)} pieces")
-        except (ValueError, EOFError) as error:
+        except DAMAGED_ARRAY as error:
             raise UserError(f"{path} is damaged: {error}; delete it, and run the same command again") from error
         self._pieces, self._times, self._contents = pieces, saved[0].tolist(), saved[1].tolist()
 

@@ -127,7 +127,5 @@ class Lease:
 
 
 def _launch_in(values: dict[str, Any]) -> Launch | None:
-    try:
-        return Launch(job=values["job"], restart=values["restart"])
-    except KeyError:
-        return None
+    job, restart = values.get("job"), values.get("restart")
+    return Launch(job=job, restart=restart) if isinstance(job, str) and type(restart) is int else None

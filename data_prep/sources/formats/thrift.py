@@ -25,8 +25,6 @@ class ThriftReader:
 
     def struct(self, pattern: Pattern, *, level: int = 0) -> dict[int, Any]:
         """Return the fields in `pattern` of the structure that begins here, and go past it."""
-        if level > _MOST_LEVELS:
-            raise ValueError("its structures are nested too deep")
         fields: dict[int, Any] = {}
         number = 0
         while header := self._byte():
@@ -38,6 +36,8 @@ class ThriftReader:
         return fields
 
     def _value(self, kind: int, pattern: Pattern | None, *, level: int) -> Any:
+        if level > _MOST_LEVELS:
+            raise ValueError("its structures and lists are nested too deep")
         if kind in (_I16, _I32, _I64):
             return self._integer()
         if kind == _BINARY:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, Self
 
 from common.command_line import UserError, raise_if_any
 from common.files import json_text, write_json
-from common.small_files import BadFileError, parse_json, read_json
+from common.small_files import BadFileError, measured_lines, parse_json, read_json
+from common.wording import shortened
 
 SETTINGS = "settings.json"
 _MOST_BYTES = 8 << 30
@@ -117,24 +118,35 @@ class CompletionLog:
         Raises:
             UserError: a line is not one that `add` writes.
         """
-        self._file.seek(0)
-        contents = self._file.read(_MOST_BYTES + 1)
-        if len(contents) > _MOST_BYTES:
+        if os.fstat(self._file.fileno()).st_size > _MOST_BYTES:
             raise UserError(f"{self._path} cannot be read: it has more than {_MOST_BYTES:,} bytes")
-        whole = contents[: contents.rfind(b"\n") + 1]
-        if len(whole) < len(contents):
-            self._file.truncate(len(whole))
-        entries = {}
-        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
-            try:
-                row = parse_json(line, name=f"{self._path}: line {number}")
-            except BadFileError as error:
-                raise UserError(f"{self._path}: line {number} was not written by an evaluation: {error}") from error
-            if not self._is_ours(row):
-                raise UserError(f"{self._path}: line {number} was not written by an evaluation")
-            completion_id = CompletionId(*(row.pop(name) for name in CompletionId._fields))
-            entries[completion_id] = row
+        self._file.seek(0)
+        entries, n_whole = {}, 0
+        for number, (line, n_bytes) in enumerate(measured_lines(self._file), start=1):
+            if line is not None and not line.endswith(b"\n"):
+                self._file.truncate(n_whole)
+                break
+            n_whole += n_bytes
+            completion_id, fields = self._entry(line, name=f"{self._path}: line {number}")
+            entries[completion_id] = fields
         return entries
+
+    def _entry(self, line: bytes | None, *, name: str) -> tuple[CompletionId, dict[str, str]]:
+        """Return the completion of a line, and its texts; None stands for a line that is too long.
+
+        Raises:
+            UserError: it is not a line that `add` writes.
+        """
+        wrong = f"{name} was not written by an evaluation"
+        if line is None:
+            raise UserError(f"{wrong}: it is too long")
+        try:
+            row = parse_json(line, name=name)
+        except BadFileError as error:
+            raise UserError(f"{wrong}: {error}") from error
+        if not self._is_ours(row):
+            raise UserError(wrong)
+        return CompletionId(*(row.pop(name) for name in CompletionId._fields)), row
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -162,8 +174,12 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
         raise UserError(f"{path} does not hold the settings of an evaluation; give a new folder as --output")
     now = json.loads(json_text(settings))  # so that both sides are as they were written
     different = [
-        f"{name} was {earlier.get(name)!r}, and is now {now.get(name)!r}"
+        f"{name} was {_shown(earlier.get(name))}, and is now {_shown(now.get(name))}"
         for name in {**earlier, **now}
         if earlier.get(name) != now.get(name)
     ]
     raise_if_any(different, heading=f"--output {folder} holds an evaluation with other settings; give another folder")
+
+
+def _shown(value: Any) -> str:
+    return shortened(repr(value), most=200)

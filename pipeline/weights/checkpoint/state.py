@@ -31,7 +31,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from common.command_line import raise_if_any
+from common.command_line import UserError, one_line, raise_if_any
+from common.wording import shortened
 from pipeline.weights.checkpoint.files import Reader, Writer, load
 
 Shapes = Mapping[str, torch.Size]
@@ -136,8 +137,12 @@ def weight_reader(directory: Path, shapes: Shapes) -> Callable[[str], Tensor]:
     def read(name: str) -> Tensor:
         key = f"{name}/{WEIGHT}"
         weights = {key: torch.empty(shapes[name])}
-        with _without_process_group():
-            load(weights, reader, no_dist=True)
+        try:
+            with _without_process_group():
+                load(weights, reader, no_dist=True)
+        except dcp.CheckpointException as error:
+            reason = next((one_line(cause) for cause, _ in error.failures.values()), "")
+            raise UserError(f"{directory} holds weights that cannot be read: {shortened(reason, most=200)}") from error
         return weights[key]
 
     return read

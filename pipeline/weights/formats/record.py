@@ -60,7 +60,7 @@ def read_record(folder: Path) -> ExportRecord | None:
     problem = _problem(values)
     if problem is not None:
         raise UserError(f"{path} was not written by this version of pipeline.convert: {problem}")
-    return ExportRecord(first_token=values["first_token"], seq_len=values["seq_len"], files=values["files"])
+    return ExportRecord(first_token=values["first_token"], seq_len=values.get("seq_len"), files=values["files"])
 
 
 def _problem(values: Any) -> str | None:

@@ -74,6 +74,10 @@ def test_a_file_that_is_no_tokenizer_is_a_users_mistake(tmp_path: Path) -> None:
     without_eos = _model(tmp_path / "without_eos", eos_id=-1)
     with pytest.raises(UserError, match="has no EOS id"):
         load_tokenizer(without_eos)
+    damaged = tmp_path / "damaged"  # SentencePiece names the piece, which is no text, in its error
+    damaged.write_bytes(Path(model).read_bytes() + b"\x0a\x0b\x0a\x02<\xff\x15\x00\x00\x00\x00\x18\x06")
+    with pytest.raises(UserError, match="is not a SentencePiece model"):
+        load_tokenizer(str(damaged))
 
 
 def test_ids_of_a_padded_vocabulary_have_no_text(sentencepiece_model: Path) -> None:

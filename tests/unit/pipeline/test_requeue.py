@@ -82,8 +82,10 @@ def test_the_command_remembers_and_decides(tmp_path: Path) -> None:
     assert code == 1
     assert "job 7 does not start again: it ended twice after step 0" in said
     assert json.loads((tmp_path / "requeues.json").read_text()) == {"job": "7", "checkpoint": 0, "steps": [0, 0]}
-    (tmp_path / "requeues.json").write_text("{")
-    assert read_ends(tmp_path / "requeues.json") is None
+    nulls, no_steps = "[null, null, null, null, null]", '{"job": "7", "checkpoint": 0, "steps": "12345"}'
+    for text in ("{", "[]", no_steps, '{"job": 7, "checkpoint": 0, "steps": []}', no_steps.replace('"12345"', nulls)):
+        (tmp_path / "requeues.json").write_text(text)
+        assert read_ends(tmp_path / "requeues.json") is None
     assert ask(1, "8") == (0, "")
     done = run_module("pipeline.requeue", tmp_path / "nowhere", "--exit_code", 1, "--job", 7)
     assert done.returncode == 2

@@ -2,12 +2,14 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_prep.filters.changes import FIXED, UNKNOWN, ContentHash, times_of
+from common.command_line import UserError
+from data_prep.filters.changes import FIXED, UNKNOWN, ContentHash, Fingerprints, save_fingerprints, times_of
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions, Selection
 from data_prep.sources.records import FILE, JSONL, WHOLE
 
@@ -57,3 +59,20 @@ def test_what_nobody_changes_has_no_time(tmp_path: Path) -> None:
     (tmp_path / "stdin.jsonl.lock").touch()
     assert own == [UNKNOWN]
     assert times_of([_piece(copied, JSONL), _piece("hf://datasets/a@1/b.jsonl", JSONL)]) == [FIXED, FIXED]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:30], lambda data: data.replace(b"'<u8'", b"'<u8{"), lambda data: b"x"]
+)
+def test_damaged_fingerprints_are_named(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    """numpy raises errors of its parser of Python for some of them."""
+    path, piece = tmp_path / "pieces.npy", Piece(FILE, "a.py", 0, 1, 1, Selection("x"))
+    save_fingerprints(path, times=[1], contents=[2**64 - 1])
+    assert Fingerprints(path, [piece]).in_doubt([1]) == []
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"pieces\.npy is damaged: .*; delete it"):
+        Fingerprints(path, [piece])
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="it is a FIFO, not a file"):
+        Fingerprints(path, [piece])

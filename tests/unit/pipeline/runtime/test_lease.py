@@ -51,6 +51,15 @@ def test_a_damaged_lease_is_taken_from_nobody(tmp_path: Path, text: str) -> None
     lease.check()
 
 
+@pytest.mark.parametrize("restart", ["null", '"1"', "[1]", "1.5"])
+def test_a_holder_that_is_none_keeps_nobody_out(tmp_path: Path, restart: str) -> None:
+    (tmp_path / "lease.json").write_text(f'{{"job": "{FIRST.job}", "restart": {restart}, "token": "0a"}}')
+    assert Lease(tmp_path, launch=FIRST).holder is None
+    lease = Lease(tmp_path, launch=Launch(job=FIRST.job, restart=FIRST.restart + 1))
+    lease.acquire()
+    assert not lease.is_taken_over
+
+
 def test_a_lease_that_cannot_be_read_for_a_moment_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network file system answers with ESTALE at one look, and with the file at the next."""
     lease = Lease(tmp_path, launch=FIRST)

@@ -71,6 +71,14 @@ def test_a_manifest_names_no_other_files(tmp_path: Path) -> None:
     assert "../secret.parquet" in lost.detail
 
 
+@pytest.mark.parametrize("element", [b"\x19", b"\x1b\x01\x99", b"\x1c\x19"])  # a list, a map, a structure in each other
+def test_deep_nesting_is_one_error(element: bytes, tmp_path: Path) -> None:
+    """Lists of lists, maps of lists and structures of lists, each with one element, thousands of levels deep."""
+    (tmp_path / "pages").write_bytes(b"\x19" + element * 20_000)
+    with (tmp_path / "pages").open("rb") as file, pytest.raises(ValueError, match="nested too deep"):
+        list(page_bytes(file, Chunk("text", 0, 60_000)))
+
+
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_any_bytes_are_a_layout_or_one_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

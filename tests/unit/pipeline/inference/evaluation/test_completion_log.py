@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,18 @@ def test_a_line_of_something_else_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "log.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=r"log.jsonl: line 1 was not written by an evaluation"):
         CompletionLog(tmp_path / "log.jsonl", fields=FIELDS)
+
+
+def test_a_line_of_any_length_takes_little_memory_and_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    for ending in ("", "\n"):
+        path.write_bytes(bytes(200 << 20) + ending.encode())
+        tracemalloc.start()
+        with pytest.raises(UserError, match=r"line 1 was not written by an evaluation: it is too long"):
+            CompletionLog(path, fields=())
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+        tracemalloc.stop()
+        assert path.stat().st_size == (200 << 20) + len(ending)
 
 
 def test_only_one_process_may_open_a_log(tmp_path: Path) -> None:

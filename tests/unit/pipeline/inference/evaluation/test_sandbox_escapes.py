@@ -234,12 +234,12 @@ done = [libc.syscall({add_key}, b"user", b"intruder", b"x", ctypes.c_size_t(1), 
     "program",
     [
         "import ctypes\nlibc = ctypes.CDLL(None)\nassert libc.shmget(0, 1 << 20, 0o1600) >= 0",
-        "import os\nos.memfd_create('x')",
+        "import os\nfile = os.memfd_create('x')\nfor _ in range({MiB}):\n    os.write(file, bytes(1 << 20))",
     ],
 )
 def test_memory_that_no_limit_counts_is_refused(program: str) -> None:
-    exec(program, {"os": os})  # it works outside
-    assert run(program).outcome == "failed"
+    exec(program.replace("{MiB}", "1"), {"os": os})  # it works outside
+    assert run(program.replace("{MiB}", "3072"), memory_MiB=1024).outcome == "failed"
 
 
 def test_the_processes_of_a_program_share_one_limit_of_memory() -> None:
@@ -253,7 +253,8 @@ for _ in range(20):
 time.sleep({seconds})
 """
     told = ProgramResult(outcome="out of memory", detail="of all processes together")
-    assert run(program.format(size=40, seconds=600), timeout_s=600, memory_MiB=400) == told
+    for size, limit in ((40, 400), (150, 1024)):
+        assert run(program.format(size=size, seconds=600), timeout_s=600, memory_MiB=limit) == told
     assert_passes("import os\nfor _ in range(20):\n    os.fork() or os._exit(0)\nfor _ in range(20):\n    os.wait()")
 
 

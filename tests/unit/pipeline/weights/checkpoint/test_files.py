@@ -4,6 +4,7 @@ Hostile checkpoints are made by hand. Each test first shows that a trusting read
 """
 
 import io
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from common.command_line import UserError
-from pipeline.weights.checkpoint.files import METADATA
+from pipeline.weights.checkpoint.files import METADATA, Reader
 from pipeline.weights.checkpoint.folder import SHARDED
 from pipeline.weights.formats.training import open_checkpoint
 from tests.conftest import run_module
@@ -113,6 +114,25 @@ def test_nothing_in_the_parts_of_a_checkpoint_is_run(checkpoint: Path, witness: 
     change_metadata(checkpoint, point_there)
     assert refusal(checkpoint) == f"{checkpoint / SHARDED} holds parts that are not plain tensors; do not use it"
     assert not witness.exists()
+
+
+@pytest.mark.parametrize("contents", [b"", None])
+def test_parts_that_cannot_be_read_are_named(contents: bytes | None, checkpoint: Path) -> None:
+    """The manifest fits them; None stands for damage in the middle of the file."""
+    part = checkpoint / SHARDED / "__0_0.distcp"
+    stored = part.read_bytes()
+    part.write_bytes(stored[:100] + bytes(1000) + stored[1100:] if contents is None else contents)
+    reseal(checkpoint)
+    told = refusal(checkpoint)
+    assert told.startswith(f"{checkpoint / SHARDED} holds weights that cannot be read: ")
+    assert len(told) < 500
+
+
+def test_metadata_that_is_a_fifo_is_not_waited_for(checkpoint: Path) -> None:
+    (checkpoint / SHARDED / METADATA).unlink()
+    os.mkfifo(checkpoint / SHARDED / METADATA)
+    with pytest.raises(UserError, match="it is a FIFO, not a file"):
+        Reader(checkpoint / SHARDED)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

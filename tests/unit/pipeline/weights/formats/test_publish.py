@@ -182,6 +182,13 @@ def test_an_export_that_was_moved_aside_is_named_to_its_readers(tmp_path: Path) 
         format_of(tmp_path / "out")
 
 
+def test_a_record_without_a_length_is_read(tmp_path: Path) -> None:
+    (tmp_path / "export.json").write_text('{"format_version": 1, "first_token": "eos", "files": {}}')
+    record = read_record(tmp_path)
+    assert record is not None
+    assert record.seq_len is None
+
+
 def test_a_record_names_every_file(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_bytes(b"1234")
