@@ -104,7 +104,9 @@ def check_split(folder: Path | S3Path, metadata: dict[str, Any], *, expected_win
         report.problems += _problems_of_shard(shard, metadata, before=before)
         before = shard
     if not report.problems and report.windows != expected_windows:
-        report.problems.append(f"{folder} holds {report.windows} windows; {METADATA} says {expected_windows}")
+        report.problems.append(
+            f"{folder} holds {counted(report.windows, 'window')}; {METADATA} says {expected_windows}"
+        )
     return report
 
 

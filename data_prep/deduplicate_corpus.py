@@ -33,6 +33,7 @@ import xxhash
 
 from common.command_line import UserError, a_path, command_parser, raise_if_any, whole_number
 from common.files import hold_lock, write_json
+from common.wording import counted
 from data_prep.dedup.execution import run_here, submit
 from data_prep.dedup.survey import NEAR_DUPLICATE, NEAR_METHOD
 from data_prep.filters.changes import say_finished
@@ -181,8 +182,10 @@ def _finish(out: Path, sources: Sequence[ListedSource], *, n_tasks: int) -> str:
         (out / _WORK / DOCUMENTS).replace(out / DOCUMENTS)
     write_json(out / SUMMARY, {"kept": n_left, "dropped": dict(sorted(dropped.items()))})
     shutil.rmtree(out / _WORK)
-    lines = [f"  {reason:<26}{count:>12,} documents dropped" for reason, count in sorted(dropped.items())]
-    return "\n".join([f"{out / DOCUMENTS} is finished: {n_left:,} documents in {n_tasks} files", *lines])
+    lines = [f"  {reason:<26}{counted(count, 'document'):>22} dropped" for reason, count in sorted(dropped.items())]
+    return "\n".join(
+        [f"{out / DOCUMENTS} is finished: {counted(n_left, 'document')} in {counted(n_tasks, 'file')}", *lines]
+    )
 
 
 if __name__ == "__main__":

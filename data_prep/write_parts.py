@@ -210,8 +210,8 @@ def _decide_if_surveyed(parts: Sequence[Part], out: Path, *, near: bool, is_need
     unsurveyed = [part.index for part in parts if not survey_path(part, out).exists()]
     if unsurveyed and is_needed:
         raise UserError(
-            f"{len(unsurveyed)} of {len(parts)} parts are not surveyed; first run it with --survey_only and --part "
-            f"{shares_with(out, unsurveyed)}"
+            f"{len(unsurveyed)} of {counted(len(parts), 'part')} not surveyed yet; first run it with --survey_only and "
+            f"--part {shares_with(out, unsurveyed)}"
         )
     if not unsurveyed and not all(decision_path(part, out).exists() for part in parts):
         decide(parts, out, near=near)

@@ -119,7 +119,9 @@ def _report(run: _RecordedRun) -> bool:
         n_repeated = len(samples) - len(np.unique(samples))
         print(f"  epoch {epoch}: {counted(len(samples), 'sample')}, {n_repeated:,} of them repeated")
         if n_repeated > run.most_padding:
-            problems.append(f"epoch {epoch} repeats {n_repeated} samples; at most {run.most_padding} can be padding")
+            problems.append(
+                f"epoch {epoch} repeats {counted(n_repeated, 'sample')}; at most {run.most_padding} can be padding"
+            )
     if n_replaced:
         print(f"  replaced by others: {counted(n_replaced, 'window')} of damaged shards")
     if run.incomplete is not None:

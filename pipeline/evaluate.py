@@ -25,6 +25,7 @@ from typing import Any
 from common.command_line import UserError, a_path, command_parser, raise_if_any, real_number, whole_number
 from common.files import sha256_of_file, write_json
 from common.tokenizers import Tokenizer
+from common.wording import counted
 from pipeline.inference.decoding.prompts import Prompt, encode_prompts, matching_tokenizer
 from pipeline.inference.decoding.session import Decoding, Session, choose_heads, choose_precision
 from pipeline.inference.evaluation.completion_log import CompletionId, CompletionLog, open_folder
@@ -88,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _execute(completions, results, problems, isolation=isolation, arguments=arguments)
         report = _report(completions, results, list(prompts), arguments)
     write_json(arguments.output / "results.json", {"isolation": isolation.value, **report})
-    header = f"{len(problems)} problems, {arguments.n_samples} completions each per temperature, pass@k in %"
+    n_problems, n_samples = counted(len(problems), "problem"), counted(arguments.n_samples, "completion")
+    header = f"{n_problems}, {n_samples} each per temperature, pass@k in %"
     print(f"{header}\n{table(report['pass_at_k'])}")
 
 
@@ -162,8 +164,9 @@ def _check_amount(problems: Sequence[Problem], arguments: argparse.Namespace) ->
     n_completions = len(problems) * len(arguments.temperatures) * arguments.n_samples
     if n_completions > _MOST_COMPLETIONS:
         raise UserError(
-            f"--n_samples {arguments.n_samples} for {len(problems)} problems and {len(arguments.temperatures)} "
-            f"temperatures is {n_completions:,} completions; {_MOST_COMPLETIONS:,} is the most"
+            f"--n_samples {arguments.n_samples} for {counted(len(problems), 'problem')} and "
+            f"{counted(len(arguments.temperatures), 'temperature')} is {n_completions:,} completions; "
+            f"{_MOST_COMPLETIONS:,} is the most"
         )
 
 
@@ -202,7 +205,7 @@ def _prompts(problems: Sequence[Problem], tokenizer: Tokenizer, arguments: argpa
     n_tokens = len(prompts[longest].ids)
     if n_tokens + arguments.max_gen_len > arguments.max_seq_len:
         raise UserError(
-            f"the longest prompt, {longest!r}, has {n_tokens} tokens; together with --max_gen_len "
+            f"the longest prompt, {longest!r}, has {counted(n_tokens, 'token')}; together with --max_gen_len "
             f"{arguments.max_gen_len} that is more than --max_seq_len {arguments.max_seq_len}; raise --max_seq_len to "
             f"{n_tokens + arguments.max_gen_len}, or lower --max_gen_len"
         )

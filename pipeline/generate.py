@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from common.command_line import a_path, command_parser, raise_if_any, real_number
+from common.wording import counted
 from pipeline.inference.decoding.interactive import complete_lines, write
 from pipeline.inference.decoding.prompts import (
     DEFAULT_PROMPTS,
@@ -154,7 +155,7 @@ def _comparison(fast: Sequence[CompletedBatch], baseline: Sequence[CompletedBatc
     ]
     if is_greedy:
         same = sum(ours == theirs for ours, theirs in zip(*token_ids, strict=True))
-        lines.append(f"same token for token: {same} of {len(token_ids[0])} completions")
+        lines.append(f"same token for token: {same} of {counted(len(token_ids[0]), 'completion')}")
         if same < len(token_ids[0]):
             lines[-1] += " (low precision rounds near-ties differently in longer blocks; try --dtype fp32)"
     return "\n".join(lines)

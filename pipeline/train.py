@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.command_line import UserError, command_parser, whole_number
+from common.wording import counted
 from pipeline.config.inputs import Inputs, add_run_arguments, load_inputs
 from pipeline.config.recipe import read_config
 from pipeline.config.schema import Config
@@ -198,7 +199,7 @@ def end_of_budget(config: Config, checkpoint: Path, *, step: int) -> str:
     if step == config.total_steps:
         return f"finished: {checkpoint} is the run's last step"
     return (
-        f"finished: {checkpoint} is after step {step}, beyond the budget of {config.total_steps} steps"
+        f"finished: {checkpoint} is after step {step}, beyond the budget of {counted(config.total_steps, 'step')}"
         f" (train.total_tokens={config.train.total_tokens}); raise train.total_tokens to go on"
     )
 

@@ -21,6 +21,7 @@ from common.command_line import UserError
 from common.files import write_json, written_whole
 from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, read_index
 from common.tokenizers import Tokenizer
+from common.wording import counted
 from data_prep.shards.folder import read_plan, shares_with, tokenizer_model
 from data_prep.shards.identity import refuse_link
 from data_prep.shards.mds_writer import DOCUMENT_IDS, TOKENS, entry_fault, index_of, settings_of
@@ -108,9 +109,13 @@ def _fault_of_counts(result: PartResult, splits: Sequence[Split], shape: WindowS
         n_windows = shape.count(counts.tokens)
         tail_tokens = counts.tokens - n_windows * shape.seq_len - shape.lookahead * (n_windows > 0)
         if (counts.windows, counts.tail_tokens) != (n_windows, tail_tokens):
-            return f"{name} has {counts.tokens} tokens, which do not give {counts.windows} windows"
+            return (
+                f"{name} has {counted(counts.tokens, 'token')}, which do not give {counted(counts.windows, 'window')}"
+            )
         if counts.documents > min(counts.tokens, counts.bytes):
-            return f"{name} has {counts.documents} documents of {counts.tokens} tokens and {counts.bytes} bytes"
+            return (
+                f"{name} has {counted(counts.documents, 'document')} of {counts.tokens} tokens and {counts.bytes} bytes"
+            )
     return None
 
 
@@ -119,7 +124,8 @@ def _missing_parts_message(out: Path, missing: Sequence[int], *, damaged: Mappin
     shares = shares_with(out, missing)
     again = f"run the same command with --part {shares}" if shares else "run the same command"
     because = f": {next(iter(damaged.values()))}" if damaged else ""
-    return f"{len(missing)} of {n_parts} parts are missing in {out} ({named}){because}; {again}, and then this one"
+    missing_parts = f"{len(missing)} of {counted(n_parts, 'part')} {'is' if len(missing) == 1 else 'are'} missing"
+    return f"{missing_parts} in {out} ({named}){because}; {again}, and then this one"
 
 
 def _sum_of(results: Sequence[PartResult], plan: Mapping[str, Any]) -> PartResult:
@@ -156,8 +162,8 @@ def _split_problem(
             most = max(result.splits[name].tokens for result in results)
             return (
                 f"split {name!r} would have no window of {arguments['seq_len']} + {arguments['lookahead']} tokens "
-                f"(it has {counts.documents} documents, {counts.tokens} tokens, of which {most} are in one of the "
-                f"{len(results)} parts): {_advice(name, counts.tokens, plan)}"
+                f"(it has {counted(counts.documents, 'document')}, {counted(counts.tokens, 'token')}, of which "
+                f"{most} in one of {counted(len(results), 'part')}): {_advice(name, counts.tokens, plan)}"
             )
     return None
 
@@ -231,7 +237,7 @@ def _entries_of_part(
             return [], f"{path} is damaged: {fault}"
     found = sum(entry["samples"] for entry in entries)
     if found != n_windows:
-        return [], f"{path} has {found} windows, but the mark of its part says {n_windows}"
+        return [], f"{path} has {counted(found, 'window')}, but the mark of its part says {n_windows}"
     return entries, None
 
 
@@ -242,8 +248,9 @@ def _dropped_text(report: Mapping[str, Any]) -> str:
 
 def _split_lines(total: PartResult) -> str:
     return "\n".join(
-        f"  {name:<8}{counts.documents:>12,} documents {counts.tokens:>16,} tokens {counts.windows:>12,} windows"
-        f"   {counts.bytes / max(1, counts.tokens):.2f} bytes/token, {counts.tail_tokens:,} tokens left over"
+        f"  {name:<8}{counted(counts.documents, 'document'):>22} {counted(counts.tokens, 'token'):>23}"
+        f" {counted(counts.windows, 'window'):>20}"
+        f"   {counts.bytes / max(1, counts.tokens):.2f} bytes/token, {counted(counts.tail_tokens, 'token')} left over"
         for name, counts in total.splits.items()
     )
 

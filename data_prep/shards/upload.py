@@ -19,6 +19,7 @@ from common.shard_format import (
     read_index,
     read_metadata,
 )
+from common.wording import counted
 from data_prep.shards.tally import REPORT
 
 _UPLOADING = "uploading.json"  # identifies the shards while their copy is incomplete: hashes of all other small files
@@ -56,8 +57,8 @@ def upload(root: Path, remote: S3Path) -> None:
         (remote / name).upload(root / name)
     (remote / METADATA).write_bytes(metadata)
     (remote / _UPLOADING).unlink()
-    already = f", {len(shards) - len(missing)} were there" if len(missing) < len(shards) else ""
-    print(f"{remote} is finished: {len(missing)} files of shards sent, {n_bytes / 1e6:,.1f} MB{already}")
+    already = f", {len(shards) - len(missing)} there already" if len(missing) < len(shards) else ""
+    print(f"{remote} is finished: {counted(len(missing), 'file')} of shards sent, {n_bytes / 1e6:,.1f} MB{already}")
 
 
 def refuse_foreign_content(remote: S3Path) -> dict[str, int]:

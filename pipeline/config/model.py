@@ -145,7 +145,7 @@ def model_problems(model: ModelConfig) -> list[str]:
         problems.append(f"model.n_heads={model.n_heads} must be a multiple of model.n_kv_heads={model.kv_heads}")
     if model.n_trunk_layers < 0:
         problems.append(
-            f"model.n_future_tokens={model.n_future_tokens} heads need as many layers, but model.n_layers="
+            f"model.n_future_tokens={model.n_future_tokens} needs a layer for each head, but model.n_layers="
             f"{model.n_layers} (heads are counted in it)"
         )
     if model.head_type == "linear" and not model.shorten_trunk:

@@ -1,5 +1,6 @@
 """Checks of how ranks share a run: replicas of several ranks, the batch, and the nodes. Needs no torch."""
 
+from common.wording import counted
 from pipeline.config.model import max_stages
 from pipeline.config.schema import Config, DataConfig
 
@@ -13,8 +14,8 @@ def parallel_problems(config: Config, *, world_size: int) -> list[str]:
         size = getattr(config.parallel, name)
         if world_size % size:
             problems.append(
-                f"parallel.{name}={size} must divide the run's {world_size} ranks: each replica of the model takes that"
-                " many"
+                f"parallel.{name}={size} must divide the run's {counted(world_size, 'rank')}: each replica of the model"
+                " takes that many"
             )
     above_1 = [f"parallel.{name}" for name in PARALLEL_SIZES if getattr(config.parallel, name) > 1]
     if len(above_1) > 1:
@@ -67,7 +68,8 @@ def batch_problems(config: Config, *, data_ranks: int) -> list[str]:
     nearest = max(1, round(config.train.batch_tokens / per_micro_step)) * per_micro_step
     return [
         f"train.batch_tokens={config.train.batch_tokens} is not a multiple of data.seq_len={config.data.seq_len} x "
-        f"train.micro_batch_size={config.train.micro_batch_size} x {data_ranks} replicas = {per_micro_step}; "
+        f"train.micro_batch_size={config.train.micro_batch_size} x {counted(data_ranks, 'replica')} = "
+        f"{per_micro_step}; "
         f"the nearest multiple is {nearest}"
     ]
 
@@ -77,4 +79,5 @@ def node_problems(data: DataConfig, *, n_nodes: int) -> list[str]:
     canonical = data.num_canonical_nodes
     if canonical % n_nodes == 0 or n_nodes % canonical == 0:
         return []
-    return [f"data.num_canonical_nodes={canonical} must divide, or be a multiple of, the run's {n_nodes} nodes"]
+    nodes = counted(n_nodes, "node")
+    return [f"data.num_canonical_nodes={canonical} must divide, or be a multiple of, the run's {nodes}"]

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from common.command_line import UserError, raise_if_any
 from common.small_files import BadFileError, parse_yaml, read_yaml
+from common.wording import counted
 from pipeline.config.model import model_problems, resolve_model
 from pipeline.config.schema import SECTIONS, Config
 from pipeline.config.values import declarations, shown, shown_key, suggestion, wrong
@@ -151,11 +152,12 @@ def _inconsistencies(config: Config, *, given: dict[str, dict[str, Any]], unusab
     if knows_steps and not first <= last <= config.total_steps:
         problems.append(
             f"profile.steps=[{first}, {last}] must be the first and the last step to record, within the run's"
-            f" {config.total_steps} steps"
+            f" {counted(config.total_steps, 'step')}"
         )
     if knows_steps and "optim" not in unusable and config.optim.warmup_steps >= config.total_steps:
         problems.append(
-            f"optim.warmup_steps={config.optim.warmup_steps} must be below the run's {config.total_steps} steps"
+            f"optim.warmup_steps={config.optim.warmup_steps} must be below the run's "
+            f"{counted(config.total_steps, 'step')}"
         )
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
         problems.append(

@@ -20,6 +20,7 @@ from common.files import inside, sha256_of_file, write_json, written_whole
 from common.s3 import MissingObjectError, S3Path, is_remote
 from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, parse_metadata, read_finished_file
 from common.tokenizers import BYTES, load_tokenizer
+from common.wording import counted
 from pipeline.config.schema import Config, DataConfig, LogConfig, TrainConfig
 
 KEPT_METADATA = "shards.json"
@@ -148,7 +149,7 @@ def shard_problems(metadata: dict[str, Any], config: Config, *, data_ranks: int)
     per_micro_step = config.train.micro_batch_size * data_ranks
     if windows["train"] < per_step:
         problems.append(
-            f"the train split has {windows['train']} windows, but one step takes {per_step}; write more data"
+            f"the train split has {counted(windows['train'], 'window')}, but one step takes {per_step}; write more data"
         )
     elif windows["train"] < config.data.num_canonical_nodes:  # mosaicml-streaming deals windows to each of them
         problems.append(
@@ -157,7 +158,8 @@ def shard_problems(metadata: dict[str, Any], config: Config, *, data_ranks: int)
         )
     if config.train.eval_every_steps and windows["val"] < per_micro_step:
         problems.append(
-            f"the val split has {windows['val']} windows, but one micro batch on each of {data_ranks} replicas takes "
+            f"the val split has {counted(windows['val'], 'window')}, but one micro batch on "
+            f"{counted(data_ranks, 'replica')} takes "
             f"{per_micro_step}; write more data or set train.eval_every_steps=0"
         )
     return problems

@@ -26,6 +26,7 @@ from common.command_line import UserError
 from common.mds import streaming
 from common.s3 import S3Path
 from common.shard_format import INDEX, hash_algorithm, read_index
+from common.wording import counted
 from pipeline.data.sample_record import NOTHING
 from pipeline.data.shared_memory import hold_name, one_start_at_a_time
 from pipeline.data.storage import LocalFiles, RemoteFiles, bytes_read_from_at_a_time, check_cache_limit
@@ -116,7 +117,7 @@ class ShardFolder(_Dataset):
             if tokens_W is not None:
                 read_id = int(self.sample_offset_per_shard[other]) + other_offset
                 return Window(tokens_W=tokens_W, id=wanted, read_id=read_id, fault=fault)
-        fault = f"none of the {self.num_shards} shards in {self._folder} is intact; {fault}"
+        fault = f"no shard in {self._folder} is intact ({counted(self.num_shards, 'shard')} tried); {fault}"
         return Window(tokens_W=self._blank_W, id=wanted, read_id=NOTHING, fault=fault)
 
     def _read(self, shard_id: int, offset: int) -> NDArray[np.uint16] | None:

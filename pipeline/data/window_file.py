@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from common.wording import counted
+
 _PIECE_BYTES = 1 << 20
 
 
@@ -46,7 +48,7 @@ def fault_of_windows(path: Path, *, n_windows: int, layout: WindowLayout, vocab_
     Raises:
         OSError: the file cannot be read.
     """
-    wrong = f"{path} does not hold {n_windows} windows of {layout.window_bytes} bytes"
+    wrong = f"{path} does not hold {counted(n_windows, 'window')} of {layout.window_bytes} bytes"
     with open(path, "rb") as file:
         stored = file.read(4 * (n_windows + 2))
         if len(stored) != 4 * (n_windows + 2):

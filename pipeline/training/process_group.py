@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from common.command_line import UserError, one_line
+from common.wording import counted
 from pipeline.runtime.world import World
 
 
@@ -32,8 +33,9 @@ def process_group(world: World, *, timeout_s: float = 1800) -> Iterator[torch.de
     if accelerator.is_available() and accelerator.device_name() != "cpu":
         if world.local_world_size > accelerator.device_count():
             raise UserError(
-                f"{world.local_world_size} ranks share this node, which has {accelerator.device_count()} devices that"
-                " they may use; start one rank for each, or set DS_ACCELERATOR=cpu"
+                f"{world.local_world_size} ranks share this node, which has "
+                f"{counted(accelerator.device_count(), 'device')} that they may use; "
+                "start one rank for each, or set DS_ACCELERATOR=cpu"
             )
         accelerator.set_device(world.local_rank)
         device = torch.device(accelerator.device_name(world.local_rank))

@@ -100,11 +100,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "absurd seq_len": (
         lambda root: change_json(root / "metadata.json", "seq_len", value="32"),
-        r"metadata\.json is not metadata of shards .*seq_len is '32\'",
+        r"metadata\.json is not metadata of shards: .*seq_len is '32\'",
     ),
     "no seq_len": (
         lambda root: change_json(root / "metadata.json", "seq_len", value=0),
-        r"metadata\.json is not metadata of shards .*seq_len is 0",
+        r"metadata\.json is not metadata of shards: .*seq_len is 0",
     ),
     "absurd number of windows": (
         lambda root: change_json(root / "train/index.json", "shards", 0, "samples", value=10**9),

@@ -8,6 +8,7 @@ from pathlib import Path
 from common.command_line import UserError, raise_if_any
 from common.small_files import BadFileError, parse_json, read_small_file
 from common.tokenizers import BYTES, FIM_BYTE_IDS, ByteTokenizer, Tokenizer, load_tokenizer
+from common.wording import counted
 from pipeline.config.model import ModelConfig
 from pipeline.weights.formats.stored_model import TOKENIZER, fits_vocabulary, tokenizer_in, warn
 
@@ -140,7 +141,7 @@ def check_lengths(prompts: Sequence[Prompt], *, max_seq_len: int) -> None:
         UserError: lists the prompts that do not, with the --max_seq_len that they need.
     """
     problems = [
-        f"prompt {prompt.text[:40]!r} has {len(prompt.ids)} tokens, which leaves no room in --max_seq_len "
+        f"prompt {prompt.text[:40]!r} has {counted(len(prompt.ids), 'token')}, which leaves no room in --max_seq_len "
         f"{max_seq_len}; raise it above {len(prompt.ids)}"
         for prompt in prompts
         if len(prompt.ids) >= max_seq_len

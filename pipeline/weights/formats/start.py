@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from common.command_line import UserError, raise_if_any
 from common.tokenizers import load_tokenizer
+from common.wording import counted
 from pipeline.config.model import ModelConfig
 from pipeline.weights.formats.detect import format_of
 from pipeline.weights.formats.stored_model import StoredModel
@@ -59,8 +60,8 @@ def check_start(stored: StoredModel, config: ModelConfig) -> None:
     if theirs.n_trunk_layers != config.n_trunk_layers:
         n_layers = config.n_layers + theirs.n_trunk_layers - config.n_trunk_layers
         problems.append(
-            f"its trunk has {theirs.n_trunk_layers} layers, and this run's {config.n_trunk_layers}; heads are counted"
-            f" in n_layers: set model.size=null model.dim={theirs.dim} model.n_heads={theirs.n_heads}"
+            f"its trunk has {counted(theirs.n_trunk_layers, 'layer')}, and this run's {config.n_trunk_layers}; heads"
+            f" are counted in n_layers: set model.size=null model.dim={theirs.dim} model.n_heads={theirs.n_heads}"
             f" model.n_layers={n_layers}"
         )
     raise_if_any(problems, heading=f"model.init_from={stored.path} does not fit")

@@ -109,7 +109,7 @@ def test_a_mark_of_another_shape_counts_as_missing_and_is_named(
     change(mark)
     path.write_text(json.dumps(mark))
     damage = rf"part-00001\.json is damaged: .*{message}.*; the part has to be written again"
-    _refused(out, rf"1 of \d parts are missing in .* \(part-00001\): .*{damage}; run the same command with --part 2/2")
+    _refused(out, rf"1 of \d parts is missing in .* \(part-00001\): .*{damage}; run the same command with --part 2/2")
     write_shards.main([*arguments, "--out", str(out), "--part", "2/2"])
     assert f"warning: {path} is damaged: " in capsys.readouterr().out
     merge_shards.main([str(out)])
@@ -120,8 +120,8 @@ def test_a_mark_of_another_shape_counts_as_missing_and_is_named(
     [
         (_put("splits", "val", value=None), r"splits\.val: Input should be a dictionary"),
         (lambda mark: mark["splits"].pop("val"), r"is damaged: it has other splits than train val"),
-        (_put("splits", "train", "windows", value=1), r"train has \d+ tokens, which do not give 1 windows"),
-        (_put("splits", "train", "documents", value=10**9), r"train has 1000000000 documents of \d+ tokens"),
+        (_put("splits", "train", "windows", value=1), r"train has [\d,]+ tokens, which do not give 1 window;"),
+        (_put("splits", "train", "documents", value=10**9), r"train has 1,000,000,000 documents of \d+ tokens"),
     ],
 )
 def test_counts_that_cannot_be_are_refused(change: Change, message: str, out: Path) -> None:
@@ -139,7 +139,7 @@ def test_counts_that_cannot_be_are_refused(change: Change, message: str, out: Pa
         (_put("shards", 0, "raw_data", "basename", value="other.mds"), "shard 0 names the files other.mds"),
         (_put("shards", 0, "raw_meta", value={"basename": "x"}), r"is not an index .*raw_meta"),
         (_put("shards", 0, "raw_data", "bytes", value=1), r"windows do not fit into the 1 bytes"),
-        (_put("shards", 0, "samples", value=1), r"has 1 windows, but the mark of its part says \d+"),
+        (_put("shards", 0, "samples", value=1), r"has 1 window, but the mark of its part says \d+"),
         (_put("shards", 0, "samples", value=-1), "samples is -1"),
         (_put("shards", 0, "column_encodings", value=["pkl"]), r"has the encoding 'pkl'"),
         (_put("shards", 0, "raw_data", "bytes", value=10**8), r"shard\.00000\.mds is not a file of 100000000 bytes"),

@@ -143,9 +143,9 @@ def unmerged(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             "work/part-00001.json",
             b"{",
-            r"parts are missing in .* \(part-00001\): .*; run the same command with --part",
+            r"parts? (is|are) missing in .* \(part-00001\): .*; run the same command with --part",
         ),
-        ("work/part-00001.json", b"[]", r"parts are missing in .* \(part-00001\): .*; run the same"),
+        ("work/part-00001.json", b"[]", r"parts? (is|are) missing in .* \(part-00001\): .*; run the same"),
         (
             "train/part-00001/index.json",
             None,

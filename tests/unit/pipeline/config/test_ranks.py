@@ -77,9 +77,9 @@ def test_replicas_must_divide_the_ranks(name: str) -> None:
     sizes: dict[str, Any] = {name: 4}
     config = parallel_config(**sizes)
     assert parallel_problems(config, world_size=8) == parallel_problems(config, world_size=4) == []
-    for n_ranks in (1, 2, 6):
+    for n_ranks, ranks in ((1, "1 rank"), (2, "2 ranks"), (6, "6 ranks")):
         assert parallel_problems(config, world_size=n_ranks) == [
-            f"parallel.{name}=4 must divide the run's {n_ranks} ranks: each replica of the model takes that many"
+            f"parallel.{name}=4 must divide the run's {ranks}: each replica of the model takes that many"
         ]
 
 
@@ -140,7 +140,8 @@ def test_an_impossible_batch_names_the_nearest_possible_one(batch_tokens: int, d
     (problem,) = batch_problems(config, data_ranks=data_ranks)
     assert problem == (
         f"train.batch_tokens={batch_tokens} is not a multiple of data.seq_len=64 x train.micro_batch_size=4 x "
-        f"{data_ranks} replicas = {256 * data_ranks}; the nearest multiple is {nearest}"
+        f"{data_ranks} {'replica' if data_ranks == 1 else 'replicas'} = {256 * data_ranks}; "
+        f"the nearest multiple is {nearest}"
     )
     repaired = batch_config(batch_tokens=nearest, micro_batch_size=4, seq_len=64)
     assert batch_problems(repaired, data_ranks=data_ranks) == []

@@ -61,7 +61,7 @@ def test_splits_must_fill_one_step_and_one_validation(byte_shards: Path) -> None
     ]
     no_val = {**metadata, "splits": {"train": {"windows": 64}}}
     assert shard_problems(no_val, config_over(byte_shards), data_ranks=2) == [
-        "the val split has 0 windows, but one micro batch on each of 2 replicas takes 8; write more data "
+        "the val split has 0 windows, but one micro batch on 2 replicas takes 8; write more data "
         "or set train.eval_every_steps=0"
     ]
     assert shard_problems(no_val, config_over(byte_shards, eval_every_steps=0), data_ranks=2) == []
