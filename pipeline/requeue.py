@@ -1,4 +1,6 @@
-"""Decide whether a training job that has ended should start again: exit code 0 if so, 1 if not. For job scripts.
+"""Decide whether a training job that has ended should start again: exit code 0 if so, 3 if not. For job scripts.
+
+Any other exit code is a failure of this command, and no answer; a job script should then start the job again.
 
 A job does not start again after an exit code that is final (docs/operations.md): its run is finished, or would end in
 the same way again. After any other code it starts again, unless it makes no progress: it ended for the second time at
@@ -28,6 +30,7 @@ from pipeline.weights.checkpoint.listing import checkpoints_in, step_of
 
 PROGRAM = "pipeline.requeue"
 FINAL = {ExitCode.FINISHED, ExitCode.MISTAKE, ExitCode.BAD_NUMBERS, ExitCode.FAILED_SAVE, ExitCode.TAKEN_OVER}
+NO = 3  # neither 1 nor 2, with which Python and mistakes end
 MOST_ENDS = 5  # without a new checkpoint
 
 
@@ -93,14 +96,14 @@ def read_ends(path: Path) -> Ends | None:
 
 
 def main() -> None:
-    """Parse the command line, decide, and remember this end; exit with 0 if the job should start again, else with 1."""
+    """Parse the command line, decide, and remember this end; exit with 0 if the job should start again, else with 3."""
     arguments = _parser().parse_args()
     if not arguments.run_dir.is_dir():
         raise UserError(f"{arguments.run_dir} is not a run directory")
     reason = _reason(arguments)
     if reason is not None:
         print(f"job {arguments.job} does not start again: {reason}; see {arguments.run_dir}/train.log")
-        sys.exit(1)
+        sys.exit(NO)
 
 
 def _reason(arguments: argparse.Namespace) -> str | None:

@@ -17,7 +17,7 @@ fail() {
     exit 2
 }
 
-. slurm/site.env
+. slurm/read_site.sh
 [ -n "${SLURM_JOB_ID:-}${CHECK_ONLY:-}" ] || fail "$0 must run as a Slurm job; slurm/submit.sh $(basename "$0" .sbatch) queues it"
 
 load_software() {
@@ -130,12 +130,22 @@ train() {
         first=(env "--block-signal=USR1,TERM")
         ranks "$n_nodes" "$RANKS_PER_NODE" "$run_dir/ranks/output_%5t.log" python -m pipeline.train "${arguments[@]}"
     fi
-    may_start_again() { in_software python -m pipeline.requeue "$run_dir" --job "$SLURM_JOB_ID" --exit_code "$1"; }
+    may_start_again() {
+        local answer=0
+        in_software python -m pipeline.requeue "$run_dir" --job "$SLURM_JOB_ID" --exit_code "$1" || answer=$?
+        case $answer in
+            0) return 0 ;;
+            3) return 1 ;;
+        esac
+        echo "slurm: warning: pipeline.requeue failed with exit code $answer; in doubt the job starts again, 20 times at most" >&2
+        [[ ! $1 =~ ^(0|2|65|74|77)$ && ${SLURM_RESTART_COUNT:-0} -lt 20 ]]
+    }
     end
 }
 
 # once COMMAND...: a whole job of one process, which continues where it was stopped when it is started again.
 once() {
+    [ -w "$NODE_SCRATCH" ] || fail "NODE_SCRATCH=$NODE_SCRATCH cannot be written on $(hostname)"
     ranks 1 1 "" "$@"
     end
 }

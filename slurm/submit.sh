@@ -36,8 +36,7 @@ done
     fail "${stages[*]}: stages must be in the order prepare_data train_... convert evaluate, each at most once"
 [ $# = 0 ] || shift
 arguments=("$@")
-said=$(bash -eu slurm/site.env 2>&1) || fail "$said (lines must be NAME=value, without spaces around =, and with quotes around values that have spaces)"
-. slurm/site.env
+. slurm/read_site.sh
 has() { [[ " ${stages[*]} " == *" $1"* ]]; } # has STAGE: whether a stage starts with this name
 case ${stages[0]} in
     train_*) ;;
@@ -133,10 +132,13 @@ submit() { # submit WHAT SBATCH_ARGUMENT...: queue a job after the previous one
     local what=$1 id
     shift
     if [ -n "$trial" ]; then
-        sbatch --test-only --quiet "${common[@]}" "$@" 2> "$complaints" || fail "Slurm refuses $what: $(cat "$complaints")"
+        said=$(sbatch --test-only --quiet "${common[@]}" "$@" 2>&1) || fail "Slurm refuses $what: $said"
     else
         id=$(sbatch --parsable "${common[@]}" ${previous:+--dependency=afterok:"$previous"} "$@") || fail "Slurm refused $what"
         previous=${id%%;*}
+        [[ $previous =~ ^[0-9]+$ ]] ||
+            fail "sbatch printed \"$id\" instead of the number of the job for $what; squeue --me shows whether it is queued"
+        queued+=("$previous")
         printf '%-14s job %s%s\n' "$what" "$previous" "${dependents:-}"
         dependents=", starts when the one above has succeeded"
     fi
@@ -157,8 +159,19 @@ submit_all() {
         esac
     done
 }
-complaints=$(mktemp)
-trap 'rm -f "$complaints"' EXIT
+# all_or_none: if this script ends before all stages are queued, take back those that are.
+queued=()
+all_or_none() {
+    [ ${#queued[@]} -gt 0 ] || return 0
+    if scancel "${queued[@]}"; then
+        echo "submit.sh: cancelled the stages before it: ${queued[*]}; nothing of this command is left in the queue" >&2
+    else
+        echo "submit.sh: error: the stages before it are still queued; cancel them with: scancel ${queued[*]}" >&2
+    fi
+}
+trap all_or_none EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 trial=1
 submit_all
 if [ -n "${DRY_RUN:-}" ]; then
@@ -167,6 +180,7 @@ if [ -n "${DRY_RUN:-}" ]; then
 fi
 trial=
 submit_all
+trap - EXIT INT TERM HUP
 
 echo
 echo "Watch:    squeue --me; each job's output is slurm-<job>-<stage>.log here"

@@ -144,6 +144,114 @@ def test_settings_that_bash_cannot_read_are_refused(tmp_path: Path, line: str, c
     assert "lines must be NAME=value" in said
 
 
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("echo loading", 'prints "loading'),
+        ("echo loading >&2", 'prints "loading'),
+        ("exit 0", "ends the shell that reads it"),
+        ("echo bye; exit", 'ends the shell that reads it, and prints "bye"'),
+        ("exec true", "ends the shell that reads it"),
+    ],
+)
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_settings_that_print_or_exit_are_refused(tmp_path: Path, line: str, complaint: str, where: str) -> None:
+    """Also by a job, which would otherwise end as if it had done its work."""
+    root = copy_project(tmp_path / "project", **cpu_site(SHARDS="data"))
+    path = root / "slurm" / "site.env"
+    lines = [line, path.read_text()]
+    path.write_text("\n".join(lines if where == "first" else reversed(lines)) + "\n")
+    assert complaint in error_of_command(root, "slurm/submit.sh", "train_200B")
+    assert complaint in error_of_command(root, "bash", "slurm/convert.sbatch", "runs/x", SLURM_JOB_ID="1")
+
+
+# An sbatch that accepts trials, and does with the second real job what SECOND says; it and scancel record their jobs.
+QUEUE = """#!/bin/bash
+case "$*" in *test-only*) exit ;; esac
+echo job >> queued
+number=$(wc -l < queued)
+[ "$number" = 1 ] || eval "$SECOND"
+echo "$number"
+"""
+
+
+@pytest.mark.parametrize(
+    ("second", "complaint"),
+    [
+        ("echo no more jobs >&2; exit 1", "Slurm refused merge"),
+        ("exit 0", 'sbatch printed "" instead of the number of the job for merge'),
+        ("echo Submitted; exit 0", 'sbatch printed "Submitted" instead of the number of the job for merge'),
+        ("kill -TERM $PPID; exit 1", ""),
+    ],
+)
+@pytest.mark.parametrize("can_cancel", [True, False])
+def test_all_stages_are_queued_or_none(tmp_path: Path, second: str, complaint: str, can_cancel: bool) -> None:
+    root = copy_project(tmp_path / "project", **cpu_site(SHARDS="data", CORPUS=tmp_path, TOKENIZER="bytes"))
+    (root / "bin").mkdir()
+    scancel = f'#!/bin/sh\necho "$@" >> cancelled\nexit {0 if can_cancel else 1}\n'
+    for name, text in (("sbatch", QUEUE), ("scancel", scancel)):
+        (root / "bin" / name).write_text(text)
+        (root / "bin" / name).chmod(0o755)
+    done = subprocess.run(
+        ["slurm/submit.sh", "prepare_data"], cwd=root, capture_output=True, text=True, check=False,
+        env={"PATH": f"{root / 'bin'}:/usr/bin:/bin", "SECOND": second, "TMPDIR": "/nowhere"},
+    )  # fmt: skip
+    assert done.returncode == (2 if complaint else 143), done.stderr
+    assert complaint in done.stderr
+    assert (root / "cancelled").read_text() == "1\n"
+    if can_cancel:
+        assert "cancelled the stages before it: 1; nothing of this command is left in the queue" in done.stderr
+    else:
+        assert "still queued; cancel them with: scancel 1\n" in done.stderr
+
+
+# The commands of a node, of which python answers with the exit codes ANSWER, and srun with RANKS.
+NODE = {
+    "python": 'case "$*" in *check_run*) echo runs/x ;; *) exit "$ANSWER" ;; esac',
+    "srun": 'case "$*" in *check_node*) ;; *) exit "$RANKS" ;; esac',
+    "squeue": 'echo RUNNING None "$SLURM_RESTART_COUNT"',
+    "scontrol": 'echo "$@" >> requeued',
+    "sleep": "true",
+}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "answer", "restarts", "goes_on"),
+    [
+        (137, 0, 0, True),
+        (137, 3, 0, False),
+        (137, 1, 0, True),  # Python's own code for a traceback
+        (137, 2, 0, True),
+        (1, 127, 19, True),
+        (1, 127, 20, False),
+        (2, 1, 0, False),  # exit codes that are final by themselves
+        (77, 127, 0, False),
+    ],
+)
+def test_only_a_documented_no_keeps_a_job_from_starting_again(
+    tmp_path: Path, ranks: int, answer: int, restarts: int, goes_on: bool
+) -> None:
+    root = copy_project(tmp_path / "project", **cpu_site(SHARDS="data", VENV="", NODE_SCRATCH=tmp_path))
+    (root / "bin").mkdir()
+    for name, line in NODE.items():
+        (root / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (root / "bin" / name).chmod(0o755)
+    of_job = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_CPUS_ON_NODE": "2",
+    }
+    done = subprocess.run(
+        ["bash", "slurm/train_200B.sbatch"], cwd=root, capture_output=True, text=True, check=False,
+        env={"PATH": f"{root / 'bin'}:/usr/bin:/bin", **VARIABLES, **of_job, "ANSWER": str(answer), "RANKS": str(ranks),
+             "SLURM_RESTART_COUNT": str(restarts)},
+    )  # fmt: skip
+    assert done.returncode == ranks, done.stderr
+    assert (root / "requeued").exists() == goes_on, done.stderr
+    assert ("in doubt the job starts again" in done.stderr) == (answer not in (0, 3))
+
+
 @pytest.mark.parametrize("template", sorted(path.name for path in (REPOSITORY / "slurm").glob("*.sbatch")))
 def test_a_template_refuses_to_run_outside_of_a_job_and_of_the_root(tmp_path: Path, template: str) -> None:
     root = copy_project(tmp_path / "project", **cpu_site(SHARDS="data"))

@@ -79,7 +79,7 @@ def test_the_command_remembers_and_decides(tmp_path: Path) -> None:
 
     assert ask(137, "7") == (0, "")
     code, said = ask(1, "7")
-    assert code == 1
+    assert code == 3
     assert "job 7 does not start again: it ended twice after step 0" in said
     assert json.loads((tmp_path / "requeues.json").read_text()) == {"job": "7", "checkpoint": 0, "steps": [0, 0]}
     nulls, no_steps = "[null, null, null, null, null]", '{"job": "7", "checkpoint": 0, "steps": "12345"}'
@@ -102,7 +102,7 @@ def test_in_doubt_the_job_starts_again(tmp_path: Path, trouble: str) -> None:
         memory.write_text("[" * 100_000)
     limit = "ulimit -f 0;" if trouble == "full disk" else ""  # no file may grow
     said = "" if trouble == "damaged memory" else f"warning: {memory} cannot be written: "
-    for exit_code, expected in ((137, 0), (0, 1)):
+    for exit_code, expected in ((137, 0), (0, 3)):
         command = f"{limit} exec {sys.executable} -m pipeline.requeue {tmp_path} --exit_code {exit_code} --job 7"
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=REPOSITORY)
         assert (done.returncode, done.stderr[: len(said)]) == (expected, said), done.stderr
