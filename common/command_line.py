@@ -25,6 +25,8 @@ from common.wording import for_terminal, meant, shortened
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 USER_ERROR_EXIT_CODE = 2
 _MOST_CHARACTERS = 20_000  # of a message
+_MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 4096  # Linux's NAME_MAX and PATH_MAX, which counts the NUL at the end
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MOST_PROBLEMS = 100  # that one message lists
 
 
@@ -122,10 +124,21 @@ def path_text(text: str) -> str:
     Raises:
         ArgumentTypeError: it cannot be expanded.
     """
-    path = text if "\0" not in text and os.path.lexists(text) else expanded(text)
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty; give a path")
+    is_there = "\0" not in text and os.path.lexists(text)
+    path = text if is_there else expanded(text)
     if path is None:
         raise argparse.ArgumentTypeError(
             f"{text!r} holds NUL, a user that does not exist, or a variable that is not set; give another path"
+        )
+    if not is_there:
+        _refuse_control_characters(path)
+    longest = max(len(os.fsencode(name)) for name in path.split("/"))
+    if longest > _MOST_NAME_BYTES or len(os.fsencode(path)) >= _MOST_PATH_BYTES:
+        raise argparse.ArgumentTypeError(
+            f"{shortened(path, most=80)!r} is too long: a name has at most {_MOST_NAME_BYTES} bytes, and a path"
+            f" {_MOST_PATH_BYTES - 1}"
         )
     return path
 
@@ -133,6 +146,27 @@ def path_text(text: str) -> str:
 def a_path(text: str) -> Path:
     """Return `path_text` as a path; the `type` of an option that takes one."""
     return Path(path_text(text))
+
+
+def output_text(text: str) -> str:
+    """Return `path_text`, in which no name may hold control characters; the `type` of options that name an output.
+
+    Raises:
+        ArgumentTypeError: nothing should be written under this name.
+    """
+    path = path_text(text)
+    _refuse_control_characters(path)
+    return path
+
+
+def output_path(text: str) -> Path:
+    """Return `output_text` as a path."""
+    return Path(output_text(text))
+
+
+def _refuse_control_characters(path: str) -> None:
+    if _CONTROL.search(path):
+        raise argparse.ArgumentTypeError(f"{path!r} holds control characters; give another name")
 
 
 class _CommandParser(argparse.ArgumentParser):

@@ -25,6 +25,7 @@ from common.small_files import open_regular_file
 
 PARTIAL_NAME = re.compile(r"\..*\.partial-(?P<machine>[0-9a-f]{8})-(?P<process>[1-9]\d{0,8})-[0-9a-f]{8}")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 _MOST_OF_NAME = 40  # characters of a name that its partial name repeats: names have at most 255 bytes
 
 
@@ -112,6 +113,31 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
 
 def _as_text(value: Any) -> str:
     return value.decode("utf-8", errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def refuse_to_replace(path: Path, *, head: bytes, kind: str) -> None:
+    """Refuse to write a file in the place of anything but an earlier one of the same kind, or an empty file.
+
+    Args:
+        path: the file to write.
+        head: what files of the kind begin with.
+        kind: the kind, as in "is not a picture".
+
+    Raises:
+        UserError: there is something else in its place, or its folder does not exist.
+    """
+    try:
+        if not path.parent.is_dir():
+            raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file; choose another name")
+        if path.exists():
+            with path.open("rb") as file:
+                found = file.read(len(head))
+            if found not in (b"", head):
+                raise UserError(f"{path} exists already, and is not {kind}; choose another name, or move it away")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def append_line(path: Path, line: str) -> None:

@@ -31,7 +31,7 @@ from typing import Any
 
 import xxhash
 
-from common.command_line import UserError, a_path, command_parser, raise_if_any, whole_number
+from common.command_line import UserError, command_parser, output_path, raise_if_any, whole_number
 from common.files import hold_lock, write_json
 from common.wording import counted
 from data_prep.dedup.execution import run_here, submit
@@ -98,7 +98,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_source_arguments(parser)
     add_rule_arguments(parser)
     group = parser.add_argument_group("work")
-    group.add_argument("--out", required=True, type=a_path, metavar="DIR", help="folder to write")
+    group.add_argument("--out", required=True, type=output_path, metavar="DIR", help="folder to write")
     tasks_help = "most slices of the corpus, the unit of work and of restart; each gives a file (default: %(default)s)"
     tasks = whole_number(at_least=1, at_most=100_000)
     group.add_argument("--tasks", type=tasks, default=16, metavar="N", help=tasks_help)

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from common.command_line import UserError, a_path, command_parser
-from common.files import write_json, written_whole
+from common.command_line import UserError, command_parser, output_path
+from common.files import PNG_HEAD, refuse_to_replace, write_json, written_whole
 from common.s3 import S3Path
 from common.shard_format import DamagedShardError, read_index, read_metadata
 from data_prep.folder_argument import add_folder_argument, shard_folder
@@ -36,6 +36,7 @@ from data_prep.tokens.packing import TokenArray
 ALL = "all"
 PERCENTILES = (1, 10, 50, 90, 99)
 _BINS_PER_FACTOR_TWO = 2
+_JSON_HEAD = b'{\n  "splits": {'
 _EXAMPLES = """examples:
   python -m data_prep.stats data/code
   python -m data_prep.stats data/code --output code.png"""
@@ -68,16 +69,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parse(argv)
     root = shard_folder(arguments)
-    picture: Path | None = arguments.output
-    if picture is None and isinstance(root, S3Path):
+    if arguments.output is None and isinstance(root, S3Path):
         raise UserError(f"stats does not write to {root}: give a file for the histogram with --output")
     metadata = read_metadata(root)
+    picture = arguments.output or Path(f"{root}/stats.png")
+    refuse_to_replace(picture, head=PNG_HEAD, kind="a picture")
+    refuse_to_replace(picture.with_suffix(".json"), head=_JSON_HEAD, kind="what stats wrote")
     if metadata.get("document_ends", "eos") not in ("eos", "both"):
         raise UserError(f"{root} was written with --document_ends {metadata['document_ends']}: no EOS ends a document")
     languages = read_report(root, languages_of)
     stats, lengths = _measure(root, metadata)
     print(f"{table(stats)}\n\n{language_table(languages)}")
-    picture = picture or Path(f"{root}/stats.png")
     try:
         _draw(lengths, picture)
         splits = {split: asdict(split_stats) for split, split_stats in stats.items()}
@@ -91,7 +93,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("data_prep.stats", description=__doc__, epilog=_EXAMPLES)
     add_folder_argument(parser)
     output_help = "file for the histogram (default: DIR/stats.png)"
-    parser.add_argument("--output", type=a_path, metavar="PNG", help=output_help)
+    parser.add_argument("--output", type=output_path, metavar="PNG", help=output_help)
     arguments = parser.parse_args(argv)
     if arguments.output is not None and (arguments.output.suffix != ".png" or not arguments.output.parent.is_dir()):
         parser.error(f"--output {arguments.output} must be a .png file in a folder that exists")

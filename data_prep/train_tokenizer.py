@@ -31,9 +31,9 @@ from pathlib import Path
 import sentencepiece
 from tqdm import tqdm
 
-from common.command_line import UserError, a_path, command_parser, raise_if_any, whole_number
-from common.files import written_whole
-from common.sentencepieces.sentencepiece_model import parsed
+from common.command_line import UserError, command_parser, output_path, raise_if_any, whole_number
+from common.files import refuse_to_replace, written_whole
+from common.sentencepieces.sentencepiece_model import MODEL_HEAD, parsed
 from common.wording import counted
 from data_prep.filters.options import FilterOptions
 from data_prep.filters.reasons import reason_to_drop
@@ -214,7 +214,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--language_field", metavar="NAME", help=language_help)
     group = parser.add_argument_group("model")
     add = group.add_argument
-    add("--output", required=True, type=a_path, metavar="FILE", help="model file to write, such as tokenizer.model")
+    add(
+        "--output", required=True, type=output_path, metavar="FILE", help="model file to write, such as tokenizer.model"
+    )
     ids = whole_number(at_least=_RESERVED_IDS + 1, at_most=_MAX_VOCAB_SIZE)
     add("--vocab_size", type=ids, default=32000, metavar="N", help="number of ids (default: %(default)s)")
     fim_help = f"reserve ids for fill-in-the-middle: {' '.join(SENTINEL_PIECES)}"
@@ -236,6 +238,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.output.is_dir() or not arguments.output.absolute().parent.is_dir():
         problems.append(f"--output {arguments.output} must be a file in a folder that exists")
     raise_if_any(problems, heading="bad arguments")
+    refuse_to_replace(arguments.output, head=MODEL_HEAD, kind="a SentencePiece model")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from common.endings import exit_on_user_error
 
 from collections.abc import Sequence
 
-from common.command_line import UserError, command_parser
+from common.command_line import UserError, command_parser, output_text
 from common.s3 import SCHEME, S3Path, folder_at
 from data_prep.folder_argument import add_folder_argument, local_shard_folder
 from data_prep.shards.upload import upload
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = command_parser("data_prep.upload_shards", description=__doc__, epilog=_EXAMPLES)
     add_folder_argument(parser, allows_s3=False)
-    parser.add_argument("remote", metavar=f"{SCHEME}BUCKET/PREFIX", help="where to copy the shards")
+    parser.add_argument("remote", type=output_text, metavar=f"{SCHEME}BUCKET/PREFIX", help="where to copy the shards")
     arguments = parser.parse_args(argv)
     folder = local_shard_folder(arguments, reason="shards are uploaded from a folder of this machine; give that")
     remote = folder_at(arguments.remote)

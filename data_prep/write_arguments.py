@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import command_parser, path_text, raise_if_any, real_number, whole_number
+from common.command_line import command_parser, output_text, path_text, raise_if_any, real_number, whole_number
 from common.s3 import SCHEME, S3Path, is_remote
 from common.tokenizers import BYTES
 from data_prep.filters.decontaminate import load_benchmark
@@ -61,9 +61,9 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     add = group.add_argument
     add("--tokenizer", required=True, type=path_text, help="a SentencePiece model file, or the word 'bytes'")
     out_help = f"folder to write, or {SCHEME}bucket/prefix for a copy of --work_dir when that is finished"
-    add("--out", required=True, type=path_text, metavar="DIR", help=out_help)
+    add("--out", required=True, type=output_text, metavar="DIR", help=out_help)
     work_help = f"with {SCHEME}: the folder to write first; a killed run continues from its content"
-    add("--work_dir", type=path_text, metavar="DIR", help=work_help)
+    add("--work_dir", type=output_text, metavar="DIR", help=work_help)
     tokens = whole_number(at_least=1, at_most=_LONGEST_WINDOW)
     length_help = "training positions per window (default: %(default)s)"
     add("--seq_len", type=tokens, default=4096, metavar="N", help=length_help)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.command_line import UserError, a_path, command_parser, path_text, whole_number
+from common.command_line import UserError, a_path, command_parser, output_path, path_text, whole_number
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.weights.formats.detect import EXPORTS, FORMATS, format_of
 from pipeline.weights.formats.export import DTYPES, ExportOptions, torch_dtype
@@ -96,20 +96,13 @@ def _use(format_name: str, folder: Path, options: ExportOptions) -> str:
     return f"python -m pipeline.generate --ckpt_dir {ckpt_dir} --tokenizer_path {tokenizer} --max_seq_len 128"
 
 
-def _named(text: str) -> Path:
-    """Return the path of a folder, which must have a name: an empty one would be the current folder."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the name is empty; give a folder")
-    return a_path(text)
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("pipeline.convert", description=__doc__)
     input_help = "a run directory (its newest whole checkpoint is used), a checkpoint, or an export in any format"
-    parser.add_argument("--input", required=True, type=_named, metavar="RUN_OR_DIR", help=input_help)
+    parser.add_argument("--input", required=True, type=a_path, metavar="RUN_OR_DIR", help=input_help)
     parser.add_argument("--to", required=True, choices=list(FORMATS), help="the format to write")
     output_help = "the folder to write; an earlier export there is replaced as a whole, anything else is refused"
-    parser.add_argument("--output", required=True, type=_named, metavar="DIR", help=output_help)
+    parser.add_argument("--output", required=True, type=output_path, metavar="DIR", help=output_help)
     dtype_help = "precision of the written weights (default: that of the input; fp32 for checkpoints)"
     parser.add_argument("--dtype", choices=list(DTYPES), help=dtype_help)
     tokenizer_help = "a SentencePiece model, or the word 'bytes' (default: that of the run, or of the input folder)"

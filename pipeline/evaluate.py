@@ -22,7 +22,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from common.command_line import UserError, a_path, command_parser, raise_if_any, real_number, whole_number
+from common.command_line import UserError, a_path, command_parser, output_path, raise_if_any, real_number, whole_number
 from common.files import sha256_of_file, write_json
 from common.tokenizers import Tokenizer
 from common.wording import counted
@@ -282,7 +282,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--allow_weak_sandbox", action="store_true", help=weak_help)
     add = parser.add_argument_group("output").add_argument
     output_help = "folder of samples.jsonl, results.jsonl and results.json; an unfinished evaluation there is continued"
-    add("--output", required=True, type=a_path, metavar="DIR", help=output_help)
+    add("--output", required=True, type=output_path, metavar="DIR", help=output_help)
     arguments = parser.parse_args(argv)
     arguments.temperatures, arguments.k = sorted(set(arguments.temperatures)), sorted(set(arguments.k))
     return arguments

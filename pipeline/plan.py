@@ -15,7 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import UserError, a_path, command_parser, whole_number
+from common.command_line import UserError, command_parser, output_path, whole_number
+from common.files import PNG_HEAD, refuse_to_replace
 from pipeline.config.inputs import Inputs, add_run_arguments, load_inputs
 from pipeline.planning.alternatives import alternatives, setup_of
 from pipeline.planning.clusters import GPUS, Assumptions, Cluster, assumptions_from
@@ -79,6 +80,7 @@ def _check_picture(path: Path) -> None:
         raise UserError(f"--plot {path}: must name a .png file")
     if not path.parent.is_dir():
         raise UserError(f"--plot {path}: the folder {path.parent} does not exist")
+    refuse_to_replace(path, head=PNG_HEAD, kind="a picture")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"replace an assumption; may be repeated. Names: {', '.join(vars(Assumptions()))}",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
-    parser.add_argument("--plot", type=a_path, metavar="FILE.png", help="also draw the memory by part into this file")
+    parser.add_argument(
+        "--plot", type=output_path, metavar="FILE.png", help="also draw the memory by part into this file"
+    )
     return parser
 
 

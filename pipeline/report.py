@@ -19,8 +19,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import UserError, a_path, command_parser, raise_if_any
-from common.files import write_text
+from common.command_line import UserError, a_path, command_parser, output_path, raise_if_any
+from common.files import refuse_to_replace, write_text
 
 PROGRAM = "pipeline.report"
 
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: no run has anything to show, or the page cannot be written.
     """
     arguments = _parser().parse_args(argv)
+    refuse_to_replace(arguments.output, head=b"<!doctype html>\n", kind="a report")
     from pipeline.monitoring.reporting.page import page
     from pipeline.monitoring.reporting.run_folder import read_run_folder
 
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser(PROGRAM, description=__doc__)
     parser.add_argument("runs", nargs="+", type=a_path, metavar="RUN", help="the folder of a run")
     parser.add_argument(
-        "--output", type=a_path, default=Path("report.html"), help="where to write the page (default: %(default)s)"
+        "--output", type=output_path, default=Path("report.html"), help="where to write the page (default: %(default)s)"
     )
     return parser
 

@@ -20,6 +20,10 @@ PROBES = (
 )  # fmt: skip
 
 
+MODEL_HEAD = b"\n\x0e\n\x05<unk>"
+"""What the file of a model begins with whose first piece is <unk>, as of ours and Llama's."""
+
+
 def parsed(model: bytes) -> Any:
     """Return the protocol buffer of a serialized model."""
     from sentencepiece import sentencepiece_model_pb2

@@ -173,7 +173,7 @@ def test_the_printed_command_can_be_pasted(run_dir: Path, tmp_path: Path, capsys
 def test_an_empty_name_is_not_the_current_folder(name: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         convert.main(["--input", str(run_dir), "--to", "meta", "--output", name])
-    assert "argument --output: the name is empty; give a folder" in capsys.readouterr().err
+    assert "argument --output: the name is empty; give a path" in capsys.readouterr().err
 
 
 def test_the_training_length_travels_and_an_option_sets_it(tmp_path: Path) -> None:
@@ -254,7 +254,6 @@ def test_wrong_inputs_and_outputs_are_reported(run_dir: Path, tmp_path: Path) ->
         (tmp_path / "young", tmp_path / "out", "no whole checkpoint"),
         (run_dir / "checkpoints" / "step_00000003", tmp_path / "out", "is damaged"),
         (run_dir, tmp_path / "notes", "holds 'diary.txt', and no export of pipeline.convert"),
-        (tmp_path / ("x" * 300), tmp_path / "out", "cannot be read: File name too long"),
         (run_dir, tmp_path / "file", "is a file; give a folder"),
         (run_dir, tmp_path / "file" / "out", "cannot be written"),
     ]
