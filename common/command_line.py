@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from common.wording import for_terminal, meant, shortened
 
@@ -239,9 +239,9 @@ def as_printed(message: str) -> str:
     return for_terminal(shortened(message, most=_MOST_CHARACTERS))
 
 
-def say(text: str) -> None:
-    """Print a text on stdout, safe for a terminal: it may hold names that others chose."""
-    print(for_terminal(text), flush=True)
+def say(text: str, *, file: TextIO | None = None) -> None:
+    """Print a text on stdout, or on another stream, safe for a terminal: it may hold names that others chose."""
+    print(for_terminal(text), file=file, flush=True)
 
 
 def one_line(error: BaseException) -> str:

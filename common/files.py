@@ -132,7 +132,7 @@ def refuse_to_replace(path: Path, *, head: bytes, kind: str) -> None:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is no file; choose another name")
         if path.exists():
-            with path.open("rb") as file:
+            with open_regular_file(path, name=path) as file:
                 found = file.read(len(head))
             if found not in (b"", head):
                 raise UserError(f"{path} exists already, and is not {kind}; choose another name, or move it away")

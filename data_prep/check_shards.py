@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.command_line import command_parser, raise_if_any, whole_number
+from common.command_line import command_parser, raise_if_any, say, whole_number
 from common.s3 import S3Path
 from common.shard_format import METADATA, DamagedShardError, read_index, read_metadata
 from common.tokenizers import Tokenizer
@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     root = shard_folder(arguments)
     metadata = read_metadata(root)
     tokenizer, problems = load_shard_tokenizer(root, metadata)
-    print(f"{'split':<8}{'documents':>14}{'tokens':>18}{'windows':>14}{'shards':>9}{'MB on disk':>12}  result")
+    say(f"{'split':<8}{'documents':>14}{'tokens':>18}{'windows':>14}{'shards':>9}{'MB on disk':>12}  result")
     for split, expected in metadata["splits"].items():
         report = check_split(root / split, metadata, expected_windows=expected["windows"])
-        print(
+        say(
             f"{split:<8}{expected['documents']:>14,}{expected['tokens']:>18,}{report.windows:>14,}{report.shards:>9,}"
             f"{report.bytes / 1e6:>12,.1f}  {counted(len(report.problems), 'problem') if report.problems else 'ok'}"
         )

@@ -31,7 +31,7 @@ from typing import Any
 
 import xxhash
 
-from common.command_line import UserError, command_parser, output_path, raise_if_any, whole_number
+from common.command_line import UserError, command_parser, output_path, raise_if_any, say, whole_number
 from common.files import hold_lock, write_json
 from common.wording import counted
 from data_prep.dedup.execution import run_here, submit
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_here(stages, out, num_workers=arguments.num_workers)
         if identifying_arguments(arguments, ignored=_NOT_IDENTITY) != plan["arguments"]:
             raise UserError("a file of --decontaminate changed while it was used; start again with another --out")
-        print(_finish(out, sources, n_tasks=len(slices)))
+        say(_finish(out, sources, n_tasks=len(slices)))
     except OSError as error:
         raise UserError(
             f"cannot write {out}: {error.strerror or error}; the same command continues where it stopped"

@@ -15,7 +15,7 @@ from common.endings import exit_on_user_error
 
 from collections.abc import Sequence
 
-from common.command_line import command_parser
+from common.command_line import command_parser, say
 from common.shard_format import METADATA
 from data_prep.folder_argument import add_folder_argument, local_shard_folder
 from data_prep.shards.folder import locked, read_plan
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         read_plan(out)  # refuses another folder before a lock file is made in it
     with locked(out):
         if read_json(out / METADATA) is not None:
-            print(f"{out} is already finished; nothing to do")
+            say(f"{out} is already finished; nothing to do")
         else:
             merge(out)
 

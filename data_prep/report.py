@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from common.command_line import command_parser
+from common.command_line import command_parser, say
 from data_prep.folder_argument import add_folder_argument, shard_folder
 from data_prep.shards.tally import read_report, report_table
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = command_parser("data_prep.report", description=__doc__, epilog=_EXAMPLES)
     add_folder_argument(parser)
     folder = shard_folder(parser.parse_args(argv))
-    print("\n".join(read_report(folder, lambda report: [report_table(report), *_example_lines(report)])))
+    say("\n".join(read_report(folder, lambda report: [report_table(report), *_example_lines(report)])))
 
 
 def _example_lines(report: dict[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from common.command_line import UserError, command_parser, output_path
+from common.command_line import UserError, command_parser, output_path, say
 from common.files import PNG_HEAD, refuse_to_replace, write_json, written_whole
 from common.s3 import S3Path
 from common.shard_format import DamagedShardError, read_index, read_metadata
@@ -79,14 +79,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{root} was written with --document_ends {metadata['document_ends']}: no EOS ends a document")
     languages = read_report(root, languages_of)
     stats, lengths = _measure(root, metadata)
-    print(f"{table(stats)}\n\n{language_table(languages)}")
+    say(f"{table(stats)}\n\n{language_table(languages)}")
     try:
         _draw(lengths, picture)
         splits = {split: asdict(split_stats) for split, split_stats in stats.items()}
         write_json(picture.with_suffix(".json"), {"splits": splits, "languages": languages})
     except OSError as error:
         raise UserError(f"cannot write {picture}: {error.strerror}; name another file with --output") from error
-    print(f"histogram: {picture}")
+    say(f"histogram: {picture}")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

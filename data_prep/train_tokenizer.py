@@ -31,7 +31,7 @@ from pathlib import Path
 import sentencepiece
 from tqdm import tqdm
 
-from common.command_line import UserError, command_parser, output_path, raise_if_any, whole_number
+from common.command_line import UserError, command_parser, output_path, raise_if_any, say, whole_number
 from common.files import refuse_to_replace, written_whole
 from common.sentencepieces.sentencepiece_model import MODEL_HEAD, parsed
 from common.wording import counted
@@ -84,11 +84,11 @@ def _run(arguments: argparse.Namespace) -> None:
         named = " ".join(arguments.input or arguments.mix)
         raise UserError(f"no readable documents in {named} (left out: {left_out or 'none'}); nothing to train on")
     if left_out:
-        print(f"left out, of what was read: {left_out}")
+        say(f"left out, of what was read: {left_out}")
     mb = sum(len(document.utf8) for document in documents) / 1e6
-    print(f"training {arguments.vocab_size} ids on {counted(len(documents), 'document')}, {mb:.1f} MB ...", flush=True)
+    say(f"training {arguments.vocab_size} ids on {counted(len(documents), 'document')}, {mb:.1f} MB ...")
     if n_reserved := sum(document.text.count(_RESERVED) for document in documents):
-        print(f"left out {counted(n_reserved, 'character')} U+2585, which SentencePiece reserves; it becomes bytes")
+        say(f"left out {counted(n_reserved, 'character')} U+2585, which SentencePiece reserves; it becomes bytes")
     sentences = (sentence for document in documents for sentence in sentences_of(document.text))
     symbols = SENTINEL_PIECES if arguments.fim_tokens else ()
     model = train(
@@ -97,7 +97,7 @@ def _run(arguments: argparse.Namespace) -> None:
     with written_whole(arguments.output) as partial:
         partial.write_bytes(model)
     ratio = bytes_per_token(model, documents[:200])
-    print(f"{arguments.output} is finished in {time.monotonic() - started:.1f} s; {ratio:.2f} bytes per token")
+    say(f"{arguments.output} is finished in {time.monotonic() - started:.1f} s; {ratio:.2f} bytes per token")
 
 
 def read_documents(

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
-from common.command_line import UserError
+from common.command_line import UserError, say
 from common.shard_format import TOKENIZER_MODEL
 from common.tokenizers import BYTES, Engine
 from common.wording import counted
@@ -58,26 +58,25 @@ def write_share(parts: Sequence[Part], arguments: argparse.Namespace, *, engine:
             del earlier[part.index]
             damaged[part.index] = f"{part.name} does not say what it was written from; it is written again"
     for reason in damaged.values():
-        print(f"warning: {reason}", flush=True)
+        say(f"warning: {reason}")
     n_bytes = sum(piece.size for part in mine for piece in part.pieces)
     n_files = len({piece.path for part in mine for piece in part.pieces})
     prefix = "" if share.is_whole else f"share {share}: "
     reused = f", of which {len(earlier)} are finished already" if earlier else ""
-    print(
+    say(
         f"{prefix}{counted(n_files, 'file')}, {n_bytes / 1e6:,.1f} MB, in {len(mine)} of {len(parts)} parts{reused}; "
         "starting workers",
-        flush=True,
     )
     if doubt := _doubt_about_val(parts, arguments):
-        print(doubt, flush=True)
+        say(doubt)
     started = time.monotonic()
     written = _write_parts(parts, arguments, engine=engine, finished=earlier.keys())
     n_bytes, elapsed_s = sum(result.input_bytes for result in written.values()), time.monotonic() - started
     if arguments.survey_only:
-        print(f"{prefix}surveyed in {elapsed_s:.1f} s")
+        say(f"{prefix}surveyed in {elapsed_s:.1f} s")
     else:
         mb = n_bytes / 1e6
-        print(f"{prefix}written: {mb:,.1f} MB read in {elapsed_s:.1f} s, {mb / elapsed_s:.1f} MB/s")
+        say(f"{prefix}written: {mb:,.1f} MB read in {elapsed_s:.1f} s, {mb / elapsed_s:.1f} MB/s")
 
 
 def _doubt_about_val(parts: Sequence[Part], arguments: argparse.Namespace) -> str | None:

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.command_line import UserError
+from common.command_line import UserError, say
 from common.s3 import S3Path
 from common.sentencepieces.fast_tokens import EngineUnavailable
 from common.shard_format import FORMAT_VERSION, METADATA
@@ -94,7 +94,7 @@ def _tokenizer(arguments: argparse.Namespace) -> tuple[Tokenizer, Engine]:
         try:
             return _load_tokenizer(arguments, engine="gigatoken"), "gigatoken"
         except EngineUnavailable as reason:
-            print(f"tokenizing with sentencepiece, which takes about ten times as long: {reason}")
+            say(f"tokenizing with sentencepiece, which takes about ten times as long: {reason}")
     return _load_tokenizer(arguments, engine="sentencepiece"), "sentencepiece"
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from common.command_line import UserError, a_path, command_parser
+from common.command_line import UserError, a_path, command_parser, say
 from common.small_files import read_yaml
 from common.wording import counted
 from pipeline.data.sample_record import StepSamples, steps_of
@@ -108,31 +108,32 @@ def _report(run: _RecordedRun) -> bool:
             by_epoch.setdefault(epoch, array("q")).extend([sample] * count)
         if found.samples.total() != run.samples_per_step:
             problems.append(f"step {found.step} has {found.samples.total()} samples instead of {run.samples_per_step}")
-    if n_steps < last:
-        problems.append(f"{last - n_steps} of the steps up to {last} are missing")
+    before = last if run.incomplete is None else run.incomplete.step - 1  # the last step that must be whole
+    if n_steps < before:
+        problems.append(f"{before - n_steps:,} of the steps up to {before:,} are missing")
     n_samples = sum(map(len, by_epoch.values()))
-    print(
+    say(
         f"{run.path}: {counted(n_steps, 'step')} up to step {last:,}, {counted(n_samples, 'sample')},"
         f" {counted(len(by_epoch), 'epoch')}"
     )
     for epoch, samples in sorted(by_epoch.items()):
         n_repeated = len(samples) - len(np.unique(samples))
-        print(f"  epoch {epoch}: {counted(len(samples), 'sample')}, {n_repeated:,} of them repeated")
+        say(f"  epoch {epoch}: {counted(len(samples), 'sample')}, {n_repeated:,} of them repeated")
         if n_repeated > run.most_padding:
             problems.append(
                 f"epoch {epoch} repeats {counted(n_repeated, 'sample')}; at most {run.most_padding} can be padding"
             )
     if n_replaced:
-        print(f"  replaced by others: {counted(n_replaced, 'window')} of damaged shards")
+        say(f"  replaced by others: {counted(n_replaced, 'window')} of damaged shards")
     if run.incomplete is not None:
-        print(
+        say(
             f"  step {run.incomplete.step} is ignored: not all ranks have written it, so it is still running, or the"
             " run was killed in it"
         )
     for problem in _shortened(problems):
-        print(f"  wrong: {problem}")
+        say(f"  wrong: {problem}")
     if not problems:
-        print(f"  no step is missing; no epoch repeats more samples than padding may ({run.most_padding})")
+        say(f"  no step is missing; no epoch repeats more samples than padding may ({run.most_padding})")
     return not problems
 
 
@@ -142,13 +143,13 @@ def _compare(one: _RecordedRun, other: _RecordedRun) -> bool:
     for of_one, of_other in _common_steps(one, other):
         n_common += 1
         if of_one != of_other:
-            print(f"different from step {of_one.step:,} on, after {counted(n_common - 1, 'equal step')}")
+            say(f"different from step {of_one.step:,} on, after {counted(n_common - 1, 'equal step')}")
             _print_difference(one.path, of_one, of_other)
             _print_difference(other.path, of_other, of_one)
             return False
     if not n_common:
         raise UserError(f"{one.path} and {other.path} have no recorded step in common")
-    print(f"the same samples in {counted(n_common, 'common step')}")
+    say(f"the same samples in {counted(n_common, 'common step')}")
     return True
 
 
@@ -165,7 +166,7 @@ def _print_difference(path: Path, here: StepSamples, there: StepSamples) -> None
     names = [f"{sample} of epoch {epoch}" for epoch, sample in sorted(only_here.elements())]
     replaced = here.replaced - there.replaced
     names += [f"{read} in place of {sample} of epoch {epoch}" for (epoch, sample), read in sorted(replaced.elements())]
-    print(f"  only {path} had {'; '.join(_shortened(names)) or 'nothing'}")
+    say(f"  only {path} had {'; '.join(_shortened(names)) or 'nothing'}")
 
 
 def _shortened(items: list[str]) -> list[str]:

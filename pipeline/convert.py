@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.command_line import UserError, a_path, command_parser, output_path, path_text, whole_number
+from common.command_line import UserError, a_path, command_parser, output_path, path_text, say, whole_number
 from common.tokenizers import BYTES, load_tokenizer
 from pipeline.weights.formats.detect import EXPORTS, FORMATS, format_of
 from pipeline.weights.formats.export import DTYPES, ExportOptions, torch_dtype
@@ -48,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         first_token=arguments.first_token or _first_token(stored, tokenizer),
     )
     with published_folder(output) as folder:
-        print(f"reading {stored.path}", flush=True)
+        say(f"reading {stored.path}")
         FORMATS[arguments.to].write(stored, folder, options)
         if arguments.to in EXPORTS:
             write_model_card(folder, stored, name=output.name, format_name=arguments.to, options=options)
         write_record(folder, first_token=options.first_token, seq_len=stored.seq_len)
-    print(f"finished {arguments.output}; to use it:\n  {_use(arguments.to, arguments.output, options)}")
+    say(f"finished {arguments.output}; to use it:\n  {_use(arguments.to, arguments.output, options)}")
 
 
 def _tokenizer(name: str | None, stored: StoredModel) -> str | None:
@@ -79,7 +79,7 @@ def _first_token(stored: StoredModel, tokenizer: str | None) -> FirstToken:
     if stored.first_token is not None:
         return stored.first_token
     likely: FirstToken = "eos" if tokenizer == BYTES else "bos"
-    print(
+    say(
         f"warning: {stored.path} does not say which token precedes each document; the output says {likely}; "
         "--first_token sets it",
         file=sys.stderr,

@@ -22,7 +22,16 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from common.command_line import UserError, a_path, command_parser, output_path, raise_if_any, real_number, whole_number
+from common.command_line import (
+    UserError,
+    a_path,
+    command_parser,
+    output_path,
+    raise_if_any,
+    real_number,
+    say,
+    whole_number,
+)
 from common.files import sha256_of_file, write_json
 from common.tokenizers import Tokenizer
 from common.wording import counted
@@ -70,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = matching_tokenizer(arguments.tokenizer_path, arguments.ckpt_dir, config)
     prompts = _prompts(problems, tokenizer, arguments)
     isolation = find_isolation(allow_weak=arguments.allow_weak_sandbox)
-    print(f"isolation of generated programs: {isolation.value}", file=sys.stderr, flush=True)
+    say(f"isolation of generated programs: {isolation.value}", file=sys.stderr)
     arguments.device, arguments.dtype = choose_precision(arguments.device, arguments.dtype)
     open_folder(arguments.output, _settings(arguments, tokenizer, decoding, isolation))
 
@@ -91,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(arguments.output / "results.json", {"isolation": isolation.value, **report})
     n_problems, n_samples = counted(len(problems), "problem"), counted(arguments.n_samples, "completion")
     header = f"{n_problems}, {n_samples} each per temperature, pass@k in %"
-    print(f"{header}\n{table(report['pass_at_k'])}")
+    say(f"{header}\n{table(report['pass_at_k'])}")
 
 
 def _draw(

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import UserError, a_path, command_parser, output_path, raise_if_any
+from common.command_line import UserError, a_path, command_parser, output_path, raise_if_any, say
 from common.files import refuse_to_replace, write_text
 
 PROGRAM = "pipeline.report"
@@ -42,12 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise_if_any(problems, heading="there is nothing to show")
         raise UserError("there is nothing to show")
     for problem in problems:
-        print(f"{PROGRAM}: warning: {problem}", file=sys.stderr)
+        say(f"{PROGRAM}: warning: {problem}", file=sys.stderr)
     try:
         write_text(arguments.output, page(runs))
     except OSError as error:
         raise UserError(f"--output {arguments.output} cannot be written: {error.strerror}") from error
-    print(f"{arguments.output}: {arguments.output.stat().st_size / 1e3:,.0f} kB")
+    say(f"{arguments.output}: {arguments.output.stat().st_size / 1e3:,.0f} kB")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.command_line import UserError, a_path, command_parser, one_line, whole_number
+from common.command_line import UserError, a_path, command_parser, one_line, say, whole_number
 from common.files import write_json
 from common.small_files import BadFileError, read_json
 from pipeline.runtime.metrics_lines import METRICS, is_step, last_step
@@ -102,7 +102,7 @@ def main() -> None:
         raise UserError(f"{arguments.run_dir} is not a run directory")
     reason = _reason(arguments)
     if reason is not None:
-        print(f"job {arguments.job} does not start again: {reason}; see {arguments.run_dir}/train.log")
+        say(f"job {arguments.job} does not start again: {reason}; see {arguments.run_dir}/train.log")
         sys.exit(NO)
 
 
@@ -126,7 +126,7 @@ def _reason(arguments: argparse.Namespace) -> str | None:
 
 
 def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    say(f"warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

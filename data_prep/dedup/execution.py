@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.command_line import UserError
+from common.command_line import UserError, say
 from data_prep.workers import ProgressCounter, results_of, worker_pool
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def submit(stages: dict[str, Any], out: Path, *, partition: str, time_limit: str
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(f"sbatch does not accept the jobs: {error}; see {out / LOGS}") from error
     for name, executor in queued.items():
-        print(f"{name}: {'finished already' if executor.job_id == -1 else f'job {executor.job_id}'}")
+        say(f"{name}: {'finished already' if executor.job_id == -1 else f'job {executor.job_id}'}")
 
 
 def _log_folder(out: Path, stage: str) -> str:

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.command_line import UserError
+from common.command_line import UserError, say
 from common.files import partial_path, write_json, write_text
 from common.s3 import S3Path
 from common.shard_format import METADATA, TOKENIZER_MODEL
@@ -78,9 +78,8 @@ def _lock(descriptor: int, out: Path, parts: Sequence[Part] | None) -> None:
             " another --out"
         ) from error
     except OSError as error:
-        print(
+        say(
             f"warning: {out} is on a file system without locks: {error.strerror}; do not start the same run twice",
-            flush=True,
         )
 
 

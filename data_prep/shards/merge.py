@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.command_line import UserError
+from common.command_line import UserError, say
 from common.files import write_json, written_whole
 from common.shard_format import INDEX, METADATA, TOKENIZER_MODEL, read_index
 from common.tokenizers import Tokenizer
@@ -98,7 +98,7 @@ def merge(out: Path) -> None:
     write_json(out / METADATA, _metadata(plan, total))
     shutil.rmtree(out / WORK_FOLDER)
     sources = _source_lines(total) if plan["arguments"]["mix"] else []
-    print("\n".join([f"{out} is finished", _split_lines(total), *sources, report_table(report)]))
+    say("\n".join([f"{out} is finished", _split_lines(total), *sources, report_table(report)]))
 
 
 def _fault_of_counts(result: PartResult, splits: Sequence[Split], shape: WindowShape) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.command_line import UserError
+from common.command_line import UserError, say
 from common.files import sha256_of_file
 from common.s3 import S3Path
 from common.shard_format import (
@@ -43,7 +43,7 @@ def upload(root: Path, remote: S3Path) -> None:
         return stored.get(name) == len(content) and (remote / name).read_bytes() == content
 
     if is_stored(METADATA, metadata):
-        print(f"{remote} has these shards already; nothing to do")
+        say(f"{remote} has these shards already; nothing to do")
         return
     if METADATA in stored or (stored and not is_stored(_UPLOADING, identity)):
         raise UserError(f"{remote} holds other shards than {root}; choose another prefix, or empty it")
@@ -58,7 +58,7 @@ def upload(root: Path, remote: S3Path) -> None:
     (remote / METADATA).write_bytes(metadata)
     (remote / _UPLOADING).unlink()
     already = f", {len(shards) - len(missing)} there already" if len(missing) < len(shards) else ""
-    print(f"{remote} is finished: {counted(len(missing), 'file')} of shards sent, {n_bytes / 1e6:,.1f} MB{already}")
+    say(f"{remote} is finished: {counted(len(missing), 'file')} of shards sent, {n_bytes / 1e6:,.1f} MB{already}")
 
 
 def refuse_foreign_content(remote: S3Path) -> dict[str, int]:

@@ -4,9 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import UserError, path_text
+from common.command_line import UserError, path_text, say
 from common.tokenizers import BYTES
-from common.wording import for_terminal
 from data_prep.sources.documents import ReadOptions, Selection
 from data_prep.sources.formats.recognition import CODE_EXTENSIONS
 from data_prep.sources.huggingface.library import PREFIX
@@ -126,5 +125,5 @@ def sources_of(
     for source in by_path.values():
         remarks += remarks_on(source, keeps_compressed=_keeps_compressed(arguments))
     for line in remarks:
-        print(for_terminal(line), flush=True)
+        say(line)
     return sources

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.command_line import UserError
+from common.command_line import UserError, say
 from common.files import hold_lock, written_whole
 from common.small_files import read_json
 
@@ -50,7 +50,7 @@ def copied_input(folder: Path, *, metadata: Path | None) -> tuple[str, int]:
             raise UserError(f"{holder} is copying standard input to {folder}; wait for it, or choose another output")
         if path.is_file():
             size = path.stat().st_size
-            print(f"continuing with the {size:,} bytes that an earlier run read; standard input is not read again")
+            say(f"continuing with the {size:,} bytes that an earlier run read; standard input is not read again")
             return str(path), size
         for left in folder.glob(f".{_COPY}.partial-*"):  # of a run that was killed during the copy
             left.unlink()

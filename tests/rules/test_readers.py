@@ -1,4 +1,4 @@
-"""What others hand over is read by `common/small_files`; the table has every other call that reads, and its reason."""
+"""What others hand over is read by `common/small_files`, and printed by `say`; the tables have all other calls."""
 
 import ast
 from collections import Counter
@@ -10,6 +10,22 @@ from tests.conftest import REPOSITORY
 PACKAGES = ("common", "data_prep", "pipeline")
 _PARSERS = {"json.load", "json.loads", "yaml.load", "yaml.safe_load", "tomllib.load", "tomllib.loads", "np.load",
             "torch.load", "pickle.load", "pickle.loads"}  # fmt: skip
+PRINTING = {
+    "common/command_line.py": "say itself, and the version",
+    "common/endings.py": "messages, which it escapes",
+    "data_prep/check_shards.py": "the text of windows, in which window_text escapes and colors",
+    "data_prep/deduplicate_corpus.py": "words of our own",
+    "pipeline/convert.py": "words of our own",
+    "data_prep/sources/standard_input.py": "words of our own",
+    "data_prep/workers.py": "words of our own",
+    "pipeline/check_run.py": "the run directory, for scripts",
+    "pipeline/config/inputs.py": "the list of fields",
+    "pipeline/generate.py": "completions, for programs",
+    "pipeline/inference/decoding/interactive.py": "completions, as they come",
+    "pipeline/inference/evaluation/sandbox_init.py": "JSON, for the process that started it",
+    "pipeline/plan.py": "a plan, of numbers and of names from our own files",
+}
+"""The modules that print without `say`, and what they print."""
 _READERS = {"read_text", "read_bytes", "safe_open"}
 
 OURS = "a file of this project"
@@ -94,6 +110,18 @@ def test_what_others_hand_over_is_read_in_one_way() -> None:
     }
     assert found - ALLOWED.keys() == set(), "read it with common/small_files, or add the reason to the table"
     assert ALLOWED.keys() - found == set(), "no longer there"
+
+
+def test_names_that_others_chose_are_printed_by_say() -> None:
+    """It escapes what a terminal would obey."""
+    found = {
+        str(path.relative_to(REPOSITORY))
+        for package in PACKAGES
+        for path in sorted((REPOSITORY / package).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert found == PRINTING.keys()
 
 
 def test_calls_that_read_are_found(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.command_line import UserError
+from common.command_line import UserError, say
 from common.tokenizers import Tokenizer
 from common.wording import counted
 from pipeline.config.model import ModelConfig
@@ -99,7 +99,7 @@ class Session:
 
         self.device, self.dtype = choose_precision(device, dtype)
         self._tokenizer, self._max_batch_size = tokenizer, max_batch_size
-        print(f"loading {ckpt_dir} ({self.dtype} on {self.device})", file=sys.stderr, flush=True)
+        say(f"loading {ckpt_dir} ({self.dtype} on {self.device})", file=sys.stderr)
         stored = format_of(ckpt_dir, among=EXPORTS).open(ckpt_dir)
         self._memory = DecodingMemory(
             config=stored.config,

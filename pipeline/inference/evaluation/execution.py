@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common.command_line import UserError, raise_if_any
+from common.command_line import UserError, raise_if_any, say
 from pipeline.inference.evaluation.problems import Problem
 from pipeline.inference.evaluation.sandbox import Isolation, Limits, ProgramResult, run_program
 
@@ -50,7 +50,7 @@ def check_references(problems: Sequence[Problem], *, isolation: Isolation, limit
     n_without = len(problems) - len(with_reference)
     told = [f"reference solutions that pass their checks: {len(with_reference)}"] if with_reference else []
     told += [f"problems without a reference solution, whose checks are not checked: {n_without}"] if n_without else []
-    print("; ".join(told), file=sys.stderr, flush=True)
+    say("; ".join(told), file=sys.stderr)
 
 
 def _package(name: str) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.command_line import UserError
+from common.command_line import UserError, say
 from common.files import partial_path, sync_folder
 from pipeline.weights.formats.record import RECORD, files_in, read_record
 
@@ -127,4 +127,4 @@ def _restore(folder: Path) -> None:
         shutil.rmtree(former, ignore_errors=True)
     else:
         former.rename(folder)
-        print(f"put {folder} back, which a killed conversion had moved aside", file=sys.stderr)
+        say(f"put {folder} back, which a killed conversion had moved aside", file=sys.stderr)

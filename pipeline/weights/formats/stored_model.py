@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.command_line import UserError, raise_if_any
+from common.command_line import UserError, raise_if_any, say
 from common.small_files import read_json
 from common.tokenizers import BYTES, Tokenizer
 from pipeline.config.model import ModelConfig, model_from_dict, model_problems
@@ -81,7 +81,7 @@ class StoredModel:
 def warn(message: str) -> None:
     """Print a warning once, on the first process of each machine; a model is described more than once."""
     if is_told_here():
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        say(f"warning: {message}", file=sys.stderr)
 
 
 def whole(value: Any) -> int | None:

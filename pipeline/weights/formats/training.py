@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common.command_line import UserError
+from common.command_line import UserError, say
 from common.files import sha256_of_file
 from common.shard_format import METADATA, parse_metadata
 from common.small_files import read_small_file
@@ -126,7 +126,7 @@ def _shards_of(run_dir: Path, data: Mapping[str, Any]) -> tuple[dict[str, Any] |
         folder, name = folder_here(source) or run_dir, METADATA
     path = folder / name
     if not path.is_file():
-        print(
+        say(
             f"warning: {run_dir} keeps no tokenizer, as runs of earlier versions, and its shards, {source.shards}, are"
             " not on this machine",
             file=sys.stderr,
@@ -137,7 +137,7 @@ def _shards_of(run_dir: Path, data: Mapping[str, Any]) -> tuple[dict[str, Any] |
         return metadata, BYTES
     tokenizer = tokenizer_in(folder)
     if tokenizer is not None and sha256_of_file(Path(tokenizer)) != metadata["tokenizer"]["sha256"]:
-        print(f"warning: {tokenizer} is not the tokenizer of the run's shards; it is left out", file=sys.stderr)
+        say(f"warning: {tokenizer} is not the tokenizer of the run's shards; it is left out", file=sys.stderr)
         tokenizer = None
     return metadata, tokenizer
 

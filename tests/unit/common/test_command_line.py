@@ -1,6 +1,7 @@
 """Options of commands: numbers and their ranges, misspelt names, and the form of messages."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from common.command_line import (
     path_text,
     raise_if_any,
     real_number,
+    say,
     whole_number,
 )
 
@@ -162,3 +164,9 @@ def test_paths_that_no_shell_can_expand_are_refused(text: str, capsys: pytest.Ca
     assert refused.value.code == 2
     assert "p: error: argument --out: " in (said := capsys.readouterr().err)
     assert "holds NUL, a user that does not exist, or a variable that is not set" in said
+
+
+def test_what_is_said_is_safe_for_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a\x1b[31mb\nc")
+    say("d\u202ee", file=sys.stderr)
+    assert capsys.readouterr() == ("a\\x1b[31mb\nc\n", "d\\u202ee\n")

@@ -20,6 +20,16 @@ from tests.helpers.shard_writing import STDLIB, option_words
 LINE = "the quick brown fox\n"
 
 
+def test_names_of_languages_are_printed_escaped(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = [{"text": LINE * n, "lang": "a\x1b[31m\u202eb"} for n in range(1, 30)]
+    _write(rows, tmp_path, language_field="lang")
+    report.main([str(tmp_path / "out")])
+    stats.main([str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    assert "\\x1b[31m\\u202eb" in out
+    assert not {"\x1b", "\u202e"} & set(out)
+
+
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
     texts = [

@@ -1,6 +1,7 @@
 """The numbers of stats, against the documents that the shards were written from."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,19 @@ def test_mistakes_are_reported(shards: Path, tmp_path: Path) -> None:
         stats.main([str(out)])
     with pytest.raises(SystemExit):
         stats.main([str(shards), "--output", str(tmp_path / "no" / "picture.png")])
+
+
+@pytest.mark.parametrize("name", ["metadata.png", "notes.png"])
+def test_only_an_earlier_histogram_is_replaced(name: str, shards: Path, tmp_path: Path) -> None:
+    """metadata.png would have its numbers written to metadata.json."""
+    out = Path(shutil.copytree(shards, tmp_path / "out"))
+    (out / "notes.png").write_text("mine")
+    before = (out / "metadata.json").read_bytes()
+    with pytest.raises(UserError, match="exists already, and is not"):
+        stats.main([str(out), "--output", str(out / name)])
+    assert (before, b"mine") == ((out / "metadata.json").read_bytes(), (out / "notes.png").read_bytes())
+    for _ in range(2):
+        stats.main([str(out), "--output", str(tmp_path / "own.png")])
 
 
 def test_damage_is_reported(shards: Path, tmp_path: Path) -> None:

@@ -136,6 +136,14 @@ def test_a_damaged_config_is_named(tmp_path: Path) -> None:
             audit.main([str(run)])
 
 
+def test_steps_before_an_incomplete_one_may_not_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = recorded_run(tmp_path / "run", {1: GOOD[1], 2: GOOD[2], 7: [[1, [2, 6]]]})
+    out, code = outcome(capsys, run)
+    assert code == 1
+    assert "step 7 is ignored" in out
+    assert "wrong: 4 of the steps up to 6 are missing" in out
+
+
 def test_a_damaged_line_counts_as_a_missing_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = recorded_run(tmp_path / "run", GOOD)
     path = run / "samples" / "rank_00000.jsonl"

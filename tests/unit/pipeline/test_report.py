@@ -216,6 +216,17 @@ def test_a_folder_without_a_run_is_named_beside_a_run(
     assert "is not a run's folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml"])
+def test_only_an_earlier_page_is_replaced(name: str, write: Write, tmp_path: Path) -> None:
+    run = write()
+    before = (run / name).read_bytes()
+    with pytest.raises(UserError, match="exists already, and is not"):
+        report.main([str(run), "--output", str(run / name)])
+    assert (run / name).read_bytes() == before
+    for _ in range(2):
+        report.main([str(run), "--output", str(tmp_path / "out.html")])
+
+
 def test_without_anything_to_show_no_page_is_written(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
