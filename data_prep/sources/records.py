@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from common.wording import meant
+from common.wording import meant, shortened
 from data_prep.sources.documents import Document, Dropped, Piece, ReadOptions
 
 FILE, PARQUET, DATASET = "file", ".parquet", "dataset"
@@ -21,6 +21,7 @@ TOO_LARGE = "too_large"
 MOST_LEVELS = 500
 """The most lists and objects within each other. Python's limit varies with the caller, so two readings could differ."""
 _SHOWN_KEYS = 8
+_LONGEST_KEY = 80  # characters of a key that a message shows
 
 Records = Iterator[Document | Dropped]
 
@@ -56,8 +57,9 @@ def no_text_field(
     keys: list[str], source: str, options: ReadOptions, *, input_bytes: int, place: str, documents: int = 1
 ) -> Dropped:
     """Return the `Dropped` for records with these keys only."""
-    shown = ", ".join(map(repr, keys[:_SHOWN_KEYS]))
-    detail = f"{place}: no key {options.text_field!r} among {shown}{_meant(options.text_field, tuple(keys))}"
+    shown = ", ".join(shortened(repr(key), most=_LONGEST_KEY) for key in keys[:_SHOWN_KEYS])
+    near = _meant(options.text_field, tuple(key for key in keys if len(key) <= _LONGEST_KEY))
+    detail = f"{place}: no key {options.text_field!r} among {shown}{near}"
     return Dropped("no_text_field", source, input_bytes, detail, documents)
 
 

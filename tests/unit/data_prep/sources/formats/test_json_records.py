@@ -97,3 +97,16 @@ def test_how_deep_a_record_may_be_does_not_depend_on_the_caller(is_array: bool, 
         return called(n_calls - 1) if n_calls else texts_of(records_of(path))
 
     assert called(0) == called(300) == ["2", "499", "500", *(["<bad_json>"] if is_array else ["<too_deep>"] * 4)]
+
+
+def test_long_keys_are_named_by_their_ends(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl({"k" * 10**6: 1, "txt": 2}))
+    (lost,) = records_of(tmp_path / "a.jsonl")
+    assert isinstance(lost, Dropped)
+    assert lost.detail.endswith(
+        "among "
+        + repr("k" * 10**6)[:60]
+        + " [999,922 characters left out] "
+        + "k" * 19
+        + "', 'txt'; did you mean 'txt'?"
+    )
