@@ -41,7 +41,7 @@ from pipeline.inference.evaluation.completion_log import CompletionId, Completio
 from pipeline.inference.evaluation.execution import check_references, execute
 from pipeline.inference.evaluation.pass_at_k import best, scores, table
 from pipeline.inference.evaluation.problems import FORMATS, Problem, load_problems
-from pipeline.inference.evaluation.sandbox import Isolation, Limits, ProgramResult, find_isolation
+from pipeline.inference.evaluation.sandbox import Isolation, Limits, ProgramResult, find_isolation, weaknesses
 from pipeline.inference.options import (
     add_decoding_options,
     add_first_token_option,
@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompts = _prompts(problems, tokenizer, arguments)
     isolation = find_isolation(allow_weak=arguments.allow_weak_sandbox)
     say(f"isolation of generated programs: {isolation.value}", file=sys.stderr)
+    for weakness in weaknesses():
+        say(f"warning: {weakness}", file=sys.stderr)
     arguments.device, arguments.dtype = choose_precision(arguments.device, arguments.dtype)
     open_folder(arguments.output, _settings(arguments, tokenizer, decoding, isolation))
 

@@ -14,6 +14,7 @@ whose objects claim to equal everything, can still pass.
 import json
 import math
 import os
+import platform
 import secrets
 import signal
 import socket
@@ -103,6 +104,19 @@ def find_isolation(*, allow_weak: bool) -> Isolation:
         f"{Isolation.WEAK.value}"
     )  # fmt: skip
     raise UserError(f"generated programs cannot be isolated here: {'; '.join(problems)}{advice}")
+
+
+def weaknesses() -> list[str]:
+    """Return what no isolation can do on this machine, a sentence each; usually nothing."""
+    own = Path(f"/proc/{os.getpid()}")
+    found = {
+        f"there is no filter of system calls for {platform.machine()}: programs can use Unix sockets and keys, and take"
+        " memory that does not count": not filter_program(),
+        "the memory of a program's processes cannot be counted, so each process may take the whole limit": not all(
+            path.is_file() for path in (own / "smaps_rollup", own / "task" / own.name / "children")
+        ),
+    }
+    return [weakness for weakness, is_there in found.items() if is_there]
 
 
 def run_program(

@@ -1,5 +1,6 @@
 """Results of the sandbox: programs that pass, fail, cheat, crash, or exceed their limits."""
 
+import platform
 import signal
 import threading
 from pathlib import Path
@@ -8,7 +9,14 @@ import numpy
 import psutil
 import pytest
 
-from pipeline.inference.evaluation.sandbox import Isolation, Limits, ProgramResult, SandboxError, run_program
+from pipeline.inference.evaluation.sandbox import (
+    Isolation,
+    Limits,
+    ProgramResult,
+    SandboxError,
+    run_program,
+    weaknesses,
+)
 from tests.conftest import is_alive
 from tests.helpers.hostile import (
     FORK_FOREVER,
@@ -93,6 +101,15 @@ def test_time_is_limited(program: str) -> None:
 )
 def test_a_crash_is_reported(program: str, name: str) -> None:
     assert run(program) == ProgramResult(outcome="killed", detail=name)
+
+
+def test_what_this_machine_cannot_do_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert weaknesses() == []
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(Path, "is_file", lambda path: path.name != "children")
+    no_filter, not_counted = weaknesses()
+    assert "no filter of system calls for riscv64" in no_filter
+    assert "cannot be counted, so each process may take the whole limit" in not_counted
 
 
 @pytest.mark.parametrize(
