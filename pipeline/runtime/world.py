@@ -9,6 +9,9 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from common.command_line import UserError, raise_if_any
+from common.wording import shortened
+
+_MOST_CHARACTERS = 100  # of a job's name in messages; lease.json may hold any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,8 @@ class Launch:
         return self.job == other.job and self.restart > other.restart
 
     def __str__(self) -> str:
-        return f"{self.job}, start {self.restart + 1}" if self.restart else self.job
+        job = shortened(self.job, most=_MOST_CHARACTERS)
+        return f"{job}, start {self.restart + 1}" if self.restart else job
 
 
 BY_HAND = Launch(job="a start by hand")

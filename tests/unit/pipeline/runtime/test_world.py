@@ -5,7 +5,7 @@ import os
 import pytest
 
 from common.command_line import UserError
-from pipeline.runtime.world import World, first_host, tasks_on_node, world_from_environment
+from pipeline.runtime.world import Launch, World, first_host, tasks_on_node, world_from_environment
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # The variables that srun sets for the fifth of seven tasks, on the third of four nodes.
@@ -126,3 +126,8 @@ def test_variables_that_no_rank_has_are_refused(
     with pytest.raises(UserError) as refused:
         world_of(monkeypatch, **{**variables, name: value})
     assert complaint in str(refused.value)
+
+
+def test_a_job_is_named_in_few_characters() -> None:
+    assert [str(Launch(job="7")), str(Launch(job="7", restart=2))] == ["7", "7, start 3"]
+    assert len(str(Launch(job="x" * 10_000, restart=1))) < 200
