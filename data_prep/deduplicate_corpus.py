@@ -24,6 +24,7 @@ if not __package__:  # run as a file: its packages lie beside this folder
 from common.endings import exit_on_user_error
 
 import argparse
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,8 +54,8 @@ _PIECE_BYTES = 8 << 20
 _EXAMPLES = """example:
   python -m data_prep.deduplicate_corpus --input stack/*.parquet --text_field content --language_field lang \\
       --filters starcoder --out data/deduplicated --tasks 64
-  python -m data_prep.write_shards --input data/deduplicated/documents --extensions .jsonl.zst --text_field content \\
-      --language_field lang --dedup exact --tokenizer tokenizer.model --out data/stack
+  python -m data_prep.write_shards --input data/deduplicated/documents --text_field content --language_field language \\
+      --dedup exact --tokenizer tokenizer.model --out data/stack
 
 To continue a killed run, run the same command."""
 
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_here(stages, out, num_workers=arguments.num_workers)
         if identifying_arguments(arguments, ignored=_NOT_IDENTITY) != plan["arguments"]:
             raise UserError("a file of --decontaminate changed while it was used; start again with another --out")
-        say(_finish(out, sources, n_tasks=len(slices)))
+        say(_finish(out, sources, n_tasks=len(slices), text_field=arguments.text_field))
     except OSError as error:
         raise UserError(
             f"cannot write {out}: {error.strerror or error}; the same command continues where it stopped"
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("data_prep.deduplicate_corpus", description=__doc__, epilog=_EXAMPLES)
-    add_source_arguments(parser)
+    add_source_arguments(parser, files_only=True)
     add_rule_arguments(parser)
     group = parser.add_argument_group("work")
     group.add_argument("--out", required=True, type=output_path, metavar="DIR", help="folder to write")
@@ -119,10 +120,8 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     problems = []
     if arguments.out.exists() and not arguments.out.is_dir():
         problems.append(f"--out {arguments.out} is a file; give a folder")
-    if arguments.mix or STDIN in arguments.input:
-        problems.append(
-            "weights (--mix) and standard input are supported by write_shards only; give files or folders as --input"
-        )
+    if STDIN in arguments.input:
+        problems.append("standard input is supported by write_shards only; give files or folders as --input")
     return problems + filter_problems(arguments)
 
 
@@ -169,9 +168,9 @@ def _stages(arguments: argparse.Namespace, slices: list[list[Piece]]) -> dict[st
     return stages_of(work, n_tasks=len(slices), reading=read_options(arguments), filters=filter_options(arguments))
 
 
-def _finish(out: Path, sources: Sequence[ListedSource], *, n_tasks: int) -> str:
-    """Move the documents to their place, write the summary, and return it as text."""
-    from data_prep.dedup.minhash import counts_of
+def _finish(out: Path, sources: Sequence[ListedSource], *, n_tasks: int, text_field: str) -> str:
+    """Move the documents to their place, write the summary, and return it as text, with the command that reads them."""
+    from data_prep.dedup.minhash import LANGUAGE, counts_of
 
     n_documents, n_left, dropped = counts_of(out / _WORK, n_tasks)
     dropped.update(skipped.reason for source in sources for skipped in source.skipped)
@@ -183,9 +182,13 @@ def _finish(out: Path, sources: Sequence[ListedSource], *, n_tasks: int) -> str:
     write_json(out / SUMMARY, {"kept": n_left, "dropped": dict(sorted(dropped.items()))})
     shutil.rmtree(out / _WORK)
     lines = [f"  {reason:<26}{counted(count, 'document'):>22} dropped" for reason, count in sorted(dropped.items())]
-    return "\n".join(
-        [f"{out / DOCUMENTS} is finished: {counted(n_left, 'document')} in {counted(n_tasks, 'file')}", *lines]
+    finished = f"{out / DOCUMENTS} is finished: {counted(n_left, 'document')} in {counted(n_tasks, 'file')}"
+    text_words = f" --text_field {shlex.quote(text_field)}" if text_field != "text" else ""
+    command = (
+        f"python -m data_prep.write_shards --input {shlex.quote(str(out / DOCUMENTS))}{text_words}"
+        f" --language_field {LANGUAGE} --dedup exact --tokenizer bytes --out {shlex.quote(f'{out}-shards')}"
     )
+    return "\n".join([finished, *lines, "next, or with the file of a tokenizer instead of bytes:", f"  {command}"])
 
 
 if __name__ == "__main__":

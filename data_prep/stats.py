@@ -36,6 +36,7 @@ from data_prep.tokens.packing import TokenArray
 ALL = "all"
 PERCENTILES = (1, 10, 50, 90, 99)
 _BINS_PER_FACTOR_TWO = 2
+_FEWEST_TICKS, _MOST_TICKS = 3, 8
 _JSON_HEAD = b'{\n  "splits": {'
 _EXAMPLES = """examples:
   python -m data_prep.stats data/code
@@ -216,20 +217,37 @@ def _draw(lengths: dict[str, Lengths], picture: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", sharex=True)
-    longest = max((int(in_split.max()) for in_split in lengths.values() if len(in_split)), default=1)
-    n_bins = _BINS_PER_FACTOR_TWO * int(np.ceil(np.log2(longest + 1)))
-    edges = np.logspace(0, n_bins / _BINS_PER_FACTOR_TWO, num=n_bins + 1, base=2)
+    edges, ticks = _axis(np.concatenate(list(lengths.values())))
     for panel, unit in zip(panels, ("documents", "tokens"), strict=True):
         for split, in_split in lengths.items():
             weights = np.ones(len(in_split)) if unit == "documents" else in_split.astype(float)
             panel.hist(in_split, bins=edges, weights=weights / max(1.0, weights.sum()), histtype="step", label=split)
-        panel.set(xscale="log", xlabel="tokens in a document", ylabel=f"fraction of {unit}")
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        panel.set(xscale="log", xlabel="tokens in a document", ylabel=f"fraction of {unit}", xlim=(edges[0], edges[-1]))
+        panel.set_xticks(ticks, labels=[_short(tick) for tick in ticks])
+        panel.set_xticks([], minor=True)
         panel.grid(alpha=0.3)
-    panels[0].legend(frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(lengths), frameon=False)
     with written_whole(picture) as partial:
         figure.savefig(partial, format="png", dpi=120)
     pyplot.close(figure)
+
+
+def _axis(lengths: Lengths) -> tuple[npt.NDArray[np.float64], list[int]]:
+    """Return the edges of the histograms' bins, and the few lengths to name on the axis."""
+    lowest = int(np.log2(lengths.min())) if len(lengths) else 0
+    highest = int(np.ceil(np.log2(lengths.max() + 1))) if len(lengths) else 1
+    n_bins = _BINS_PER_FACTOR_TWO * (highest - lowest)
+    edges = np.logspace(lowest, highest, num=n_bins + 1, base=2)
+    powers = [10**power for power in range(19) if edges[0] <= 10**power <= edges[-1]]
+    if len(powers) < _FEWEST_TICKS:
+        powers = [2**power for power in range(lowest, highest + 1)]
+    return edges, powers[:: -(-len(powers) // _MOST_TICKS)]
+
+
+def _short(tick: int) -> str:
+    """Return a length as a label that leaves room for its neighbours: 512, 1k, 100k, 1M."""
+    factor, letter = next((pair for pair in ((10**9, "G"), (10**6, "M"), (10**3, "k")) if tick >= pair[0]), (1, ""))
+    return f"{tick / factor:.4g}{letter}"
 
 
 if __name__ == "__main__":

@@ -11,15 +11,18 @@ from data_prep.sources.formats.recognition import CODE_EXTENSIONS
 from data_prep.sources.huggingface.library import PREFIX
 from data_prep.sources.listing import DEFAULT_EXTENSIONS, UNCUT, ListedSource, know_earlier, list_source
 from data_prep.sources.mixture import MIX_SYNTAX, parse_mix
-from data_prep.sources.remarks import check_names, remarks_on
+from data_prep.sources.remarks import check_names, language_key_remarks, remarks_on
 from data_prep.sources.standard_input import STDIN, copied_input
 from data_prep.sources.trees import ALL_EXTENSIONS
 
 _INPUT_HELP = (
     "source trees, files (text, JSON lines or arrays [.gz|.zst], .parquet), Hugging Face data sets"
-    f" {PREFIX}PATH_OR_NAME[:CONFIG][@SPLIT] (streamed; default split: train), or - for jsonl from standard input,"
-    " which is first copied to the output's work folder, so that a continued run uses the copy; sources are read in the"
-    " given order"
+    f" {PREFIX}PATH_OR_NAME[:CONFIG][@SPLIT] (streamed; default split: train){{stdin}}; sources are read in the given"
+    " order"
+)
+_STDIN_HELP = (
+    ", or - for jsonl from standard input, which is first copied to the output's work folder, so that a continued run"
+    " uses the copy"
 )
 _MIX_HELP = (
     f"sources with weights, instead of --input: {MIX_SYNTAX}. Each document comes WEIGHT times: 0.25 keeps a quarter,"
@@ -28,12 +31,21 @@ _MIX_HELP = (
 )
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name the corpus and say how it is read."""
+def add_source_arguments(parser: argparse.ArgumentParser, *, files_only: bool = False) -> None:
+    """Add the options that name the corpus and say how it is read.
+
+    Args:
+        parser: the parser of a command.
+        files_only: leave out mixtures and standard input.
+    """
     group = parser.add_argument_group("corpus")
     either = group.add_mutually_exclusive_group(required=True)
-    either.add_argument("--input", nargs="+", type=path_text, metavar="SRC", help=_INPUT_HELP)
-    either.add_argument("--mix", nargs="+", metavar="MIX", help=_MIX_HELP)
+    input_help = _INPUT_HELP.format(stdin="" if files_only else _STDIN_HELP)
+    either.add_argument("--input", nargs="+", type=path_text, metavar="SRC", help=input_help)
+    if files_only:
+        parser.set_defaults(mix=None)
+    else:
+        either.add_argument("--mix", nargs="+", metavar="MIX", help=_MIX_HELP)
     group.add_argument(
         "--extensions",
         nargs="+",
@@ -121,6 +133,8 @@ def sources_of(
         language_field=getattr(arguments, "language_field", None),
         license_field=getattr(arguments, "license_field", None),
     )
+    if hasattr(arguments, "rules") and arguments.language_field is None:
+        remarks += language_key_remarks(sources, text_field=arguments.text_field)
     by_path = {source.path: source for source in sources}  # a mixture often names one path several times
     for source in by_path.values():
         remarks += remarks_on(source, keeps_compressed=_keeps_compressed(arguments))

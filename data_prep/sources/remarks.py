@@ -19,6 +19,7 @@ from data_prep.sources.readers import read_piece
 from data_prep.sources.records import FILE
 
 _RECORDS_PER_PIECE, _MOST_PIECES = 50, 3
+_LANGUAGE_KEYS = ("language", "lang")  # of deduplicate_corpus's output and The Stack v2, and of The Stack
 
 
 class _Sample(NamedTuple):
@@ -73,6 +74,21 @@ def check_names(
         _check_text_field(sample)
     remarks = _check_fields(samples, fields, text_field=text_field)
     return remarks + [line for sample in samples if (line := _check_languages(sample, language_field=language_field))]
+
+
+def language_key_remarks(sources: Sequence[ListedSource], *, text_field: str) -> list[str]:
+    """Return a remark for each source whose records name their language, if no option says under which key."""
+    remarks = []
+    for source in sources:
+        rows = [record.row for record in _first_records(source, ReadOptions(text_field, fields=_LANGUAGE_KEYS))
+                if isinstance(record, Document)]  # fmt: skip
+        key = next((key for key in _LANGUAGE_KEYS if any(isinstance(row.get(key), str) for row in rows)), None)
+        if key is not None:
+            remarks.append(
+                f"{source.path}: records name their language under {key!r}, but count as unknown without"
+                f" --language_field {key}"
+            )
+    return list(dict.fromkeys(remarks))  # a mixture often names one path several times
 
 
 def _record_pieces(source: ListedSource) -> list[Piece]:

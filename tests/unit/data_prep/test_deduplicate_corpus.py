@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,35 @@ def test_the_output_is_json_that_others_read(tmp_path: Path) -> None:
     assert [str(found[text]["crawled"])[:4] for text in texts[:2]] == ["1464", "1970"]
 
 
+def test_the_command_that_is_printed_next_works_and_counts_languages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"it's": " ".join(_text(number, 500)), "lang": "Rust" if number % 3 else "C"} for number in range(1000)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    words = ["--input", str(path), "--text_field", "it's", "--tasks", "1", "--num_workers", "2"]
+    deduplicate_corpus.main([*words, "--language_field", "lang", "--out", str(tmp_path / "my out")])
+    printed = capsys.readouterr().out.splitlines()
+    command = shlex.split(printed[printed.index("next, or with the file of a tokenizer instead of bytes:") + 1])
+    assert command[:3] == ["python", "-m", "data_prep.write_shards"]
+    write_shards.main(command[3:])
+    report = json.loads((tmp_path / "my out-shards" / REPORT).read_text())
+    assert {name: of["kept"]["documents"] for name, of in report["languages"].items()} == {"c": 334, "rust": 666}
+
+    capsys.readouterr()
+    at = command.index("--language_field")
+    write_shards.main([*command[3:at], *command[at + 2 : -1], str(tmp_path / "unknown")])
+    assert "records name their language under 'language', but count as unknown" in capsys.readouterr().out
+
+
+def test_help_shows_no_mixtures(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        deduplicate_corpus.main(["--help"])
+    shown = capsys.readouterr().out
+    assert "--input SRC" in shown
+    assert "--mix" not in shown
+    assert "from standard input" not in shown
+
+
 def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jsonl.gz").write_bytes(gzip.compress(b'{"content": "a b c d e f"}\n' * 9)[:-9])
@@ -251,7 +281,7 @@ def test_mistakes_are_one_message(corpus: Path, tmp_path: Path) -> None:
             r"--min_bytes must .*, not -1\n.*--tasks must .*, not 0",
         ),
         ({"input": tmp_path / "nowhere"}, "does not exist"),
-        ({"input": "-"}, "standard input are supported by write_shards only"),
+        ({"input": "-"}, "standard input is supported by write_shards only"),
         ({"text_field": "nothing", "extensions": ".jsonl"}, "holds no text: .*; name the key with --text_field"),
         ({"out": corpus / "a.py"}, "a.py is a file; give a folder"),
     ]

@@ -1,11 +1,14 @@
 """The numbers of stats, against the documents that the shards were written from."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import pyplot
 
 from common.command_line import UserError
 from common.shard_format import read_metadata
@@ -56,6 +59,25 @@ def test_lengths_are_those_of_the_documents(
     assert train["percentiles"]["50"] == np.sort(found)[-(-len(found) // 2) - 1]
     assert (shards / "stats.png").read_bytes().startswith(PNG)
     assert "tokens/byte" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bounds", [(1, 1), (5, 9), (900, 1100), (3, 200_000), (1, 10**9), (60_000, 90_000), None])
+def test_no_labels_of_the_histogram_overlap(
+    bounds: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    lengths = np.empty(0, dtype=np.int64) if bounds is None else np.array(bounds, dtype=np.int64)
+    stats._draw({"train": lengths, "val": lengths}, tmp_path / "a.png")
+    (figure,) = figures
+    figure.canvas.draw()
+    boxes = [legend.get_window_extent() for legend in figure.legends]
+    for panel in figure.axes:
+        labels = [label for label in panel.get_xticklabels() if label.get_text()]
+        assert len(labels) >= 2
+        boxes += [label.get_window_extent() for label in (*labels, panel.xaxis.label, panel.yaxis.label)]
+        boxes.append(panel.get_window_extent())
+    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
 
 
 def test_mistakes_are_reported(shards: Path, tmp_path: Path) -> None:
