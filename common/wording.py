@@ -39,8 +39,12 @@ def for_terminal(text: str) -> str:
     Control characters, which a terminal would obey, and characters that reverse the direction of text are escaped; line
     ends and tabs stay. Users and passwords in URLs are replaced by ***.
     """
-    without_secrets = _USER_IN_URL.sub("***@", text)
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), without_secrets)
+    return escaped(_USER_IN_URL.sub("***@", text))
+
+
+def escaped(text: str) -> str:
+    """Return a text in which what a terminal would obey is escaped, and nothing else is changed."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def shortened(text: str, *, most: int) -> str:

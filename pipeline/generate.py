@@ -117,7 +117,7 @@ def _print_batches(
     batches = []
     for batch in session.batches(prompts, decoding):
         for completion in batch.completions:
-            print(json.dumps(dataclasses.asdict(completion)) if as_json else _readable(completion), flush=True)
+            write(f"{json.dumps(dataclasses.asdict(completion)) if as_json else _readable(completion)}\n")
         batches.append(batch)
     return batches
 

@@ -1,7 +1,8 @@
 """The text of a window of tokens, as people can read it.
 
 Special tokens have no text of their own. They are shown as marks: BOS, EOS, and the sentinels of fill-in-the-middle. In
-color, neighbouring tokens have different shades, so that each token can be told from the next.
+color, neighbouring tokens have different shades, so that each token can be told from the next. What a terminal would
+obey is escaped.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from common.tokenizers import BYTES, Tokenizer
+from common.wording import escaped
 from data_prep.tokens.packing import TokenArray
 
 BOS_MARK, EOS_MARK = "⟦BOS⟧", "⟦EOS⟧"
@@ -40,7 +42,7 @@ def marked_text(
             special = ids.pop(0)
             mark = marks[special] if style == "plain" else f"{_MARK}{marks[special]}{_RESET}"
             shown.append(f"{mark}\n" if special == tokenizer.eos_id else mark)
-        shown.append(tokenizer.decode(ids) if style == "plain" else _shaded(ids, tokenizer))
+        shown.append(escaped(tokenizer.decode(ids)) if style == "plain" else _shaded(ids, tokenizer))
     return "".join(shown)
 
 
@@ -55,7 +57,7 @@ def _shaded(ids: list[int], tokenizer: Tokenizer) -> str:
         if text.endswith("\ufffd") and stop < len(ids) and stop - start < _LONGEST_CHARACTER:
             continue
         # reset the color at the end of a line, or the terminal fills the rest of the line with it
-        shown.append(next(shades) + text.replace("\n", f"↵{_RESET}\n") + _RESET)
+        shown.append(next(shades) + escaped(text).replace("\n", f"↵{_RESET}\n") + _RESET)
         start = stop
     return "".join(shown)
 

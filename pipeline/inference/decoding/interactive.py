@@ -5,7 +5,8 @@ import itertools
 import sys
 from collections.abc import Callable
 
-from common.command_line import UserError
+from common.command_line import UserError, say
+from common.wording import escaped
 from pipeline.inference.decoding.prompts import Prompt
 from pipeline.inference.decoding.session import Decoding, Session
 
@@ -34,7 +35,7 @@ def complete_lines(session: Session, decoding: Decoding, *, encode: Callable[[st
                 completion = session.stream(encode(line), of_line, on_text=write)
                 print(f"\n{completion.figures}")
         except UserError as error:
-            print(f"error: {error}")
+            say(f"error: {error}")
         except KeyboardInterrupt:
             print()
         except EOFError:
@@ -43,5 +44,5 @@ def complete_lines(session: Session, decoding: Decoding, *, encode: Callable[[st
 
 
 def write(text: str) -> None:
-    """Print text immediately, without a line end."""
-    print(text, end="", flush=True)
+    """Print text immediately, without a line end; on a terminal, what it would obey is escaped."""
+    print(escaped(text) if sys.stdout.isatty() else text, end="", flush=True)

@@ -29,6 +29,16 @@ def test_every_special_token_has_its_mark() -> None:
     assert re.sub(r"\x1b\[[0-9;]*m", "", shaded) == expected
 
 
+def test_documents_do_not_command_the_terminal() -> None:
+    """But for the colors of our own; text that looks like a password in a URL stays."""
+    text = "a\x1b[2Jb\r\x9bc \u202ed\thttps://u:p@h/\n"
+    escaped = "a\\x1b[2Jb\\r\\x9bc \\u202ed\thttps://u:p@h/\n"
+    window = np.array([*text.encode()], dtype=np.uint16)
+    assert marked_text(window, ByteTokenizer()) == escaped
+    shaded = marked_text(window, ByteTokenizer(), style="color")
+    assert re.sub(r"\x1b\[[0-9;]*m", "", shaded).replace("↵", "") == escaped
+
+
 @pytest.fixture(scope="module", params=["bytes", "sentencepiece"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     if request.param == "bytes":

@@ -1,6 +1,7 @@
 """Interactive mode through a real terminal and a real pipe."""
 
 import fcntl
+import io
 import os
 import pty
 import select
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.inference.decoding.interactive import write
 from tests.conftest import REPOSITORY
 from tests.helpers.exports import exported
 from tests.helpers.scripted import scripted_model
@@ -119,3 +121,14 @@ def test_a_pipe(command: list[str]) -> None:
     assert shown[4] == []
     assert shown[5][0] == "b"
     assert shown[6:] == [[""]]
+
+
+@pytest.mark.parametrize(("is_terminal", "shown"), [(True, "a\\x1b[2Jb\n"), (False, "a\x1b[2Jb\n")])
+def test_completions_do_not_command_the_terminal_and_pipes_get_them_unchanged(
+    is_terminal: bool, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stdout", stream)
+    write("a\x1b[2Jb\n")
+    assert stream.getvalue() == shown
