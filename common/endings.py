@@ -5,6 +5,7 @@ Every command imports this module before any other (the linter sorts it to the t
 way as later. So this module imports hardly anything itself.
 """
 
+import contextlib
 import errno
 import io
 import os
@@ -91,12 +92,13 @@ def exit_on_user_error(main: Callable[[], None], *, program: str) -> None:
     - A closed pipe, as after `| head`, ends with exit code 141.
     - A full disk under stdout or stderr is a user's mistake: exit code 2.
     """
-    from common.command_line import USER_ERROR_EXIT_CODE, UserError
+    from common.command_line import USER_ERROR_EXIT_CODE, UserError, as_printed
 
     try:
         _run(main)
     except UserError as error:
         _tell(f"{program}: error: {error}")
+        tell_torchrun(as_printed(f"{program}: error: {error}"))
         sys.exit(USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt:
         _tell(f"\n{program}: interrupted")
@@ -128,6 +130,16 @@ def _run(main: Callable[[], None]) -> None:
 def _flush() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+def tell_torchrun(message: str) -> None:
+    """Put a message into torchrun's report of ranks that failed, which would say nothing else but their exit codes."""
+    import json
+    import time
+
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with contextlib.suppress(OSError), open(file, "w", encoding="utf-8") as report:
+            json.dump({"message": message, "timestamp": str(int(time.time()))}, report)
 
 
 def _tell(message: str) -> None:

@@ -7,7 +7,7 @@
 if not __package__:  # run as a file: its packages lie beside this folder
     __import__("sys").path.insert(0, __import__("os").path.realpath(f"{__file__}/../.."))
 
-from common.endings import exit_on_user_error
+from common.endings import exit_on_user_error, tell_torchrun
 
 import argparse
 import logging
@@ -71,6 +71,8 @@ def main() -> None:
             watchdog=watchdog, rank_log=rank_log,
         )  # fmt: skip
     stop.close()
+    if exit_code:
+        tell_torchrun(f"exit code {exit_code} ({exit_code.name}): {run_dir / 'train.log'} says why")
     sys.exit(exit_code)
 
 

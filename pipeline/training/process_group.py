@@ -41,6 +41,8 @@ def process_group(world: World, *, timeout_s: float = 1800) -> Iterator[torch.de
         device = torch.device(accelerator.device_name(world.local_rank))
     else:
         device = torch.device("cpu")
+        if "OMP_NUM_THREADS" not in os.environ:  # torch would give each rank as many threads as there are cores
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_world_size))
     try:
         deepspeed.init_distributed(
             dist_backend="gloo" if device.type == "cpu" else None, timeout=timedelta(seconds=timeout_s), verbose=False

@@ -104,7 +104,7 @@ class Cluster:
         self._directory, self._n_nodes = directory, n_nodes
         for name in ("state", "spool", "log"):
             (directory / name).mkdir(parents=True)
-        self._environment = {**os.environ, "SLURM_CONF": str(directory / "slurm.conf")}
+        self.environment = {**os.environ, "SLURM_CONF": str(directory / "slurm.conf")}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._controller: Machine
         self.nodes: dict[str, Machine] = {}
@@ -129,11 +129,15 @@ class Cluster:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the controller, as a user does."""
         done = subprocess.run(
-            self._controller.inside("env", f"--chdir={cwd}", *map(str, command)), capture_output=True, text=True,
-            check=False, env={**self._environment, **variables}, timeout=PATIENCE_S,
+            self.inside_controller(*map(str, command), cwd=cwd), capture_output=True, text=True,
+            check=False, env={**self.environment, **variables}, timeout=PATIENCE_S,
         )  # fmt: skip
         assert done.returncode == 0 or not check, f"{command[0]}: {done.stdout}{done.stderr}"
         return done
+
+    def inside_controller(self, *command: str, cwd: Path = REPOSITORY) -> list[str]:
+        """Return the command line that runs `command` on the controller, with `environment`."""
+        return self._controller.inside("env", f"--chdir={cwd}", *command)
 
     def job(self, job_id: str) -> Job:
         """Return Slurm's description of a job."""
@@ -250,7 +254,7 @@ class Cluster:
     def _start_daemon(self, name: str, machine: Machine, command: Sequence[str]) -> None:
         with (self._directory / "log" / f"{name}.out").open("ab") as log:
             self._daemons[name] = subprocess.Popen(
-                machine.inside(*command), env=self._environment, cwd="/", stdin=subprocess.DEVNULL, stdout=log,
+                machine.inside(*command), env=self.environment, cwd="/", stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, start_new_session=True,
             )  # fmt: skip
 

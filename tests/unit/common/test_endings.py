@@ -232,3 +232,18 @@ def test_streams_that_cannot_be_written_change_no_exit_code(
 def test_what_is_printed_to_a_closed_stream_does_not_land_in_a_file(redirection: str, folder: Path) -> None:
     assert run(folder, "first file", redirection=redirection) == (0, "")
     assert (folder / "first").read_text() == "content"
+
+
+def test_torchruns_report_says_what_was_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch itself reads the file of a rank that failed."""
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    def main() -> None:
+        raise UserError("wrong")
+
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    with pytest.raises(SystemExit):
+        exit_on_user_error(main, program="p")
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file))
+    assert failure.message == "p: error: wrong"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY, free_port
+
 SCRIPT = """
 import faulthandler, sys, time
 from contextlib import suppress
@@ -55,3 +57,29 @@ def test_no_thread_of_the_process_group_outlives_it(end: str, returncode: int, t
     assert done.returncode == returncode, done.stderr
     assert done.stdout.splitlines()[-2:] == ["cpu together True", "left 0"]
     assert not list(tmp_path.iterdir())
+
+
+THREADS = """
+import os, torch
+from pipeline.runtime.world import world_from_environment
+from pipeline.training.process_group import process_group
+with process_group(world_from_environment()):
+    print(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+"""
+
+
+@pytest.mark.parametrize("given", [None, "2"])
+def test_the_ranks_of_a_node_share_its_cores_unless_told_otherwise(given: str | None) -> None:
+    port, given_threads = str(free_port()), {} if given is None else {"OMP_NUM_THREADS": given}
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | given_threads
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", THREADS], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                 "MASTER_PORT": port},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for rank in ranks:
+        threads, cores = map(int, rank.communicate(timeout=300)[0].split()[-2:])
+        assert threads == int(given or max(1, cores // 2))
