@@ -75,7 +75,8 @@ demo: setup
 	@$(COMPLETE) --max_gen_len 12 --compare
 	@echo
 	@echo "Finished stages stay in data/demo, runs/demo and exports/demo; make demo reuses them."
-	@echo "To see the curves: $(BIN)/tensorboard --logdir runs/demo/tensorboard"
+	@echo "To see the losses: $(BIN)/tensorboard --logdir runs/demo/tensorboard"
+	@echo "then open http://localhost:6006/?tagFilter=loss#timeseries"
 	@echo
 	@echo "Now sampled. This is what 1 million tokens teach 4 million parameters: the looks of Python, and not its sense."
 	@$(COMPLETE) --prompt 'import os' --max_seq_len 120 --temperature 0.8

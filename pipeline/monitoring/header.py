@@ -11,6 +11,7 @@ from pipeline.config.model import ModelConfig
 from pipeline.model.formulas import parameter_count, training_flops_per_token
 from pipeline.model.partition import describe
 from pipeline.monitoring.environment import device_name
+from pipeline.monitoring.sinks import dashboard
 from pipeline.runtime.devices import peak_flops
 from pipeline.runtime.world import World
 
@@ -32,7 +33,8 @@ def header(inputs: Inputs, *, world: World, device: torch.device) -> str:
         f"{counted(train.micro_batch_size, 'sequence')} x {counted(config.data.seq_len, 'token')}\n"
         f"cost     {_cost(inputs, world=world, device=device)}\n"
         f"budget   {counted(train.total_tokens, 'token')} = {counted(config.total_steps, 'step')}\n"
-        f"watch    tensorboard --logdir {shlex.quote(str(config.run_dir / 'tensorboard'))}{stages}"
+        f"watch    tensorboard --logdir {shlex.quote(str(config.run_dir / 'tensorboard'))}\n"
+        f"         the losses are at {dashboard.LOSSES}{stages}"
     )
 
 

@@ -13,6 +13,8 @@ from pipeline.config.schema import Config, LogConfig
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
 
+# TensorBoard's page shows tags in alphabetical order, so it opens on data/wait_s; this address has the losses alone.
+LOSSES = "http://localhost:6006/?tagFilter=loss#timeseries"
 # The fields by which TensorBoard compares runs. A table of all fields would have fifty columns.
 COMPARED = {
     "model": ("dim", "n_layers", "n_heads", "n_future_tokens", "head_type", "head_order"),

@@ -30,6 +30,7 @@ def test_the_header_shows_the_arithmetic_of_a_batch(tmp_path: Path) -> None:
         f"cost     {512 * flops:.3g} FLOPs per step = {flops:.3g} per token",
         "budget   20,000 tokens = 40 steps",
         f"watch    tensorboard --logdir {tmp_path}/try/tensorboard",
+        "         the losses are at http://localhost:6006/?tagFilter=loss#timeseries",
     ]
 
 
@@ -39,7 +40,7 @@ def test_the_header_of_a_pipeline_shows_its_stages(tmp_path: Path) -> None:
     config = replace(config, model=model, parallel=ParallelConfig(pipeline_stages=2))
     inputs = Inputs(config=config, deepspeed_config={"zero_optimization": {"stage": 1}}, metadata={}, data_ranks=4)
     world = World(rank=0, local_rank=0, world_size=8, local_world_size=8)
-    first, layout, batch, _, _, watch, *stages = header(inputs, world=world, device=CPU).splitlines()
+    first, layout, batch, _, _, watch, _, *stages = header(inputs, world=world, device=CPU).splitlines()
     assert "6 trunk layers and 2 heads of one matrix each, causal, dim 16" in first
     assert layout == "layout   8 ranks on cpu, ZeRO-1, 4 replicas of 2 pipeline stages"
     assert batch == "batch    512 tokens = 4 replicas x 1 micro batch x 4 sequences x 32 tokens"
