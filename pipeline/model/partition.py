@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+from common.wording import counted
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config
 from pipeline.model.formulas import (
@@ -113,9 +114,10 @@ def describe(config: Config, *, micro_batches: int) -> str:
             f"{stage.bytes / 2**30:>4.0f} GiB"
         )
     bubble = bubble_fraction(len(stages), micro_batches)
+    per_step = counted(micro_batches, "micro batch", plural="micro batches")
     lines.append(
-        f"slowest stage at {imbalance(config):.3f} times the mean; bubble {bubble:.1%} with {micro_batches} micro"
-        " batches per step. Memory: weights, gradients, Adam (not divided by ZeRO) and activations"
+        f"slowest stage at {imbalance(config):.3f} times the mean; bubble {bubble:.1%} with {per_step}"
+        " per step. Memory: weights, gradients, Adam (not divided by ZeRO) and activations"
     )
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pipeline.monitoring.sinks import event_files
+from pipeline.monitoring.sinks.dashboard import LOSSES
 from pipeline.monitoring.sinks.tensorboard import TensorBoard
 from tests.conftest import free_port
 from tests.helpers.browser import Browser, find_chromium
@@ -77,6 +78,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     ("page", "expected"),
     [
         ("#timeseries", ["loss /total", "loss /head_1", "loss /head_2", "val 2 cards"]),
+        (LOSSES.partition("6006/")[2], ["Tags matching filter 5 cards", "loss /head_1"]),
         ("#custom_scalars", ["loss per head, nats per token", "training", "validation", "Matches (2)"]),
         ("#text", ["previews/prompt_1", "foreseen", "n_future_tokens: 2"]),
         ("#hparams", ["model.n_future_tokens", "optim.lr"]),
