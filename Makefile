@@ -79,7 +79,7 @@ demo: setup
 	@echo "then open http://localhost:6006/?tagFilter=loss#timeseries"
 	@echo
 	@echo "Now sampled. This is what 1 million tokens teach 4 million parameters: the looks of Python, and not its sense."
-	@$(COMPLETE) --prompt 'import os' --max_seq_len 120 --temperature 0.8
+	@$(COMPLETE) --max_seq_len 120 --temperature 0.8
 
 $(DEMO_TOKENIZER):
 	@echo "[1/5] Train a tokenizer on the Python standard library in $(CORPUS)"
