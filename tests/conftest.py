@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import psutil
 import pytest
+
+# A shell lets jobs in the background ignore Ctrl-C, and every process that a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
     from tests.helpers.s3_server import S3Server

@@ -174,7 +174,7 @@ def exit_code(launcher: Launcher, what: str, *, name: str, recipe: Path) -> int:
         process = subprocess.Popen(
             [*launcher.command(), module, *arguments(recipe, name, situation)],
             cwd=REPOSITORY, env={**os.environ, **hold.variables, "PATH": path, **launcher.variables},
-            stdout=file, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_obey_interrupts,
+            stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     with _killed_at_last(process):
         if situation.act is not None:
@@ -189,10 +189,6 @@ def exit_code(launcher: Launcher, what: str, *, name: str, recipe: Path) -> int:
                 hold.release()
         code = process.wait(timeout=600)
     return code if code >= 0 else 128 - code
-
-
-def _obey_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell ignores it in jobs in the background
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Files that an attacker could have made to run code or to exhaust memory."""
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 import yaml
 
 from pipeline.weights.checkpoint.files import METADATA
-from pipeline.weights.checkpoint.folder import SHARDED, STATE, seal_checkpoint
+from pipeline.weights.checkpoint.folder import SHARDED
+from pipeline.weights.checkpoint.manifest import entries_of, files_in, write_manifest
 
 OUTSIDE = ("../elsewhere", "/etc/passwd", "a/../../b", "", ".", "a\0b", 7)
 """Names that are not files in a folder."""
@@ -35,7 +35,7 @@ def witness_in(folder: Path) -> Path:
 
 def reseal(checkpoint: Path) -> None:
     """Write a new manifest for a changed checkpoint, as an attacker would."""
-    seal_checkpoint(checkpoint, json.loads((checkpoint / STATE).read_text()))
+    write_manifest(checkpoint, entries_of(checkpoint, files_in(checkpoint)))
 
 
 def change_metadata(checkpoint: Path, change: Callable[[Any], Any]) -> None:

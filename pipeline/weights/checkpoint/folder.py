@@ -30,7 +30,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from common.command_line import UserError, raise_if_any
 from common.files import sync_folder, write_json
-from common.small_files import parse_json, read_small_file
+from common.small_files import read_json
 from pipeline.config.schema import CheckpointConfig
 from pipeline.runtime.collectives import from_every_rank, from_main
 from pipeline.runtime.lease import Lease
@@ -279,7 +279,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: its training_state.json is not like those that this project writes.
     """
-    state = parse_json(read_small_file(path / STATE), name=path / STATE, finite=False)
+    state = read_json(path / STATE)
     if (
         not isinstance(state, dict)
         or not isinstance(state.get("step"), int)

@@ -5,7 +5,6 @@ from common.endings import exit_on_user_error
 import errno
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -178,7 +177,6 @@ def run(folder: Path, what: str, *, redirection: str = "", **variables: str) -> 
     done = subprocess.run(
         ["bash", "-c", f"{command}; exit $?"], cwd=folder, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **variables},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     return done.returncode, done.stderr
 

@@ -114,7 +114,6 @@ def test_ctrl_c_prints_a_line_and_the_same_command_continues(
     run = held_run(
         byte_arguments(corpus, out), held_in_part(1, file=tmp_path / "held"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     os.killpg(run.pid, signal.SIGINT)  # as a terminal sends it
     _, errors = run.communicate(timeout=300)

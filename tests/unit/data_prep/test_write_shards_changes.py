@@ -89,7 +89,7 @@ def test_a_file_that_changes_between_two_shares_is_refused(kind: str, mixed: boo
     write_shards.main([*words, "--part", "1/2"])
     before = files_of(tmp_path / "out")
     _overwrite(names[0], WRITERS[kind], _texts("new"))
-    with pytest.raises(UserError, match=rf"a\.{kind} has changed since part-00000 was written from it: from byte 0"):
+    with pytest.raises(UserError, match=rf"a\.{kind} has changed since part-\d+ was written from it: from byte \d+ "):
         write_shards.main([*words, "--part", "2/2"])
     assert before.items() <= files_of(tmp_path / "out").items()
     _overwrite(names[0], WRITERS[kind], _texts("old"))  # put back, at another time

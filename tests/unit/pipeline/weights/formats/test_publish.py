@@ -57,7 +57,6 @@ def run_dir(tmp_path: Path) -> Path:
         (".", "holds the input"),
         ("linked", "lies among the checkpoints of the run"),
         ("loop", "cannot be used"),
-        ("x" * 300, "cannot be used: File name too long"),
         ("copy/export", "lies in the checkpoint"),
         ("copy", "holds 'manifest.json', and no export of pipeline.convert"),
         ("written", "holds 'README.md', and no export of pipeline.convert"),
