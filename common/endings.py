@@ -1,4 +1,4 @@
-"""How a command ends, from its first import to its last line: one line on stderr, and an exit code.
+"""The end of a command, from its first import to its last line: one line on stderr, and an exit code.
 
 Every command imports this module before any other (the linter sorts it to the top), and its last line is
 `exit_on_user_error(main, program=...)`. Imports may take seconds, and Ctrl-C during them ends the process in the same

@@ -116,18 +116,22 @@ def pipeline_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPat
     return caplog
 
 
-@pytest.fixture(scope="session")
-def byte_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Byte-level shards of a real package (the standard library's json): seq_len 32, lookahead 32, 258 ids."""
+def write_byte_shards(out: Path, *, package: str) -> Path:
+    """Write byte-level shards of a package of the standard library, with seq_len 32; return their folder."""
     from data_prep import write_shards
 
-    out = tmp_path_factory.mktemp("shards") / "bytes"
-    source = Path(sysconfig.get_path("stdlib")) / "json"
+    source = Path(sysconfig.get_path("stdlib")) / package
     write_shards.main(
         ["--input", str(source), "--tokenizer", "bytes", "--out", str(out), "--seq_len", "32", "--val_fraction", "0.2",
          "--num_workers", "1"]
     )  # fmt: skip
     return out
+
+
+@pytest.fixture(scope="session")
+def byte_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Byte-level shards of a real package (the standard library's json): seq_len 32, lookahead 32, 258 ids."""
+    return write_byte_shards(tmp_path_factory.mktemp("shards") / "bytes", package="json")
 
 
 @pytest.fixture(scope="session")

@@ -130,7 +130,7 @@ def save_fingerprints(path: Path, *, times: Sequence[int], contents: Sequence[in
 
 
 class Fingerprints:
-    """What a file of `save_fingerprints` says of the pieces of a part.
+    """The times and contents of a part's pieces, read from a file of `save_fingerprints`.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,4 +1,4 @@
-"""Why a document is dropped: all filters, applied to one record; pure functions.
+"""The reasons for which a document is dropped: all filters, applied to one record; pure functions.
 
 1. A record that could not become a document has its reason already.
 2. The source's selection asks for some languages only, or for a fraction of the documents.

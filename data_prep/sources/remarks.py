@@ -1,4 +1,4 @@
-"""What a person is told about the sources before any work: files that are left out, and names that nothing has.
+"""Remarks about the sources, printed before any work: files that are left out, and names that nothing has.
 
 1. `remarks_on` says what a folder holds besides what is read, and which files are read otherwise than one may expect.
 2. `check_names` reads the first records of each source, and refuses a key of the text that none of them has, and fields

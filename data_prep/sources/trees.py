@@ -26,7 +26,7 @@ _LONGEST_EXTENSION = 16  # a longer one is the end of a name with a full stop in
 
 @dataclass(frozen=True)
 class Tree:
-    """What is in a folder."""
+    """The contents of a folder."""
 
     files: list[tuple[str, int]] = field(default_factory=list)
     """The files to read, with their sizes."""

@@ -26,7 +26,7 @@ Table = dict[str, Any]  # rows and sections
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What this program does with one key."""
+    """The treatment of one key by this program."""
 
     status: Status
     why: str

@@ -1,4 +1,4 @@
-"""What a value may be, declared once: for its check, for the message about a wrong one, and for the docs.
+"""The values that are allowed, declared once: for its check, for the message about a wrong one, and for the docs.
 
 A declaration is a type and its bounds, as pydantic has them: `Field(default=0.1, ge=0, le=100)` of a `Number`. It is
 never repeated in words: `described` makes the words of it, such as "a number from 0 to 100", and `wrong` the message.

@@ -26,7 +26,7 @@ class BadWindowError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class WindowLayout:
-    """Where the tokens of a window lie."""
+    """The place of a window's tokens."""
 
     window_bytes: int
     """Bytes of all columns of a window."""

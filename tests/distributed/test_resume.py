@@ -1,15 +1,13 @@
-"""What a resume may change, what it says about it, and what it refuses; on one rank."""
+"""The changes that a resume allows, reports or refuses; on one rank."""
 
 import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_prep import write_shards
-from tests.conftest import run_module
+from tests.conftest import run_module, write_byte_shards
 from tests.distributed.conftest import EVERY_STEPS
 from tests.helpers.run_results import history, metrics
 
@@ -34,13 +32,7 @@ def trained(recipe: Path) -> Path:
 @pytest.fixture(scope="module")
 def other_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of the same tokenizer and sizes over another package."""
-    out = tmp_path_factory.mktemp("other") / "shards"
-    source = Path(sysconfig.get_path("stdlib")) / "email"
-    write_shards.main(
-        ["--input", str(source), "--tokenizer", "bytes", "--out", str(out), "--seq_len", "32", "--val_fraction", "0.2",
-         "--num_workers", "1"]
-    )  # fmt: skip
-    return out
+    return write_byte_shards(tmp_path_factory.mktemp("other") / "shards", package="email")
 
 
 def copy_of(run_dir: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""What a row of the table of readers says."""
+"""A row of the table of readers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

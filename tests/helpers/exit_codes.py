@@ -1,4 +1,4 @@
-"""What the launchers make of a rank's exit code: real runs, each ended in one way, and the table of their exit codes.
+"""The launchers' exit codes for a rank's: real runs, each ended in one way, and the table of their exit codes.
 
     python -m tests.helpers.exit_codes SHARDS      measures all columns but srun's, and writes the table of the docs
 

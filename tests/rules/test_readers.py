@@ -1,4 +1,4 @@
-"""What others hand over is read by `common/small_files`, and printed by `say`; the tables have all other calls."""
+"""Files of others are read by `common/small_files`, and names printed by `say`; the tables have all other calls."""
 
 import ast
 from collections import Counter

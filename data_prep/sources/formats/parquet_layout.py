@@ -1,4 +1,4 @@
-"""Where the row groups, columns and pages of a Parquet file lie, and how large they are, before any is decompressed.
+"""The places and sizes of a Parquet file's row groups, columns and pages, before any is decompressed.
 
 pyarrow cannot be asked: `RowGroupMetaData.column` ends the whole process where the metadata of a column are damaged
 (pyarrow 26), and no interface tells the sizes of pages, of which one of a kilobyte may decompress to 2 GiB. The

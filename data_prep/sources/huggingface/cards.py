@@ -1,4 +1,4 @@
-"""What a data set says of itself, checked before the library follows it: its files lie inside of its folder.
+"""The card of a data set, checked before the library follows it: its files lie inside of its folder.
 
 A README.md may name data files by patterns, and a saved data set lists its files. Both may come from a stranger. So a
 pattern that leads outside is refused before it is resolved, and a file that lies elsewhere, by a link, before it is

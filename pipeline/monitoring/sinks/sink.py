@@ -1,4 +1,4 @@
-"""What every sink can do, and a sink that writes to a file.
+"""The interface of every sink, and a sink that writes to a file.
 
 Watching never ends a run. A sink may raise anything: the Monitor then logs a warning and goes on. A `FileSink` also
 loses nothing: what a full or unreachable disk refuses waits in memory until the disk takes it.

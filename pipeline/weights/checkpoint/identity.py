@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to a run: the fields of its recipe, and the corpus that it was trained on."""
+"""The identity of a checkpoint's run: the fields of its recipe, and the corpus that it was trained on."""
 
 from pathlib import Path
 from typing import Any

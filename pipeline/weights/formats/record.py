@@ -26,7 +26,7 @@ _LONGEST = 2**31
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRecord:
-    """What is known about an export."""
+    """The known facts about an export."""
 
     first_token: FirstToken
     """The token before each document in training."""

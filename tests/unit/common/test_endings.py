@@ -1,4 +1,4 @@
-"""How commands end: users' mistakes, bugs, Ctrl-C at any moment, closed pipes and full disks."""
+"""Ends of commands: users' mistakes, bugs, Ctrl-C at any moment, closed pipes and full disks."""
 
 from common.endings import exit_on_user_error
 

@@ -1,4 +1,4 @@
-"""Which differences of input count, and when the time of a file is believed."""
+"""Tests of the differences of input that count, and of the times of files that are believed."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What is left out is said, and names that nothing has are refused with the nearest right one."""
+"""Omissions are said, and names that nothing has are refused with the nearest right one."""
 
 import gzip
 from pathlib import Path

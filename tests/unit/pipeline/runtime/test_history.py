@@ -1,4 +1,4 @@
-"""What changed since the last launch of a run: read from the files that it left."""
+"""Changes since the last launch of a run: read from the files that it left."""
 
 from dataclasses import replace
 from pathlib import Path

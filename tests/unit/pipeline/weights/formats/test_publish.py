@@ -1,4 +1,4 @@
-"""What an export may replace, and what is there when it is killed at any moment."""
+"""Tests of the folders that an export may replace, and of their contents when it is killed at any moment."""
 
 import itertools
 import os
