@@ -6,7 +6,6 @@ damage to an archive count the file.
 """
 
 import codecs
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -45,11 +44,6 @@ def read_json_records(piece: Piece, options: ReadOptions) -> Records:
         yield Dropped("corrupt_archive", piece.path, piece.size - error.position, str(error))
     except OSError as error:
         yield unreadable(piece, error)
-
-
-def records_in_text(data: bytes, piece: Piece, options: ReadOptions) -> Records:
-    """Yield the documents of JSON lines that are in memory already, read from all of `piece`."""
-    return _of_lines(io.BytesIO(data), piece, options)
 
 
 def is_json_lines(file: IO[bytes], *, text_field: str) -> bool:
